@@ -1,0 +1,7 @@
+"""What the potentials compute. No files, no neighbour search, no devices chosen."""
+
+from nequip_md.model.config import PRESETS, AllegroConfig, NequIPConfig, PotentialConfig, ZBLConfig, preset
+from nequip_md.model.potential import Potential, build_model, energy_and_gradient
+
+__all__ = ["PRESETS", "AllegroConfig", "NequIPConfig", "Potential", "PotentialConfig", "ZBLConfig", "build_model",
+           "energy_and_gradient", "preset"]
