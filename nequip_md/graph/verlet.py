@@ -1,0 +1,80 @@
+"""A neighbour list with a skin, reused while no pair can have entered the cutoff unseen."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from ase import Atoms
+
+from nequip_md.errors import NequIPMDError
+from nequip_md.graph.build import atom_types, cutoff_matrix, graph_from_pairs
+from nequip_md.graph.graph import Graph
+from nequip_md.graph.neighbors import neighbor_pairs, periodic_cell
+
+
+class VerletList:
+    """Graphs of a moving structure. Pairs are searched within cutoff + skin; each call re-evaluates and filters them.
+
+    The list is kept as long as it holds every pair within the cutoff r_c. Let F be the deformation of the cell since
+    the search, x = x0 F + u, and s the smallest singular value of F. A pair that the list lacks was farther than
+    r_c + skin, hence is now farther than s (r_c + skin) - 2 max|u|. So the list is complete while
+
+        s (r_c + skin) - 2 max|u| >= r_c,
+
+    which in a fixed cell says that no atom has moved by more than half of the skin. Other types, another number of
+    atoms or another periodicity give a new search. The graph is the same, bit for bit, as that of a new search.
+
+    Attributes:
+        num_searches: how often pairs were searched so far.
+    """
+
+    def __init__(
+        self,
+        type_names: Sequence[str],
+        cutoffs: float | Sequence | np.ndarray | torch.Tensor,
+        skin: float = 1.0,
+        type_map: Mapping[str, str] | None = None,
+    ):
+        """Args as for :func:`~nequip_md.graph.build_graph`; ``skin`` in angstrom, 0 searches whenever an atom moves.
+
+        Raises:
+            NequIPMDError: a negative skin.
+        """
+        if not (np.isfinite(skin) and skin >= 0):
+            raise NequIPMDError(f"the skin must be a distance of at least 0 angstrom, it is {skin}")
+        self.type_names = list(type_names)
+        self.type_map = dict(type_map or {})
+        self.cutoffs = cutoff_matrix(cutoffs, len(self.type_names))
+        self.skin = float(skin)
+        self.num_searches = 0
+        self._reference: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None
+
+    def graph(self, atoms: Atoms) -> Graph:
+        """The graph of ``atoms`` as they are now.
+
+        Raises:
+            NequIPMDError: as for :func:`~nequip_md.graph.build_graph`.
+        """
+        types = atom_types(atoms, self.type_names, self.type_map)
+        cell = periodic_cell(atoms)
+        if not self._complete(atoms.positions, cell, atoms.pbc):
+            self._pairs, self._shifts = neighbor_pairs(atoms.positions, cell, atoms.pbc, self.cutoffs.max() + self.skin)
+            self._reference = atoms.positions.copy(), cell, atoms.pbc.copy()
+            self.num_searches += 1
+        return graph_from_pairs(atoms.positions, cell, self._pairs, self._shifts, types, self.cutoffs)
+
+    def _complete(self, positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray) -> bool:
+        if self._reference is None:
+            return False
+        positions0, cell0, pbc0 = self._reference
+        if positions.shape != positions0.shape or (pbc != pbc0).any():
+            return False
+        if len(positions) == 0:
+            return True
+        deformation = np.linalg.solve(cell0, cell) if (cell != cell0).any() else np.eye(3)
+        smallest = np.linalg.svd(deformation, compute_uv=False)[-1]
+        moved = np.linalg.norm(positions - positions0 @ deformation, axis=1).max()
+        cutoff = self.cutoffs.max()
+        return smallest * (cutoff + self.skin) - 2 * moved >= cutoff
