@@ -1,0 +1,9 @@
+"""Custom operators, ``torch.library`` namespace ``nequip_md``: one file for each, with reference and derivatives."""
+
+from nequip_md.ops._operator import decompositions
+from nequip_md.ops.channel_product import channel_product
+from nequip_md.ops.edge_contract import edge_contract
+from nequip_md.ops.edge_moment import edge_dot, edge_moment, edge_spread
+from nequip_md.ops.segment import segment_sum
+
+__all__ = ["channel_product", "decompositions", "edge_contract", "edge_dot", "edge_moment", "edge_spread", "segment_sum"]

@@ -1,0 +1,248 @@
+r"""Allegro without edge tensors.
+
+The model of Musaelian et al., Nat. Commun. 14, 579 (2023), in an exactly equivalent form. In layer k the tensor track is
+
+.. math:: T^{k+1}_{e,u,c} = \sum_p w_{u,p} \sqrt{2l_c+1} \sum_{ab} C^p_{abc} T^k_{e,u,a} A^k_{i(e),u,b}
+
+and A belongs to the centre i(e), so each layer is a linear map M_k[i, u] that belongs to an atom and a channel. Only the
+scalar part of T is ever read, so what the next MLP needs is
+
+.. math:: q^k_{e,u} = \sum_{l} w^0_{e,u,l} \sum_{m \in l} Y_{e,lm} \; z^k_{i(e),u,lm}, \quad z^k = M_0^T M_1^T \cdots M_k^T e_0
+
+with the chain z evaluated once for each atom and channel. Likewise the environment A is a sum over edges of a linear
+function of the hidden layer of an MLP, so the sum is taken first and the linear map applied to atoms. Per edge there
+remain MLPs, one moment (:func:`~nequip_md.ops.edge_moment`) and one contraction (:func:`~nequip_md.ops.edge_contract`).
+"""
+
+from __future__ import annotations
+
+from math import sqrt
+
+import torch
+from e3nn.o3 import Irrep
+from torch import Tensor, nn
+
+from nequip_md.model.clebsch_gordan import offsets, product_table
+from nequip_md.model.config import AllegroConfig, BesselEmbedding
+from nequip_md.model.energy import NeighbourNorm, ScaleShift
+from nequip_md.model.mlp import MLP, uniform_weight
+from nequip_md.model.potential import Potential
+from nequip_md.model.radial import BesselBasis, EdgeGeometry, Geometry, SplineBasis
+from nequip_md.model.spherical_harmonics import spherical_harmonics
+from nequip_md.model.zbl import ZBL
+from nequip_md.ops import channel_product, edge_contract, edge_moment, segment_sum
+
+SCALAR = Irrep("0e")
+
+
+def tensor_track(l_max: int, parity: bool, num_layers: int) -> list[list[Irrep]]:
+    """Irreps of the tensor track before layer 0, between layers and after the last one.
+
+    Every irrep up to l_max is allowed (without parity: those of the spherical harmonics alone) and the last layer
+    gives scalars. Irreps that cannot be reached are removed, then those that lead nowhere.
+    """
+    harmonics = [Irrep(l, (-1) ** l) for l in range(l_max + 1)]
+    allowed = [Irrep(l, p) for l in range(l_max + 1) for p in (1, -1)] if parity else harmonics
+    track = [harmonics]
+    for layer in range(num_layers):
+        wanted = [SCALAR] if layer == num_layers - 1 else allowed
+        reached = {ir for a in track[-1] for b in harmonics for ir in a * b}
+        track.append([ir for ir in wanted if ir in reached])
+    for layer in reversed(range(num_layers)):
+        useful = set(track[layer + 1])
+        track[layer] = [a for a in track[layer] if any(ir in useful for b in harmonics for ir in a * b)]
+    return track
+
+
+class BesselTypeEmbedding(nn.Module):
+    """g_e = [C[t_i] | N[t_j]] * Lin(B(x) u(x)): types and distance of an edge as one vector."""
+
+    def __init__(self, config: AllegroConfig, width: int, dtype: torch.dtype):
+        super().__init__()
+        types = len(config.type_names)
+        options = config.radial_embedding
+        self.basis = BesselBasis(options.num_bessels, options.bessel_trainable, config.polynomial_cutoff_p)
+        self.centre = nn.Parameter(torch.randn(types, width // 2, dtype=dtype))
+        self.neighbour = nn.Parameter(torch.randn(types, width // 2, dtype=dtype))
+        self.linear = MLP([options.num_bessels, width], None, dtype)
+
+    def forward(self, edges: EdgeGeometry) -> Tensor:
+        types = torch.cat([self.centre.index_select(0, edges.centre_type),
+                           self.neighbour.index_select(0, edges.neighbour_type)], dim=-1)
+        return types * self.linear(self.basis(edges.x).to(types.dtype))
+
+
+class SplineTypeEmbedding(nn.Module):
+    """g_ed = sum_k W[t_i, t_j, d, k] phi_k(x): one spline for each ordered pair of types and channel."""
+
+    def __init__(self, config: AllegroConfig, width: int, dtype: torch.dtype):
+        super().__init__()
+        options = config.radial_embedding
+        self.types = len(config.type_names)
+        self.width = width
+        self.out_dtype = dtype
+        self.basis = SplineBasis(options.num_splines, options.spline_span)
+        bound = sqrt(3 / max(options.spline_span, 1))
+        weight = torch.empty(self.types**2, width, options.num_splines, dtype=torch.float64)
+        self.weight = nn.Parameter(weight.uniform_(-bound, bound))
+
+    def forward(self, edges: EdgeGeometry) -> Tensor:
+        basis = self.basis(edges.x)
+        pair = edges.centre_type * self.types + edges.neighbour_type
+        # one product for all pairs of types, then the columns of the edge's own pair: no [E, width, splines] array
+        every_pair = (basis @ self.weight.flatten(0, 1).T).view(-1, self.types**2, self.width)
+        index = pair.view(-1, 1, 1).expand(-1, 1, self.width)
+        return every_pair.gather(1, index).squeeze(1).to(self.out_dtype)
+
+
+class AllegroLayer(nn.Module):
+    """Weights of one layer: its path weights, its MLP and the two linear maps after it."""
+
+    def __init__(self, config: AllegroConfig, index: int, track: list[list[Irrep]], dtype: torch.dtype):
+        super().__init__()
+        scalars, channels, orders = config.num_scalar_features, config.num_tensor_features, config.l_max + 1
+        is_last = index == config.num_layers - 1
+        harmonics = track[0]
+        paths, table, values = product_table(track[index], harmonics, track[index + 1])
+        self.channels = channels
+        self.dim_in = offsets(track[index])[-1]
+        self.path_weights = uniform_weight(len(paths), channels if config.path_channel_coupling else 1, dtype=dtype)
+        # the transposed map of the chain z: output component and A give the input component
+        self.register_buffer("table", table[[0, 3, 2, 1]].contiguous(), persistent=False)
+        self.register_buffer("values", values.to(dtype), persistent=False)
+        # paths into the scalar pair each input component with the one component of A that has its l and m
+        into_scalar = table[3] == 0
+        pairing = torch.zeros(self.dim_in, dtype=torch.int64)
+        pairing[table[1, into_scalar]] = table[2, into_scalar]
+        self.pairs_all_of_a = torch.equal(pairing, torch.arange(offsets(harmonics)[-1]))
+        self.register_buffer("pairing", pairing, persistent=False)
+        self.register_buffer("scalar_table", table[:, into_scalar].contiguous(), persistent=False)
+        self.register_buffer("scalar_values", values[into_scalar].to(dtype), persistent=False)
+
+        out = scalars if is_last else scalars + channels * orders
+        widths = [scalars * (index + 1) + channels, *[config.allegro_mlp_width] * config.allegro_mlp_depth, out]
+        self.mlp = MLP(widths, config.allegro_mlp_nonlinearity, dtype)
+
+    def weights(self) -> Tensor:
+        """Path weights for each channel, [P, U]."""
+        return self.path_weights.expand(-1, self.channels)
+
+    def chain_start(self, environment: Tensor) -> Tensor:
+        """M_k^T e_0: [N, M, U] environment to [N, dim_in, U]."""
+        path, component = self.scalar_table[0], self.scalar_table[1]
+        scale = self.scalar_values.unsqueeze(-1) * self.weights().index_select(0, path)
+        scale = scale.new_zeros(self.dim_in, self.channels).index_add(0, component, scale)
+        paired = environment if self.pairs_all_of_a else environment.index_select(1, self.pairing)
+        return paired * scale
+
+    def chain_step(self, z: Tensor, environment: Tensor) -> Tensor:
+        """M_k^T z: [N, dim_out, U] to [N, dim_in, U]."""
+        return channel_product(z, environment, self.weights(), self.table, self.values, self.dim_in)
+
+
+class Allegro(Potential):
+    """Strictly local equivariant potential; energies of ordered pairs summed over each centre's edges.
+
+    E_i = scale(t_i) (2 n-bar(t_i))^(-1/2) sum_e eps_e + shift(t_i) + pair term.
+    """
+
+    config: AllegroConfig
+
+    def __init__(self, config: AllegroConfig):
+        super().__init__(config)
+        dtype = self.dtype
+        scalars, channels, orders = config.num_scalar_features, config.num_tensor_features, config.l_max + 1
+        width = config.radial_embedding_dim or scalars
+        track = tensor_track(config.l_max, config.parity, config.num_layers)
+
+        self.geometry = Geometry(config)
+        embedding = BesselTypeEmbedding if isinstance(config.radial_embedding, BesselEmbedding) else SplineTypeEmbedding
+        self.embedding = embedding(config, width, dtype)
+        hidden = [config.two_body_mlp_width] * config.two_body_mlp_depth
+        self.two_body_mlp = MLP([width, *hidden, scalars], config.two_body_mlp_nonlinearity, dtype)
+        self.tensor_weights = MLP([scalars, channels * orders], None, dtype)
+        self.first_projection = MLP([scalars, scalars + channels * orders], None, dtype)
+        self.layers = nn.ModuleList(AllegroLayer(config, k, track, dtype) for k in range(config.num_layers))
+        readout_hidden = [config.readout_mlp_width] * config.readout_mlp_depth
+        self.readout = MLP([scalars * (config.num_layers + 1), *readout_hidden, 1], config.readout_mlp_nonlinearity, dtype)
+        self.norm = NeighbourNorm(config)
+        self.scale_shift = ScaleShift(config)
+        self.zbl = ZBL(config) if config.pair_potential else None
+
+    def forward(self, edge_vectors: Tensor, edge_index: Tensor, row_ptr: Tensor, node_types: Tensor) -> Tensor:
+        edges = self.geometry(edge_vectors, edge_index, node_types)
+        owned_types = node_types[: row_ptr.shape[0] - 1]
+        energy = self.pair_energies(edges, row_ptr, owned_types).to(torch.float64)
+        energy = segment_sum(energy.unsqueeze(-1), edges.centre, row_ptr).squeeze(-1)
+        energy = self.scale_shift(self.norm(energy, owned_types) * sqrt(0.5), owned_types)
+        if self.zbl is not None:
+            energy = energy + segment_sum(self.zbl(edges).unsqueeze(-1), edges.centre, row_ptr).squeeze(-1)
+        return energy
+
+    def pair_energies(self, edges: EdgeGeometry, row_ptr: Tensor, owned_types: Tensor) -> Tensor:
+        """Network output eps of each edge, [E]."""
+        config = self.config
+        scalars, channels, orders = config.num_scalar_features, config.num_tensor_features, config.l_max + 1
+        harmonics = spherical_harmonics(edges.unit, config.l_max).to(self.dtype)
+
+        hidden = self.two_body_mlp.hidden(self.embedding(edges))
+        two_body = self.two_body_mlp.last()
+        tensor_weights = hidden @ self._by_order(two_body @ self.tensor_weights.last()).flatten(1)
+        tensor_weights = tensor_weights.view(-1, orders, channels)
+        projection = two_body @ self.first_projection.last()
+
+        # scalar features of the layers so far, and the same with the map that was left out of each (None: identity):
+        # whatever reads them merges that map with its own first matrix
+        features, maps = [hidden], [projection[:, :scalars]]
+        environment_map = projection[:, scalars:]
+        environments: list[Tensor] = []
+        for k, layer in enumerate(self.layers):
+            moment = edge_moment(hidden.unsqueeze(1), harmonics, edges.centre, row_ptr)
+            environments.append(self.norm(self._mix_channels(moment, self._by_order(environment_map)), owned_types))
+            z = layer.chain_start(environments[k])
+            for earlier in reversed(range(k)):
+                z = self.layers[earlier].chain_step(z, environments[earlier])
+            q = edge_contract(tensor_weights, harmonics, z, edges.centre, row_ptr)
+
+            inputs = torch.cat([*features, q], dim=-1)
+            if layer.mlp.nonlinearity:
+                hidden = layer.mlp.hidden_from(inputs, self._merge(layer.mlp.first(), maps))
+                last = layer.mlp.last()
+            else:
+                hidden, last = inputs, self._merge(layer.mlp.last(), maps)
+            if k < config.num_layers - 1:
+                features.append(hidden @ last[:, :scalars])
+                maps.append(None)
+                environment_map = last[:, scalars:]
+            elif self.readout.nonlinearity is None:
+                return self._linear_readout(features, maps, hidden, last)
+            else:
+                features.append(hidden @ last)
+                maps.append(None)
+        inputs = torch.cat(features, dim=-1)
+        return (self.readout.hidden_from(inputs, self._merge(self.readout.first(), maps)) @ self.readout.last()).squeeze(-1)
+
+    def _by_order(self, matrix: Tensor) -> Tensor:
+        """[H, U * L], channel-major as the weights are stored, to [H, L, U]."""
+        channels, orders = self.config.num_tensor_features, self.config.l_max + 1
+        return matrix.unflatten(1, (channels, orders)).transpose(1, 2)
+
+    def _mix_channels(self, moment: Tensor, matrix: Tensor) -> Tensor:
+        """Apply [H, L, U] to a moment [N, M, H], each order with its own matrix: [N, M, U]."""
+        return torch.cat([moment[:, l * l : (l + 1) ** 2] @ matrix[:, l] for l in range(matrix.shape[1])], dim=1)
+
+    def _merge(self, matrix: Tensor, maps: list[Tensor | None]) -> Tensor:
+        """Rows of a matrix that reads the scalar features, with the maps that were left out of them multiplied in."""
+        scalars = self.config.num_scalar_features
+        rows = []
+        for j, left_out in enumerate(maps):
+            block = matrix[j * scalars : (j + 1) * scalars]
+            rows.append(block if left_out is None else left_out @ block)
+        return torch.cat([*rows, matrix[len(maps) * scalars :]])
+
+    def _linear_readout(self, features: list[Tensor], maps: list, hidden: Tensor, last: Tensor) -> Tensor:
+        """A readout without nonlinearity is one vector; the last MLP's matrix merges with it."""
+        vector = self.readout.last()
+        scalars = self.config.num_scalar_features
+        energy = hidden @ (last @ vector[-scalars:])
+        return (energy + torch.cat(features, dim=-1) @ self._merge(vector[:-scalars], maps)).squeeze(-1)
