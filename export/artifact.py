@@ -1,0 +1,119 @@
+"""Load an artifact and evaluate it from Python."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from nequip_md.errors import NequIPMDError
+from nequip_md.export.metadata import read_metadata, torch_version
+from nequip_md.graph import Graph, pad_graph
+
+
+class Artifact:
+    """A compiled model. Calling it gives node energies and edge gradients.
+
+    Attributes:
+        metadata: the artifact's table of text (see :mod:`nequip_md.export.metadata`).
+        type_names: names of the model's types, in the order of their indices.
+        cutoff: largest cutoff, angstrom.
+        pair_cutoffs: cutoff of each ordered pair [centre][neighbour], angstrom, float64 [T, T].
+        device: where inputs must lie.
+    """
+
+    def __init__(self, path: Path, metadata: dict[str, str], device: torch.device):
+        self.path = path
+        self.metadata = metadata
+        self.device = device
+        self.type_names = metadata["type_names"].split()
+        self.cutoff = float(metadata["cutoff"])
+        cutoffs = [float(r) for r in metadata["pair_cutoffs"].split()]
+        self.pair_cutoffs = torch.tensor(cutoffs, dtype=torch.float64).view(len(self.type_names), -1)
+        self.message_passing_layers = int(metadata["message_passing_layers"])
+        self._run = torch._inductor.aoti_load_package(str(path), device_index=device.index if device.type == "cuda" else -1)
+
+    def __call__(self, graph: Graph) -> tuple[Tensor, Tensor]:
+        """Evaluate one graph of any size.
+
+        Args:
+            graph: a :class:`~nequip_md.graph.Graph`; it is padded to the smallest size that an artifact takes.
+
+        Returns:
+            Energy of each owned atom, eV, float64 [N]; derivative of the total energy by each edge vector, eV/angstrom,
+            float64 [E, 3].
+
+        Raises:
+            NequIPMDError: an input has the wrong shape, dtype or device (the compiled code checks none of these).
+        """
+        nodes, edges = graph.num_nodes, graph.num_edges
+        self._check(graph)
+        if self.message_passing_layers and graph.node_types.shape[0] != nodes:
+            raise NequIPMDError(f"{self.path} passes messages between atoms; evaluate it on a graph without ghosts")
+        padded = pad_graph(graph, min_edges=2, min_nodes=2, cutoff=self.cutoff)
+        with _matmul_precision(self.metadata["precision"]):
+            energy, gradient = self._run(*(t.contiguous() for t in padded.tensors))
+        return energy[:nodes], gradient[:edges]
+
+    def _check(self, graph: Graph) -> None:
+        nodes, edges = graph.num_nodes, graph.num_edges
+        expected = {
+            "edge_vectors": (torch.float64, (edges, 3)),
+            "edge_index": (torch.int64, (2, edges)),
+            "row_ptr": (torch.int64, (nodes + 1,)),
+            "node_types": (torch.int64, (max(nodes, graph.node_types.shape[0]),)),
+        }
+        for (name, (dtype, shape)), tensor in zip(expected.items(), graph.tensors):
+            if tensor.dtype != dtype or tuple(tensor.shape) != shape:
+                raise NequIPMDError(f"{name} is {tensor.dtype} {list(tensor.shape)}; this graph needs {dtype} {list(shape)}")
+            if tensor.device.type != self.device.type:
+                raise NequIPMDError(f"{name} lies on {tensor.device}, the artifact runs on {self.device}; move the graph there")
+
+
+class _matmul_precision:
+    """Allow or forbid TF32 in cuBLAS while the artifact runs, whatever the process has set."""
+
+    def __init__(self, precision: str):
+        self.allow = precision == "tf32"
+
+    def __enter__(self):
+        self.before = torch.backends.cuda.matmul.allow_tf32
+        torch.backends.cuda.matmul.allow_tf32 = self.allow
+
+    def __exit__(self, *_):
+        torch.backends.cuda.matmul.allow_tf32 = self.before
+
+
+def load_artifact(path: str | Path, device: str | torch.device | None = None) -> Artifact:
+    """Load a ``.pt2`` file that ``nequip-md-export`` wrote.
+
+    A ``.pt2`` file holds machine code, and loading it runs that code: load files that you trust.
+
+    Args:
+        device: must be of the kind that the artifact was compiled for; default is that kind (``cuda`` means the
+            current device).
+
+    Raises:
+        NequIPMDError: missing or foreign file, other format version, other PyTorch release, or wrong device.
+    """
+    path = Path(path)
+    metadata = read_metadata(path)
+    again = "nequip-md-export MODEL -o OUT.pt2"
+    if metadata["torch_version"] != torch_version():
+        raise NequIPMDError(f"{path} was compiled with PyTorch {metadata['torch_version']}, this is {torch_version()}; "
+                            f"compile it again here: {again}")
+    built_for = metadata["device"]
+    target = torch.device(device or built_for)
+    if target.type != built_for:
+        raise NequIPMDError(f"{path} was compiled for {built_for} and cannot run on {target.type}; "
+                            f"compile it for that device: {again} --device {target.type}")
+    if target.type == "cuda":
+        if not torch.cuda.is_available():
+            raise NequIPMDError(f"{path} was compiled for CUDA, and PyTorch finds no CUDA device here; compile it for the CPU: {again} --device cpu")
+        target = torch.device("cuda", torch.cuda.current_device() if target.index is None else target.index)
+        here = ".".join(str(n) for n in torch.cuda.get_device_capability(target))
+        if metadata["compute_capability"] != here:
+            raise NequIPMDError(f"{path} was compiled for compute capability {metadata['compute_capability']}, {target} has {here}; "
+                                f"compile it on such a device: {again} --device cuda")
+    return Artifact(path, metadata, target)

@@ -1,0 +1,124 @@
+"""What an artifact says of itself: a flat table of text, readable from C++ without a JSON parser.
+
+Lists are separated by single spaces, numbers are written so that they read back exactly.
+"""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from pathlib import Path
+
+import torch
+
+import nequip_md
+from nequip_md.errors import NequIPMDError
+from nequip_md.model.config import NequIPConfig, PotentialConfig
+
+FORMAT_VERSION = "1"
+PRECISIONS = {"fp64": "float64", "fp32": "float32", "tf32": "float32"}
+"""Model dtype of each precision mode."""
+
+REQUIRED = ("format_version", "kind", "type_names", "cutoff", "pair_cutoffs", "model_dtype", "precision", "device",
+            "compute_capability", "torch_version", "length_unit", "energy_unit", "message_passing_layers")
+
+
+def torch_version() -> str:
+    """Version of the PyTorch in use, without the local build part."""
+    return torch.__version__.split("+")[0]
+
+
+def artifact_metadata(
+    *,
+    kind: str,
+    type_names: list[str],
+    cutoff: float,
+    pair_cutoffs: list[list[float]] | None = None,
+    precision: str = "fp64",
+    device: str = "cpu",
+    message_passing_layers: int = 0,
+    feature_widths: list[int] = (),
+    checkpoint_sha256: str = "",
+    config: dict | None = None,
+    training: dict | None = None,
+) -> dict[str, str]:
+    """The metadata table of an artifact that is compiled here and now (architecture: docs/artifact.md).
+
+    Args:
+        pair_cutoffs: [centre type][neighbour type], angstrom; by default ``cutoff`` for every pair.
+
+    Raises:
+        NequIPMDError: an unknown precision, or a type name with white space in it.
+    """
+    if precision not in PRECISIONS:
+        raise NequIPMDError(f"precision {precision!r} is not known; choose one of {', '.join(PRECISIONS)}")
+    for name in type_names:
+        if not name or len(name.split()) != 1:
+            raise NequIPMDError(f"type name {name!r} is empty or contains white space; rename the type")
+    matrix = pair_cutoffs or [[cutoff] * len(type_names) for _ in type_names]
+    capability = ""
+    if device == "cuda":
+        capability = ".".join(str(n) for n in torch.cuda.get_device_capability())
+    return {
+        "format_version": FORMAT_VERSION,
+        "kind": kind,
+        "type_names": " ".join(type_names),
+        "cutoff": repr(float(cutoff)),
+        "pair_cutoffs": " ".join(repr(float(r)) for row in matrix for r in row),
+        "model_dtype": PRECISIONS[precision],
+        "precision": precision,
+        "device": device,
+        "compute_capability": capability,
+        "torch_version": torch_version(),
+        "length_unit": "angstrom",
+        "energy_unit": "eV",
+        "message_passing_layers": str(message_passing_layers),
+        "feature_widths": " ".join(str(w) for w in feature_widths),
+        "checkpoint_sha256": checkpoint_sha256,
+        "nequip_md_version": nequip_md.__version__,
+        "config": json.dumps(config or {}),
+        "training": json.dumps(training or {}),
+    }
+
+
+def model_metadata(config: PotentialConfig, *, precision: str, device: str, checkpoint_sha256: str = "",
+                   training: dict | None = None) -> dict[str, str]:
+    """:func:`artifact_metadata` of one of this package's models."""
+    message_passing = isinstance(config, NequIPConfig)
+    matrix = config.cutoff_matrix()
+    widths = []
+    if message_passing:
+        per_order = config.num_features if isinstance(config.num_features, list) else [config.num_features] * (config.l_max + 1)
+        widths = [sum(n * (2 * l + 1) * (2 if config.parity else 1) for l, n in enumerate(per_order))] * (config.num_layers - 1)
+    return artifact_metadata(
+        kind=config.kind, type_names=config.type_names, cutoff=max(max(row) for row in matrix), pair_cutoffs=matrix,
+        precision=precision, device=device, message_passing_layers=config.num_layers if message_passing else 0,
+        feature_widths=widths, checkpoint_sha256=checkpoint_sha256, config=config.model_dump(mode="json"), training=training,
+    )
+
+
+def read_metadata(path: str | Path) -> dict[str, str]:
+    """The metadata of an artifact, without loading its code.
+
+    Raises:
+        NequIPMDError: the file is missing, is not an artifact, or was written by another format version.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise NequIPMDError(f"{path}: no such file; write one with: nequip-md-export MODEL -o {path.name}")
+    remedy = "write it again with: nequip-md-export MODEL -o OUT.pt2"
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = [n for n in archive.namelist() if "/data/aotinductor/" in n and n.endswith("wrapper_metadata.json")]
+            names = names or [n for n in archive.namelist() if "/data/aotinductor/" in n and n.endswith("_metadata.json")]
+            metadata = json.loads(archive.read(names[0])) if names else {}
+    except (zipfile.BadZipFile, ValueError, KeyError, OSError) as error:
+        raise NequIPMDError(f"{path} is not a compiled model (.pt2): {error}; {remedy}") from error
+    if "format_version" not in metadata:
+        raise NequIPMDError(f"{path} is not an artifact of nequip-md (it has no format_version); {remedy}")
+    if metadata["format_version"] != FORMAT_VERSION:
+        raise NequIPMDError(f"{path} has format version {metadata['format_version']}, this nequip-md reads {FORMAT_VERSION}; {remedy}")
+    missing = [key for key in REQUIRED if key not in metadata]
+    if missing:
+        raise NequIPMDError(f"{path} lacks the metadata {', '.join(missing)}; {remedy}")
+    return metadata

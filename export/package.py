@@ -1,0 +1,60 @@
+"""Compile a model into one ``.pt2`` artifact with PyTorch's Ahead-of-Time Inductor."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from contextlib import nullcontext
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from nequip_md.errors import NequIPMDError
+from nequip_md.export.trace import trace
+from nequip_md.ops import cpu, decompositions
+
+
+def write_artifact(model: nn.Module, path: str | Path, metadata: dict[str, str], device: str = "cpu") -> None:
+    """Trace, compile and package a model.
+
+    Args:
+        model: any module whose ``forward(edge_vectors, edge_index, row_ptr, node_types)`` gives node energies
+            (:class:`nequip_md.model.Potential`); its gradient is added here.
+        path: the file to write; it appears only when it is complete.
+        metadata: from :func:`nequip_md.export.artifact_metadata`.
+        device: ``cpu`` or ``cuda``.
+
+    Raises:
+        NequIPMDError: no such device, no compiler, or the model cannot be traced with dynamic sizes.
+    """
+    path = Path(path)
+    if path.suffix != ".pt2":
+        raise NequIPMDError(f"the artifact's name must end in .pt2, not {path.name!r}")
+    if not path.parent.is_dir():
+        raise NequIPMDError(f"the folder {path.parent} does not exist; create it first")
+    if device not in ("cpu", "cuda"):
+        raise NequIPMDError(f"device {device!r} is not known; choose cpu or cuda")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise NequIPMDError("an artifact for CUDA is compiled on a machine with a CUDA device, and this one has none "
+                            "that PyTorch can use; export there, or use --device cpu")
+    on_cpu = device == "cpu"
+    types = len(metadata["type_names"].split())
+    program = trace(
+        model, float(metadata["cutoff"]), types, device=device,
+        decompositions=decompositions(keep=cpu.operators() if on_cpu else frozenset()),
+        message_passing=metadata["message_passing_layers"] != "0",
+    )
+    unfinished = path.with_name(f".{path.stem}.{os.getpid()}.pt2")
+    options = {
+        "aot_inductor.metadata": metadata,
+        # threads are decided when the artifact runs, not where it was compiled
+        "cpp.dynamic_threads": True,
+    }
+    try:
+        with cpu.linked_kernels() if on_cpu else nullcontext({}) as kernels, warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            torch._inductor.aoti_compile_and_package(program, package_path=str(unfinished), inductor_configs={**options, **kernels})
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)

@@ -1,0 +1,90 @@
+"""From a model to a traced graph with the artifact's signature."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from nequip_md.errors import NequIPMDError
+from nequip_md.model import energy_and_gradient
+
+Inputs = tuple[Tensor, Tensor, Tensor, Tensor]
+
+
+def example_inputs(
+    owned: int, ghosts: int, degree: int, types: int, cutoff: float, *, device: str = "cpu", seed: int = 0
+) -> Inputs:
+    """Random inputs of the artifact contract, ``degree`` edges for each owned node (one less for odd nodes).
+
+    Every size is made to differ from every other and from the widths of a model, so that tracing cannot confuse them.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    counts = torch.full((owned,), degree) - torch.arange(owned) % 2
+    row_ptr = torch.cat([torch.zeros(1, dtype=torch.int64), counts.cumsum(0)])
+    centre = torch.repeat_interleave(torch.arange(owned), counts)
+    neighbour = torch.randint(0, owned + ghosts, centre.shape, generator=generator)
+    direction = nn.functional.normalize(torch.randn(len(centre), 3, dtype=torch.float64, generator=generator), dim=-1)
+    length = cutoff * (0.3 + 0.65 * torch.rand(len(centre), 1, dtype=torch.float64, generator=generator))
+    node_types = torch.randint(0, types, (owned + ghosts,), generator=generator)
+    tensors = (direction * length, torch.stack([centre, neighbour]), row_ptr, node_types)
+    return tuple(t.to(device) for t in tensors)
+
+
+def dynamic_shapes(message_passing: bool) -> tuple:
+    """Dynamic dimensions of the four inputs, for :func:`torch.export.export`.
+
+    A message-passing model evaluated by one process has no ghosts, so its node count is that of the owned nodes.
+    """
+    edges = torch.export.Dim("edges", min=2)
+    owned = torch.export.Dim("owned", min=2)
+    nodes = owned if message_passing else torch.export.Dim("nodes", min=2)
+    return ({0: edges}, {1: edges}, {0: owned + 1}, {0: nodes})
+
+
+def trace(
+    model: nn.Module, cutoff: float, types: int, *, device: str, decompositions: dict, message_passing: bool
+) -> torch.export.ExportedProgram:
+    """Export ``model`` and the gradient of its energy as one graph with dynamic sizes.
+
+    The graph is traced at two sizes; a difference between the two means that a size was taken for a constant.
+
+    Args:
+        model: any module with the forward of :class:`nequip_md.model.Potential`.
+        cutoff: for the lengths of the example edges, angstrom.
+        types: number of model types.
+        decompositions: operators to be replaced by plain PyTorch.
+
+    Raises:
+        NequIPMDError: the two graphs differ, or a dimension is not dynamic.
+    """
+    model = copy.deepcopy(model).to(device).eval().requires_grad_(False)
+    ghosts = (0, 0) if message_passing else (5, 3)
+    samples = [example_inputs(11, ghosts[0], 9, types, cutoff, device=device, seed=1),
+               example_inputs(17, ghosts[1], 6, types, cutoff, device=device, seed=2)]
+
+    def evaluate(edge_vectors: Tensor, edge_index: Tensor, row_ptr: Tensor, node_types: Tensor):
+        return energy_and_gradient(model, edge_vectors, edge_index, row_ptr, node_types)
+
+    graphs = [make_fx(evaluate, decomposition_table=decompositions, tracing_mode="symbolic", _allow_non_fake_inputs=True)(*s)
+              for s in samples]
+    if graphs[0].code != graphs[1].code:
+        raise NequIPMDError("the model was traced at two sizes and the graphs differ, so a number of atoms or edges was "
+                            "taken for a constant; its forward must not branch on sizes: " + _difference(graphs))
+    try:
+        return torch.export.export(graphs[0], samples[0], dynamic_shapes=dynamic_shapes(message_passing))
+    except Exception as error:
+        raise NequIPMDError(f"torch.export could not export this model with dynamic sizes: {error}") from error
+
+
+def _difference(graphs: list) -> str:
+    for first, second in zip(*(g.code.splitlines() for g in graphs)):
+        if first != second:
+            return f"{first.strip()!r} against {second.strip()!r}"
+    return "one graph is longer than the other"
+
+
+Evaluate = Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]

@@ -1,0 +1,251 @@
+// CPU kernels of the operators nequip_md::*, behind the C functions that AOTInductor calls for an operator of that name.
+//
+// This file is compiled into a static library at export and linked into the artifact: the artifact carries its kernels.
+// It uses PyTorch's stable C interface only. A function returns 0, or prints the reason and returns 1, which the compiled
+// model turns into an exception.
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
+
+#include <cstdio>
+#include <initializer_list>
+#include <utility>
+
+#include "segments.h"
+
+namespace {
+
+using nequip_md::Segments;
+
+struct Failure {
+  const char* reason;
+};
+
+void check(AOTITorchError code) {
+  if (code != AOTI_TORCH_SUCCESS) throw Failure{"a call into PyTorch failed"};
+}
+
+// A contiguous CPU tensor, borrowed.
+struct Array {
+  AtenTensorHandle handle;
+  void* data;
+  std::int64_t* sizes;
+  std::int64_t dims;
+  std::int32_t dtype;
+
+  explicit Array(AtenTensorHandle tensor) : handle(tensor) {
+    check(aoti_torch_get_data_ptr(tensor, &data));
+    check(aoti_torch_get_sizes(tensor, &sizes));
+    check(aoti_torch_get_dim(tensor, &dims));
+    check(aoti_torch_get_dtype(tensor, &dtype));
+    std::int64_t* strides = nullptr;
+    check(aoti_torch_get_strides(tensor, &strides));
+    std::int64_t expected = 1;
+    for (std::int64_t d = dims - 1; d >= 0; --d) {
+      if (sizes[d] > 1 && strides[d] != expected) throw Failure{"an argument is not contiguous"};
+      expected *= sizes[d];
+    }
+  }
+
+  std::int64_t size(int d) const { return sizes[d]; }
+  template <typename T>
+  T* as() const {
+    return static_cast<T*>(data);
+  }
+};
+
+Array allocate(std::initializer_list<std::int64_t> sizes, std::int32_t dtype, AtenTensorHandle* out) {
+  std::int64_t strides[4];
+  std::int64_t stride = 1;
+  for (int d = static_cast<int>(sizes.size()) - 1; d >= 0; --d) {
+    strides[d] = stride;
+    stride *= sizes.begin()[d];
+  }
+  check(aoti_torch_empty_strided(sizes.size(), sizes.begin(), strides, dtype, aoti_torch_device_type_cpu(), 0, out));
+  return Array(*out);
+}
+
+// Calls body(std::type_identity-like value) with the element type of a floating-point tensor.
+template <typename Body>
+void with_dtype(std::int32_t dtype, Body body) {
+  if (dtype == aoti_torch_dtype_float32()) {
+    body(float{});
+  } else if (dtype == aoti_torch_dtype_float64()) {
+    body(double{});
+  } else {
+    throw Failure{"the element type is neither float32 nor float64"};
+  }
+}
+
+// Calls body(Segments<T, M, L>{}) for the sizes at hand, l_max <= 4.
+template <typename T, typename Body>
+void with_orders(std::int64_t components, std::int64_t orders, Body body) {
+  if (components == 1 && orders == 1) return body(Segments<T, 1, 1>{});
+  if (components == 4 && orders == 1) return body(Segments<T, 4, 1>{});
+  if (components == 4 && orders == 2) return body(Segments<T, 4, 2>{});
+  if (components == 9 && orders == 1) return body(Segments<T, 9, 1>{});
+  if (components == 9 && orders == 3) return body(Segments<T, 9, 3>{});
+  if (components == 16 && orders == 1) return body(Segments<T, 16, 1>{});
+  if (components == 16 && orders == 4) return body(Segments<T, 16, 4>{});
+  if (components == 25 && orders == 1) return body(Segments<T, 25, 1>{});
+  if (components == 25 && orders == 5) return body(Segments<T, 25, 5>{});
+  throw Failure{"the number of components is not (l_max + 1)^2 with l_max <= 4"};
+}
+
+// Calls body(i) for every centre, on all threads.
+template <typename Body>
+void for_each_centre(const Array& row_ptr, Body body) {
+  const std::int64_t centres = row_ptr.size(0) - 1;
+#pragma omp parallel for schedule(dynamic, 4)
+  for (std::int64_t i = 0; i < centres; ++i) body(row_ptr.as<std::int64_t>(), i);
+}
+
+template <typename Body>
+AOTITorchError guarded(const char* name, Body body) {
+  try {
+    body();
+    return AOTI_TORCH_SUCCESS;
+  } catch (const Failure& failure) {
+    std::fprintf(stderr, "nequip_md::%s: %s\n", name, failure.reason);
+  } catch (...) {
+    std::fprintf(stderr, "nequip_md::%s: unknown failure\n", name);
+  }
+  return AOTI_TORCH_FAILURE;
+}
+
+}  // namespace
+
+extern "C" {
+
+AOTITorchError aoti_torch_cpu_segment_sum(AtenTensorHandle values_, AtenTensorHandle, AtenTensorHandle row_ptr_,
+                                          AtenTensorHandle* out_) {
+  return guarded("segment_sum", [&] {
+    const Array values(values_), row_ptr(row_ptr_);
+    const std::int64_t channels = values.size(1);
+    const Array out = allocate({row_ptr.size(0) - 1, channels}, values.dtype, out_);
+    with_dtype(values.dtype, [&](auto zero) {
+      using T = decltype(zero);
+      for_each_centre(row_ptr, [&](const std::int64_t* rows, std::int64_t i) {
+        T* sum = out.as<T>() + i * channels;
+        for (std::int64_t c = 0; c < channels; ++c) sum[c] = 0;
+        for (std::int64_t e = rows[i]; e < rows[i + 1]; ++e)
+          for (std::int64_t c = 0; c < channels; ++c) sum[c] += values.as<T>()[e * channels + c];
+      });
+    });
+  });
+}
+
+AOTITorchError aoti_torch_cpu_edge_moment(AtenTensorHandle a_, AtenTensorHandle y_, AtenTensorHandle,
+                                          AtenTensorHandle row_ptr_, AtenTensorHandle* out_) {
+  return guarded("edge_moment", [&] {
+    const Array a(a_), y(y_), row_ptr(row_ptr_);
+    const Array out = allocate({row_ptr.size(0) - 1, y.size(1), a.size(2)}, a.dtype, out_);
+    with_dtype(a.dtype, [&](auto zero) {
+      using T = decltype(zero);
+      with_orders<T>(y.size(1), a.size(1), [&](auto segments) {
+        for_each_centre(row_ptr, [&](const std::int64_t* rows, std::int64_t i) {
+          segments.moment(a.as<T>(), nullptr, y.as<T>(), rows, i, a.size(2), out.as<T>());
+        });
+      });
+    });
+  });
+}
+
+AOTITorchError aoti_torch_cpu_edge_spread(AtenTensorHandle y_, AtenTensorHandle z_, AtenTensorHandle,
+                                          AtenTensorHandle row_ptr_, std::int64_t orders, AtenTensorHandle* out_) {
+  return guarded("edge_spread", [&] {
+    const Array y(y_), z(z_), row_ptr(row_ptr_);
+    const Array out = allocate({y.size(0), orders, z.size(2)}, y.dtype, out_);
+    with_dtype(y.dtype, [&](auto zero) {
+      using T = decltype(zero);
+      with_orders<T>(y.size(1), orders, [&](auto segments) {
+        for_each_centre(row_ptr, [&](const std::int64_t* rows, std::int64_t i) {
+          segments.spread(nullptr, y.as<T>(), z.as<T>(), rows, i, z.size(2), out.as<T>());
+        });
+      });
+    });
+  });
+}
+
+AOTITorchError aoti_torch_cpu_edge_dot(AtenTensorHandle a_, AtenTensorHandle z_, AtenTensorHandle,
+                                       AtenTensorHandle row_ptr_, AtenTensorHandle* out_) {
+  return guarded("edge_dot", [&] {
+    const Array a(a_), z(z_), row_ptr(row_ptr_);
+    const Array out = allocate({a.size(0), z.size(1)}, a.dtype, out_);
+    with_dtype(a.dtype, [&](auto zero) {
+      using T = decltype(zero);
+      with_orders<T>(z.size(1), a.size(1), [&](auto segments) {
+        for_each_centre(row_ptr, [&](const std::int64_t* rows, std::int64_t i) {
+          segments.dot(a.as<T>(), nullptr, z.as<T>(), rows, i, a.size(2), out.as<T>());
+        });
+      });
+    });
+  });
+}
+
+AOTITorchError aoti_torch_cpu_edge_contract(AtenTensorHandle w_, AtenTensorHandle y_, AtenTensorHandle z_,
+                                            AtenTensorHandle, AtenTensorHandle row_ptr_, AtenTensorHandle* out_) {
+  return guarded("edge_contract", [&] {
+    const Array w(w_), y(y_), z(z_), row_ptr(row_ptr_);
+    const Array out = allocate({w.size(0), w.size(2)}, w.dtype, out_);
+    with_dtype(w.dtype, [&](auto zero) {
+      using T = decltype(zero);
+      with_orders<T>(y.size(1), w.size(1), [&](auto segments) {
+        for_each_centre(row_ptr, [&](const std::int64_t* rows, std::int64_t i) {
+          segments.contract(w.as<T>(), y.as<T>(), z.as<T>(), rows, i, w.size(2), out.as<T>());
+        });
+      });
+    });
+  });
+}
+
+AOTITorchError aoti_torch_cpu_edge_contract_backward(AtenTensorHandle g_, AtenTensorHandle w_, AtenTensorHandle y_,
+                                                     AtenTensorHandle z_, AtenTensorHandle, AtenTensorHandle row_ptr_,
+                                                     AtenTensorHandle* dw_, AtenTensorHandle* dy_, AtenTensorHandle* dz_) {
+  return guarded("edge_contract_backward", [&] {
+    const Array g(g_), w(w_), y(y_), z(z_), row_ptr(row_ptr_);
+    const Array dw = allocate({w.size(0), w.size(1), w.size(2)}, w.dtype, dw_);
+    const Array dy = allocate({y.size(0), y.size(1)}, w.dtype, dy_);
+    const Array dz = allocate({z.size(0), z.size(1), z.size(2)}, w.dtype, dz_);
+    with_dtype(w.dtype, [&](auto zero) {
+      using T = decltype(zero);
+      with_orders<T>(y.size(1), w.size(1), [&](auto segments) {
+        for_each_centre(row_ptr, [&](const std::int64_t* rows, std::int64_t i) {
+          const std::int64_t channels = w.size(2);
+          segments.spread(g.as<T>(), y.as<T>(), z.as<T>(), rows, i, channels, dw.as<T>());
+          segments.dot(w.as<T>(), g.as<T>(), z.as<T>(), rows, i, channels, dy.as<T>());
+          segments.moment(w.as<T>(), g.as<T>(), y.as<T>(), rows, i, channels, dz.as<T>());
+        });
+      });
+    });
+  });
+}
+
+AOTITorchError aoti_torch_cpu_channel_product(AtenTensorHandle x_, AtenTensorHandle y_, AtenTensorHandle w_,
+                                              AtenTensorHandle table_, AtenTensorHandle values_, std::int64_t dim,
+                                              AtenTensorHandle* out_) {
+  return guarded("channel_product", [&] {
+    const Array x(x_), y(y_), w(w_), table(table_), values(values_);
+    const std::int64_t nodes = x.size(0), channels = x.size(2), terms = table.size(1);
+    const Array out = allocate({nodes, dim, channels}, x.dtype, out_);
+    with_dtype(x.dtype, [&](auto zero) {
+      using T = decltype(zero);
+      const std::int64_t* path = table.as<std::int64_t>();
+      const std::int64_t *first = path + terms, *second = first + terms, *output = second + terms;
+#pragma omp parallel for
+      for (std::int64_t n = 0; n < nodes; ++n) {
+        T* sum = out.as<T>() + n * dim * channels;
+        for (std::int64_t k = 0; k < dim * channels; ++k) sum[k] = 0;
+        for (std::int64_t t = 0; t < terms; ++t) {
+          const T value = values.as<T>()[t];
+          const T* xt = x.as<T>() + (n * x.size(1) + first[t]) * channels;
+          const T* yt = y.as<T>() + (n * y.size(1) + second[t]) * channels;
+          const T* wt = w.as<T>() + path[t] * channels;
+          T* st = sum + output[t] * channels;
+#pragma omp simd
+          for (std::int64_t c = 0; c < channels; ++c) st[c] += value * wt[c] * xt[c] * yt[c];
+        }
+      }
+    });
+  });
+}
+
+}  // extern "C"
