@@ -1,0 +1,80 @@
+"""Checkpoints: the native format, and readers for those of upstream ``nequip`` and ``nequip-allegro``.
+
+:func:`load` takes every kind and looks at the content, not at the name. No kind executes code that a file stores, unless
+the caller allows it; ``docs/checkpoints.md`` says when that is needed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+
+from nequip_md.checkpoint.native import CheckpointInfo, load_native, read_native_info, save_native
+from nequip_md.checkpoint.upstream import convert, read_upstream, upstream_info
+from nequip_md.errors import NequIPMDError
+from nequip_md.model.potential import Potential
+
+__all__ = ["CheckpointInfo", "checkpoint_sha256", "load", "read_info", "save"]
+
+save = save_native
+
+
+def load(path: str | os.PathLike, *, allow_pickle: bool = False) -> Potential:
+    """The model of a checkpoint, in evaluation mode on the CPU.
+
+    Args:
+        path: a native checkpoint, a Lightning ``.ckpt`` of ``nequip-train`` or a packaged ``.nequip.zip``. Averaged (EMA)
+            weights are used where an upstream checkpoint has them.
+        allow_pickle: permit a ``.ckpt`` that holds more than tensors and plain data; reading it executes code stored in it.
+
+    Raises:
+        NequIPMDError: missing or damaged file, unknown kind, newer format, weights that do not fit, or an upstream option
+            that is not implemented, by name.
+    """
+    path, kind = _identify(path)
+    return load_native(path) if kind == "native" else convert(read_upstream(path, allow_pickle))
+
+
+def read_info(path: str | os.PathLike, *, allow_pickle: bool = False) -> CheckpointInfo:
+    """Configuration and training record of a checkpoint of any kind, without building the model.
+
+    Args, Raises: as :func:`load`.
+    """
+    path, kind = _identify(path)
+    return read_native_info(path) if kind == "native" else upstream_info(read_upstream(path, allow_pickle))
+
+
+def checkpoint_sha256(path: str | os.PathLike) -> str:
+    """SHA-256 of a file's bytes, as 64 hexadecimal digits.
+
+    Raises:
+        NequIPMDError: no such file.
+    """
+    path = _existing(path)
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _existing(path: str | os.PathLike) -> Path:
+    path = Path(path)
+    if path.is_dir():
+        raise NequIPMDError(f"checkpoint {path} is a directory; give the file inside it")
+    if not path.is_file():
+        raise NequIPMDError(f"checkpoint {path} does not exist; check the path")
+    return path
+
+
+def _identify(path: str | os.PathLike) -> tuple[Path, str]:
+    """The kind of a file by its first bytes: safetensors, or a PyTorch zip file or pickle."""
+    path = _existing(path)
+    with open(path, "rb") as file:
+        start = file.read(9)
+    if start[:4] == b"PK\x03\x04" or start[:1] == b"\x80":
+        return path, "upstream"
+    if len(start) == 9 and start[8:] == b"{":
+        return path, "native"
+    raise NequIPMDError(
+        f"{path} is not a checkpoint: neither a native one (safetensors) nor an upstream .ckpt or .nequip.zip. "
+        "Compiled .pt2 artifacts are no checkpoints; they go to the engines as they are."
+    )
