@@ -15,6 +15,24 @@ from nequip_md.export.trace import trace
 from nequip_md.ops import cpu, decompositions
 
 
+def check_target(path: str | Path, device: str) -> None:
+    """Refuse an output name or a device that cannot work, before anything slow happens.
+
+    Raises:
+        NequIPMDError: not a ``.pt2`` name, no such folder, unknown or absent device.
+    """
+    path = Path(path)
+    if path.suffix != ".pt2":
+        raise NequIPMDError(f"the artifact's name must end in .pt2, not {path.name!r}")
+    if not path.parent.is_dir():
+        raise NequIPMDError(f"the folder {path.parent} does not exist; create it first")
+    if device not in ("cpu", "cuda"):
+        raise NequIPMDError(f"device {device!r} is not known; choose cpu or cuda")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise NequIPMDError("an artifact for CUDA is compiled on a machine with a CUDA device, and this one has none "
+                            "that PyTorch can use; export there, or use --device cpu")
+
+
 def write_artifact(model: nn.Module, path: str | Path, metadata: dict[str, str], device: str = "cpu") -> None:
     """Trace, compile and package a model.
 
@@ -29,15 +47,7 @@ def write_artifact(model: nn.Module, path: str | Path, metadata: dict[str, str],
         NequIPMDError: no such device, no compiler, or the model cannot be traced with dynamic sizes.
     """
     path = Path(path)
-    if path.suffix != ".pt2":
-        raise NequIPMDError(f"the artifact's name must end in .pt2, not {path.name!r}")
-    if not path.parent.is_dir():
-        raise NequIPMDError(f"the folder {path.parent} does not exist; create it first")
-    if device not in ("cpu", "cuda"):
-        raise NequIPMDError(f"device {device!r} is not known; choose cpu or cuda")
-    if device == "cuda" and not torch.cuda.is_available():
-        raise NequIPMDError("an artifact for CUDA is compiled on a machine with a CUDA device, and this one has none "
-                            "that PyTorch can use; export there, or use --device cpu")
+    check_target(path, device)
     on_cpu = device == "cpu"
     types = len(metadata["type_names"].split())
     program = trace(

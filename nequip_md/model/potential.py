@@ -58,6 +58,15 @@ def build_model(config: PotentialConfig) -> Potential:
     raise TypeError(f"no model kind for {type(config).__name__}")
 
 
+def with_dtype(model: Potential, dtype: str) -> Potential:
+    """The same potential with its network in another dtype (``float32`` or ``float64``), weights rounded to it."""
+    if model.config.dtype == dtype:
+        return model
+    converted = build_model(model.config.model_copy(update={"dtype": dtype}))
+    converted.load_state_dict(model.state_dict())
+    return converted.train(model.training)
+
+
 def energy_and_gradient(
     model: nn.Module, edge_vectors: Tensor, edge_index: Tensor, row_ptr: Tensor, node_types: Tensor, *, create_graph: bool = False
 ) -> tuple[Tensor, Tensor]:
