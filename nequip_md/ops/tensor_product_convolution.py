@@ -1,0 +1,239 @@
+r"""NequIP's convolution: tensor products of neighbours' features with edges' harmonics, summed over each centre's edges.
+
+All three operators are derivatives of one form, linear in each of x, y, w and g:
+
+.. math:: F(x, y, w, g) = \sum_e \sum_p \sum_{a b c} C^p_{abc} \sum_u x_{j(e), a, u} \; y_{e, b} \; w_{e, p, u} \; g_{i(e), c, p, u}
+
+with paths p that couple one irrep of the features (components a) with one order of the harmonics (components b) to one
+irrep of the messages (components c), for each channel u of that irrep ("uvu" in e3nn's words).
+
+* :func:`tensor_product_convolution` = dF/dg, the sum of messages;
+* ``tensor_product_convolution_nodes`` = dF/dx;
+* ``tensor_product_convolution_edges`` = (dF/dy, dF/dw).
+
+Their derivatives are again of these kinds. The harmonics have no channels, so each form contracts C with y first: what
+multiplies the channels of an edge is a small matrix [a, c] for each path, and no [E, a, b, c] or [E, messages] array is
+needed by a fast kernel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from nequip_md.ops._operator import define
+
+
+class ConvolutionPath(NamedTuple):
+    """Where one path finds its numbers; the ``paths`` of the operators are these, one after the other.
+
+    In a row of x an irrep lies as [2 l_in + 1, mul], in a row of the messages as [2 l_out + 1, out_channels]; a path owns
+    the ``mul`` columns of the latter from ``out_channel`` on.
+    """
+
+    l_in: int
+    l_edge: int
+    l_out: int
+    mul: int
+    """Channels u."""
+    x_offset: int
+    w_offset: int
+    out_offset: int
+    out_channels: int
+    out_channel: int
+    cg_offset: int
+    """Of the coefficients [2 l_in + 1, 2 l_edge + 1, 2 l_out + 1] in ``cg``."""
+
+
+def unpack(paths: Sequence[int]) -> Iterator[ConvolutionPath]:
+    """The paths behind an operator's list of integers."""
+    fields = len(ConvolutionPath._fields)
+    return (ConvolutionPath(*paths[k : k + fields]) for k in range(0, len(paths), fields))
+
+
+# ---- one path, on edges -------------------------------------------------------------------------------------------
+
+
+def _coefficients(cg: Tensor, path: ConvolutionPath) -> Tensor:
+    """[a, b, c]"""
+    shape = (2 * path.l_in + 1, 2 * path.l_edge + 1, 2 * path.l_out + 1)
+    return cg.narrow(0, path.cg_offset, shape[0] * shape[1] * shape[2]).view(shape)
+
+
+def _coupling(cg: Tensor, y: Tensor, path: ConvolutionPath) -> Tensor:
+    """sum_b C_abc y_eb: [E, a, c]."""
+    c = _coefficients(cg, path)
+    y = y.narrow(1, path.l_edge**2, c.shape[1])
+    return (y @ c.transpose(0, 1).flatten(1)).unflatten(1, (c.shape[0], c.shape[2]))
+
+
+def _features(x: Tensor, path: ConvolutionPath) -> Tensor:
+    """[E, a, u] of [E, width of x]."""
+    return x.narrow(1, path.x_offset, (2 * path.l_in + 1) * path.mul).unflatten(1, (2 * path.l_in + 1, path.mul))
+
+
+def _messages(g: Tensor, path: ConvolutionPath) -> Tensor:
+    """[E, c, u] of [E, width of the messages]."""
+    components = 2 * path.l_out + 1
+    block = g.narrow(1, path.out_offset, components * path.out_channels).unflatten(1, (components, path.out_channels))
+    return block.narrow(2, path.out_channel, path.mul)
+
+
+def _weights(w: Tensor, path: ConvolutionPath) -> Tensor:
+    """[E, 1, u] of [E, weights]."""
+    return w.narrow(1, path.w_offset, path.mul).unsqueeze(1)
+
+
+def _apply(coupling: Tensor, x: Tensor) -> Tensor:
+    """sum_a A_eac x_eau: [E, c, u]. A product and a sum, which fuse, rather than E tiny matrix products."""
+    return (coupling.unsqueeze(-1) * x.unsqueeze(2)).sum(dim=1)
+
+
+def _rows(parts: dict[int, Tensor], width: int, like: Tensor) -> Tensor:
+    """Columns [E, *] by their offset to rows [E, width], zero where there are none."""
+    columns, end = [], 0
+    for offset, part in sorted(parts.items()):
+        columns += [like.new_zeros(like.shape[0], offset - end)] * (offset > end)
+        columns.append(part)
+        end = offset + part.shape[1]
+    columns += [like.new_zeros(like.shape[0], width - end)] * (width > end)
+    return torch.cat(columns, dim=1)
+
+
+# ---- dF/dg: sum of messages ---------------------------------------------------------------------------------------
+
+
+def _sum_reference(x, y, w, centre, neighbour, row_ptr, cg, paths, width):
+    nodes = row_ptr.shape[0] - 1
+    xj = x.index_select(0, neighbour)
+    blocks: dict[int, list[Tensor]] = {}
+    for path in sorted(unpack(paths), key=lambda path: (path.out_offset, path.out_channel)):
+        message = _apply(_coupling(cg, y, path), _features(xj, path)) * _weights(w, path)
+        total = x.new_zeros(nodes, *message.shape[1:]).index_add(0, centre, message)
+        blocks.setdefault(path.out_offset, []).append(total)
+    return torch.cat([torch.cat(parts, dim=2).flatten(1) for parts in blocks.values()], dim=1)
+
+
+def _sum_setup(ctx, inputs, output):
+    x, y, w, centre, neighbour, row_ptr, cg, ctx.paths, _ = inputs
+    ctx.save_for_backward(x, y, w, centre, neighbour, row_ptr, cg)
+
+
+def _sum_backward(ctx, g):
+    x, y, w, *graph, cg = ctx.saved_tensors
+    dx = dy = dw = None
+    if ctx.needs_input_grad[0]:
+        dx = _nodes(y, w, g, *graph, cg, ctx.paths, x.shape[0], x.shape[1])
+    if ctx.needs_input_grad[1] or ctx.needs_input_grad[2]:
+        dy, dw = _edges(x, y, w, g, *graph, cg, ctx.paths)
+    return dx, dy, dw, None, None, None, None, None, None
+
+
+# ---- dF/dx --------------------------------------------------------------------------------------------------------
+
+
+def _nodes_reference(y, w, g, centre, neighbour, row_ptr, cg, paths, nodes, width):
+    gi = g.index_select(0, centre)
+    parts: dict[int, Tensor] = {}
+    for path in unpack(paths):
+        transposed = _coupling(cg, y, path).transpose(1, 2)
+        part = _apply(transposed, _messages(gi, path) * _weights(w, path)).flatten(1)
+        parts[path.x_offset] = parts[path.x_offset] + part if path.x_offset in parts else part
+    return g.new_zeros(nodes, width).index_add(0, neighbour, _rows(parts, width, y))
+
+
+def _nodes_setup(ctx, inputs, output):
+    y, w, g, centre, neighbour, row_ptr, cg, ctx.paths, _, _ = inputs
+    ctx.save_for_backward(y, w, g, centre, neighbour, row_ptr, cg)
+
+
+def _nodes_backward(ctx, v):
+    y, w, g, *graph, cg = ctx.saved_tensors
+    dy = dw = dg = None
+    if ctx.needs_input_grad[0] or ctx.needs_input_grad[1]:
+        dy, dw = _edges(v, y, w, g, *graph, cg, ctx.paths)
+    if ctx.needs_input_grad[2]:
+        dg = _sum(v, y, w, *graph, cg, ctx.paths, g.shape[1])
+    return dy, dw, dg, None, None, None, None, None, None, None
+
+
+# ---- dF/dy, dF/dw -------------------------------------------------------------------------------------------------
+
+
+def _edges_reference(x, y, w, g, centre, neighbour, row_ptr, cg, paths):
+    xj, gi = x.index_select(0, neighbour), g.index_select(0, centre)
+    dy: dict[int, Tensor] = {}
+    dw: dict[int, Tensor] = {}
+    for path in unpack(paths):
+        features, cotangent = _features(xj, path), _messages(gi, path)
+        dw[path.w_offset] = (_apply(_coupling(cg, y, path), features) * cotangent).sum(dim=1)
+        products = (features.unsqueeze(2) * (cotangent * _weights(w, path)).unsqueeze(1)).sum(dim=-1)
+        part = products.flatten(1) @ _coefficients(cg, path).transpose(1, 2).flatten(0, 1)
+        order = path.l_edge**2
+        dy[order] = dy[order] + part if order in dy else part
+    return _rows(dy, y.shape[1], y), _rows(dw, w.shape[1], w)
+
+
+def _edges_setup(ctx, inputs, output):
+    x, y, w, g, centre, neighbour, row_ptr, cg, ctx.paths = inputs
+    ctx.save_for_backward(x, y, w, g, centre, neighbour, row_ptr, cg)
+
+
+def _edges_backward(ctx, vy, vw):
+    """By F(x, vy, w, g) + F(x, y, vw, g)."""
+    x, y, w, g, *graph, cg = ctx.saved_tensors
+    rest = (*graph, cg, ctx.paths)
+    dx = dy = dw = dg = None
+    if ctx.needs_input_grad[0]:
+        dx = _nodes(vy, w, g, *rest, *x.shape) + _nodes(y, vw, g, *rest, *x.shape)
+    if ctx.needs_input_grad[1]:
+        dy = _edges(x, y, vw, g, *rest)[0]
+    if ctx.needs_input_grad[2]:
+        dw = _edges(x, vy, w, g, *rest)[1]
+    if ctx.needs_input_grad[3]:
+        dg = _sum(x, vy, w, *rest, g.shape[1]) + _sum(x, y, vw, *rest, g.shape[1])
+    return dx, dy, dw, dg, None, None, None, None, None
+
+
+_GRAPH = "Tensor centre, Tensor neighbour, Tensor row_ptr, Tensor cg, int[] paths"
+_sum = define(
+    f"tensor_product_convolution(Tensor x, Tensor y, Tensor w, {_GRAPH}, SymInt width) -> Tensor",
+    _sum_reference, backward=_sum_backward, setup_context=_sum_setup,
+    fake=lambda x, y, w, centre, neighbour, row_ptr, cg, paths, width: x.new_empty((row_ptr.shape[0] - 1, width)),
+)
+_nodes = define(
+    f"tensor_product_convolution_nodes(Tensor y, Tensor w, Tensor g, {_GRAPH}, SymInt nodes, SymInt width) -> Tensor",
+    _nodes_reference, backward=_nodes_backward, setup_context=_nodes_setup,
+    fake=lambda y, w, g, centre, neighbour, row_ptr, cg, paths, nodes, width: g.new_empty((nodes, width)),
+)
+_edges = define(
+    f"tensor_product_convolution_edges(Tensor x, Tensor y, Tensor w, Tensor g, {_GRAPH}) -> (Tensor, Tensor)",
+    _edges_reference, backward=_edges_backward, setup_context=_edges_setup,
+    fake=lambda x, y, w, g, centre, neighbour, row_ptr, cg, paths: (y.new_empty(y.shape), w.new_empty(w.shape)),
+)
+
+
+def tensor_product_convolution(
+    x: Tensor, y: Tensor, w: Tensor, centre: Tensor, neighbour: Tensor, row_ptr: Tensor,
+    cg: Tensor, paths: Sequence[int], width: int,
+) -> Tensor:
+    """Sum over each centre's edges of the tensor product of the neighbour's features with the edge's harmonics.
+
+    Args:
+        x: features of owned nodes, then ghosts, [N + G, width of x]; blocks [2 l + 1, channels].
+        y: harmonics [E, (l_max + 1)^2].
+        w: one weight for each path and channel, [E, weights].
+        centre: centre of each edge, ascending, int64 [E].
+        neighbour: int64 [E].
+        row_ptr: offsets of each centre's edges, int64 [N + 1].
+        cg: coefficients of all paths, flat, in the dtype of ``x``.
+        paths: fields of :class:`ConvolutionPath`, path after path; together they fill the messages.
+        width: of the messages.
+
+    Returns:
+        Messages [N, width]; blocks [2 l + 1, channels of all the paths that lead to the irrep].
+    """
+    return _sum(x, y, w, centre, neighbour, row_ptr, cg, paths, width)
