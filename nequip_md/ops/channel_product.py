@@ -93,4 +93,4 @@ def channel_product(x: Tensor, y: Tensor, w: Tensor, table: Tensor, values: Tens
     Returns:
         [N, dim, U].
     """
-    return torch.ops.nequip_md.channel_product(x, y, w, table, values, dim)
+    return torch.ops.nequip_md.channel_product(x.contiguous(), y.contiguous(), w.contiguous(), table, values, dim)

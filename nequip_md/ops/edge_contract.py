@@ -75,4 +75,4 @@ def edge_contract(w: Tensor, y: Tensor, z: Tensor, centre: Tensor, row_ptr: Tens
     Returns:
         q, [E, U].
     """
-    return torch.ops.nequip_md.edge_contract(w, y, z, centre, row_ptr)
+    return torch.ops.nequip_md.edge_contract(w.contiguous(), y.contiguous(), z.contiguous(), centre, row_ptr)

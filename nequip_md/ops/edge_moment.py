@@ -9,6 +9,8 @@ on its second axis, that slot serves every l. No array of shape [E, M, C] is for
 * :func:`edge_spread` = dF/da;
 * :func:`edge_dot` = dF/dy.
 
+The functions make their arguments contiguous, which the kernels rely on.
+
 F is linear in each argument, so the derivatives of these three are again among these three.
 """
 
@@ -122,7 +124,7 @@ def edge_moment(a: Tensor, y: Tensor, centre: Tensor, row_ptr: Tensor) -> Tensor
     Returns:
         [N, M, C].
     """
-    return torch.ops.nequip_md.edge_moment(a, y, centre, row_ptr)
+    return torch.ops.nequip_md.edge_moment(a.contiguous(), y.contiguous(), centre, row_ptr)
 
 
 def edge_spread(y: Tensor, z: Tensor, centre: Tensor, row_ptr: Tensor, orders: int) -> Tensor:
@@ -130,9 +132,9 @@ def edge_spread(y: Tensor, z: Tensor, centre: Tensor, row_ptr: Tensor, orders: i
 
     ``orders`` is L: l_max + 1, or 1 to sum over all components.
     """
-    return torch.ops.nequip_md.edge_spread(y, z, centre, row_ptr, orders)
+    return torch.ops.nequip_md.edge_spread(y.contiguous(), z.contiguous(), centre, row_ptr, orders)
 
 
 def edge_dot(a: Tensor, z: Tensor, centre: Tensor, row_ptr: Tensor) -> Tensor:
     """sum over the channels c of a[e, l(m), c] z[i(e), m, c]: [E, M] from a [E, L, C] and z [N, M, C]."""
-    return torch.ops.nequip_md.edge_dot(a, z, centre, row_ptr)
+    return torch.ops.nequip_md.edge_dot(a.contiguous(), z.contiguous(), centre, row_ptr)

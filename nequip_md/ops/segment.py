@@ -45,4 +45,4 @@ def segment_sum(values: Tensor, centre: Tensor, row_ptr: Tensor) -> Tensor:
     Returns:
         [N, C]; zero for a centre without edges.
     """
-    return torch.ops.nequip_md.segment_sum(values, centre, row_ptr)
+    return torch.ops.nequip_md.segment_sum(values.contiguous(), centre, row_ptr)
