@@ -1,0 +1,68 @@
+#include "network.h"
+
+#include <sstream>
+
+#include <ATen/Context.h>
+
+#include "error.h"
+
+namespace nequip_md {
+namespace {
+
+// AOTInductor checks neither shapes nor types, and what it returns is read as raw memory further on.
+void check_output(const std::string &path, const char *name, const at::Tensor &tensor, at::IntArrayRef shape)
+{
+    if (tensor.scalar_type() == at::kDouble && tensor.sizes() == shape) return;
+    std::ostringstream message;
+    message << "artifact '" << path << "' returned " << name << " of type " << tensor.scalar_type() << " and shape "
+            << tensor.sizes() << " where the contract says Double and " << shape << "; export the model again";
+    throw Error(NEQUIP_MD_BAD_MODEL, message.str());
+}
+
+// Whether cuBLAS may round to TF32 is a setting of the whole process, which may have its own mind about it.
+class TF32Scope {
+ public:
+    explicit TF32Scope(bool allow) : before_(at::globalContext().allowTF32CuBLAS())
+    {
+        at::globalContext().setAllowTF32CuBLAS(allow);
+    }
+    ~TF32Scope() { at::globalContext().setAllowTF32CuBLAS(before_); }
+    TF32Scope(const TF32Scope &) = delete;
+    TF32Scope &operator=(const TF32Scope &) = delete;
+
+ private:
+    const bool before_;
+};
+
+}  // namespace
+
+Network::Network(const std::string &path, const at::Device &device, bool allow_tf32) : path_(path), allow_tf32_(allow_tf32)
+{
+    constexpr bool run_single_threaded = false;
+    constexpr size_t num_runners = 1;
+    try {
+        // Without the index the weights would land on whatever device is current.
+        loader_ = std::make_unique<torch::inductor::AOTIModelPackageLoader>(
+            path, "model", run_single_threaded, num_runners, device.is_cpu() ? c10::DeviceIndex(-1) : device.index());
+    } catch (const std::exception &error) {
+        throw Error(NEQUIP_MD_BAD_FILE, "the compiled code in '" + path + "' does not load (" + first_line(error.what()) +
+                                            "); export the model again on a machine like this one");
+    }
+}
+
+Evaluation Network::run(const Graph &graph)
+{
+    const TF32Scope precision(allow_tf32_);
+    const int64_t nodes = graph.row_ptr.size(0) - 1;
+    const int64_t edges = graph.edge_vectors.size(0);
+    const std::vector<at::Tensor> outputs = loader_->run(
+        {graph.edge_vectors.contiguous(), graph.edge_index.contiguous(), graph.row_ptr.contiguous(), graph.node_types});
+    if (outputs.size() != 2)
+        throw Error(NEQUIP_MD_BAD_MODEL, "artifact '" + path_ + "' returned " + std::to_string(outputs.size()) +
+                                             " outputs where the contract says 2; export the model again");
+    check_output(path_, "node_energy", outputs[0], {nodes});
+    check_output(path_, "edge_gradient", outputs[1], {edges, 3});
+    return {outputs[0].narrow(0, 0, nodes - PHANTOMS), outputs[1].narrow(0, 0, graph.num_real_edges)};
+}
+
+}  // namespace nequip_md

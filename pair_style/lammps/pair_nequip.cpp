@@ -1,0 +1,411 @@
+/* ----------------------------------------------------------------------
+   Pair style nequip for LAMMPS, https://www.lammps.org
+
+   Copyright (C) 2026 the nequip-md authors
+   This software is distributed under the GNU General Public License, version 2.
+------------------------------------------------------------------------- */
+
+#include "pair_nequip.h"
+
+#include "atom.h"
+#include "comm.h"
+#include "error.h"
+#include "force.h"
+#include "memory.h"
+#include "neigh_list.h"
+#include "neighbor.h"
+#include "update.h"
+#include "utils.h"
+
+#include "nequip_md_engine.h"
+
+#include <algorithm>
+#include <cstring>
+
+using namespace LAMMPS_NS;
+
+// Messages are passed to Error as ready-made strings: its formatting templates use symbols that change with releases.
+
+static constexpr double EV_IN_KCAL_PER_MOL = 23.060549;    // LAMMPS' own factor between units metal and real
+static constexpr int VIRIAL_COMPONENTS = 6;
+static constexpr int CENTROID_COMPONENTS = 9;
+static constexpr int MESSAGE_SIZE = 1024;
+
+// ----------------------------------------------------------------------
+
+PairNequIP::PairNequIP(LAMMPS *lmp) :
+    Pair(lmp), model(nullptr), cutoff(0.0), num_threads(0), last_build(-1), in_transit(nullptr)
+{
+  single_enable = 0;
+  restartinfo = 0;
+  one_coeff = 1;
+  manybody_flag = 1;
+  no_virial_fdotr_compute = 1;
+  centroidstressflag = CENTROID_AVAIL;
+  unit_convert_flag = utils::NOCONVERT;
+
+  // pair style hybrid copies these before the model is known
+
+  comm_forward = 1;
+  comm_reverse_off = CENTROID_COMPONENTS;
+}
+
+/* ----------------------------------------------------------------------
+   check if allocated, since class can be destructed when incomplete
+------------------------------------------------------------------------- */
+
+PairNequIP::~PairNequIP()
+{
+  unload();
+  if (allocated) {
+    memory->destroy(setflag);
+    memory->destroy(cutsq);
+  }
+}
+
+// ----------------------------------------------------------------------
+
+void PairNequIP::compute(int eflag, int vflag)
+{
+  ev_init(eflag, vflag);
+
+  // a rank without atoms goes through all of this, as communication below is collective
+
+  const int nall = atom->nlocal + atom->nghost;
+  const bool build = (neighbor->ago == 0) || (neighbor->ncalls != last_build);
+  last_build = neighbor->ncalls;
+
+  nequip_md_system system = {};
+  system.num_all = nall;
+  system.positions = nall ? atom->x[0] : nullptr;
+  system.types = atom->type;
+  system.num_caller_types = atom->ntypes + 1;
+  system.type_map = type_to_model.data();
+  system.num_centres = list->inum;
+  system.centres = list->ilist;
+  system.num_neighbours = list->numneigh;
+  system.neighbours = list->firstneigh;
+  system.neighbour_mask = NEIGHMASK;
+  system.lists_changed = build;
+  if (nequip_md_message_passing_layers(model)) {
+    find_owners();
+    system.owner = owner.data();
+  }
+
+  nequip_md_results results = {};
+  const bool newton = force->newton_pair;
+  if (newton) {
+    results.forces = nall ? atom->f[0] : nullptr;
+    if (vflag_atom) results.atom_virials = nall ? vatom[0] : nullptr;
+    if (cvflag_atom) results.centroid_virials = nall ? cvatom[0] : nullptr;
+  } else {
+    results.forces = forces.start(nall, 3);
+    if (vflag_atom) results.atom_virials = virials.start(nall, VIRIAL_COMPONENTS);
+    if (cvflag_atom) results.centroid_virials = centroids.start(nall, CENTROID_COMPONENTS);
+  }
+  if (eflag_atom) results.atom_energies = nall ? eatom : nullptr;
+
+  if (nequip_md_evaluate(model, &system, &results) != NEQUIP_MD_OK) {
+    std::string message = std::string("Pair style nequip: ") + nequip_md_last_error(model);
+    if (results.failed_atom >= 0) message += " (atom ID " + std::to_string(atom->tag[results.failed_atom]) + ")";
+    error->one(FLERR, message);
+  }
+
+  if (eflag_global) eng_vdwl += results.energy;
+  if (vflag_global)
+    for (int k = 0; k < VIRIAL_COMPONENTS; k++) virial[k] += results.virial[k];
+
+  if (!newton) {
+    bring_home(forces, atom->f);
+    if (vflag_atom) bring_home(virials, vatom);
+    if (cvflag_atom) bring_home(centroids, cvatom);
+  }
+}
+
+// ----------------------------------------------------------------------
+
+void PairNequIP::allocate()
+{
+  allocated = 1;
+  const int n = atom->ntypes + 1;
+  memory->create(setflag, n, n, "pair:setflag");
+  memory->create(cutsq, n, n, "pair:cutsq");
+  for (int i = 0; i < n; i++) std::fill(setflag[i], setflag[i] + n, 0);
+  map = new int[n];
+}
+
+/* ----------------------------------------------------------------------
+   global settings: pair_style nequip keyword value ...
+------------------------------------------------------------------------- */
+
+void PairNequIP::settings(int narg, char **arg)
+{
+  // a second pair_style nequip may ask for another device: the model must be given again
+
+  unload();
+  device.clear();
+  num_threads = 0;
+
+  for (int iarg = 0; iarg < narg; iarg += 2) {
+    const std::string keyword = arg[iarg];
+    if (keyword != "device" && keyword != "threads")
+      error->all(FLERR, "Unknown pair_style nequip keyword '" + keyword + "'; known are: device cpu|cuda, threads N");
+    if (iarg + 1 == narg) error->all(FLERR, "Pair_style nequip keyword '" + keyword + "' has no value");
+    const std::string value = arg[iarg + 1];
+    if (keyword == "device") {
+      if (value != "cpu" && value != "cuda")
+        error->all(FLERR, "Pair_style nequip device is '" + value + "'; it must be cpu or cuda");
+      device = value;
+    } else {
+      num_threads = utils::inumeric(FLERR, value, false, lmp);
+      if (num_threads < 1) error->all(FLERR, "Pair_style nequip threads is " + value + "; it must be 1 or more");
+    }
+  }
+}
+
+/* ----------------------------------------------------------------------
+   set coeffs for all types: pair_coeff * * model.pt2 name1 name2 ...
+------------------------------------------------------------------------- */
+
+void PairNequIP::coeff(int narg, char **arg)
+{
+  if (narg < 3) error->all(FLERR, "Pair_coeff for pair style nequip is: pair_coeff * * model.pt2 name1 name2 ...");
+  if (strcmp(arg[0], "*") != 0 || strcmp(arg[1], "*") != 0)
+    error->all(FLERR, std::string("Pair_coeff for pair style nequip must start with '* *', not '") + arg[0] + " " + arg[1] +
+                          "'; one model covers all pairs of types, use NULL for types that it leaves out");
+  if (narg - 3 != atom->ntypes)
+    error->all(FLERR, "Pair_coeff for pair style nequip names " + std::to_string(narg - 3) +
+                          " model types; it must name one (or NULL) for each of the " + std::to_string(atom->ntypes) +
+                          " atom types");
+
+  double energy_factor = 0.0;
+  if (strcmp(update->unit_style, "metal") == 0) energy_factor = 1.0;
+  if (strcmp(update->unit_style, "real") == 0) energy_factor = EV_IN_KCAL_PER_MOL;
+  if (energy_factor == 0.0)
+    error->all(FLERR, std::string("Pair style nequip cannot use units ") + update->unit_style + "; use units metal or real");
+
+  if (!allocated) allocate();
+  unload();
+  load(arg[2], energy_factor);
+  map_types(narg - 3, arg + 3);
+}
+
+/* ----------------------------------------------------------------------
+   init specific to this pair style
+------------------------------------------------------------------------- */
+
+void PairNequIP::init_style()
+{
+  if (!model) error->all(FLERR, "Pair style nequip has no model; give one with pair_coeff");
+  if (atom->tag_enable == 0) error->all(FLERR, "Pair style nequip requires atom IDs; use atom_modify id yes");
+  if (comm->nprocs > 1 && nequip_md_message_passing_layers(model))
+    error->all(FLERR, "Pair style nequip runs models with message passing (NequIP) on one MPI process only, this run has " +
+                          std::to_string(comm->nprocs) + "; use one, or an Allegro model");
+  check_special_bonds();
+
+  neighbor->add_request(this, NeighConst::REQ_FULL);
+  last_build = -1;
+}
+
+/* ----------------------------------------------------------------------
+   init for one type pair i,j and corresponding j,i
+------------------------------------------------------------------------- */
+
+double PairNequIP::init_one(int i, int j)
+{
+  if (setflag[i][j] == 0) error->all(FLERR, "All pair coeffs are not set");
+  const int mi = type_to_model[i], mj = type_to_model[j];
+  return std::max(nequip_md_pair_cutoff(model, mi, mj), nequip_md_pair_cutoff(model, mj, mi));
+}
+
+// ----------------------------------------------------------------------
+
+void *PairNequIP::extract(const char *str, int &dim)
+{
+  dim = 0;
+  if (strcmp(str, "cutoff") == 0) return &cutoff;
+  return nullptr;
+}
+
+/* ----------------------------------------------------------------------
+   forward communication: local index of the atom that a ghost copies
+------------------------------------------------------------------------- */
+
+int PairNequIP::pack_forward_comm(int n, int *sendlist, double *buf, int /*pbc_flag*/, int * /*pbc*/)
+{
+  for (int k = 0; k < n; k++) buf[k] = owner[sendlist[k]];
+  return n;
+}
+
+void PairNequIP::unpack_forward_comm(int n, int first, double *buf)
+{
+  for (int k = 0; k < n; k++) owner[first + k] = static_cast<int>(buf[k]);
+}
+
+/* ----------------------------------------------------------------------
+   reverse communication: what was collected on ghosts, with newton off
+------------------------------------------------------------------------- */
+
+int PairNequIP::pack_reverse_comm(int n, int first, double *buf)
+{
+  const int size = n * in_transit->width;
+  std::copy_n(in_transit->values.data() + first * in_transit->width, size, buf);
+  return size;
+}
+
+void PairNequIP::unpack_reverse_comm(int n, int *sendlist, double *buf)
+{
+  const int width = in_transit->width;
+  for (int k = 0; k < n; k++)
+    for (int c = 0; c < width; c++) in_transit->values[sendlist[k] * width + c] += *buf++;
+}
+
+// ----------------------------------------------------------------------
+
+double PairNequIP::memory_usage()
+{
+  double bytes = Pair::memory_usage();
+  for (const Collected *collected : {&forces, &virials, &centroids}) bytes += collected->values.capacity() * sizeof(double);
+  return bytes + owner.capacity() * sizeof(int);
+}
+
+// ----------------------------------------------------------------------
+
+double *PairNequIP::Collected::start(int natoms, int components)
+{
+  width = components;
+  values.assign(static_cast<size_t>(natoms) * width, 0.0);
+  return values.data();
+}
+
+// ----------------------------------------------------------------------
+
+void PairNequIP::unload()
+{
+  nequip_md_free(model);
+  model = nullptr;
+  if (!allocated) return;
+  for (int i = 0; i <= atom->ntypes; i++) std::fill(setflag[i], setflag[i] + atom->ntypes + 1, 0);
+}
+
+/* ----------------------------------------------------------------------
+   load the model on all ranks; if one fails, all report its message
+------------------------------------------------------------------------- */
+
+void PairNequIP::load(const char *path, double energy_factor)
+{
+  if (nequip_md_abi_version() != NEQUIP_MD_ABI_VERSION)
+    error->all(FLERR, "Pair style nequip and libnequip_md_engine are of different versions; run nequip-md-lammps build");
+
+  nequip_md_options options = {};
+  options.device = device.empty() ? nullptr : device.c_str();
+  options.device_index = device_index();
+  options.num_threads = num_threads ? num_threads : comm->nthreads;
+  options.energy_factor = energy_factor;
+
+  char message[MESSAGE_SIZE] = "";
+  const int failed = nequip_md_load(path, &options, &model, message, MESSAGE_SIZE) != NEQUIP_MD_OK;
+  int culprit, candidate = failed ? comm->me : comm->nprocs;
+  MPI_Allreduce(&candidate, &culprit, 1, MPI_INT, MPI_MIN, world);
+  if (culprit < comm->nprocs) {
+    MPI_Bcast(message, MESSAGE_SIZE, MPI_CHAR, culprit, world);
+    unload();
+    error->all(FLERR, std::string("Pair style nequip: ") + message);
+  }
+  cutoff = nequip_md_cutoff(model);
+
+  if (comm->me == 0) {
+    const auto key = [this](const char *name) {
+      const char *text = nequip_md_metadata(model, name);
+      return std::string(text ? text : "?");
+    };
+    utils::logmesg(lmp, std::string("Pair style nequip: ") + key("kind") + " model " + path + " for " + key("type_names") +
+                            ", cutoff " + key("cutoff") + ", precision " + key("precision") + ", device " + key("device") +
+                            ", threads " + std::to_string(options.num_threads) + "\n");
+  }
+}
+
+/* ----------------------------------------------------------------------
+   GPU of this rank: its place among the ranks of this world on this host
+------------------------------------------------------------------------- */
+
+int PairNequIP::device_index() const
+{
+  MPI_Comm host;
+  MPI_Comm_split_type(world, MPI_COMM_TYPE_SHARED, 0, MPI_INFO_NULL, &host);
+  int rank;
+  MPI_Comm_rank(host, &rank);
+  MPI_Comm_free(&host);
+  const int count = nequip_md_device_count("cuda");
+  return count ? rank % count : 0;
+}
+
+/* ----------------------------------------------------------------------
+   map atom types to model types; NULL leaves a type out
+------------------------------------------------------------------------- */
+
+void PairNequIP::map_types(int narg, char **arg)
+{
+  map_element2type(narg, arg);
+  type_to_model.assign(atom->ntypes + 1, -1);
+  for (int i = 1; i <= atom->ntypes; i++) {
+    if (map[i] < 0) continue;
+    std::string known;
+    for (int t = 0; t < nequip_md_num_types(model); t++) {
+      const char *name = nequip_md_type_name(model, t);
+      if (strcmp(name, elements[map[i]]) == 0) type_to_model[i] = t;
+      known += std::string(" ") + name;
+    }
+    if (type_to_model[i] < 0) {
+      const std::string wanted = elements[map[i]];
+      unload();
+      error->all(FLERR, "Pair_coeff names model type '" + wanted + "', which the model does not have; it has:" + known);
+    }
+  }
+}
+
+/* ----------------------------------------------------------------------
+   the model needs all neighbors, and has no weaker ones
+------------------------------------------------------------------------- */
+
+void PairNequIP::check_special_bonds()
+{
+  const std::string remedy = "; use special_bonds lj 1 1 1";
+  bool excluded = false;
+  for (int k = 1; k <= 3; k++) {
+    const double factor = force->special_lj[k];
+    if (factor != 0.0 && factor != 1.0 && atom->molecular != Atom::ATOMIC)
+      error->all(FLERR, "Pair style nequip cannot scale the interactions of bonded atoms" + remedy);
+    if (factor == 0.0) excluded = true;
+  }
+
+  // LAMMPS takes such neighbors out of the list: harmless only if no atom of the model has any
+
+  int here = 0, anywhere;
+  if (excluded && atom->nspecial)
+    for (int i = 0; i < atom->nlocal; i++)
+      if (type_to_model[atom->type[i]] >= 0 && atom->nspecial[i][2] > 0) here = 1;
+  MPI_Allreduce(&here, &anywhere, 1, MPI_INT, MPI_MAX, world);
+  if (anywhere) error->all(FLERR, "Pair style nequip needs bonded atoms as neighbors, special_bonds leaves them out" + remedy);
+}
+
+// ----------------------------------------------------------------------
+
+void PairNequIP::find_owners()
+{
+  owner.resize(atom->nlocal + atom->nghost);
+  for (int i = 0; i < atom->nlocal; i++) owner[i] = i;
+  comm->forward_comm(this);
+}
+
+// ----------------------------------------------------------------------
+
+void PairNequIP::bring_home(Collected &collected, double **array)
+{
+  in_transit = &collected;
+  comm->reverse_comm(this, collected.width);
+  const int nlocal = atom->nlocal;
+  const double *value = collected.values.data();
+  for (int i = 0; i < nlocal; i++)
+    for (int c = 0; c < collected.width; c++) array[i][c] += *value++;
+}

@@ -1,0 +1,69 @@
+/* -*- c++ -*- ----------------------------------------------------------
+   Pair style nequip for LAMMPS, https://www.lammps.org
+
+   Copyright (C) 2026 the nequip-md authors
+   This software is distributed under the GNU General Public License, version 2.
+------------------------------------------------------------------------- */
+
+#ifndef LMP_PAIR_NEQUIP_H
+#define LMP_PAIR_NEQUIP_H
+
+#include "pair.h"
+
+#include <string>
+#include <vector>
+
+struct nequip_md_model;
+
+namespace LAMMPS_NS {
+
+class PairNequIP : public Pair {
+ public:
+  PairNequIP(class LAMMPS *);
+  ~PairNequIP() override;
+  void compute(int, int) override;
+  void settings(int, char **) override;
+  void coeff(int, char **) override;
+  void init_style() override;
+  double init_one(int, int) override;
+  void *extract(const char *, int &) override;
+  int pack_forward_comm(int, int *, double *, int, int *) override;
+  void unpack_forward_comm(int, int, double *) override;
+  int pack_reverse_comm(int, int, double *) override;
+  void unpack_reverse_comm(int, int *, double *) override;
+  double memory_usage() override;
+
+ protected:
+  nequip_md_model *model;
+  double cutoff;                   // largest cutoff of the model
+  std::string device;              // keyword device; empty: the one that the model was exported for
+  int num_threads;                 // keyword threads; 0: as many as LAMMPS uses
+  std::vector<int> type_to_model;  // model type of each LAMMPS type, -1 for NULL
+  bigint last_build;               // neighbor->ncalls at the last compute
+
+  // With newton off, LAMMPS brings home nothing that is on ghost atoms: collect here, and send it ourselves.
+
+  struct Collected {
+    std::vector<double> values;    // [nlocal + nghost][width]
+    int width = 0;
+
+    double *start(int natoms, int components);
+  };
+  Collected forces, virials, centroids;
+  Collected *in_transit;    // what pack/unpack_reverse_comm carries
+
+  std::vector<int> owner;    // atom that each atom is or is a copy of; for models with message passing
+
+  virtual void allocate();
+  void unload();
+  void load(const char *, double);
+  int device_index() const;
+  void map_types(int, char **);
+  void check_special_bonds();
+  void find_owners();
+  void bring_home(Collected &, double **);
+};
+
+}    // namespace LAMMPS_NS
+
+#endif
