@@ -1,0 +1,5 @@
+"""Python engines that run an artifact."""
+
+from nequip_md.calculators.ase import NequIPMDCalculator
+
+__all__ = ["NequIPMDCalculator"]

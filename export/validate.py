@@ -1,0 +1,365 @@
+"""Checks that every artifact must pass, whatever model is in it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from nequip_md.errors import NequIPMDError
+from nequip_md.export.validation_systems import (
+    System,
+    crossing_pairs,
+    isolated_atoms,
+    some_centres,
+    validation_systems,
+    without_edge,
+)
+from nequip_md.graph import Graph, batch_graphs, forces_from_gradient, pad_graph, virial_from_gradient
+from nequip_md.model import energy_and_gradient
+
+
+@dataclass(frozen=True)
+class CheckResult:
+    """Outcome of one check.
+
+    Attributes:
+        name: what was checked, and on which system the error was largest.
+        measured: the error; relative to the largest energy or gradient of the system unless ``name`` says otherwise.
+        tolerance: largest error allowed.
+    """
+
+    name: str
+    measured: float
+    tolerance: float
+
+    @property
+    def passed(self) -> bool:
+        """Whether the error is within its tolerance; not a number is not."""
+        return self.measured <= self.tolerance
+
+
+@dataclass(frozen=True)
+class Tolerances:
+    """Relative errors that rounding explains, with a margin of ten or more, and steps that suit them.
+
+    Attributes:
+        energy: energies of atoms.
+        gradient: edge gradients.
+        difference: work along a path against the difference in energy.
+        step: length of that path for each atom, angstrom; also the size of strains.
+    """
+
+    energy: float
+    gradient: float
+    difference: float
+    step: float
+
+
+TOLERANCES = {
+    "fp64": Tolerances(energy=1e-10, gradient=1e-9, difference=1e-6, step=2e-3),
+    "fp32": Tolerances(energy=2e-5, gradient=1e-4, difference=1e-3, step=3e-2),
+    "tf32": Tolerances(energy=2e-2, gradient=5e-2, difference=2e-1, step=1e-1),
+}
+MINIMUM_GRADIENT = 1e-6
+"""eV/angstrom: with less, a model that gives nothing at all would pass every comparison of forces."""
+
+_TINY = 1e-300  # keeps quotients finite for a model that gives nothing at all
+
+_INSIDE = 1e-4
+"""Distance of a leaving atom from the cutoff, as a fraction of it; u_6 is 6e-11 there and its derivative 2e-6."""
+_LEAVING_ENERGY, _LEAVING_GRADIENT = 1e-6, 1e-3
+"""What an edge at that distance may carry, beside rounding."""
+
+
+class Evaluator(Protocol):
+    """What is checked: :class:`nequip_md.export.Artifact`, or anything that looks like it."""
+
+    metadata: dict[str, str]
+    type_names: list[str]
+    pair_cutoffs: Tensor
+    device: torch.device
+
+    def __call__(self, graph: Graph) -> tuple[Tensor, Tensor]: ...
+
+
+def validate_artifact(artifact: Evaluator, reference_model: nn.Module | None = None, *, quick: bool = False) -> list[CheckResult]:
+    """Run every check on an artifact.
+
+    Structures are made of its own types: empty, one atom, a pair, dense, elongated, triclinic and larger boxes, all of
+    sizes that it was not traced with. Checked are agreement with the eager model, where that is given; forces and
+    stress against differences of the artifact's own energy; padding; isolated atoms; and unless ``quick``, invariance
+    under rotation, reflection, translation and permutation, independence of distant parts, evaluation of some of the
+    atoms at a time (strictly local models), and smoothness where an atom crosses the cutoff.
+
+    Args:
+        reference_model: the eager model (:class:`nequip_md.model.Potential` or the same forward), in the arithmetic of
+            the artifact.
+        quick: fewer and smaller systems: a few seconds for a large model.
+
+    Returns:
+        One result for each check; none is raised as an error.
+
+    Raises:
+        NequIPMDError: the artifact's precision is unknown here.
+    """
+    precision = artifact.metadata["precision"]
+    if precision not in TOLERANCES:
+        raise NequIPMDError(f"no tolerances for precision {precision!r}; those known are {', '.join(TOLERANCES)}")
+    checks = _Checks(artifact, TOLERANCES[precision], quick)
+    with torch.no_grad():
+        results = [*checks.signal(), *checks.isolated(reference_model)]
+        if reference_model is not None:
+            results += checks.agreement(reference_model)
+        results += [*checks.differences(), *checks.padding()]
+        if not quick:
+            results += [*checks.invariance(), *checks.size_consistency(), *checks.chunks(), *checks.smoothness()]
+    return results
+
+
+class _Worst:
+    """The largest of several errors and where it was."""
+
+    def __init__(self, name: str, tolerance: float):
+        self.name, self.tolerance, self.measured, self.where = name, tolerance, 0.0, ""
+
+    def add(self, error: float | Tensor, where: str) -> None:
+        error = float(error)
+        if not error <= self.measured and not np.isnan(self.measured):
+            self.measured, self.where = error, where
+
+    def result(self) -> CheckResult:
+        return CheckResult(f"{self.name} ({self.where})" if self.where else self.name, self.measured, self.tolerance)
+
+
+class _Checks:
+    def __init__(self, artifact: Evaluator, tolerances: Tolerances, quick: bool):
+        self.artifact, self.tolerances, self.quick = artifact, tolerances, quick
+        self.cutoffs = artifact.pair_cutoffs.cpu().numpy()
+        num_types = len(artifact.type_names)
+        self.systems = validation_systems(num_types, float(self.cutoffs.max()), quick=quick)
+        self.isolated_energy, _ = self.evaluate(isolated_atoms(num_types))
+        self.values = {s.name: self.evaluate(s.graph(self.cutoffs)) for s in self.systems}
+        typical = self.systems[0]
+        energy, gradient = self.values[typical.name]
+        self.typical_energy = self.binding(typical.types, energy)
+        self.typical_gradient = _largest(gradient)
+
+    def evaluate(self, graph: Graph) -> tuple[Tensor, Tensor]:
+        energy, gradient = self.artifact(graph.to(self.artifact.device))
+        return energy.cpu(), gradient.cpu()
+
+    def binding(self, types: np.ndarray | Tensor, energy: Tensor) -> float:
+        """Largest energy of an atom, less that of the isolated atom: what relative errors refer to."""
+        return _largest(energy - self.isolated_energy[torch.as_tensor(types)])
+
+    def errors(self, graph: Graph, values: tuple[Tensor, Tensor], expected: tuple[Tensor, Tensor]) -> tuple[float, float]:
+        """Relative errors of energies and gradients; small systems are measured by a tenth of the typical one."""
+        energy_scale = max(self.binding(graph.node_types[: graph.num_nodes], expected[0]), 0.1 * self.typical_energy, _TINY)
+        gradient_scale = max(_largest(expected[1]), 0.1 * self.typical_gradient, _TINY)
+        return tuple(_largest(v - e) / scale for v, e, scale in zip(values, expected, (energy_scale, gradient_scale)))
+
+    def compare(self, what: str, cases: Iterator[tuple[str, Graph, tuple[Tensor, Tensor], tuple[Tensor, Tensor]]]) -> list[CheckResult]:
+        energy = _Worst(f"energy {what}", self.tolerances.energy)
+        gradient = _Worst(f"gradient {what}", self.tolerances.gradient)
+        for where, graph, values, expected in cases:
+            for worst, error in zip((energy, gradient), self.errors(graph, values, expected)):
+                worst.add(error, where)
+        return [energy.result(), gradient.result()]
+
+    def signal(self) -> Iterator[CheckResult]:
+        not_finite = sum(int((~torch.isfinite(v)).sum()) for values in self.values.values() for v in values)
+        yield CheckResult("numbers that are not finite", not_finite, 0)
+        yield CheckResult("1 / largest gradient, angstrom/eV", 1 / max(self.typical_gradient, _TINY), 1 / MINIMUM_GRADIENT)
+
+    def isolated(self, reference: nn.Module | None) -> Iterator[CheckResult]:
+        """An atom alone is finite, and the same whether evaluated alone or among others that it does not see."""
+        not_finite = int((~torch.isfinite(self.isolated_energy)).sum())
+        yield CheckResult("isolated atoms whose energy is not finite", not_finite, 0)
+        worst = _Worst("isolated atom against many at once, eV", 1e-9)
+        many = isolated_atoms(len(self.artifact.type_names))
+        for k in range(1 if self.quick else len(self.artifact.type_names)):
+            graph = Graph(many.edge_vectors, many.edge_index, many.row_ptr[:2], many.node_types[k : k + 1])
+            worst.add(_largest(self.evaluate(graph)[0] - self.isolated_energy[k]), self.artifact.type_names[k])
+        yield worst.result()
+        if reference is not None:
+            error = _largest(self.isolated_energy - _eager(reference, many)[0])
+            yield CheckResult("isolated atoms against the eager model, eV", error, 1e-9 * max(1.0, _largest(self.isolated_energy)))
+
+    def agreement(self, reference: nn.Module) -> list[CheckResult]:
+        def cases():
+            for system in self.systems:
+                graph = system.graph(self.cutoffs)
+                yield system.name, graph, self.values[system.name], _eager(reference, graph)
+            graph = one_edge(self.cutoffs)
+            yield "one edge", graph, self.evaluate(graph), _eager(reference, graph)
+
+        return self.compare("against the eager model", cases())
+
+    def differences(self) -> Iterator[CheckResult]:
+        """Work of the forces along short random paths, and of the virial along random strains, against energies."""
+        rng = np.random.default_rng(19)
+        step, tolerance = self.tolerances.step, self.tolerances.difference
+        forces = _Worst("forces against differences of the energy", tolerance)
+        stress = _Worst("stress against differences of the energy", tolerance)
+        for system in self.systems[: 1 if self.quick else 4]:
+            for _ in range(1 if self.quick else 2):
+                path = rng.normal(size=system.positions.shape) * step
+                forces.add(self._force_error(system, path), system.name)
+            if system.cell is not None:
+                stress.add(self._stress_error(system, rng.normal(size=(3, 3)) * step / 3), system.name)
+        yield forces.result()
+        yield stress.result()
+
+    def _force_error(self, system: System, path: np.ndarray) -> float:
+        def slope(t: float) -> tuple[float, float]:
+            graph = system.displaced(t * path).graph(self.cutoffs)
+            forces = forces_from_gradient(graph, self.evaluate(graph)[1]).numpy()
+            # the slope that independent forces of this size would have
+            return -(forces * path).sum(), np.linalg.norm(forces) * np.linalg.norm(path) / np.sqrt(path.size)
+
+        ends = [self.evaluate(system.displaced(t * path).graph(self.cutoffs))[0].sum() for t in (0, 1)]
+        return _integral_error(slope, float(ends[1] - ends[0]))
+
+    def _stress_error(self, system: System, strain: np.ndarray) -> float:
+        def slope(t: float) -> tuple[float, float]:
+            graph = system.strained(t * strain).graph(self.cutoffs)
+            virial = virial_from_gradient(graph, self.evaluate(graph)[1])[0].numpy()
+            rate = np.linalg.solve(np.eye(3) + t * strain, strain)
+            return -(virial * rate).sum(), np.linalg.norm(virial) * np.linalg.norm(rate) / 3
+
+        ends = [self.evaluate(system.strained(t * strain).graph(self.cutoffs))[0].sum() for t in (0, 1)]
+        return _integral_error(slope, float(ends[1] - ends[0]))
+
+    def padding(self) -> list[CheckResult]:
+        """Phantom atoms and edges, which engines add, change nothing and carry nothing."""
+        phantom = _Worst("gradient of phantom edges, eV/angstrom", 0.0)
+
+        def cases():
+            for system in self.systems[: 1 if self.quick else None]:
+                graph = system.graph(self.cutoffs)
+                n, e = graph.num_nodes, graph.num_edges
+                padded = pad_graph(graph, min_edges=e + 13, min_nodes=n + 3, cutoff=float(self.cutoffs.max()))
+                energy, gradient = self.evaluate(padded)
+                phantom.add(_largest(gradient[e:]), system.name)
+                yield system.name, graph, (energy[:n], gradient[:e]), self.values[system.name]
+
+        return [*self.compare("with phantom atoms and edges", cases()), phantom.result()]
+
+    def invariance(self) -> list[CheckResult]:
+        rng = np.random.default_rng(20)
+        boxes = [s for s in self.systems if len(s.positions) > 1]
+
+        def rotated(handedness: int):
+            for system in boxes:
+                q, _ = np.linalg.qr(rng.normal(size=(3, 3)))
+                q *= handedness * np.linalg.det(q)
+                graph = turned(system.graph(self.cutoffs), torch.from_numpy(q))
+                energy, gradient = self.values[system.name]
+                yield system.name, graph, self.evaluate(graph), (energy, gradient @ torch.from_numpy(q))
+
+        def moved():
+            for system in boxes:
+                graph = system.graph(self.cutoffs)
+                moved = system.wrapped(rng.normal(size=3) * 5).graph(self.cutoffs)
+                energy, gradient = self.evaluate(moved)
+                # the order of the edges may have changed with the shifts: compare forces, which do not depend on it
+                yield system.name, graph, (energy, forces_from_gradient(moved, gradient)), self._energy_forces(graph, system)
+
+        def permuted():
+            for system in boxes:
+                order = rng.permutation(len(system.positions))
+                graph = system.graph(self.cutoffs)
+                other = system.permuted(order).graph(self.cutoffs)
+                energy, gradient = self.evaluate(other)
+                back = torch.from_numpy(np.argsort(order))
+                yield system.name, graph, (energy[back], forces_from_gradient(other, gradient)[back]), self._energy_forces(graph, system)
+
+        return [
+            *self.compare("under rotation", rotated(1)),
+            *self.compare("under reflection", rotated(-1)),
+            *self.compare("and forces under translation", moved()),
+            *self.compare("and forces under permutation", permuted()),
+        ]
+
+    def _energy_forces(self, graph: Graph, system: System) -> tuple[Tensor, Tensor]:
+        energy, gradient = self.values[system.name]
+        return energy, forces_from_gradient(graph, gradient)
+
+    def size_consistency(self) -> list[CheckResult]:
+        """Parts without an edge between them, evaluated at once and one by one."""
+        parts = [s for s in self.systems if 0 < len(s.positions) < 40]
+        graph = batch_graphs([s.graph(self.cutoffs) for s in parts])
+        expected = tuple(torch.cat(v) for v in zip(*(self.values[s.name] for s in parts)))
+        return self.compare("of distant parts", iter([("", graph, self.evaluate(graph), expected)]))
+
+    def chunks(self) -> list[CheckResult]:
+        """Some atoms as centres and the others as ghosts, as on several ranks; for strictly local models."""
+        if int(self.artifact.metadata["message_passing_layers"]):
+            return []
+
+        def cases():
+            for system in self.systems[:2]:
+                graph = system.graph(self.cutoffs)
+                energy, gradient = self.values[system.name]
+                for first, count in ((0, 1), (3, graph.num_nodes - 5), (graph.num_nodes - 2, 2)):
+                    chunk, edges = some_centres(graph, first, count)
+                    yield system.name, chunk, self.evaluate(chunk), (energy[first : first + count], gradient[edges])
+
+        return self.compare("of some of the atoms", cases())
+
+    def smoothness(self) -> Iterator[CheckResult]:
+        """An edge just inside its cutoff carries next to nothing, so that nothing jumps when it is dropped."""
+        graphs, leaving = crossing_pairs(self.cutoffs, _INSIDE)
+        names = self.artifact.type_names
+        energy = _Worst("energy as an atom crosses the cutoff", _LEAVING_ENERGY + self.tolerances.energy)
+        gradient = _Worst("gradient as an atom crosses the cutoff", _LEAVING_GRADIENT + self.tolerances.gradient)
+        inside = self.evaluate(batch_graphs(graphs))
+        outside = self.evaluate(batch_graphs([without_edge(g, e) for g, e in zip(graphs, leaving)]))
+        sizes = [g.num_edges for g in graphs]
+        pieces = zip(
+            graphs, leaving, inside[0].split([g.num_nodes for g in graphs]), inside[1].split(sizes),
+            outside[0].split([g.num_nodes for g in graphs]), outside[1].split([n - 1 for n in sizes]),
+        )
+        for graph, edge, e_in, g_in, e_out, g_out in pieces:
+            g_out = torch.cat([g_out[:edge], g_out.new_zeros(1, 3), g_out[edge:]])
+            where = "{}-{}".format(*(names[t] for t in graph.node_types[:2].tolist()))
+            for worst, error in zip((energy, gradient), self.errors(graph, (e_in, g_in), (e_out, g_out))):
+                worst.add(error, where)
+        yield energy.result()
+        yield gradient.result()
+
+
+def one_edge(cutoffs: np.ndarray) -> Graph:
+    """Two atoms of the first type and one edge, from the first to the second."""
+    vector = torch.tensor([[0.3, 0.2, -0.35]], dtype=torch.float64) * cutoffs[0, 0]
+    return Graph(vector, torch.tensor([[0], [1]]), torch.tensor([0, 1, 1]), torch.tensor([0, 0]))
+
+
+def turned(graph: Graph, q: Tensor) -> Graph:
+    """Every edge vector turned by the orthogonal matrix q: r -> r q."""
+    return Graph(graph.edge_vectors @ q, graph.edge_index, graph.row_ptr, graph.node_types)
+
+
+def _eager(model: nn.Module, graph: Graph) -> tuple[Tensor, Tensor]:
+    parameter = next(model.parameters(), None)
+    device = "cpu" if parameter is None else parameter.device
+    energy, gradient = energy_and_gradient(model, *graph.to(device).tensors)
+    return energy.cpu(), gradient.cpu()
+
+
+def _integral_error(slope, difference: float) -> float:
+    """|integral of the slope over [0, 1] - difference| relative to the size of the slope (Gauss-Legendre, 3 points)."""
+    nodes, weights = np.polynomial.legendre.leggauss(3)
+    values, sizes = zip(*(slope((1 + t) / 2) for t in nodes))
+    size = float(np.mean(sizes))
+    return abs(float(np.dot(weights, values)) / 2 - difference) / size if size > 0 else float("inf")
+
+
+def _largest(values: Tensor) -> float:
+    """Largest magnitude; not a number if one of the values is not, 0 of none."""
+    return float(values.abs().max()) if values.numel() else 0.0

@@ -1,0 +1,159 @@
+"""Structures for validating an artifact: made of its own types, scaled by its own cutoff, of many sizes and shapes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from itertools import product
+
+import numpy as np
+import torch
+
+from nequip_md.graph import Graph
+from nequip_md.graph.build import graph_from_pairs
+from nequip_md.graph.neighbors import neighbor_pairs
+
+
+@dataclass(frozen=True)
+class System:
+    """Atoms by model type; types need not be chemical elements.
+
+    Attributes:
+        name: for the report.
+        positions: angstrom [N, 3].
+        types: model types, int64 [N].
+        cell: vectors in rows, angstrom [3, 3]; None is open in all directions.
+    """
+
+    name: str
+    positions: np.ndarray
+    types: np.ndarray
+    cell: np.ndarray | None = None
+
+    def graph(self, cutoffs: np.ndarray) -> Graph:
+        """All edges within ``cutoffs``, angstrom [centre type][neighbour type]."""
+        cell = np.eye(3) if self.cell is None else self.cell
+        pairs, shifts = neighbor_pairs(self.positions, cell, np.full(3, self.cell is not None), cutoffs.max())
+        return graph_from_pairs(self.positions, cell, pairs, shifts, self.types, cutoffs)
+
+    def displaced(self, displacement: np.ndarray) -> System:
+        return replace(self, positions=self.positions + displacement)
+
+    def strained(self, strain: np.ndarray) -> System:
+        """Deformed by r -> r (1 + strain)."""
+        deformation = np.eye(3) + strain
+        return replace(self, positions=self.positions @ deformation, cell=None if self.cell is None else self.cell @ deformation)
+
+    def permuted(self, order: np.ndarray) -> System:
+        return replace(self, positions=self.positions[order], types=self.types[order])
+
+    def wrapped(self, translation: np.ndarray) -> System:
+        """Translated, then put back into the cell where there is one."""
+        positions = self.positions + translation
+        if self.cell is not None:
+            fractions = positions @ np.linalg.inv(self.cell)
+            positions = (fractions - np.floor(fractions)) @ self.cell
+        return replace(self, positions=positions)
+
+
+def random_system(
+    name: str, shape: np.ndarray, atoms: int, neighbors: float, num_types: int, cutoff: float, seed: int, *, periodic: bool = True
+) -> System:
+    """Atoms at random with a minimum distance, in a cell of the given shape.
+
+    Args:
+        shape: cell vectors of any length [3, 3]; scaled for ``neighbors`` atoms, on average, within the cutoff.
+        periodic: False keeps the positions and drops the cell.
+    """
+    rng = np.random.default_rng(seed)
+    volume = atoms / neighbors * (4 / 3) * np.pi * cutoff**3
+    cell = shape * (volume / abs(np.linalg.det(shape))) ** (1 / 3)
+    minimum = 0.78 * (volume / atoms) ** (1 / 3)
+    images = np.array(list(product((-1, 0, 1), repeat=3))) @ cell if periodic else np.zeros((1, 3))
+    positions = np.empty((0, 3))
+    while len(positions) < atoms:
+        trial = rng.random(3) @ cell
+        vectors = (positions[:, None] - trial + images).reshape(-1, 3)
+        if not len(vectors) or np.linalg.norm(vectors, axis=1).min() > minimum:
+            positions = np.vstack([positions, trial])
+        else:
+            minimum *= 0.9995  # so that a box that has become full is filled all the same
+    types = rng.permutation(np.arange(atoms) % num_types)
+    return System(name, positions, types, cell if periodic else None)
+
+
+def validation_systems(num_types: int, cutoff: float, *, quick: bool) -> list[System]:
+    """Structures of sizes that differ from those an artifact is traced with; the first has the most typical density."""
+    cubic, long = np.eye(3), np.diag([1.0, 1.1, 4.0])
+    triclinic = np.array([[1.0, 0.0, 0.0], [0.35, 1.1, 0.0], [-0.3, 0.4, 0.9]])
+    last = num_types - 1
+    systems = [
+        random_system("triclinic box", triclinic, 29, 24, num_types, cutoff, seed=11),
+        random_system("dense box", cubic, 19, 60, num_types, cutoff, seed=12),
+        random_system("elongated cell", long, 14, 20, num_types, cutoff, seed=13),
+        random_system("cluster", cubic, 7, 10, num_types, cutoff, seed=14, periodic=False),
+        System("pair", np.array([[0.0, 0.0, 0.0], [0.2, 0.3, -0.1]]) * cutoff, np.array([0, last])),
+        System("single atom", np.zeros((1, 3)), np.array([last])),
+        System("no atom", np.zeros((0, 3)), np.zeros(0, dtype=np.int64)),
+    ]
+    if not quick:
+        systems += [
+            random_system("larger box", cubic, 97, 30, num_types, cutoff, seed=15),
+            random_system("sparse box", triclinic, 23, 3, num_types, cutoff, seed=16),
+            random_system("one atom and its images", triclinic, 1, 12, num_types, cutoff, seed=17),
+        ]
+    return systems
+
+
+def isolated_atoms(num_types: int) -> Graph:
+    """One atom of each type and no edge."""
+    return Graph(
+        torch.zeros(0, 3, dtype=torch.float64), torch.zeros(2, 0, dtype=torch.int64),
+        torch.zeros(num_types + 1, dtype=torch.int64), torch.arange(num_types),
+    )
+
+
+def crossing_pairs(cutoffs: np.ndarray, inside: float, *, most: int = 64) -> tuple[list[Graph], list[int]]:
+    """For each ordered pair of types, atoms of which one is about to leave the other's cutoff.
+
+    Each graph holds a centre, an atom at ``(1 - inside)`` of the centre's cutoff for it, and two atoms near the centre.
+
+    Args:
+        most: at most so many pairs, evenly chosen.
+
+    Returns:
+        The graphs, and in each the number of the edge that is about to vanish.
+    """
+    rng = np.random.default_rng(18)
+    num_types = len(cutoffs)
+    every = list(product(range(num_types), repeat=2))
+    graphs, edges = [], []
+    for centre, neighbour in every[:: -(-len(every) // most)]:
+        distance = cutoffs[centre, neighbour] * (1 - inside)
+        near = cutoffs.min() * np.array([[-0.2, 0.35, 0.1], [0.1, -0.3, 0.3]])
+        positions = np.vstack([np.zeros(3), [distance, 0.0, 0.0], near])
+        types = np.array([centre, neighbour, *rng.integers(0, num_types, 2)])
+        graph = System("crossing", positions, types).graph(cutoffs)
+        leaving = (graph.edge_index[0] == 0) & (graph.edge_index[1] == 1)
+        graphs.append(graph)
+        edges.append(int(leaving.nonzero()[0, 0]))
+    return graphs, edges
+
+
+def without_edge(graph: Graph, edge: int) -> Graph:
+    """The same graph less one edge."""
+    keep = torch.arange(graph.num_edges, device=graph.row_ptr.device) != edge
+    row_ptr = graph.row_ptr.clone()
+    row_ptr[int(graph.edge_index[0, edge]) + 1 :] -= 1
+    return Graph(graph.edge_vectors[keep], graph.edge_index[:, keep], row_ptr, graph.node_types)
+
+
+def some_centres(graph: Graph, first: int, count: int) -> tuple[Graph, slice]:
+    """Atoms ``first`` to ``first + count`` as owned atoms and every other atom as a ghost; and which edges they own."""
+    nodes = torch.arange(graph.num_nodes, device=graph.row_ptr.device)
+    owned = nodes[first : first + count]
+    order = torch.cat([owned, nodes[:first], nodes[first + count :]])
+    place = torch.empty_like(order)
+    place[order] = nodes
+    edges = slice(int(graph.row_ptr[first]), int(graph.row_ptr[first + count]))
+    row_ptr = graph.row_ptr[first : first + count + 1] - graph.row_ptr[first]
+    return Graph(graph.edge_vectors[edges], place[graph.edge_index[:, edges]], row_ptr, graph.node_types[order]), edges
