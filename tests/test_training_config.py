@@ -1,0 +1,124 @@
+"""A training file says what it may and is refused by name where it does not."""
+
+import copy
+from pathlib import Path
+
+import pytest
+import yaml
+
+from nequip_md.errors import NequIPMDError
+from nequip_md.training.cli import main
+from nequip_md.training.config import check_config, load_config
+
+MINIMAL = {
+    "model": {"kind": "allegro", "type_names": ["H", "O"], "cutoff": 5.0},
+    "data": {"train": "a.xyz", "validation_split": 20},
+}
+
+REFUSED = [
+    # (section or None, what to set there, what the message must hold)
+    (None, {"lr": 3}, ["lr: no such key", "optimizer", "schedule"]),
+    (None, {"device": "tpu"}, ["device", "'auto', 'cpu' or 'cuda'", "'tpu'"]),
+    (None, {"seed": -1}, ["seed", "greater than or equal to 0", "-1"]),
+    (None, {"data": None}, ["data"]),
+    (None, {"schedule": {"kind": "step"}}, ["schedule: kind must be one of 'plateau', 'cosine'"]),
+    (None, {"schedule": {"factor": 0.5}}, ["schedule: kind must be one of 'plateau', 'cosine'"]),
+    (None, {"schedule": {"kind": "cosine", "factor": 0.5}}, ["schedule.factor: no such key; allowed are kind, final_fraction"]),
+    (None, {"schedule": {"kind": "plateau", "factor": 2}}, ["schedule.factor", "less than 1"]),
+    (None, {"optimizer": {"lr": 3}}, ["optimizer.lr: no such key", "learning_rate"]),
+    (None, {"optimizer": {"learning_rate": "fast"}}, ["optimizer.learning_rate", "'fast'"]),
+    (None, {"optimizer": {"betas": [0.9, 1.2]}}, ["optimizer.betas.1", "less than 1", "1.2"]),
+    (None, {"optimizer": {"ema_decay": 1.0}}, ["optimizer.ema_decay", "less than 1"]),
+    (None, {"loss": {"energy": 0, "force": 0}}, ["loss: at least one of energy, force and stress"]),
+    (None, {"loss": {"force": -1}}, ["loss.force", "greater than or equal to 0"]),
+    (None, {"stop": {"max_time": "7 minutes"}}, ["stop.max_time", "'7 minutes' is not a time", "7 min"]),
+    (None, {"stop": {"max_epochs": 0}}, ["stop.max_epochs", "greater than 0"]),
+    ("data", {"train": []}, ["data.train: names no file"]),
+    ("data", {"train": 3}, ["data.train", "list", "3"]),
+    ("data", {"batch_size": 0}, ["data.batch_size", "greater than 0"]),
+    ("data", {"validation": "v.xyz"}, ["data: give exactly one of validation (files) and validation_split"]),
+    ("data", {"validation_split": None}, ["data: give exactly one of validation (files) and validation_split"]),
+    ("data", {"test": "t.xyz", "test_split": 0.1}, ["data: give at most one of test (files) and test_split"]),
+    ("data", {"validation_split": 2.5}, ["data.validation_split: is a fraction below 1 or a whole number of frames"]),
+    ("data", {"keep_on_device": "yes please"}, ["data.keep_on_device", "'auto', True or False"]),
+    ("model", {"kind": "mace"}, ["model.kind is 'mace'", "allegro, nequip"]),
+    ("model", {"l_maxx": 2}, ["model.l_maxx: no such key", "l_max"]),
+    ("model", {"l_max": 7}, ["model.l_max", "less than or equal to 3", "7"]),
+    ("model", {"type_names": ["H", "H"]}, ["model", "a name twice"]),
+    ("model", {"radial_embedding": {"kind": "fourier"}}, ["model.radial_embedding: kind must be one of 'bessel', 'spline'"]),
+    ("model", {"radial_embedding": {"kind": "spline", "num_bessels": 8}}, ["model.radial_embedding.num_bessels", "num_splines"]),
+    ("model", {"energy_scales": "rms"}, ["model.energy_scales is 'rms'", "auto, force_rms, force_rms_by_type"]),
+    ("model", {"energy_shifts": {"H": -1.0}}, ["energy_shifts must name each of ['H', 'O'] once"]),
+    ("model", {"energy_shifts": "isolated_atoms"}, ["needs data.isolated_atoms"]),
+    ("model", {"preset": "small"}, ["both preset and kind"]),
+]
+
+
+@pytest.mark.parametrize(("section", "change", "expected"), REFUSED, ids=lambda v: str(v) if isinstance(v, dict) else "")
+def test_a_bad_value_is_refused_by_name(section, change, expected):
+    content = copy.deepcopy(MINIMAL)
+    (content if section is None else content[section]).update(change)
+    with pytest.raises(NequIPMDError) as error:
+        check_config(content, Path("/"))
+    for text in expected:
+        assert text in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["huge", 3])
+def test_an_unknown_preset_lists_the_known_ones(name):
+    content = {**MINIMAL, "model": {"preset": name, "type_names": ["H"]}}
+    with pytest.raises(NequIPMDError, match="small, medium, large, S, M, L, XL"):
+        check_config(content, Path("/"))
+
+
+@pytest.mark.parametrize(
+    ("written", "seconds"),
+    [("00:07:00", 420), ("90 s", 90), ("7 min", 420), ("1.5 h", 5400), ("1:02:03", 3723), (12, 12), (None, None)],
+)
+def test_times(written, seconds):
+    config = check_config({**MINIMAL, "stop": {"max_time": written}}, Path("/"))
+    assert config.stop.max_time == seconds
+
+
+def test_an_unquoted_time_means_the_same_as_a_quoted_one(tmp_path):
+    path = tmp_path / "train.yaml"
+    for written in ("1:02:03", "'1:02:03'"):
+        path.write_text(yaml.safe_dump(MINIMAL) + f"stop: {{max_time: {written}}}\n")
+        assert load_config(path).stop.max_time == 3723
+
+
+def test_paths_start_at_the_folder_of_the_file(tmp_path):
+    path = tmp_path / "train.yaml"
+    path.write_text(yaml.safe_dump({**MINIMAL, "data": {"train": ["a.xyz", "/b.xyz"], "validation": "../v.xyz"}}))
+    data = load_config(path).data
+    assert data.train == [str(tmp_path.resolve() / "a.xyz"), "/b.xyz"]
+    assert Path(data.validation[0]).resolve() == tmp_path.resolve().parent / "v.xyz"
+
+
+def test_presets_and_given_values_reach_the_model():
+    content = {**MINIMAL, "model": {"preset": "medium", "type_names": ["H", "O"], "energy_shifts": {"H": 1.0, "O": 2.0}, "energy_scales": None}}
+    config = check_config(content, Path("/"))
+    asked = []
+    potential = config.potential(lambda key, word: asked.append((key, word)) or 3.5)
+    assert asked == [("avg_num_neighbors", "auto")]
+    assert potential.l_max == 3 and potential.avg_num_neighbors == 3.5
+    assert potential.energy_shifts == {"H": 1.0, "O": 2.0} and potential.energy_scales is None
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [(None, "cannot read the training file"), ("a: [", "is not a YAML file"), ("- 1", "must hold keys and values"), ("x: 1", "x: no such key")],
+)
+def test_the_command_prints_one_message_and_fails(tmp_path, capsys, text, expected):
+    path = tmp_path / "train.yaml"
+    if text is not None:
+        path.write_text(text)
+    assert main([str(path)]) == 1
+    captured = capsys.readouterr()
+    assert expected in captured.err and str(path) in captured.err
+    assert "Traceback" not in captured.err
+
+
+def test_the_demo_configuration_is_valid():
+    path = Path(__file__).parents[1] / "examples/lammps/water/train.yaml"
+    assert main([str(path), "--check"]) == 0

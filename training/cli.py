@@ -1,0 +1,58 @@
+"""The command ``nequip-md-train``."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from nequip_md.errors import NequIPMDError
+from nequip_md.training.config import load_config
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Train the potential that a YAML file describes. Returns the exit status."""
+    parser = argparse.ArgumentParser(prog="nequip-md-train", description="Train an Allegro or NequIP potential.")
+    parser.add_argument("config", type=Path, help="training file (YAML); docs/training.md describes its keys")
+    parser.add_argument("-o", "--output", help="folder of checkpoints and logs, instead of the file's")
+    begin = parser.add_mutually_exclusive_group()
+    begin.add_argument("--resume", action="store_true", help="continue the run in the output folder")
+    begin.add_argument("--overwrite", action="store_true", help="forget the run in the output folder")
+    parser.add_argument("--check", action="store_true", help="check the training file and end")
+    options = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout, force=True)
+    try:
+        config = load_config(options.config)
+        if options.output:
+            config = config.model_copy(update={"output": options.output})
+        if options.check:
+            print(f"{options.config}: ok")
+            return 0
+        return _train(config, options)
+    except NequIPMDError as error:
+        print(f"nequip-md-train: {error}", file=sys.stderr)
+        return 1
+
+
+def _train(config, options: argparse.Namespace) -> int:
+    try:
+        from nequip_md.training.report import metrics_table
+        from nequip_md.training.run import BEST, train
+    except ModuleNotFoundError as error:
+        raise NequIPMDError(f"training needs the package {error.name}: pip install 'nequip-md[train]'") from None
+    try:
+        metrics = train(config, resume=options.resume, overwrite=options.overwrite)
+    except KeyboardInterrupt:
+        print("nequip-md-train: interrupted; --resume continues after the last complete epoch", file=sys.stderr)
+        return 130
+    Console().print(metrics_table(metrics))
+    print(f"best model: {Path(config.output) / BEST}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

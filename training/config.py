@@ -1,0 +1,292 @@
+"""What a training file may say, key by key.
+
+Unknown keys and values out of range are refused with a message that names the key and what it may hold.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+import yaml
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+
+from nequip_md.errors import NequIPMDError
+from nequip_md.model.config import AllegroConfig, NequIPConfig, PotentialConfig, preset
+
+AUTO_VALUES = {
+    "avg_num_neighbors": ("auto", "auto_by_type"),
+    "energy_scales": ("auto", "force_rms", "force_rms_by_type"),
+    "energy_shifts": ("auto", "isolated_atoms", "least_squares"),
+}
+"""Words that stand for a statistic of the training data, by key of the model section; the first is the default."""
+
+_KINDS = {"allegro": AllegroConfig, "nequip": NequIPConfig}
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+def _as_list(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
+
+
+Files = Annotated[list[str], BeforeValidator(_as_list)]
+"""One path or several; relative paths start at the folder of the training file."""
+
+
+class DataConfig(_Strict):
+    """Labelled structures, in any format that ASE reads."""
+
+    train: Files
+    validation: Files | None = None
+    validation_split: PositiveFloat | None = None
+    """Without ``validation``: part of the training frames to hold out, a fraction below 1 or a number of frames."""
+    test: Files | None = None
+    test_split: PositiveFloat | None = None
+    split_seed: int = 0
+    isolated_atoms: Files | None = None
+    """Frames of one atom each, with the energy of the isolated atom."""
+    energy_key: str | None = None
+    force_key: str | None = None
+    stress_key: str | None = None
+    """Names of the labels in ``Atoms.info`` and ``Atoms.arrays``; None means what ASE takes for the calculator's results."""
+    batch_size: PositiveInt = 8
+    """Frames in one training step."""
+    evaluation_batch_size: PositiveInt | None = None
+    """Frames in one validation or test batch; None means ``batch_size``."""
+    keep_on_device: Literal["auto", True, False] = "auto"
+    """Keep the graphs on the training device; auto: when they take less than a quarter of its free memory."""
+
+    @field_validator("train", "validation", "test", "isolated_atoms")
+    @classmethod
+    def _not_empty(cls, value: list[str] | None) -> list[str] | None:
+        if value is not None and not value:
+            raise ValueError("names no file")
+        return value
+
+    @field_validator("validation_split", "test_split")
+    @classmethod
+    def _fraction_or_count(cls, value: float | None) -> float | None:
+        if value is not None and value >= 1 and value != int(value):
+            raise ValueError(f"is a fraction below 1 or a whole number of frames, not {value}")
+        return value
+
+    @model_validator(mode="after")
+    def _one_source(self):
+        if (self.validation is None) == (self.validation_split is None):
+            raise ValueError("give exactly one of validation (files) and validation_split (part of the training frames)")
+        if self.test is not None and self.test_split is not None:
+            raise ValueError("give at most one of test (files) and test_split (part of the training frames)")
+        return self
+
+
+class LossConfig(_Strict):
+    """Weights of the mean squared errors: energy per atom (eV), forces (eV/angstrom), stress (eV/angstrom^3)."""
+
+    energy: NonNegativeFloat = 1.0
+    force: NonNegativeFloat = 1.0
+    stress: NonNegativeFloat = 0.0
+
+    @model_validator(mode="after")
+    def _something(self):
+        if self.energy == self.force == self.stress == 0:
+            raise ValueError("at least one of energy, force and stress needs a weight above 0")
+        return self
+
+
+class OptimizerConfig(_Strict):
+    """AdamW (Loshchilov & Hutter, arXiv:1711.05101)."""
+
+    learning_rate: PositiveFloat = 2e-3
+    weight_decay: NonNegativeFloat = 0.0
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)
+    gradient_clip: PositiveFloat | None = None
+    """Largest norm of the gradient of all weights together; None leaves it as it is."""
+    ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = 0.999
+    """Decay of the running average of the weights, for each step; None uses the weights themselves."""
+
+
+class PlateauSchedule(_Strict):
+    """Multiply the learning rate by ``factor`` after more than ``patience`` epochs without a better validation loss."""
+
+    kind: Literal["plateau"] = "plateau"
+    factor: Annotated[float, Field(gt=0, lt=1)] = 0.8
+    patience: int = Field(10, ge=0)
+    min_learning_rate: NonNegativeFloat = 1e-6
+
+
+class CosineSchedule(_Strict):
+    """Lower the learning rate along half a cosine to ``final_fraction`` of it, over ``max_epochs`` or ``max_time``."""
+
+    kind: Literal["cosine"] = "cosine"
+    final_fraction: Annotated[float, Field(ge=0, le=1)] = 0.01
+
+
+def _seconds(value: Any) -> Any:
+    """``HH:MM:SS``, ``90 s``, ``7 min``, ``2 h`` or a number of seconds (YAML reads an unquoted 7:00 as 420)."""
+    if not isinstance(value, str):
+        return value
+    if clock := re.fullmatch(r"(\d+):(\d\d):(\d\d)", value.strip()):
+        hours, minutes, seconds = map(int, clock.groups())
+        return 3600 * hours + 60 * minutes + seconds
+    if amount := re.fullmatch(r"([\d.]+)\s*(s|min|h)", value.strip()):
+        return float(amount[1]) * {"s": 1, "min": 60, "h": 3600}[amount[2]]
+    raise ValueError(f"{value!r} is not a time; write 'HH:MM:SS', '90 s', '7 min', '2 h' or a number of seconds")
+
+
+class StopConfig(_Strict):
+    """When training ends: at whichever comes first. Checked after each epoch."""
+
+    max_epochs: PositiveInt = 1000
+    max_time: Annotated[PositiveFloat, BeforeValidator(_seconds)] | None = None
+    """Seconds of training, those before a resume included; no epoch is begun that would probably not end in time."""
+    patience: PositiveInt | None = None
+    """Stop after this many epochs without a better validation loss."""
+
+
+class TrainingConfig(_Strict):
+    """A training file."""
+
+    model: dict[str, Any]
+    """``preset`` or ``kind``, and the options of that model; see :data:`AUTO_VALUES` for what may be left to the data."""
+    data: DataConfig
+    output: str = "run"
+    """Folder of checkpoints and logs; a relative path starts at the current folder."""
+    seed: int = Field(0, ge=0)
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    loss: LossConfig = LossConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    schedule: Annotated[PlateauSchedule | CosineSchedule, Field(discriminator="kind")] = PlateauSchedule()
+    stop: StopConfig = StopConfig()
+
+    def potential(self, statistic: Callable[[str, str], Any] = lambda key, word: None) -> PotentialConfig:
+        """The model section with every automatic value replaced.
+
+        Args:
+            statistic: gives the value of a word of :data:`AUTO_VALUES`, from its key and the word. By default such
+                values are left at those of an untrained model; types, cutoffs and widths do not depend on them.
+
+        Raises:
+            NequIPMDError: an option that the model does not have, or a value that it does not take.
+        """
+        options = dict(self.model)
+        name = options.pop("preset", None)
+        if name is None and options.get("kind") not in _KINDS:
+            raise NequIPMDError(f"model.kind is {options.get('kind')!r}; it must be one of {', '.join(_KINDS)}, or give model.preset")
+        for key, words in AUTO_VALUES.items():
+            value = options.setdefault(key, words[0])
+            if isinstance(value, str):
+                if value not in words:
+                    raise NequIPMDError(f"model.{key} is {value!r}; it must be a number, a number for each type, or one of {', '.join(words)}")
+                options[key] = statistic(key, value)
+        try:
+            if name is None:
+                kind = _KINDS[options["kind"]]
+                return kind(**options)
+            if "kind" in options:
+                raise NequIPMDError("model has both preset and kind: a preset has its own kind, leave kind out")
+            kind = type(preset(name, type_names=["H"])) if isinstance(name, str) else None
+            return preset(name, **options)
+        except ValidationError as error:
+            raise NequIPMDError(describe(error, kind, "model")) from None
+        except (ValueError, TypeError) as error:
+            raise NequIPMDError(f"model.preset: {error}") from None
+
+
+def load_config(path: str | Path) -> TrainingConfig:
+    """Read and check a training file; paths of data files in the result are absolute.
+
+    Raises:
+        NequIPMDError: no such file, not YAML, or a key or value that is refused.
+    """
+    path = Path(path)
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise NequIPMDError(f"cannot read the training file {path}: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise NequIPMDError(f"{path} is not a YAML file: {error}") from None
+    if not isinstance(content, dict):
+        raise NequIPMDError(f"{path} must hold keys and values ({', '.join(TrainingConfig.model_fields)}); it holds {content!r}")
+    try:
+        return check_config(content, path.parent.resolve())
+    except NequIPMDError as error:
+        raise NequIPMDError(f"{path} is not a valid training file\n{error}") from None
+
+
+def check_config(content: dict[str, Any], folder: Path) -> TrainingConfig:
+    """As :func:`load_config`, from the content of a file and the folder that relative paths start at."""
+    try:
+        config = TrainingConfig.model_validate(content)
+    except ValidationError as error:
+        raise NequIPMDError(describe(error, TrainingConfig)) from None
+    config.potential()  # so that the model section is checked before any data is read
+    if config.model.get("energy_shifts") == "isolated_atoms" and config.data.isolated_atoms is None:
+        raise NequIPMDError("model.energy_shifts is 'isolated_atoms', which needs data.isolated_atoms: give the file of their energies")
+    files = {
+        key: [str(folder / name) for name in value]
+        for key in ("train", "validation", "test", "isolated_atoms")
+        if (value := getattr(config.data, key)) is not None
+    }
+    return config.model_copy(update={"data": config.data.model_copy(update=files)})
+
+
+def describe(error: ValidationError, model: type[BaseModel] | None, prefix: str = "") -> str:
+    """One line for each complaint: the key, what is wrong, what is allowed."""
+    lines = []
+    for item in error.errors():
+        path = [p for k, p in enumerate(item["loc"]) if not _is_tag(model, item["loc"][:k], p)]
+        key = ".".join(str(p) for p in ([prefix] if prefix else []) + path)
+        message = item["msg"].removeprefix("Value error, ")
+        if item["type"] == "extra_forbidden":
+            message = f"no such key; allowed are {', '.join(_classes(model, item['loc'][:-1])[0].model_fields)}"
+        elif item["type"] in ("union_tag_invalid", "union_tag_not_found"):
+            kinds = [repr(c.model_fields["kind"].default) for c in _classes(model, item["loc"])]
+            message = f"kind must be one of {', '.join(kinds)}"
+        elif item["type"] == "missing":
+            message = "is required"
+        elif item["type"] != "value_error" and not isinstance(item["input"], dict):
+            message = f"{message}; it is {item['input']!r}"
+        lines.append(f"  {key}: {message}" if key else f"  {message}")
+    return "\n".join(lines)
+
+
+def _classes(model: type[BaseModel] | None, location: tuple) -> list[type[BaseModel]]:
+    """The configuration classes that may stand at a location of ``model``."""
+    found = [model] if model is not None else []
+    for part in location:
+        tagged = [c for c in found if "kind" in c.model_fields and c.model_fields["kind"].default == part]
+        if tagged:
+            found = tagged
+            continue
+        found = [c for m in found if part in m.model_fields for c in _in_annotation(m.model_fields[part].annotation)]
+    return found
+
+
+def _in_annotation(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [c for a in get_args(annotation) for c in _in_annotation(a)]
+
+
+def _is_tag(model: type[BaseModel] | None, location: tuple, part: Any) -> bool:
+    """Whether pydantic put the tag of a union into the location, where the file has no key."""
+    if not isinstance(part, str) or part.startswith(("function-", "list[", "constrained-")):
+        return isinstance(part, str)
+    candidates = _classes(model, location)
+    return len(candidates) > 1 and part in {c.model_fields["kind"].default for c in candidates if "kind" in c.model_fields}

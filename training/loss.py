@@ -1,0 +1,77 @@
+"""Predictions of a batch, and how far they are from its labels."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from nequip_md.graph import forces_from_gradient, stress_from_gradient, total_energy
+from nequip_md.model.potential import energy_and_gradient
+from nequip_md.training.config import LossConfig
+from nequip_md.training.data import Sample
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Energy (eV, [B]), forces (eV/angstrom, [N, 3]) and, where asked for, stress (eV/angstrom^3, [B, 3, 3]); float64."""
+
+    energy: Tensor
+    forces: Tensor
+    stress: Tensor | None
+
+
+def predict(model: nn.Module, batch: Sample, *, with_stress: bool, create_graph: bool = False) -> Prediction:
+    """Evaluate a model on a batch.
+
+    Args:
+        with_stress: compute stresses too (0 for structures without a volume).
+        create_graph: keep the graph of the derivative (training).
+    """
+    graph = batch.graph
+    node_energy, gradient = energy_and_gradient(model, *graph.tensors, create_graph=create_graph)
+    return Prediction(
+        energy=total_energy(graph, node_energy),
+        forces=forces_from_gradient(graph, gradient),
+        stress=stress_from_gradient(graph, gradient, batch.volume) if with_stress else None,
+    )
+
+
+@dataclass(frozen=True)
+class Error:
+    """Prediction minus label of one quantity.
+
+    Attributes:
+        values: 0 where there is no label.
+        known: where there is a label; of the same shape.
+    """
+
+    values: Tensor
+    known: Tensor
+
+    @classmethod
+    def of(cls, prediction: Tensor, label: Tensor) -> Error:
+        known = ~torch.isnan(label)
+        return cls(torch.where(known, prediction - label, 0.0), known)
+
+    def mean_square(self) -> Tensor:
+        """Mean over the labels; 0 without any."""
+        return self.values.square().sum() / self.known.sum().clamp(min=1)
+
+
+def errors(prediction: Prediction, batch: Sample) -> dict[str, Error]:
+    """Errors of the energy per atom (eV, [B]), ``force`` (eV/angstrom, [N, 3]) and, if predicted, ``stress`` ([B, 3, 3])."""
+    atoms = batch.num_atoms
+    found = {
+        "energy": Error.of(prediction.energy / atoms, batch.energy / atoms),
+        "force": Error.of(prediction.forces, batch.forces),
+    }
+    if prediction.stress is not None:
+        found["stress"] = Error.of(prediction.stress, batch.stress)
+    return found
+
+
+def loss(found: dict[str, Error], weights: LossConfig) -> Tensor:
+    """w_E <(dE / N)^2> + w_F <dF^2> + w_S <dS^2>; means over structures, and over components of forces and stresses."""
+    return sum(getattr(weights, name) * error.mean_square() for name, error in found.items())

@@ -1,0 +1,92 @@
+"""Learning rates and time limits: what is decided once after each epoch."""
+
+from __future__ import annotations
+
+import time
+from math import cos, pi
+from typing import Any
+
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import ReduceLROnPlateau
+
+from nequip_md.training.config import CosineSchedule, PlateauSchedule, StopConfig
+
+
+class Plateau:
+    """See :class:`~nequip_md.training.config.PlateauSchedule`."""
+
+    def __init__(self, config: PlateauSchedule, optimizer: Optimizer):
+        self._plateau = ReduceLROnPlateau(
+            optimizer, factor=config.factor, patience=config.patience, min_lr=config.min_learning_rate, threshold=0.0
+        )
+
+    def after_epoch(self, validation_loss: float, progress: float) -> None:
+        self._plateau.step(validation_loss)
+
+    def state_dict(self) -> dict[str, Any]:
+        return self._plateau.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._plateau.load_state_dict(state)
+
+
+class Cosine:
+    """lr = lr_0 (f + (1 - f) (1 + cos(pi p)) / 2), p: the part of the training that is done, f: ``final_fraction``."""
+
+    def __init__(self, config: CosineSchedule, optimizer: Optimizer):
+        self.final = config.final_fraction
+        self.optimizer = optimizer
+        self.start = [group["lr"] for group in optimizer.param_groups]
+
+    def after_epoch(self, validation_loss: float, progress: float) -> None:
+        factor = self.final + (1 - self.final) * (1 + cos(pi * min(progress, 1.0))) / 2
+        for group, start in zip(self.optimizer.param_groups, self.start):
+            group["lr"] = start * factor
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        pass
+
+
+def make_schedule(config: PlateauSchedule | CosineSchedule, optimizer: Optimizer) -> Plateau | Cosine:
+    """The schedule that a training file names."""
+    return Plateau(config, optimizer) if isinstance(config, PlateauSchedule) else Cosine(config, optimizer)
+
+
+class Clock:
+    """Counts epochs and seconds against the limits of :class:`~nequip_md.training.config.StopConfig`.
+
+    Attributes:
+        elapsed: seconds of training up to the last epoch, those before a resume included.
+        epoch_seconds: duration of the last epoch.
+    """
+
+    def __init__(self, limits: StopConfig):
+        self.limits = limits
+        self.elapsed = self.epoch_seconds = 0.0
+        self._mark = time.monotonic()
+
+    def start(self) -> None:
+        """Called as training begins or goes on."""
+        self._mark = time.monotonic()
+
+    def after_epoch(self, epochs: int) -> None:
+        """Called with the number of epochs done."""
+        now = time.monotonic()
+        self.epoch_seconds = now - self._mark
+        self.elapsed += self.epoch_seconds
+        self._mark = now
+        self.epochs = epochs
+
+    @property
+    def progress(self) -> float:
+        """The part of the training that is done, 0 to 1, by epochs or by time, whichever is nearer its end."""
+        by_time = 0.0 if self.limits.max_time is None else self.elapsed / self.limits.max_time
+        return min(1.0, max(by_time, self.epochs / self.limits.max_epochs))
+
+    @property
+    def out_of_time(self) -> bool:
+        """Whether one more epoch would probably end after ``max_time``."""
+        return self.limits.max_time is not None and self.elapsed + self.epoch_seconds > self.limits.max_time
