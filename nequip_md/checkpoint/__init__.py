@@ -70,10 +70,11 @@ def _identify(path: str | os.PathLike) -> tuple[Path, str]:
     path = _existing(path)
     with open(path, "rb") as file:
         start = file.read(9)
+    # first, because the eight bytes before it are a length that can be anything
+    if start[8:] == b"{":
+        return path, "native"
     if start[:4] == b"PK\x03\x04" or start[:1] == b"\x80":
         return path, "upstream"
-    if len(start) == 9 and start[8:] == b"{":
-        return path, "native"
     raise NequIPMDError(
         f"{path} is not a checkpoint: neither a native one (safetensors) nor an upstream .ckpt or .nequip.zip. "
         "Compiled .pt2 artifacts are no checkpoints; they go to the engines as they are."

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from nequip_md.checkpoint import upstream_allegro
+from nequip_md.checkpoint import upstream_allegro, upstream_nequip
 from nequip_md.checkpoint.native import CheckpointInfo, model_from_state
 from nequip_md.checkpoint.upstream_files import UpstreamFile, package_root, read_lightning, read_package
 from nequip_md.checkpoint.upstream_options import Options
@@ -61,25 +61,11 @@ def upstream_info(file: UpstreamFile) -> CheckpointInfo:
 def _translate(file: UpstreamFile) -> tuple[PotentialConfig, dict[str, Tensor]]:
     architecture = _resolve(file.model_config, file.versions, file)
     section = modern_config(architecture.config, architecture.versions)
-    converter = _converter(section["_target_"])
+    converter = upstream_allegro if section["_target_"].startswith("allegro.") else upstream_nequip
     config = _apply_modifiers(converter.config_from_upstream(section), architecture.modifiers)
     state = modern_state(config, section["_target_"], _averaged(config, file), architecture.versions)
     state = converter.state_from_upstream(config, state)
     return _with_stored_energies(config, state), state
-
-
-def _converter(target: str):
-    name = target.rpartition(".")[2]
-    if target.startswith("allegro.") and name in ("AllegroModel", "FullAllegroModel"):
-        return upstream_allegro
-    if target.startswith("nequip.") and name in ("NequIPGNNModel", "PresetNequIPGNNModel", "FullNequIPGNNModel"):
-        from nequip_md.checkpoint import upstream_nequip
-
-        return upstream_nequip
-    raise NequIPMDError(
-        f"upstream model {target!r} is not implemented by nequip-md; implemented: allegro.model.AllegroModel, "
-        "nequip.model.NequIPGNNModel, their Full... and Preset... forms. Compile it with upstream's own nequip-compile."
-    )
 
 
 def _resolve(config: dict[str, Any], versions: dict[str, str], file: UpstreamFile) -> _Architecture:
@@ -166,7 +152,7 @@ def _parameter_names(config: PotentialConfig, state: dict[str, Tensor]) -> Itera
     constants = ("_rmax_recip", "w3j", "_rtoi", "output_mask", "lower", "upper", "atomic_numbers", "_qqr2exesquare")
     for key, value in state.items():
         name = key.rpartition(".")[2]
-        # e3nn registers weights and biases that it does not have as empty buffers
-        if name in constants or not trainable.get(name, True) or value.numel() == 0:
+        # e3nn registers Clebsch-Gordan tensors, and weights and biases that it does not have, as buffers
+        if name in constants or name.startswith("_w3j") or not trainable.get(name, True) or value.numel() == 0:
             continue
         yield key

@@ -64,17 +64,25 @@ def read_package(path: Path) -> UpstreamFile:
     try:
         with zipfile.ZipFile(path) as archive:
             config = yaml.safe_load(archive.read(f"{root}/model/config.yaml"))
-            metadata = yaml.safe_load(archive.read(f"{root}/model/package_metadata.txt"))
+            versions = _package_versions(archive, root)
             state = read_module_state(archive, root, "model/eager_model.pkl")
         model_config = config["training_module"]["model"]
-        versions = {name: str(version) for name, version in metadata["versions"].items()}
     # unpickling damaged bytes can raise nearly anything
     except Exception as error:
         raise NequIPMDError(
             f"packaged model {path} cannot be read ({type(error).__name__}: {error}). "
-            "It is damaged or of another format: make it again with nequip-package from nequip 0.8 or newer."
+            "It is damaged or of another format: make it again with nequip-package."
         ) from error
     return UpstreamFile(path, model_config, _network(state, path), versions=versions)
+
+
+def _package_versions(archive: zipfile.ZipFile, root: str) -> dict[str, str]:
+    metadata = f"{root}/model/package_metadata.txt"
+    if metadata in archive.namelist():
+        versions = yaml.safe_load(archive.read(metadata))["versions"]
+    else:  # nequip 0.7
+        versions = yaml.safe_load(archive.read(f"{root}/model/versions.txt"))
+    return {name: str(version) for name, version in versions.items()}
 
 
 def read_lightning(path: Path, allow_pickle: bool) -> UpstreamFile:

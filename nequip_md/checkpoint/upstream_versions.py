@@ -17,6 +17,10 @@ from nequip_md.errors import NequIPMDError
 from nequip_md.model.config import PotentialConfig
 
 Version = tuple[int, ...]
+_MODELS = {
+    "allegro": ("AllegroModel", "FullAllegroModel"),
+    "nequip": ("NequIPGNNModel", "PresetNequIPGNNModel", "FullNequIPGNNModel"),
+}
 
 
 def parse_version(versions: dict[str, str], package: str) -> Version:
@@ -38,10 +42,21 @@ def parse_version(versions: dict[str, str], package: str) -> Version:
 
 
 def modern_config(config: dict[str, Any], versions: dict[str, str]) -> dict[str, Any]:
-    """A model section with the meaning that it had for the version that wrote it, in today's words."""
-    package = config["_target_"].partition(".")[0]
+    """A model section with the meaning that it had for the version that wrote it, in today's words.
+
+    Raises:
+        NequIPMDError: a model, or an option of an older version, that is not implemented, by name.
+    """
+    target = config.get("_target_", "")
+    package, name = target.partition(".")[0], target.rpartition(".")[2].replace("EnergyModel", "Model")
+    if name not in _MODELS.get(package, ()):
+        raise NequIPMDError(
+            f"upstream model {target!r} is not implemented by nequip-md; implemented: "
+            + ", ".join(f"{package}.model.{name}" for package, names in _MODELS.items() for name in names)
+            + ". Compile it with upstream's own nequip-compile."
+        )
     nequip = parse_version(versions, "nequip")
-    config = dict(config)
+    config = {**config, "_target_": f"{package}.model.{name}"}
     if nequip < (0, 17) and config.get("pair_potential"):
         _require_default_envelope(config)
     if package == "nequip":
@@ -56,20 +71,17 @@ def _require_default_envelope(config: dict[str, Any]) -> None:
 
 
 def _modern_nequip(config: dict[str, Any], version: Version) -> dict[str, Any]:
-    name = config["_target_"].rpartition(".")[2].replace("EnergyModel", "Model")
-    config["_target_"] = f"nequip.model.{name}"
-    if version < (0, 17) and name == "NequIPGNNModel":
-        config.setdefault("radial_mlp_depth", 2)
-        config.setdefault("radial_mlp_width", 64)
-    if version < (0, 16) and name == "NequIPGNNModel":
+    if config["_target_"] != "nequip.model.NequIPGNNModel":
+        return config
+    if version < (0, 17):
+        config = {"radial_mlp_depth": 2, "radial_mlp_width": 64, **config}
+    if version < (0, 16):
         # without parity, upstream coupled irreps by SO(3) rules then
         Options(config, f"{config['_target_']} of nequip < 0.16").require("parity", (True,), True)
     return config
 
 
 def _modern_allegro(config: dict[str, Any], version: Version) -> dict[str, Any]:
-    name = config["_target_"].rpartition(".")[2].replace("EnergyModel", "Model")
-    config["_target_"] = f"allegro.model.{name}"
     if version < (0, 6, 1):
         Options(config, config["_target_"]).require("scatter_features", (False,), False)
         config.pop("scatter_features", None)

@@ -1,9 +1,9 @@
 """Really run upstream's ``nequip-train``, tiny, and record what upstream makes of each resulting checkpoint.
 
-    python upstream_train.py OUTPUT_FOLDER CASE [CASE ...] [--package]
+    python upstream_train.py OUTPUT_FOLDER CASE [CASE ...] [--package CASE [CASE ...]]
 
-For each case this writes ``CASE.ckpt``, with ``--package`` also ``CASE.nequip.zip``, and ``CASE.json`` with the
-energies (eV) and forces (eV/angstrom) of upstream's own evaluation of that checkpoint. The script uses whatever versions
+For each case this writes ``CASE.ckpt``, where asked also ``CASE.nequip.zip``, and ``CASE.json`` with the energies (eV) and
+forces (eV/angstrom) of upstream's own evaluation of that checkpoint. The script uses whatever versions
 of ``nequip`` and ``nequip-allegro`` Python finds, so that checkpoints of older versions are made by putting those first
 on ``PYTHONPATH``. Needs neither pytest nor this package.
 """
@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import inspect
 import json
+import os
 import shutil
 import sys
 import warnings
@@ -61,6 +62,8 @@ CASES: dict[str, tuple[bool, dict]] = {
         "scalar_embed": {**_BESSEL, "two_body_embedding_dim": 4, "two_body_mlp_hidden_layers_width": 7},
     }),
     "nequip": (True, _NEQUIP),
+    # older versions order these irreps differently
+    "nequip_order": (True, {**_NEQUIP, "num_layers": 3, "l_max": 2, "num_features": 2, "radial_mlp_width": 4}),
     "nequip_plain": (False, {
         **_NEQUIP, "model_dtype": "float32", "num_layers": 3, "bessel_trainable": True, "pair_potential": _ZBL,
         "per_type_energy_shifts_trainable": True,
@@ -69,6 +72,13 @@ CASES: dict[str, tuple[bool, dict]] = {
     "modified": (True, {
         "_target_": "nequip.model.modify", "modifiers": [{"modifier": "modify_PerTypeScaleShift", "shifts": {"Al": 0.25}}],
         "model": {**_NEQUIP},
+    }),
+    # these two need the files of the cases that they start from in the same folder
+    "from_package": (True, {"_target_": "nequip.model.ModelFromPackage", "package_path": "allegro.nequip.zip"}),
+    "from_checkpoint": (False, {
+        "_target_": "nequip.model.modify",
+        "modifiers": [{"modifier": "modify_PerTypeScaleShift", "shifts": {"Al": 0.25}, "shifts_trainable": True}],
+        "model": {"_target_": "nequip.model.ModelFromCheckpoint", "checkpoint_path": "allegro.ckpt"},
     }),
 }
 
@@ -97,7 +107,7 @@ def _mapper_options() -> dict:
     return {"model_type_names": TYPE_NAMES, "chemical_species_to_atom_type_map": {name: name for name in TYPE_NAMES}}
 
 
-def config(case: str, data: Path, folder: Path) -> dict:
+def config(case: str, data: Path) -> dict:
     """The ``nequip-train`` configuration of one case: two epochs on six frames."""
     ema, model = CASES[case]
     statistics = {
@@ -106,10 +116,10 @@ def config(case: str, data: Path, folder: Path) -> dict:
         "per_type_energy_shifts": "${training_data_stats:per_atom_energy_mean}",
         "per_type_energy_scales": "${training_data_stats:forces_rms}",
     }
-    if "model" in model:
-        model = {**model, "model": {**statistics, **model["model"]}}
-    else:
-        model = {**statistics, **model}
+    builder = model.get("model", model)
+    if "ModelFrom" not in builder["_target_"]:
+        builder = {**statistics, **builder}
+        model = {**model, "model": builder} if "model" in model else builder
     loader = {"_target_": "torch.utils.data.DataLoader", "batch_size": 2}
     metrics = {"_target_": "nequip.train.EnergyForceMetrics",
                "coeffs": {"total_energy_rmse": 1.0, "forces_rmse": 1.0}}
@@ -118,7 +128,7 @@ def config(case: str, data: Path, folder: Path) -> dict:
         "global_options": {},  # mandatory until 0.12, optional since
         "data": {
             "_target_": "nequip.data.datamodule.ASEDataModule", "seed": SEED,
-            "split_dataset": {"file_path": str(data), "train": 6, "val": 2},
+            "split_dataset": {"file_path": data.name, "train": 6, "val": 2},
             "transforms": [
                 {"_target_": "nequip.data.transforms.ChemicalSpeciesToAtomTypeMapper", **_mapper_options()},
                 {"_target_": "nequip.data.transforms.NeighborListTransform", "r_max": 4.0},
@@ -129,7 +139,7 @@ def config(case: str, data: Path, folder: Path) -> dict:
         "trainer": {
             "_target_": "lightning.Trainer", "max_epochs": 2, "accelerator": "cpu", "logger": False,
             "enable_progress_bar": False, "enable_model_summary": False,
-            "callbacks": [{"_target_": "lightning.pytorch.callbacks.ModelCheckpoint", "dirpath": str(folder),
+            "callbacks": [{"_target_": "lightning.pytorch.callbacks.ModelCheckpoint", "dirpath": ".",
                            "filename": case, "save_last": False}],
         },
         "training_module": {
@@ -138,7 +148,7 @@ def config(case: str, data: Path, folder: Path) -> dict:
             "loss": {"_target_": "nequip.train.EnergyForceLoss", "per_atom_energy": True,
                      "coeffs": {"total_energy": 1.0, "forces": 1.0}},
             "val_metrics": metrics, "train_metrics": metrics, "test_metrics": metrics,
-            "optimizer": {"_target_": "torch.optim.Adam", "lr": 0.03},
+            "optimizer": {"_target_": "torch.optim.SGD", "lr": 0.05},  # without momentum: no state, small files
             "model": model,
         },
     }
@@ -164,7 +174,7 @@ def train(case: str, folder: Path) -> Path:
     checkpoint = folder / f"{case}.ckpt"
     checkpoint.unlink(missing_ok=True)
     OmegaConf.clear_resolver("training_data_stats")
-    (folder / f"{case}.yaml").write_text(json.dumps(config(case, data, folder)))  # JSON is YAML
+    (folder / f"{case}.yaml").write_text(json.dumps(config(case, data)))  # JSON is YAML
     _call(main, ["nequip-train", "-cp", str(folder), "-cn", case,
                  f"hydra.run.dir={folder / 'log'}", "hydra/job_logging=disabled", "hydra/hydra_logging=disabled"])
     return checkpoint
@@ -223,15 +233,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("cases", nargs="+", choices=list(CASES))
-    parser.add_argument("--package", action="store_true", help="also run nequip-package on each checkpoint")
+    parser.add_argument("--package", nargs="+", choices=list(CASES), default=[], help="also run nequip-package on these")
     arguments = parser.parse_args()
     folder = arguments.folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
+    os.chdir(folder)  # configurations name files relative to it
     warnings.filterwarnings("ignore")
     for case in arguments.cases:
         checkpoint = train(case, folder)
         (folder / f"{case}.json").write_text(json.dumps(reference(checkpoint)))
-        if arguments.package:
+        if case in arguments.package:
             package(checkpoint)
     shutil.rmtree(folder / "log", ignore_errors=True)
 
