@@ -16,6 +16,7 @@ def validate(path: Path, device: str | None = None) -> int:
         NequIPMDError: the file cannot be loaded here.
     """
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     from nequip_md.export.artifact import load_artifact
@@ -27,14 +28,15 @@ def validate(path: Path, device: str | None = None) -> int:
     start = time.perf_counter()
     with console.status("checking"):
         results = validate_artifact(artifact)
-    table = Table(title=f"{path}: {facts['kind']}, types {facts['type_names']}, {facts['precision']} on {artifact.device}")
+    title = f"{path}: {facts['kind']}, types {facts['type_names']}, {facts['precision']} on {artifact.device}"
+    table = Table(title=escape(title))
     table.add_column("check", overflow="fold")
     for column in ("measured", "allowed"):
         table.add_column(column, justify="right", no_wrap=True)
     table.add_column("", no_wrap=True)
     for result in results:
         verdict = "[green]passed[/]" if result.passed else "[bold red]FAILED[/]"
-        table.add_row(result.name, f"{result.measured:.1e}", f"{result.tolerance:.1e}", verdict)
+        table.add_row(escape(result.name), f"{result.measured:.1e}", f"{result.tolerance:.1e}", verdict)
     console.print(table)
     failed = sum(not result.passed for result in results)
     verdict = f"{failed} of {len(results)} checks failed" if failed else f"all {len(results)} checks passed"

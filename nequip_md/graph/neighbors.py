@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 from ase import Atoms
-from ase.geometry import complete_cell
 from vesin import NeighborList
 
 from nequip_md.errors import NequIPMDError
@@ -35,10 +34,14 @@ def periodic_cell(atoms: Atoms) -> np.ndarray:
             raise NequIPMDError(
                 f"the structure is periodic along cell vector {axis + 1}, which is zero: give the cell or set pbc to False there"
             )
-    cell[~pbc] = 0.0
-    cell = complete_cell(cell)
-    if abs(np.linalg.det(cell)) < 1e-9 * np.prod(np.linalg.norm(cell, axis=1)):
-        raise NequIPMDError(f"the periodic cell vectors {cell[pbc].tolist()} are linearly dependent: the cell has no volume")
+    periodic = cell[pbc] / lengths[pbc, None]
+    if len(periodic):
+        _, sizes, directions = np.linalg.svd(periodic)
+        if sizes[-1] < 1e-6:
+            raise NequIPMDError(f"the periodic cell vectors {cell[pbc].tolist()} are linearly dependent: the cell has no volume")
+        cell[~pbc] = directions[len(periodic) :]
+    else:
+        cell = np.eye(3)
     return cell
 
 

@@ -1,0 +1,391 @@
+"""Graphs against a loop over images and ASE's own list; batches, padding, forces, and the list with a skin."""
+
+from __future__ import annotations
+
+from itertools import product
+
+import numpy as np
+import pytest
+import torch
+from ase import Atoms
+from ase.build import molecule
+from ase.neighborlist import neighbor_list
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from support.structures import (
+    dense_box,
+    distant_parts,
+    elongated_cell,
+    single_atom,
+    slab,
+    small_molecule,
+    triclinic_crystal,
+    water_box,
+)
+
+from nequip_md import NequIPMDError
+from nequip_md.graph import (
+    Graph,
+    VerletList,
+    atomic_virials,
+    batch_graphs,
+    build_graph,
+    forces_from_gradient,
+    pad_graph,
+    stress_from_gradient,
+    total_energy,
+    virial_from_gradient,
+)
+
+NAMES = ["C", "H", "O"]
+PAIR_CUTOFFS = np.array([[4.0, 2.0, 3.0], [3.5, 1.7, 2.9], [4.6, 3.9, 4.3]])  # not symmetric
+
+
+def mixed_cell() -> Atoms:
+    """Periodic in y alone; the x and z vectors are there but parallel to nothing useful."""
+    atoms = small_molecule()
+    atoms.set_cell([[6.0, 1.0, 0.0], [0.5, 3.0, 0.0], [6.0, 1.0, 0.0]])
+    atoms.pbc = (False, True, False)
+    return atoms
+
+
+def outside_the_cell() -> Atoms:
+    atoms = triclinic_crystal()
+    shifts = np.random.default_rng(0).integers(-3, 4, (len(atoms), 3))
+    atoms.positions += shifts @ atoms.cell[:]
+    return atoms
+
+
+def left_handed() -> Atoms:
+    atoms = triclinic_crystal()
+    atoms.set_cell(atoms.cell[[1, 0, 2]])
+    return atoms
+
+
+def one_in_a_small_cell() -> Atoms:
+    return Atoms("O", positions=[[0.1, 0.2, 0.3]], cell=[[2.1, 0.0, 0.0], [0.9, 2.3, 0.0], [-0.7, 0.4, 1.9]], pbc=True)
+
+
+STRUCTURES = {
+    f.__name__: f
+    for f in (water_box, small_molecule, triclinic_crystal, slab, single_atom, elongated_cell, dense_box, mixed_cell,
+              outside_the_cell, left_handed, one_in_a_small_cell)
+}
+STRUCTURES["distant_parts"] = lambda: distant_parts()[2]
+
+
+def rows(centre, neighbour, vectors) -> np.ndarray:
+    """Edges as rows (i, j, x, y, z) in an order that rounding does not change."""
+    table = np.column_stack([centre, neighbour, vectors])
+    return table[np.lexsort(np.round(table, 6).T[::-1])]
+
+
+def of_graph(graph: Graph) -> np.ndarray:
+    return rows(*graph.edge_index.numpy(), graph.edge_vectors.numpy())
+
+
+def image_loop(atoms: Atoms, cutoffs: np.ndarray) -> np.ndarray:
+    """Every pair through every image that can matter, one at a time."""
+    cell = np.where(atoms.pbc[:, None], atoms.cell[:], 0.0)
+    spread = np.ptp(atoms.positions, axis=0)
+    reach = cutoffs.max() + np.linalg.norm(spread)
+    inverse = np.linalg.pinv(cell)  # columns: reciprocal vectors of the periodic directions
+    counts = [int(np.ceil(reach * np.linalg.norm(inverse[:, k]))) if atoms.pbc[k] else 0 for k in range(3)]
+    types = [NAMES.index(s) for s in atoms.get_chemical_symbols()]
+    shifts = np.array(list(product(*(range(-c, c + 1) for c in counts)))) @ cell
+    centres, neighbours, vectors = [], [], []
+    for i, j in product(range(len(atoms)), repeat=2):
+        images = atoms.positions[j] - atoms.positions[i] + shifts
+        distance = np.linalg.norm(images, axis=1)
+        keep = distance < cutoffs[types[i], types[j]]
+        if i == j:
+            keep &= distance > 1e-9
+        centres += [i] * keep.sum()
+        neighbours += [j] * keep.sum()
+        vectors += [images[keep]]
+    return rows(centres, neighbours, np.concatenate(vectors) if vectors else np.zeros((0, 3)))
+
+
+@pytest.mark.parametrize("name", STRUCTURES)
+def test_edges_against_image_loop(name):
+    atoms = STRUCTURES[name]()
+    graph = build_graph(atoms, NAMES, PAIR_CUTOFFS)
+    expected = image_loop(atoms, PAIR_CUTOFFS)
+    found = of_graph(graph)
+    assert found.shape == expected.shape
+    np.testing.assert_allclose(found, expected, atol=1e-9)
+    assert graph.num_edges > 0 or name == "single_atom"
+
+
+@pytest.mark.parametrize("cutoff", [1.3, 4.0, 6.5])
+@pytest.mark.parametrize("name", STRUCTURES)
+def test_edges_against_ase(name, cutoff):
+    atoms = STRUCTURES[name]()
+    atoms.cell[~atoms.pbc] = 0.0  # ASE's list wants an invertible cell
+    found = of_graph(build_graph(atoms, NAMES, cutoff))
+    expected = rows(*neighbor_list("ijD", atoms, cutoff))
+    assert found.shape == expected.shape
+    np.testing.assert_allclose(found, expected, atol=1e-9)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    cell=st.lists(st.floats(-5, 5), min_size=9, max_size=9),
+    pbc=st.tuples(st.booleans(), st.booleans(), st.booleans()),
+    seed=st.integers(0, 10**6),
+    atoms=st.integers(1, 8),
+    cutoff=st.floats(0.5, 5.0),
+)
+def test_random_cells(cell, pbc, seed, atoms, cutoff):
+    cell = np.reshape(cell, (3, 3))
+    lengths = np.linalg.norm(cell, axis=1)
+    assume(lengths.min() > 1.0 and abs(np.linalg.det(cell)) > 0.15 * lengths.prod())
+    rng = np.random.default_rng(seed)
+    structure = Atoms(rng.choice(NAMES, atoms), rng.uniform(-6, 6, (atoms, 3)), cell=cell, pbc=pbc)
+    cutoffs = cutoff * rng.uniform(0.5, 1.0, (3, 3))
+    found, expected = of_graph(build_graph(structure, NAMES, cutoffs)), image_loop(structure, cutoffs)
+    assert found.shape == expected.shape
+    np.testing.assert_allclose(found, expected, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", STRUCTURES)
+def test_layout(name):
+    atoms = STRUCTURES[name]()
+    graph = build_graph(atoms, NAMES, 4.5)
+    n, e = len(atoms), graph.num_edges
+    assert [t.dtype for t in graph.tensors] == [torch.float64, torch.int64, torch.int64, torch.int64]
+    assert [tuple(t.shape) for t in graph.tensors] == [(e, 3), (2, e), (n + 1,), (n,)]
+    counts = torch.bincount(graph.edge_index[0], minlength=n)
+    assert torch.equal(graph.row_ptr, torch.cat([torch.zeros(1, dtype=torch.int64), counts.cumsum(0)]))
+    assert (graph.edge_index[0].diff() >= 0).all()
+    assert [NAMES[t] for t in graph.node_types.tolist()] == atoms.get_chemical_symbols()
+    assert graph.graph_ptr.tolist() == [0, n]
+
+
+def test_type_map():
+    graph = build_graph(molecule("H2O"), ["hydrogen", "O"], 3.0, type_map={"H": "hydrogen"})
+    assert graph.node_types.tolist() == [1, 0, 0]
+
+
+def with_pbc(cell, pbc=True):
+    return Atoms("H2", positions=[[0, 0, 0], [0, 0, 0.8]], cell=cell, pbc=pbc)
+
+
+def with_position(value):
+    atoms = molecule("H2O")
+    atoms.positions[1, 2] = value
+    return atoms
+
+
+ERRORS = {
+    "unknown element": (lambda: molecule("CH3SH"), {}, "no type for S; its types are C, H, O"),
+    "map to no type": (lambda: molecule("H2O"), {"type_map": {"H": "D"}}, "'D' for H"),
+    "no cell": (lambda: with_pbc([0, 0, 0]), {}, "cell vector 1, which is zero"),
+    "no third vector": (lambda: with_pbc([3, 3, 0]), {}, "cell vector 3, which is zero"),
+    "flat cell": (lambda: with_pbc([[3, 0, 0], [0, 3, 0], [3, 3, 0]]), {}, "linearly dependent"),
+    "parallel vectors": (lambda: with_pbc([[3, 0, 0], [3, 0, 0], [0, 0, 3]], (True, True, False)), {}, "linearly dependent"),
+    "cell not finite": (lambda: with_pbc([3, 3, float("inf")]), {}, "cell .* is not finite"),
+    "NaN position": (lambda: with_position(float("nan")), {}, "position of atom 1 .* not finite"),
+    "infinite position": (lambda: with_position(float("inf")), {}, "position of atom 1 .* not finite"),
+    "cutoffs of wrong shape": (lambda: molecule("H2O"), {"cutoffs": [[3.0, 3.0]]}, r"shape \(1, 2\); 3 types"),
+    "cutoff not positive": (lambda: molecule("H2O"), {"cutoffs": 0.0}, "must be positive"),
+    "cutoff not a number": (lambda: molecule("H2O"), {"cutoffs": float("nan")}, "must be positive"),
+}
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("case", ERRORS)
+def test_bad_input_is_refused(case):
+    structure, options, message = ERRORS[case]
+    with pytest.raises(NequIPMDError, match=message):
+        build_graph(structure(), NAMES, **{"cutoffs": 3.0, **options})
+
+
+def test_no_atoms():
+    graph = build_graph(Atoms(cell=[3, 3, 3], pbc=True), NAMES, 3.0)
+    assert (graph.num_nodes, graph.num_edges) == (0, 0)
+    padded = pad_graph(graph, cutoff=3.0)
+    assert (padded.num_nodes, padded.num_edges) == (2, 2)
+
+
+# a many-body energy whose derivatives autograd gives: exp of the density around each atom
+
+
+def node_energy(graph: Graph) -> torch.Tensor:
+    weight = 1.0 + 0.3 * graph.node_types[graph.edge_index].sum(0)
+    pair = weight * torch.exp(-graph.edge_vectors.norm(dim=1)) * (1 + 0.2 * graph.edge_vectors[:, 0].sin())
+    return graph.edge_vectors.new_zeros(graph.num_nodes).index_add(0, graph.edge_index[0], pair).square()
+
+
+def gradient_of(graph: Graph) -> torch.Tensor:
+    vectors = graph.edge_vectors.clone().requires_grad_(True)
+    energy = node_energy(Graph(vectors, *graph.tensors[1:]))
+    return torch.autograd.grad(energy.sum(), vectors)[0]
+
+
+def through_positions(atoms: Atoms, cutoff: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """Forces and dE/d(strain) by autograd through positions and strain, not through edge vectors."""
+    graph = build_graph(atoms, NAMES, cutoff)
+    positions = torch.tensor(atoms.positions, requires_grad=True)
+    strain = torch.zeros(3, 3, dtype=torch.float64, requires_grad=True)
+    i, j = graph.edge_index
+    shift = graph.edge_vectors - (positions[j] - positions[i]).detach()
+    vectors = (positions[j] - positions[i] + shift) @ (torch.eye(3, dtype=torch.float64) + strain)
+    energy = node_energy(Graph(vectors, *graph.tensors[1:])).sum()
+    slope, by_strain = torch.autograd.grad(energy, (positions, strain))
+    return -slope, by_strain
+
+
+@pytest.mark.parametrize("name", ["water_box", "triclinic_crystal", "one_in_a_small_cell", "small_molecule"])
+def test_forces_virial_stress(name):
+    atoms = STRUCTURES[name]()
+    graph = build_graph(atoms, NAMES, 4.0)
+    gradient = gradient_of(graph)
+    forces, by_strain = through_positions(atoms, 4.0)
+    torch.testing.assert_close(forces_from_gradient(graph, gradient), forces, rtol=1e-11, atol=1e-11)
+    torch.testing.assert_close(virial_from_gradient(graph, gradient)[0], -by_strain, rtol=1e-11, atol=1e-11)
+    torch.testing.assert_close(stress_from_gradient(graph, gradient, 7.0)[0], by_strain / 7.0, rtol=1e-11, atol=1e-11)
+    torch.testing.assert_close(atomic_virials(graph, gradient).sum(0), -by_strain, rtol=1e-11, atol=1e-11)
+    assert by_strain.abs().max() > 0.1
+
+
+def test_force_loss_is_differentiable():
+    graph = build_graph(small_molecule(), NAMES, 4.0)
+    gradient = torch.randn(graph.num_edges, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    pair = batch_graphs([graph, graph])
+    assert torch.autograd.gradcheck(lambda g: forces_from_gradient(graph, g), gradient)
+    assert torch.autograd.gradcheck(lambda g: stress_from_gradient(pair, g.repeat(2, 1), 3.0), gradient)
+
+
+def with_ghosts(graph: Graph, owned: int) -> Graph:
+    """The first atoms of a graph as owned, the others as ghosts."""
+    edges = int(graph.row_ptr[owned])
+    return Graph(graph.edge_vectors[:edges], graph.edge_index[:, :edges], graph.row_ptr[: owned + 1], graph.node_types)
+
+
+@pytest.fixture(params=["plain", "ghosts", "batch of batches"])
+def parts(request) -> list[Graph]:
+    graphs = [build_graph(f(), NAMES, 4.0) for f in (water_box, single_atom, small_molecule, lambda: Atoms(), triclinic_crystal)]
+    if request.param == "ghosts":
+        return [with_ghosts(g, (g.num_nodes + 1) // 2) for g in graphs]
+    if request.param == "batch of batches":
+        return [batch_graphs(graphs[:2]), batch_graphs(graphs[2:]), graphs[0]]
+    return graphs
+
+
+def test_batch_is_its_parts(parts):
+    batch = batch_graphs(parts)
+    gradient = torch.cat([gradient_of(g) for g in parts])
+    torch.testing.assert_close(node_energy(batch), torch.cat([node_energy(g) for g in parts]), rtol=0, atol=0)
+    torch.testing.assert_close(gradient_of(batch), gradient, rtol=0, atol=0)
+    energies = torch.cat([total_energy(g, node_energy(g)) for g in parts])
+    torch.testing.assert_close(total_energy(batch, node_energy(batch)), energies, rtol=1e-13, atol=1e-13)
+    volumes = torch.arange(1.0, batch.num_graphs + 1, dtype=torch.float64)
+    stress = torch.cat([virial_from_gradient(g, gradient_of(g)) for g in parts]) / -volumes.view(-1, 1, 1)
+    torch.testing.assert_close(stress_from_gradient(batch, gradient, volumes), stress, rtol=1e-12, atol=1e-12)
+    forces = [forces_from_gradient(g, gradient_of(g)) for g in parts]
+    expected = torch.cat([f[: g.num_nodes] for f, g in zip(forces, parts)] + [f[g.num_nodes :] for f, g in zip(forces, parts)])
+    torch.testing.assert_close(forces_from_gradient(batch, gradient), expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize(("min_edges", "min_nodes"), [(2, 2), (10_000, 2), (2, 300), (10_000, 300), (0, 0)])
+def test_padding(parts, min_edges, min_nodes):
+    for graph in [*parts, batch_graphs(parts)]:
+        if graph.num_nodes == 0 and (min_edges, min_nodes) != (2, 2):
+            continue
+        padded = pad_graph(graph, min_edges, min_nodes, cutoff=4.0)
+        n, e = graph.num_nodes, graph.num_edges
+        assert padded.num_nodes == max(n, min_nodes) and padded.num_edges == max(e, min_edges)
+        assert torch.equal(padded.row_ptr.diff(), torch.bincount(padded.edge_index[0], minlength=padded.num_nodes))
+        assert (padded.edge_index[0].diff() >= 0).all()
+        assert torch.equal(padded.edge_vectors[:e], graph.edge_vectors)
+        assert (padded.edge_vectors[e:].norm(dim=1) == 8.0).all()
+        # the edges see the same types as before, and the ghosts are still the same
+        assert torch.equal(padded.node_types[padded.edge_index[:, :e]], graph.node_types[graph.edge_index])
+        assert torch.equal(padded.node_types[padded.num_nodes :], graph.node_types[n:])
+        # phantoms belong to no structure
+        gradient = torch.cat([gradient_of(graph), torch.zeros(padded.num_edges - e, 3, dtype=torch.float64)])
+        torch.testing.assert_close(virial_from_gradient(padded, gradient), virial_from_gradient(graph, gradient[:e]))
+        energy = torch.cat([node_energy(graph), torch.full((padded.num_nodes - n,), 1e6, dtype=torch.float64)])
+        torch.testing.assert_close(total_energy(padded, energy), total_energy(graph, energy[:n]))
+
+
+def test_padding_and_batching_refuse():
+    graph = build_graph(single_atom(), NAMES, 3.0)
+    empty = build_graph(Atoms(), NAMES, 3.0)
+    with pytest.raises(NequIPMDError, match="cannot be batched"):
+        batch_graphs([graph, pad_graph(graph, cutoff=3.0)])
+    with pytest.raises(NequIPMDError, match="no graph"):
+        batch_graphs([])
+    with pytest.raises(NequIPMDError, match="need an atom"):
+        pad_graph(empty, min_edges=2, min_nodes=0, cutoff=3.0)
+
+
+def assert_same(graph: Graph, atoms: Atoms):
+    for found, expected in zip(graph.tensors, build_graph(atoms, NAMES, PAIR_CUTOFFS).tensors):
+        assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("name", [n for n in STRUCTURES if n != "single_atom"])
+def test_skin_along_a_random_walk(name):
+    """Reuse gives the graph of a new search, bit for bit, while atoms wander and the cell breathes and shears."""
+    atoms = STRUCTURES[name]()
+    rng = np.random.default_rng(3)
+    lists = VerletList(NAMES, PAIR_CUTOFFS, skin=0.8)
+    for _ in range(25):
+        assert_same(lists.graph(atoms), atoms)
+        atoms.positions += rng.normal(scale=0.04, size=atoms.positions.shape)
+        if atoms.pbc.any():
+            atoms.set_cell(atoms.cell[:] @ (np.eye(3) + rng.normal(scale=0.005, size=(3, 3))), scale_atoms=bool(atoms.pbc.all()))
+    assert lists.num_searches < 20 and (lists.num_searches > 1 or len(atoms) == 1)
+
+
+def test_skin_holds_a_pair_that_comes_from_outside_it():
+    """Two atoms that start just outside cutoff + skin and each move just under half of the skin stay unseen, rightly."""
+    lists = VerletList(["H"], 3.0, skin=1.0)
+    atoms = Atoms("H2", positions=[[0, 0, 0], [4.001, 0, 0]])
+    assert lists.graph(atoms).num_edges == 0
+    atoms.positions[:, 0] += [0.4999, -0.4999]
+    assert lists.graph(atoms).num_edges == 0 and lists.num_searches == 1
+    atoms.positions[:, 0] += [0.001, -0.001]
+    assert lists.graph(atoms).num_edges == 2 and lists.num_searches == 2
+
+
+def test_skin_under_compression():
+    """A shrinking cell brings atoms together without moving one of them relative to it: the list must notice."""
+    atoms = Atoms("H", positions=[[0.2, 0.1, 0.0]], cell=[5.1, 5.1, 5.1], pbc=True)
+    lists = VerletList(["H"], 4.0, skin=1.0)
+    counts = []
+    for _ in range(42):
+        counts.append(lists.graph(atoms).num_edges)
+        assert counts[-1] == build_graph(atoms, ["H"], 4.0).num_edges
+        atoms.set_cell(atoms.cell[:] * 0.985, scale_atoms=True)
+    assert counts[0] == 0 and counts[-1] > 6
+    assert 2 < lists.num_searches < 15
+
+
+CHANGES = {
+    "wrapped": lambda a: a.wrap() or a,
+    "other species": lambda a: a.set_chemical_symbols(["C"] * len(a)) or a,
+    "fewer atoms": lambda a: a[:-1],
+    "other pbc": lambda a: a.set_pbc((True, False, True)) or a,
+    "other cell": lambda a: a.set_cell(a.cell[:] * 1.2) or a,
+    "permuted": lambda a: a[::-1],
+    "replaced": lambda a: small_molecule(),
+    "emptied": lambda a: a[:0],
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_skin_after_a_sudden_change(change):
+    atoms = outside_the_cell()
+    lists = VerletList(NAMES, PAIR_CUTOFFS, skin=1.0)
+    lists.graph(atoms)
+    changed = CHANGES[change](atoms.copy())
+    assert_same(lists.graph(changed), changed)
+    assert_same(lists.graph(atoms), atoms)
+
+
+def test_negative_skin_is_refused():
+    with pytest.raises(NequIPMDError, match="at least 0 angstrom, it is -1"):
+        VerletList(NAMES, 3.0, skin=-1.0)
