@@ -1,7 +1,7 @@
 """Checkpoints: the native format, and readers for those of upstream ``nequip`` and ``nequip-allegro``.
 
-:func:`load` takes every kind and looks at the content, not at the name. No kind executes code that a file stores, unless
-the caller allows it; ``docs/checkpoints.md`` says when that is needed.
+:func:`load` takes every kind and looks at the content, not at the name. No kind executes code that a file stores,
+unless the caller allows it; ``docs/checkpoints.md`` says when that is needed.
 """
 
 from __future__ import annotations
@@ -24,13 +24,14 @@ def load(path: str | os.PathLike, *, allow_pickle: bool = False) -> Potential:
     """The model of a checkpoint, in evaluation mode on the CPU.
 
     Args:
-        path: a native checkpoint, a Lightning ``.ckpt`` of ``nequip-train`` or a packaged ``.nequip.zip``. Averaged (EMA)
-            weights are used where an upstream checkpoint has them.
-        allow_pickle: permit a ``.ckpt`` that holds more than tensors and plain data; reading it executes code stored in it.
+        path: a native checkpoint, a Lightning ``.ckpt`` of ``nequip-train`` or a packaged ``.nequip.zip``. Averaged
+            (EMA) weights are used where an upstream checkpoint has them.
+        allow_pickle: permit a ``.ckpt`` that holds more than tensors and plain data; reading it executes code stored
+            in it.
 
     Raises:
-        NequIPMDError: missing or damaged file, unknown kind, newer format, weights that do not fit, or an upstream option
-            that is not implemented, by name.
+        NequIPMDError: missing or damaged file, unknown kind, newer format, weights that do not fit, or an upstream
+            option that is not implemented, by name.
     """
     path, kind = _identify(path)
     return load_native(path) if kind == "native" else convert(read_upstream(path, allow_pickle))

@@ -1,9 +1,9 @@
 """Read tensors out of a ``torch.package`` archive without importing or calling anything that it names.
 
-Such an archive is a zip file with pickles of whole module trees, the source code of their classes, and the raw storages.
-Unpickling normally imports that code. Here every class or function that a pickle names is replaced by an inert record
-that swallows its arguments; only tensors, dtypes and plain containers are rebuilt. So a hostile archive can at worst
-yield wrong numbers or an error.
+Such an archive is a zip file with pickles of whole module trees, the source code of their classes, and the raw
+storages. Unpickling normally imports that code. Here every class or function that a pickle names is replaced by an
+inert record that swallows its arguments; only tensors and plain containers are rebuilt. So a hostile archive can at
+worst yield wrong numbers or an error.
 """
 
 from __future__ import annotations
@@ -88,7 +88,8 @@ class _Unpickler(pickle.Unpickler):
         if key not in self._storages:
             content = self._archive.read(f"{self._root}/.data/{key}.storage")
             dtype = pid[1].dtype
-            self._storages[key] = torch.frombuffer(bytearray(content), dtype=dtype) if content else torch.empty(0, dtype=dtype)
+            empty = torch.empty(0, dtype=dtype)
+            self._storages[key] = torch.frombuffer(bytearray(content), dtype=dtype) if content else empty
         return self._storages[key]
 
 

@@ -1,8 +1,8 @@
 """The native checkpoint: one safetensors file whose header holds the configuration as JSON.
 
-The weights are the tensors of the model's ``state_dict``. The header's metadata has one entry, ``nequip_md``: a JSON object
-with ``format_version``, ``nequip_md_version``, ``config`` (the pydantic configuration) and ``training`` (statistics and
-metrics, free form). Reading a file never executes anything that is stored in it.
+The weights are the tensors of the model's ``state_dict``. The header's metadata has one entry, ``nequip_md``: a JSON
+object with ``format_version``, ``nequip_md_version``, ``config`` (the pydantic configuration) and ``training``
+(statistics and metrics, free form). Reading a file never executes anything that is stored in it.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def save_native(path: str | os.PathLike, model: Potential, *, training: dict | N
             }
         )
     except (TypeError, ValueError) as error:
-        raise NequIPMDError(f"cannot save checkpoint {path}: training must hold plain JSON values only ({error})") from error
+        raise NequIPMDError(f"cannot save checkpoint {path}: training must hold plain JSON values ({error})") from error
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     content = serialise(state, metadata={_KEY: header})
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -100,8 +100,8 @@ def load_native(path: Path) -> Potential:
     return model_from_state(info.config, state, path)
 
 
-def model_from_state(config: PotentialConfig, state: dict[str, Tensor], path: Path) -> Potential:
-    """Build a model and fill it with exactly the tensors that it has; ``path`` is for messages."""
+def model_from_state(config: PotentialConfig, state: dict[str, Tensor], path: Path, remedy: str = _REMEDY) -> Potential:
+    """Build a model and fill it with exactly the tensors that it has; ``path`` and ``remedy`` are for messages."""
     with torch.random.fork_rng(devices=[]):
         model = build_model(config)
     expected = model.state_dict()
@@ -115,7 +115,7 @@ def model_from_state(config: PotentialConfig, state: dict[str, Tensor], path: Pa
             problems.append(f"{name} is {_name(have.dtype)}, the model needs {_name(want.dtype)}")
     if problems:
         shown = "; ".join(sorted(problems)[:5]) + (f"; and {len(problems) - 5} more" if len(problems) > 5 else "")
-        raise NequIPMDError(f"checkpoint {path}: the weights do not fit the configuration: {shown}. {_REMEDY}")
+        raise NequIPMDError(f"checkpoint {path}: the weights do not fit the configuration: {shown}. {remedy}")
     model.load_state_dict(state)
     return model.eval()
 
@@ -143,13 +143,15 @@ def _read(path: Path, weights: bool) -> tuple[CheckpointInfo, dict[str, Tensor]]
         raise NequIPMDError(f"checkpoint {path} has an unreadable header ({error!r}). {_REMEDY}") from error
     if not 1 <= version <= FORMAT_VERSION:
         raise NequIPMDError(
-            f"checkpoint {path} has format version {version}; this nequip-md {__version__} reads up to {FORMAT_VERSION}. "
-            f"It was written by nequip-md {header.get('nequip_md_version', '(unknown)')}: install that version or a newer one."
+            f"checkpoint {path} has format version {version}; this nequip-md ({__version__}) reads up to version "
+            f"{FORMAT_VERSION}. It was written by nequip-md {header.get('nequip_md_version', '(unknown)')}: "
+            "install that version or a newer one."
         )
     try:
         config = TypeAdapter(AnyConfig).validate_python(header["config"])
     except (ValidationError, KeyError) as error:
-        raise NequIPMDError(f"checkpoint {path} has a configuration that is not valid: {describe(error)}. {_REMEDY}") from error
+        reason = f"its configuration is not valid: {describe(error)}"
+        raise NequIPMDError(f"checkpoint {path}: {reason}. {_REMEDY}") from error
     return CheckpointInfo(config, header.get("training") or {}, f"nequip-md {header.get('nequip_md_version')}"), state
 
 

@@ -1,8 +1,8 @@
 """NequIP's features in the order that nequip 0.16 introduced.
 
-A layer's features are its scalars, then its gated irreps. The gated ones went by parity, then l (1e 2e 1o 2o) before 0.16
-and go by l, then parity (1e 1o 2e 2o) since. The order decides how weights are laid out, not what can be computed, so older
-weights are permuted.
+A layer's features are its scalars, then its gated irreps. The gated ones went by parity, then l (1e 2e 1o 2o) before
+0.16 and go by l, then parity (1e 1o 2e 2o) since. The order decides how weights are laid out, not what can be computed,
+so older weights are permuted.
 """
 
 from __future__ import annotations

@@ -48,14 +48,15 @@ def convert(file: UpstreamFile) -> Potential:
         NequIPMDError: an option, modifier or tensor that is not implemented, by name.
     """
     config, state = _translate(file)
-    return model_from_state(config, state, file.path)
+    return model_from_state(config, state, file.path, "The file's configuration and weights are not of one model.")
 
 
 def upstream_info(file: UpstreamFile) -> CheckpointInfo:
     """What an upstream file says about itself, in the words of this package."""
     config, _ = _translate(file)
     source = ", ".join(f"{name} {version}" for name, version in file.versions.items() if name in ("nequip", "allegro"))
-    return CheckpointInfo(config, {**file.training, "upstream_versions": file.versions, "ema": file.ema_weights is not None}, source)
+    training = {**file.training, "upstream_versions": file.versions, "ema": file.ema_weights is not None}
+    return CheckpointInfo(config, training, source)
 
 
 def _translate(file: UpstreamFile) -> tuple[PotentialConfig, dict[str, Tensor]]:
@@ -95,8 +96,8 @@ def _origin(named: str, target: str, file: UpstreamFile) -> UpstreamFile:
         if candidate.is_file() and candidate.resolve() != file.path.resolve():
             return read_upstream(candidate, file.pickled_code_allowed)
     raise NequIPMDError(
-        f"{file.path} was trained from another file ({target}: {named!r}), and only that file holds the model's options. "
-        f"Put it there, or beside {file.path.name}."
+        f"{file.path} was trained from another file ({target}: {named!r}), and only that file holds the model's "
+        f"options. Put it there, or beside {file.path.name}."
     )
 
 
@@ -109,7 +110,7 @@ def _apply_modifiers(config: PotentialConfig, modifiers: list[dict[str, Any]]) -
         if name != "modify_PerTypeScaleShift":
             options.refuse("modifier", name)
         options.ignore("scales", "shifts")  # the values are in the weights
-        flags = {f"energy_{what}_trainable": bool(options.take(f"{what}_trainable", False)) for what in ("scales", "shifts")}
+        flags = {f"energy_{name}": bool(options.take(name, False)) for name in ("scales_trainable", "shifts_trainable")}
         options.finish()
         values = {key: dict(zip(config.type_names, config.per_type(key, default)))
                   for key, default in (("energy_scales", 1.0), ("energy_shifts", 0.0))}

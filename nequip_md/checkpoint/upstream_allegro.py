@@ -71,11 +71,11 @@ def _symmetry(options: Options) -> dict[str, Any]:
     allowed = options.take("tensor_track_allowed_irreps")
     l_max = harmonics if isinstance(harmonics, int) else Irreps(harmonics).lmax
     natural = {(l, (-1) ** l) for l in range(l_max + 1)}
-    if not isinstance(harmonics, int) and [(mul, ir.l, ir.p) for mul, ir in Irreps(harmonics)] != [(1, *ir) for ir in sorted(natural)]:
-        options.refuse("irreps_edge_sh", harmonics, "implemented: the spherical harmonics 0 ... l_max with parity (-1)^l")
+    if not isinstance(harmonics, int) and Irreps(harmonics) != Irreps.spherical_harmonics(l_max):
+        options.refuse("irreps_edge_sh", harmonics, "implemented: the spherical harmonics 0 ... l_max")
     found = {(ir.l, ir.p) for _, ir in Irreps(allowed)}
     if found not in (natural, {(l, p) for l in range(l_max + 1) for p in (1, -1)}):
-        options.refuse("tensor_track_allowed_irreps", allowed, "implemented: all irreps to l_max, or those of the harmonics")
+        options.refuse("tensor_track_allowed_irreps", allowed, "implemented: all to l_max, or those of the harmonics")
     return {"l_max": l_max, "parity": found != natural}
 
 
@@ -118,9 +118,9 @@ def state_from_upstream(config: AllegroConfig, upstream_state: Mapping[str, Tens
         ("readout", "edge_readout.mlp_module", config.readout_mlp_depth, config.readout_mlp_nonlinearity),
     ):
         result.update(mlp_weights(state, ours, theirs, depth, nonlinearity))
+    depth, nonlinearity = config.allegro_mlp_depth, config.allegro_mlp_nonlinearity
     for k in range(config.num_layers):
-        mlp = mlp_weights(state, f"layers.{k}.mlp", f"allegro.latents.{k}", config.allegro_mlp_depth, config.allegro_mlp_nonlinearity)
-        result.update(mlp)
+        result.update(mlp_weights(state, f"layers.{k}.mlp", f"allegro.latents.{k}", depth, nonlinearity))
         result[f"layers.{k}.path_weights"] = _path_weights(config, state.take(f"allegro.tps.{k}.weights"))
     result.update(scale_shift(state))
     state.constants(".w3j")
@@ -153,6 +153,6 @@ def _embedding(config: AllegroConfig, state: State) -> dict[str, Tensor]:
 
 
 def _path_weights(config: AllegroConfig, weights: Tensor) -> Tensor:
-    """Upstream's [U, P] or, without path-channel coupling, [P] (the axis P is left out if it is 1) as ours, [P, U or 1]."""
+    """Upstream's [U, P] or, without path-channel coupling, [P] (no axis P if it is 1) as ours, [P, U or 1]."""
     channels = config.num_tensor_features if config.path_channel_coupling else 1
     return weights.reshape(channels, -1).T.contiguous()

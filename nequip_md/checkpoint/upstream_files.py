@@ -111,8 +111,8 @@ def read_lightning(path: Path, allow_pickle: bool) -> UpstreamFile:
         versions = {name: str(version) for name, version in info["versions"].items()}
     except (KeyError, TypeError, AttributeError) as error:
         raise NequIPMDError(
-            f"{path} is a PyTorch file, but not a checkpoint of nequip-train 0.7 or newer ({type(error).__name__}: {error}). "
-            "Give a .ckpt that nequip-train wrote, a .nequip.zip, or a native checkpoint."
+            f"{path} is a PyTorch file, but not a checkpoint of nequip-train 0.7 or newer "
+            f"({type(error).__name__}: {error}). Give one of those, a .nequip.zip, or a native checkpoint."
         ) from error
     training = {
         "epoch": content.get("epoch"), "global_step": content.get("global_step"), "training_module": module,
@@ -120,7 +120,8 @@ def read_lightning(path: Path, allow_pickle: bool) -> UpstreamFile:
     }
     tensors = {name: value for name, value in state.items() if isinstance(value, Tensor)}
     network = _network({name[6:]: value for name, value in tensors.items() if name.startswith("model.")}, path)
-    return UpstreamFile(path, model_config, network, _ema_weights(path, module, state), versions, training, allow_pickle)
+    averages = _ema_weights(path, module, state)
+    return UpstreamFile(path, model_config, network, averages, versions, training, allow_pickle)
 
 
 def _load_pickle(path: Path, allow_pickle: bool) -> Any:
@@ -132,11 +133,14 @@ def _load_pickle(path: Path, allow_pickle: bool) -> Any:
         found = re.search(r"GLOBAL (\S+)", str(error))
         named = f" ({found[1]})" if found else ""
         raise NequIPMDError(
-            f"checkpoint {path} holds more than tensors and plain data{named}: reading it would execute code stored in the "
-            "file. If you trust its origin, allow it: --allow-pickle on the command line, allow_pickle=True in Python."
+            f"checkpoint {path} holds more than tensors and plain data{named}: reading it would execute code stored in "
+            "the file. If it is not damaged and you trust its origin, allow that: --allow-pickle on the command line, "
+            "allow_pickle=True in Python."
         ) from error
     except (RuntimeError, EOFError, zipfile.BadZipFile, ValueError, OSError) as error:
-        raise NequIPMDError(f"checkpoint {path} is damaged or cut short ({error}). Copy it again from where it was written.") from error
+        raise NequIPMDError(
+            f"checkpoint {path} is damaged or cut short ({error}). Copy it again from where it was written."
+        ) from error
 
 
 def _load_code(path: Path) -> Any:
@@ -157,16 +161,16 @@ _TRAINING_MODULES = ("NequIPLightningModule", "EMALightningModule", "ConFIGLight
 def _ema_weights(path: Path, module: str, state: dict[str, Any]) -> list[Tensor] | None:
     if module.rpartition(".")[2] not in _TRAINING_MODULES:
         raise NequIPMDError(
-            f"checkpoint {path} was trained by {module!r}, whose evaluation weights nequip-md does not know how to find "
-            f"(known: {', '.join(_TRAINING_MODULES)}). Package it with upstream's nequip-package and give the .nequip.zip."
+            f"checkpoint {path} was trained by {module!r}, whose evaluation weights nequip-md cannot find (known: "
+            f"{', '.join(_TRAINING_MODULES)}). Package it with upstream's nequip-package and give the .nequip.zip."
         )
     indices = [int(name.removeprefix("ema.ema_weight_")) for name in state if name.startswith("ema.ema_weight_")]
     if not indices:
         return None
     if not (state.get("ema._extra_state") or {}).get("is_holding_ema_weights", True):
         raise NequIPMDError(
-            f"checkpoint {path} was written while trained and averaged (EMA) weights were swapped; upstream refuses it as "
-            "well. Take an earlier checkpoint of the run."
+            f"checkpoint {path} was written while trained and averaged (EMA) weights were swapped; upstream refuses it "
+            "as well. Take an earlier checkpoint of the run."
         )
     return [state[f"ema.ema_weight_{k}"] for k in sorted(indices)]
 
@@ -175,9 +179,8 @@ def _network(state: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
     """Strip what upstream wraps around the network, the dictionary of models and the force output."""
     names = sorted({key.partition(".")[0] for key in state})
     if names != [MODEL_NAME]:
-        raise NequIPMDError(
-            f"{path} holds the models {', '.join(names) or '(none)'}; only a run of one model ({MODEL_NAME!r}) is supported"
-        )
+        found = ", ".join(names) or "(none)"
+        raise NequIPMDError(f"{path} holds the models {found}; only runs of one model, {MODEL_NAME!r}, can be read")
     prefix = f"{MODEL_NAME}.model."
     inner = {key.removeprefix(prefix): value for key, value in state.items()}
     inner.pop("_empty", None)

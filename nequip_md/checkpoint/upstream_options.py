@@ -1,4 +1,4 @@
-"""Strict readers of upstream's configuration sections and state dictionaries: what is not understood is refused by name."""
+"""Strict readers of upstream's configurations and state dictionaries: what is not understood is refused by name."""
 
 from __future__ import annotations
 
@@ -118,7 +118,9 @@ class State:
             NequIPMDError: it is not there.
         """
         if key not in self._left:
-            raise NequIPMDError(f"upstream checkpoint: tensor {key!r} is missing; weights and configuration do not agree")
+            raise NequIPMDError(
+                f"upstream checkpoint: tensor {key!r} is missing; weights and configuration do not agree"
+            )
         return self._left.pop(key)
 
     def constant(self, key: str, expected: Tensor | None = None) -> None:
@@ -126,10 +128,11 @@ class State:
         value = self._left.pop(key, None)
         if value is None or expected is None:
             return
-        if value.numel() != expected.numel() or not torch.allclose(value.double().flatten(), expected.double().flatten(), rtol=1e-6):
+        have, want = value.double().flatten(), expected.double().flatten()
+        if have.shape != want.shape or not torch.allclose(have, want, rtol=1e-6):
             raise NequIPMDError(
-                f"upstream checkpoint: {key!r} holds {value.flatten().tolist()}, but the configuration gives "
-                f"{expected.flatten().tolist()}; weights and configuration do not agree"
+                f"upstream checkpoint: {key!r} holds {have.tolist()}, but the configuration gives {want.tolist()}; "
+                "weights and configuration do not agree"
             )
 
     def constants(self, suffix: str) -> None:
@@ -142,8 +145,8 @@ class State:
         if self._left:
             names = ", ".join(repr(key) for key in sorted(self._left)[:5])
             raise NequIPMDError(
-                f"upstream checkpoint: {len(self._left)} tensor(s) belong to nothing that nequip-md implements: {names}. "
-                "Compile this model with upstream's own nequip-compile."
+                f"upstream checkpoint: {len(self._left)} tensor(s) belong to nothing that nequip-md implements: "
+                f"{names}. Compile this model with upstream's own nequip-compile."
             )
 
 

@@ -1,8 +1,8 @@
 """What older upstream versions meant: configurations and weights in the form of nequip 0.19.1 / nequip-allegro 0.8.3.
 
-Options that a configuration leaves out take the defaults of the version that wrote it, and some were renamed. Function and
-parameters of Allegro are otherwise the same from 0.4 on, those of NequIP from 0.7 on, but for the order of NequIP's features
-before 0.16.
+Options that a configuration leaves out take the defaults of the version that wrote it, and some were renamed. Function
+and parameters of Allegro are otherwise the same from 0.4 on, those of NequIP from 0.7 on, but for the order of NequIP's
+features before 0.16.
 """
 
 from __future__ import annotations
@@ -126,9 +126,7 @@ def modern_state(
     if config.kind == "allegro":
         if parse_version(versions, "allegro") >= (0, 5):
             return state
-        mlp = ("scalar_embed.twobody_mlp.", "scalar_embed_mlp.")
-        rest = ("scalar_embed.", "radial_chemical_embed.")
-        return {key.replace(*mlp) if key.startswith(mlp[0]) else _renamed(key, *rest): value for key, value in state.items()}
+        return {_renamed(key): value for key, value in state.items()}
     version = parse_version(versions, "nequip")
     if version < (0, 8):
         state = {key.replace(".conv.tp.", ".conv.tp_scatter.tp."): value for key, value in state.items()}
@@ -136,5 +134,9 @@ def modern_state(
     return reorder_features(config, state) if ordered_by_parity else state
 
 
-def _renamed(key: str, old: str, new: str) -> str:
-    return new + key.removeprefix(old) if key.startswith(old) else key
+def _renamed(key: str) -> str:
+    """Today's name of a tensor of nequip-allegro 0.4."""
+    for old, new in (("scalar_embed.twobody_mlp.", "scalar_embed_mlp."), ("scalar_embed.", "radial_chemical_embed.")):
+        if key.startswith(old):
+            return new + key.removeprefix(old)
+    return key

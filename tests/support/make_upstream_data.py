@@ -2,8 +2,9 @@
 
     python tests/support/make_upstream_data.py [--all] [OUTPUT_FOLDER]
 
-Each version is installed without dependencies into a scratch folder that goes first on ``PYTHONPATH``; PyTorch and the rest
-are those of the running Python. ``--all`` covers every release in `RELEASES`, not only those whose files are committed.
+Each version is installed without dependencies into a scratch folder that goes first on ``PYTHONPATH``; PyTorch and the
+rest are those of the running Python. ``--all`` covers every release in `RELEASES`, not only those whose files are
+committed.
 """
 
 from __future__ import annotations
@@ -36,14 +37,14 @@ def make(nequip: str, allegro: str, e3nn: str, target: Path, scratch: Path) -> N
     shutil.rmtree(scratch, ignore_errors=True)
     subprocess.run([sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", site, *packages], check=True)
     cases = ["allegro_0_4" if allegro.startswith("0.4.") else "allegro", "nequip_order"]
-    subprocess.run(
-        [sys.executable, HERE / "upstream_train.py", work, *cases],
-        check=True, env={**os.environ, "PYTHONPATH": str(site), "OMP_NUM_THREADS": "1"}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )
+    environment = {**os.environ, "PYTHONPATH": str(site), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, HERE / "upstream_train.py", work, *cases]
+    subprocess.run(command, check=True, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     target.mkdir(parents=True, exist_ok=True)
     for case in cases:
+        name = f"nequip-{nequip}_allegro-{allegro}_{case.split('_')[0]}"
         for suffix in (".ckpt", ".json"):
-            shutil.copy(work / f"{case}{suffix}", target / f"nequip-{nequip}_allegro-{allegro}_{case.split('_')[0]}{suffix}")
+            shutil.copy(work / f"{case}{suffix}", target / f"{name}{suffix}")
 
 
 def main() -> None:

@@ -2,8 +2,8 @@
 
     python upstream_train.py OUTPUT_FOLDER CASE [CASE ...] [--package CASE [CASE ...]]
 
-For each case this writes ``CASE.ckpt``, where asked also ``CASE.nequip.zip``, and ``CASE.json`` with the energies (eV) and
-forces (eV/angstrom) of upstream's own evaluation of that checkpoint. The script uses whatever versions
+For each case this writes ``CASE.ckpt``, where asked also ``CASE.nequip.zip``, and ``CASE.json`` with the energies (eV)
+and forces (eV/angstrom) of upstream's own evaluation of that checkpoint. The script uses whatever versions
 of ``nequip`` and ``nequip-allegro`` Python finds, so that checkpoints of older versions are made by putting those first
 on ``PYTHONPATH``. Needs neither pytest nor this package.
 """
@@ -30,6 +30,7 @@ TYPE_NAMES = ["Cu", "Al"]
 SEED = 7
 
 _BESSEL = {"_target_": "allegro.nn.TwoBodyBesselScalarEmbed", "num_bessels": 4}
+_SPLINE = {"_target_": "allegro.nn.TwoBodySplineScalarEmbed", "num_splines": 6, "spline_span": 4}
 _ALLEGRO = {
     "_target_": "allegro.model.AllegroModel", "l_max": 1, "num_layers": 2, "num_scalar_features": 6,
     "num_tensor_features": 2, "allegro_mlp_hidden_layers_depth": 1, "allegro_mlp_hidden_layers_width": 8,
@@ -51,7 +52,8 @@ CASES: dict[str, tuple[bool, dict]] = {
         "per_edge_type_cutoff": {"Cu": 3.5, "Al": {"Cu": 3.2}},
     }),
     "allegro_spline": (True, {
-        **_ALLEGRO, "radial_chemical_embed": {"_target_": "allegro.nn.TwoBodySplineScalarEmbed", "num_splines": 6, "spline_span": 4},
+        **_ALLEGRO,
+        "radial_chemical_embed": _SPLINE,
         "per_type_energy_shifts_trainable": True, "per_type_energy_scales_trainable": True,
         "scalar_embed_mlp_hidden_layers_depth": 2, "scalar_embed_mlp_nonlinearity": None,
     }),
@@ -70,8 +72,8 @@ CASES: dict[str, tuple[bool, dict]] = {
     }),
     "nequip_no_parity": (True, {**_NEQUIP, "num_layers": 3, "l_max": 2, "parity": False}),
     "modified": (True, {
-        "_target_": "nequip.model.modify", "modifiers": [{"modifier": "modify_PerTypeScaleShift", "shifts": {"Al": 0.25}}],
-        "model": {**_NEQUIP},
+        "_target_": "nequip.model.modify", "model": _NEQUIP,
+        "modifiers": [{"modifier": "modify_PerTypeScaleShift", "shifts": {"Al": 0.25}}],
     }),
     # these two need the files of the cases that they start from in the same folder
     "from_package": (True, {"_target_": "nequip.model.ModelFromPackage", "package_path": "allegro.nequip.zip"}),
@@ -194,7 +196,6 @@ def package(checkpoint: Path) -> Path:
 
 def reference(checkpoint: Path) -> dict:
     """Upstream's own evaluation of a checkpoint on the first and last frame, and on a molecule."""
-    import torch
     from nequip.data import AtomicDataDict, from_ase
     from nequip.data.transforms import ChemicalSpeciesToAtomTypeMapper, NeighborListTransform
 
@@ -219,21 +220,21 @@ def reference(checkpoint: Path) -> dict:
     for atoms in chosen:
         atoms.calc = None
         batch = AtomicDataDict.batched_from_list([neighbours(mapper(from_ase(atoms)))])
-        batch = {k: v.to(torch.float64) if torch.is_tensor(v) and v.is_floating_point() else v for k, v in batch.items()}
         result = model(batch)
         records.append({
             "symbols": atoms.get_chemical_symbols(), "positions": atoms.positions.tolist(),
             "cell": atoms.cell.array.tolist(), "pbc": atoms.pbc.tolist(),
             "energy": result["total_energy"].item(), "forces": result["forces"].tolist(),
         })
-    return {"versions": {name: version(name) for name in ("nequip", "nequip-allegro", "torch", "e3nn")}, "frames": records}
+    packages = ("nequip", "nequip-allegro", "torch", "e3nn")
+    return {"versions": {name: version(name) for name in packages}, "frames": records}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("cases", nargs="+", choices=list(CASES))
-    parser.add_argument("--package", nargs="+", choices=list(CASES), default=[], help="also run nequip-package on these")
+    parser.add_argument("--package", nargs="+", choices=list(CASES), default=[], help="run nequip-package on these")
     arguments = parser.parse_args()
     folder = arguments.folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
