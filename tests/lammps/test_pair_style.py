@@ -1,0 +1,215 @@
+"""pair_style nequip against LAMMPS' own lj/cut: the same potential, so every number must be the same."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from support.lammps_run import measurement, read_measurement, run_lammps
+from support.lammps_systems import NATIVE, SYSTEMS, nequip
+
+RELATIVE = 1e-11
+"""Of the largest value of a quantity; both sides sum in float64, in different orders."""
+SHIFTS = {1: -1.5, 2: -0.25}
+WITHOUT_FORCES = ("isolated atom", "out of reach")
+
+
+NEWTON = ("on", "off")
+
+
+def slug(*words) -> str:
+    return "_".join(str(w).replace(" ", "-").replace("/", "-") for w in words)
+
+
+@pytest.fixture(scope="module")
+def native(tmp_path_factory):
+    """``native(system)``: what lj/cut gives on one rank."""
+    folder = tmp_path_factory.mktemp("native")
+    script = "clear\n".join(s.start(folder / slug(name)) + NATIVE + measurement(slug(name)) for name, s in SYSTEMS.items())
+    outcome = run_lammps(script, folder)
+    assert outcome.status == 0, outcome.text
+    return lambda name: read_measurement(folder, slug(name))
+
+
+@pytest.fixture(scope="module")
+def ours(lj_artifact, tmp_path_factory):
+    """``ours(system, ranks, newton)``: what the pair style gives. All systems share one start of LAMMPS for each rank count."""
+    folders = {}
+
+    def get(system: str, ranks: int, newton: str) -> dict:
+        if ranks not in folders:
+            folders[ranks] = folder = tmp_path_factory.mktemp(f"ours_{ranks}")
+            script = "clear\n".join(
+                s.start(folder / slug(name), n) + nequip(lj_artifact) + measurement(slug(name, n)) for name, s in SYSTEMS.items() for n in NEWTON
+            )
+            outcome = run_lammps(script, folder, ranks=ranks)
+            assert outcome.status == 0, outcome.text
+        return read_measurement(folders[ranks], slug(system, newton))
+
+    return get
+
+
+def assert_same(ours: dict, reference: dict, what: str = ""):
+    """Every quantity equal; the model's isolated-atom energies, which lj/cut lacks, are taken off first."""
+    shifts = np.array([SHIFTS[t] for t in ours["types"]])
+    for key in ("energy", "pressure", "forces", "energies", "virials", "centroid"):
+        value = ours[key] - {"energy": shifts.sum(), "energies": shifts[:, None]}.get(key, 0.0)
+        scale = max(np.abs(reference[key]).max(), np.abs(ours[key]).max())
+        np.testing.assert_allclose(value, reference[key], rtol=0, atol=RELATIVE * scale, err_msg=f"{what} {key}")
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 4])
+@pytest.mark.parametrize("system", SYSTEMS)
+def test_equals_native(system, ranks, native, ours):
+    """Energy, pressure tensor, forces, per-atom energies and both per-atom virials; newton on and off."""
+    reference = native(system)
+    if system not in WITHOUT_FORCES:
+        assert np.abs(reference["forces"]).max() > 1e-3
+    for newton in NEWTON:
+        result = ours(system, ranks, newton)
+        assert_same(result, reference, f"newton {newton}")
+        np.testing.assert_allclose(result["centroid"].sum(0)[:6], result["virials"].sum(0), atol=RELATIVE * np.abs(result["virials"]).sum())
+
+
+COEFFICIENTS = {
+    "two types": "pair_coeff 1 1 {style} 0.0104 3.4 6.0\npair_coeff 1 2 {style} 0.008 3.2 5.5\npair_coeff 2 2 {style} 0.006 3.0 5.0\n",
+    "exchanged": "pair_coeff 1 1 {style} 0.006 3.0 5.0\npair_coeff 1 2 {style} 0.008 3.2 5.5\npair_coeff 2 2 {style} 0.0104 3.4 6.0\n",
+    "third as first": "pair_coeff * * {style} 0.0104 3.4 6.0\npair_coeff 1*3 2 {style} 0.008 3.2 5.5\n"
+                      "pair_coeff 2 3 {style} 0.008 3.2 5.5\npair_coeff 2 2 {style} 0.006 3.0 5.0\n",
+    "doubled": "pair_coeff 1 1 {style} 0.0208 3.4 6.0\npair_coeff 1 2 {style} 0.016 3.2 5.5\npair_coeff 2 2 {style} 0.012 3.0 5.0\n",
+    "without 1 1": "pair_coeff 1 2 {style} 0.008 3.2 5.5\npair_coeff 2 2 {style} 0.006 3.0 5.0\n",
+}
+HYBRID = "pair_style {kind} nequip lj/cut 6.0\npair_modify pair lj/cut shift yes\n"
+
+VARIANTS = {  # LAMMPS types, native coefficients, our input
+    "elements in the other order": (2, "exchanged", "pair_style nequip\npair_coeff * * {path} Ne Ar\n"),
+    "two atom types of one element": (3, "third as first", "pair_style nequip\npair_coeff * * {path} Ar Ne Ar\n"),
+    "hybrid with NULL": (2, "two types", HYBRID.format(kind="hybrid") + "pair_coeff * * nequip {path} Ar NULL\n"
+                         + COEFFICIENTS["without 1 1"].format(style="lj/cut")),
+    "hybrid/overlay": (2, "doubled", HYBRID.format(kind="hybrid/overlay") + "pair_coeff * * nequip {path} Ar Ne\n"
+                       + COEFFICIENTS["two types"].format(style="lj/cut")),
+    "coefficients issued again": (2, "two types", "pair_style nequip\npair_coeff * * {path} Ne Ne\nrun 0\npair_coeff * * {path} Ar Ne\n"),
+    "style issued again": (2, "two types", "pair_style nequip\npair_coeff * * {path} Ne Ne\nrun 0\npair_style nequip device cpu\n"
+                           "pair_coeff * * {path} Ar Ne\n"),
+}
+
+
+@pytest.fixture(scope="module")
+def variants(lj_artifact, tmp_path_factory):
+    """The folder where two ranks have measured every variant, with lj/cut and with the pair style."""
+    folder = tmp_path_factory.mktemp("variants")
+    system = SYSTEMS["orthogonal"]
+    third = np.where((system.types == 1) & (np.arange(len(system.types)) % 3 == 0), 3, system.types)
+    script = ""
+    for variant, (num_types, coefficients, lines) in VARIANTS.items():
+        for newton in NEWTON:
+            start = "clear\n" + system.start(folder, newton, num_types=num_types, types=third if num_types == 3 else None)
+            script += start + NATIVE.split("pair_coeff")[0] + COEFFICIENTS[coefficients].format(style="") + measurement(slug("native", variant, newton))
+            script += start + lines.format(path=lj_artifact) + measurement(slug("ours", variant, newton))
+    outcome = run_lammps(script, folder, ranks=2)
+    assert outcome.status == 0, outcome.text
+    return folder
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_type_maps_and_hybrids(variant, variants):
+    """Forces, pressure and virials on two ranks for other ways of naming types (energies differ by constants)."""
+    for newton in NEWTON:
+        reference, result = (read_measurement(variants, slug(who, variant, newton)) for who in ("native", "ours"))
+        for key in ("forces", "pressure", "virials", "centroid"):
+            scale = np.abs(reference[key]).max()
+            assert scale > 1e-3
+            np.testing.assert_allclose(result[key], reference[key], rtol=0, atol=RELATIVE * scale, err_msg=f"newton {newton} {key}")
+
+
+DYNAMICS = """
+velocity all create 400 4928459
+fix move all nve
+neighbor 0.3 bin
+neigh_modify every 1 delay 0 check yes
+thermo_style custom step pe press temp
+run 100
+print "$(pe:%.17g) $(press:%.17g) $(temp:%.17g)" file {name}
+minimize 0 1e-4 10 40
+print "$(pe:%.17g) $(press:%.17g)" append {name}
+"""
+
+
+@pytest.mark.parametrize("ranks, newton, threads", [(1, "on", 1), (1, "on", 2), (2, "on", 1), (2, "off", 1)])
+def test_dynamics_over_rebuilt_lists(ranks, newton, threads, lj_artifact, tmp_path):
+    """Trajectory and minimisation follow lj/cut while atoms change ranks and neighbour lists are rebuilt."""
+    system = SYSTEMS["orthogonal"]
+    start = system.start(tmp_path, newton)
+    script = (start + NATIVE + DYNAMICS.format(name="native") + "clear\n"
+              + start + nequip(lj_artifact, keywords=f"threads {threads}") + DYNAMICS.format(name="ours"))
+    outcome = run_lammps(script, tmp_path, ranks=ranks)
+    assert outcome.status == 0, outcome.text
+    builds = [int(line.split("=")[1]) for line in outcome.text.splitlines() if line.startswith("Neighbor list builds")]
+    assert builds[2] > 3, "the lists were hardly rebuilt, so this tests less than it says"
+    reference, ours = (np.array((tmp_path / name).read_text().split(), dtype=float) for name in ("native", "ours"))
+    shifts = sum(SHIFTS[t] for t in system.types)
+    np.testing.assert_allclose(ours - shifts * np.array([1, 0, 0, 1, 0]), reference, rtol=1e-7)
+
+
+def test_openmp_beside_torch(native, lj_artifact, tmp_path):
+    """Two OpenMP runtimes in one process: LAMMPS' threaded styles with 2 threads beside the model with 1, 2 and 3."""
+    start = "package omp 2\n" + SYSTEMS["orthogonal"].start(tmp_path)
+    script = ""
+    for threads in (1, 2, 3):
+        script += (f"clear\n{start}pair_style hybrid/overlay nequip threads {threads} lj/cut/omp 6.0\npair_modify pair lj/cut/omp shift yes\n"
+                   f"pair_coeff * * nequip {lj_artifact} Ar Ne\npair_coeff 1 1 lj/cut/omp 0.0104 3.4 6.0\n"
+                   "pair_coeff 1 2 lj/cut/omp 0.008 3.2 5.5\npair_coeff 2 2 lj/cut/omp 0.006 3.0 5.0\nfix move all nve\nrun 20\nunfix move\n"
+                   f"clear\n{start}{nequip(lj_artifact, keywords=f'threads {threads}')}{measurement(f't{threads}')}")
+    outcome = run_lammps(script, tmp_path, threads=2)
+    assert outcome.status == 0, outcome.text
+    for threads in (1, 2, 3):
+        assert_same(read_measurement(tmp_path, f"t{threads}"), native("orthogonal"), f"threads {threads}")
+
+
+def test_units_real(native, lj_artifact, tmp_path):
+    script = SYSTEMS["triclinic"].start(tmp_path, units="real") + nequip(lj_artifact) + measurement("real")
+    outcome = run_lammps(script, tmp_path)
+    assert outcome.status == 0, outcome.text
+    ours, reference = read_measurement(tmp_path, "real"), native("triclinic")
+    kcal_per_mol, atmospheres_per_bar = 23.060549, 1 / 1.01325
+    np.testing.assert_allclose(ours["forces"], kcal_per_mol * reference["forces"], rtol=1e-9, atol=1e-10)
+    np.testing.assert_allclose(ours["pressure"], atmospheres_per_bar * reference["pressure"], rtol=1e-6)
+
+
+def test_message_passing_on_one_rank(native, doctored, tmp_path):
+    """With a model that calls itself message-passing, edges end at owned atoms only; the potential is the same."""
+    path = doctored(message_passing_layers="2")
+    script = "".join(
+        f"clear\n{SYSTEMS[system].start(tmp_path / system[:3], newton)}{nequip(path)}{measurement(f'{newton}_{system[:3]}')}"
+        for newton in NEWTON for system in ("triclinic", "box smaller than cutoff", "isolated atom")
+    )
+    outcome = run_lammps(script, tmp_path)
+    assert outcome.status == 0, outcome.text
+    for newton in NEWTON:
+        for system in ("triclinic", "box smaller than cutoff", "isolated atom"):
+            assert_same(read_measurement(tmp_path, f"{newton}_{system[:3]}"), native(system), f"{system}, newton {newton}")
+
+
+def test_cutoffs_of_ordered_pairs(lj_model, doctored, tmp_path):
+    """The engine drops edges by [centre][neighbour]; checked on cutoffs below the model's own, against a dense sum."""
+    cutoffs = np.array([[6.0, 5.5], [4.4, 4.0]])
+    path = doctored(pair_cutoffs=" ".join(map(str, cutoffs.ravel())))
+    outcome = run_lammps(SYSTEMS["cluster in a corner"].start(tmp_path) + nequip(path) + measurement("ours"), tmp_path, ranks=2)
+    assert outcome.status == 0, outcome.text
+    ours = read_measurement(tmp_path, "ours")
+    types, x = ours["types"] - 1, ours["positions"]
+    distance = np.linalg.norm(x[None] - x[:, None], axis=-1) + 1e9 * np.eye(len(x))
+    pair = (types[:, None], types[None, :])
+    def phi(r):
+        six = (lj_model.sigma.numpy()[pair] / r) ** 6
+        return 4 * lj_model.epsilon.numpy()[pair] * (six * six - six)
+    energy = np.where(distance < cutoffs[pair], 0.5 * (phi(distance) - phi(lj_model.cutoffs.numpy()[pair])), 0).sum(1)
+    np.testing.assert_allclose(ours["energies"][:, 0], energy + np.array([SHIFTS[t] for t in types + 1]), rtol=1e-12)
+
+
+def test_partitions(native, lj_artifact, tmp_path):
+    """Two LAMMPS worlds in one MPI job."""
+    script = SYSTEMS["orthogonal"].start(tmp_path) + "variable w world a b\n" + nequip(lj_artifact) + measurement("${w}")
+    outcome = run_lammps(script, tmp_path, ranks=2, arguments=("-partition", "2x1"))
+    assert outcome.status == 0, outcome.text
+    for world in "ab":
+        assert_same(read_measurement(tmp_path, world), native("orthogonal"), world)
