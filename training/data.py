@@ -104,7 +104,7 @@ def make_sample(atoms: Atoms, config: PotentialConfig, labels: Labels = Labels()
     energy, forces, stress = labels.of(atoms)
     for name, value in (("energy", energy), ("forces", forces), ("stress", stress)):
         if value is not None and not np.isfinite(value).all():
-            raise NequIPMDError(f"its {name} holds a value that is not finite; leave the frame out")
+            raise NequIPMDError(f"a value of its {name} is not finite; leave the frame out")
     periodic = bool(atoms.pbc.all())
 
     def tensor(value, *shape: int) -> Tensor:

@@ -79,9 +79,9 @@ def train(config: TrainingConfig, *, resume: bool = False, overwrite: bool = Fal
     trainer = _trainer(config, output, accelerator)
     started = time.monotonic()
     with warnings.catch_warnings():
-        # data in memory needs no loader processes; epochs may have fewer steps than Lightning logs by default
-        warnings.filterwarnings("ignore", message=".*does not have many workers")
-        warnings.filterwarnings("ignore", message=".*is smaller than the logging interval")
+        # data in memory needs no loader processes, logs are per epoch, and a run that is resumed has its folder already
+        for message in (".*does not have many workers", ".*is smaller than the logging interval", "Checkpoint directory .* exists", ".*LeafSpec"):
+            warnings.filterwarnings("ignore", message=message)
         trainer.fit(module, datamodule=data, ckpt_path=output / LAST if state is not None else None)
     log.info("trained %d epochs; this run took %.0f s", trainer.current_epoch, time.monotonic() - started)
     return _finish(output, data, module)

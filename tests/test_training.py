@@ -1,0 +1,310 @@
+"""Losses, averages, schedules, and whole training runs on small crystals of an analytic potential."""
+
+import json
+
+import ase.io
+import numpy as np
+import pytest
+import torch
+import yaml
+from ase.build import bulk
+from ase.calculators.lj import LennardJones
+from torch import nn
+
+from nequip_md import checkpoint
+from nequip_md.errors import NequIPMDError
+from nequip_md.graph import build_graph
+from nequip_md.model.config import AllegroConfig
+from nequip_md.model.potential import build_model, energy_and_gradient
+from nequip_md.training.cli import main
+from nequip_md.training.config import CosineSchedule, LossConfig, OptimizerConfig, PlateauSchedule, StopConfig
+from nequip_md.training.data import collate, make_sample
+from nequip_md.training.ema import AveragedModel
+from nequip_md.training.loss import errors, loss, predict
+from nequip_md.training.metrics import ErrorMetrics, weighted_loss
+from nequip_md.training.schedule import Clock, make_schedule
+
+MODEL = {
+    "kind": "allegro", "type_names": ["Ar"], "cutoff": 1.8, "l_max": 1, "num_layers": 1, "num_scalar_features": 8,
+    "num_tensor_features": 4, "two_body_mlp_width": 16, "allegro_mlp_width": 16, "readout_mlp_width": 8, "dtype": "float64",
+}  # fmt: skip
+
+
+def crystals(count, seed, *, periodic=True):
+    """Rattled and strained fcc cells of 8 atoms with Lennard-Jones energies, forces and stresses (reduced units)."""
+    rng = np.random.default_rng(seed)
+    frames = []
+    for _ in range(count):
+        atoms = bulk("Ar", "fcc", a=1.6, cubic=True).repeat((2, 1, 1))
+        atoms.set_cell(atoms.cell.array @ (np.eye(3) + rng.uniform(-0.04, 0.04, (3, 3))), scale_atoms=True)
+        atoms.positions += rng.normal(scale=0.05, size=(8, 3))
+        atoms.pbc = periodic
+        atoms.calc = LennardJones(sigma=1.0, epsilon=1.0, rc=1.8, ro=1.4, smooth=True)
+        atoms.get_forces()
+        if periodic:
+            atoms.get_stress()
+        frames.append(atoms)
+    return frames
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """These graphs are too small for several threads, which only wait for each other on a busy machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("data")
+    ase.io.write(path / "train.extxyz", crystals(24, 1))
+    ase.io.write(path / "test.extxyz", crystals(6, 2))
+    return path
+
+
+def run(folder, output, *flags, **sections):
+    """``nequip-md-train`` on the crystals; returns the exit status."""
+    content = {
+        "model": MODEL,
+        "data": {"train": "train.extxyz", "validation_split": 4, "test": "test.extxyz", "batch_size": 4},
+        "loss": {"energy": 10.0, "force": 1.0, "stress": 10.0},
+        "optimizer": {"learning_rate": 0.02, "ema_decay": 0.95, "gradient_clip": 100.0},
+        "schedule": {"kind": "plateau", "patience": 0, "factor": 0.5},
+        "stop": {"max_epochs": 3},
+        "seed": 5,
+    }
+    for name, change in sections.items():
+        merge = isinstance(change, dict) and "kind" not in change
+        content[name] = {**content.get(name, {}), **change} if merge else change
+    path = folder / f"{output.name}.yaml"
+    path.write_text(yaml.safe_dump(content))
+    return main([str(path), "--output", str(output), *flags])
+
+
+def batch_of(frames, **options):
+    return collate([make_sample(a, AllegroConfig(**{**MODEL, **options})) for a in frames])
+
+
+def test_the_loss_agrees_with_numpy_and_skips_missing_labels():
+    torch.manual_seed(0)
+    model = build_model(AllegroConfig(**MODEL))
+    frames = crystals(3, 3)
+    frames[2] = frames[2][:5]  # another number of atoms, no labels yet
+    frames[2].calc = LennardJones(rc=1.8)
+    frames[2].get_potential_energy()
+    frames[2].calc.results = {"energy": 1.5}
+    batch = batch_of(frames)
+    prediction = predict(model, batch, with_stress=True)
+    value = loss(errors(prediction, batch), LossConfig(energy=2.0, force=3.0, stress=5.0)).item()
+
+    energy, forces, stress, start = [], [], [], 0
+    for k, atoms in enumerate(frames):
+        results, end = atoms.calc.results, start + len(atoms)
+        energy.append((prediction.energy[k].item() - results["energy"]) / len(atoms))
+        if "forces" in results:
+            forces.append(prediction.forces[start:end].numpy() - results["forces"])
+            stress.append(prediction.stress[k].numpy() - atoms.get_stress(voigt=False))
+        start = end
+    oracle = 2 * np.mean(np.square(energy)) + 3 * np.mean(np.square(forces)) + 5 * np.mean(np.square(stress))
+    assert value == pytest.approx(oracle, rel=1e-12)
+
+    metrics = ErrorMetrics(with_stress=True)
+    metrics.update(errors(prediction, batch))
+    found = metrics.compute()
+    assert found["force_mae"] == pytest.approx(np.mean(np.abs(forces)), rel=1e-12)
+    assert found["energy_rmse"] == pytest.approx(np.sqrt(np.mean(np.square(energy))), rel=1e-12)
+    assert weighted_loss(found, LossConfig(energy=2.0, force=3.0, stress=5.0)) == pytest.approx(oracle, rel=1e-12)
+
+
+@pytest.mark.parametrize("weights", [{"stress": 1.0}, {"force": 1.0}, {"energy": 1.0}])
+def test_the_gradient_of_each_loss_agrees_with_finite_differences(weights):
+    torch.manual_seed(1)
+    model = build_model(AllegroConfig(**MODEL))
+    # a molecule without volume and without stress in the same batch must not turn the gradient into NaN
+    batch = batch_of([*crystals(2, 4), *crystals(1, 5, periodic=False)])
+    weights = LossConfig(**{"energy": 0.0, "force": 0.0, **weights})
+
+    def value(create_graph=False):
+        return loss(errors(predict(model, batch, with_stress=True, create_graph=create_graph), batch), weights)
+
+    value(create_graph=True).backward()
+    checked = 0
+    for parameter in model.parameters():
+        flat = parameter.detach().view(-1)
+        k, step = flat.numel() // 2, 1e-5
+        was = flat[k].item()
+        flat[k] = was + step
+        above = value().item()
+        flat[k] = was - step
+        below = value().item()
+        flat[k] = was
+        slope = (above - below) / (2 * step)
+        assert parameter.grad.view(-1)[k].item() == pytest.approx(slope, rel=1e-5, abs=1e-7)
+        checked += abs(slope) > 1e-3
+    assert checked >= 5  # an all-zero gradient would have passed
+
+
+def test_the_running_average_follows_its_definition():
+    model = nn.Linear(3, 2)
+    average = AveragedModel(model, decay=0.6)
+    expected = model.weight.detach().clone()
+    for step in range(1, 30):
+        with torch.no_grad():
+            model.weight.normal_()
+        average.update(model, step)
+        decay = min(0.6, step / (step + 9))
+        expected = decay * expected + (1 - decay) * model.weight.detach()
+    torch.testing.assert_close(average.module.weight, expected)
+    torch.testing.assert_close(average.module.bias, model.bias)
+    assert not any(p.requires_grad for p in average.parameters())
+    assert model.weight.requires_grad
+
+
+def optimizer_of(rate):
+    return torch.optim.AdamW([nn.Parameter(torch.zeros(1))], lr=rate)
+
+
+def test_the_plateau_schedule_waits_for_its_patience():
+    optimizer = optimizer_of(1.0)
+    schedule = make_schedule(PlateauSchedule(factor=0.5, patience=1, min_learning_rate=0.3), optimizer)
+    rates = []
+    for value in (3.0, 2.0, 2.0, 2.5, 1.0, 1.0, 1.0, 1.0, 1.0):
+        schedule.after_epoch(value, 0.0)
+        rates.append(optimizer.param_groups[0]["lr"])
+    assert rates == [1.0, 1.0, 1.0, 0.5, 0.5, 0.5, 0.3, 0.3, 0.3]
+
+
+def test_the_cosine_schedule_ends_at_its_final_fraction():
+    optimizer = optimizer_of(2.0)
+    schedule = make_schedule(CosineSchedule(final_fraction=0.1), optimizer)
+    rates = []
+    for progress in (0.0, 0.5, 1.0):
+        schedule.after_epoch(1.0, progress)
+        rates.append(optimizer.param_groups[0]["lr"])
+    assert rates == pytest.approx([2.0, 2.0 * 0.55, 0.2])
+
+
+@pytest.mark.parametrize(
+    ("elapsed", "last", "limits", "progress", "stops"),
+    [
+        (50.0, 10.0, {"max_epochs": 10, "max_time": 100}, 0.5, False),
+        (95.0, 10.0, {"max_epochs": 10, "max_time": 100}, 0.95, True),
+        (50.0, 10.0, {"max_epochs": 5}, 0.6, False),
+    ],
+)
+def test_the_clock_ends_before_the_limit(elapsed, last, limits, progress, stops):
+    clock = Clock(StopConfig(**limits))
+    clock.after_epoch(3)
+    clock.elapsed, clock.epoch_seconds = elapsed, last
+    assert clock.progress == pytest.approx(progress)
+    assert clock.out_of_time is stops
+
+
+def test_training_lowers_the_errors_and_the_checkpoint_is_what_was_reported(folder, tmp_path, capsys):
+    output = tmp_path / "run"
+    assert run(folder, output, stop={"max_epochs": 25}, schedule={"patience": 10}) == 0
+    text = capsys.readouterr().out
+    assert "force component" in text and "stress component" in text and "model.energy_shifts" in text
+
+    rows = np.genfromtxt(output / "logs/version_0/metrics.csv", delimiter=",", names=True, deletechars="")
+    assert len(rows) == 25
+    assert rows["validation/loss"][-1] < rows["validation/loss"][0] / 20
+    assert list((output / "logs/version_0").glob("events.out.tfevents*"))
+
+    report = json.loads((output / "report.json").read_text())
+    info = checkpoint.read_info(output / "best.nqmd")
+    assert info.training == report
+    test = report["metrics"]["test"]
+    assert report["metrics"]["validation"]["force_rmse"] < 0.2 * report["statistics"]["force_rms"]
+    assert report["statistics"]["num_frames"] == 20
+
+    # the errors again, from the checkpoint and the file alone
+    model = checkpoint.load(output / "best.nqmd")
+    assert model.config.energy_scales == pytest.approx(report["statistics"]["force_rms"])
+    squares, energies = [], []
+    for atoms in ase.io.read(folder / "test.extxyz", ":"):
+        graph = build_graph(atoms, ["Ar"], model.config.cutoff_matrix())
+        node_energy, gradient = energy_and_gradient(model, *graph.tensors)
+        forces = np.zeros((8, 3))
+        np.add.at(forces, graph.edge_index[0].numpy(), gradient.numpy())
+        np.subtract.at(forces, graph.edge_index[1].numpy(), gradient.numpy())
+        squares.append((forces - atoms.get_forces()) ** 2)
+        energies.append(abs(node_energy.sum().item() - atoms.get_potential_energy()) / 8)
+    assert test["force_rmse"] == pytest.approx(np.sqrt(np.mean(squares)), rel=1e-10)
+    assert test["energy_mae"] == pytest.approx(np.mean(energies), rel=1e-8)
+
+
+def test_a_resumed_run_ends_where_an_uninterrupted_one_does(folder, tmp_path):
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    stop = {"patience": 50}
+    assert run(folder, whole, stop={"max_epochs": 5, **stop}) == 0
+    assert run(folder, parts, stop={"max_epochs": 2, **stop}) == 0
+    assert run(folder, parts, "--resume", stop={"max_epochs": 4, **stop}) == 0
+    assert run(folder, parts, "--resume", stop={"max_epochs": 5, **stop}) == 0
+    a, b = (torch.load(p / "last.ckpt", weights_only=True) for p in (whole, parts))
+    assert a["epoch"] == b["epoch"] and a["global_step"] == b["global_step"] == 25
+    for key in ("state_dict", "optimizer_states"):
+        torch.testing.assert_close(b[key], a[key], rtol=0, atol=0)
+    assert b["nequip_md"]["schedule"] == a["nequip_md"]["schedule"]
+    torch.testing.assert_close(b["nequip_md"]["rng"], a["nequip_md"]["rng"])
+    first, second = (checkpoint.load(p / "best.nqmd").state_dict() for p in (whole, parts))
+    torch.testing.assert_close(second, first, rtol=0, atol=0)
+    assert b["nequip_md"]["elapsed"] > 0
+
+
+def test_the_saved_model_holds_the_averaged_weights(folder, tmp_path):
+    assert run(folder, tmp_path / "run", stop={"max_epochs": 1}) == 0
+    state = torch.load(tmp_path / "run/last.ckpt", weights_only=True)["state_dict"]
+    saved = checkpoint.load(tmp_path / "run/best.nqmd").state_dict()
+    for name, value in saved.items():
+        torch.testing.assert_close(value, state[f"average.module.{name}"], rtol=0, atol=0)
+    moved = [name for name in saved if not torch.equal(saved[name], state[f"model.{name}"])]
+    assert len(moved) > 5
+
+
+def test_a_run_is_not_overwritten_or_resumed_by_mistake(folder, tmp_path, capsys):
+    output = tmp_path / "run"
+    assert run(folder, output, "--resume") == 1
+    assert "there is no run to resume" in capsys.readouterr().err
+    assert run(folder, output, stop={"max_epochs": 1}) == 0
+    assert run(folder, output) == 1
+    assert "--resume to continue it, --overwrite to forget it" in capsys.readouterr().err
+    assert run(folder, output, "--resume", optimizer={"learning_rate": 0.5}) == 1
+    assert "optimizer.learning_rate is 0.5, but the run to resume has 0.02" in capsys.readouterr().err
+    ase.io.write(folder / "more.extxyz", crystals(5, 9))
+    assert run(folder, output, "--resume", data={"train": ["train.extxyz", "more.extxyz"]}) == 1
+    assert "the training data has num_frames 25, that of the run to resume had 20" in capsys.readouterr().err
+    assert run(folder, output, "--overwrite", stop={"max_epochs": 1}, optimizer={"ema_decay": None}) == 0
+
+
+@pytest.mark.parametrize(
+    ("sections", "expected"),
+    [
+        ({"optimizer": {"learning_rate": 1e200, "gradient_clip": None, "ema_decay": None}}, "training has diverged"),
+        ({"data": {"stress_key": "absent"}}, "loss.stress is 10.0, but no training frame has stress"),
+        ({"device": "cuda"}, "has no CUDA device"),
+        ({"data": {"train": "absent.extxyz"}}, "absent.extxyz does not exist"),
+    ],
+)
+def test_a_run_that_cannot_go_on_says_why(folder, tmp_path, capsys, sections, expected):
+    if "device" in sections and torch.cuda.is_available():
+        pytest.skip("this machine has a CUDA device")
+    assert run(folder, tmp_path / "run", **sections) == 1
+    assert expected in capsys.readouterr().err
+
+
+def test_training_stops_before_its_time_is_over(folder, tmp_path, capsys):
+    limit, output = 1.5, tmp_path / "run"
+    assert run(folder, output, stop={"max_epochs": 100000, "max_time": f"{limit} s"}, schedule={"kind": "cosine"}) == 0
+    assert "stopping: the next epoch would end after max_time" in capsys.readouterr().out
+    rows = np.genfromtxt(output / "logs/version_0/metrics.csv", delimiter=",", names=True)
+    elapsed, rates = np.atleast_1d(rows["seconds"]), np.atleast_1d(rows["learning_rate"])
+    expected_end = elapsed + np.diff(elapsed, prepend=0.0)  # of the epoch that would follow, which takes as long
+    assert (expected_end[:-1] < limit * 1.001).all() and expected_end[-1] > limit * 0.999
+    cosine = 0.01 + 0.99 * (1 + np.cos(np.pi * np.minimum(elapsed / limit, 1))) / 2
+    np.testing.assert_allclose(rates[1:], 0.02 * cosine[:-1], rtol=1e-4)
+    assert rates[0] == pytest.approx(0.02)
+    state = torch.load(output / "last.ckpt", weights_only=True)["nequip_md"]
+    assert state["elapsed"] == pytest.approx(elapsed[-1], rel=1e-6)
