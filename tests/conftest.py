@@ -7,6 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
+# small tensors gain nothing from threads; tests of threads set their own number
+torch.set_num_threads(1)
+
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
