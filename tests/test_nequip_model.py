@@ -19,7 +19,9 @@ from nequip_md.ops.ghost_exchange import ghost_exchange
 from support.physical_checks import (
     check_finite_differences, check_permutation, check_rotation, check_size_consistency, check_smooth_cutoff, close, evaluator,
 )
-from support.structures import distant_parts, small_molecule, triclinic_crystal
+from support.structures import (
+    dense_box, distant_parts, elongated_cell, single_atom, small_molecule, triclinic_crystal, water_box,
+)
 from support.upstream_nequip import build_upstream, evaluate_upstream, upstream_options, upstream_state
 
 HO, HCO = ["H", "O"], ["H", "C", "O"]
@@ -265,3 +267,18 @@ def test_weights_that_do_not_fit_are_refused_by_name(damage):
         state[name] = torch.zeros(3)
     with pytest.raises(NequIPMDError, match=name):
         state_from_upstream(config, state)
+
+
+def test_artifact_is_the_eager_model(small_models):
+    """One compiled file at sizes from a lone atom to a dense box."""
+    from nequip_md.checkpoint import load
+    from nequip_md.export import load_artifact
+
+    checkpoint, path = small_models("nequip_fp64")
+    model, artifact = load(checkpoint), load_artifact(path)
+    for atoms in (single_atom("O"), molecule("H2O"), triclinic_crystal(), water_box(2), dense_box(), elongated_cell()):
+        graph = build_graph(atoms, artifact.type_names, artifact.pair_cutoffs)
+        energies, gradient = energy_and_gradient(model, *graph.tensors)
+        compiled, compiled_gradient = artifact(graph)
+        torch.testing.assert_close(compiled, energies, rtol=1e-11, atol=1e-11)
+        torch.testing.assert_close(compiled_gradient, gradient, rtol=1e-10, atol=1e-11)

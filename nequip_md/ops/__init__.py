@@ -4,6 +4,9 @@ from nequip_md.ops._operator import decompositions
 from nequip_md.ops.channel_product import channel_product
 from nequip_md.ops.edge_contract import edge_contract
 from nequip_md.ops.edge_moment import edge_dot, edge_moment, edge_spread
+from nequip_md.ops.ghost_exchange import ghost_exchange
 from nequip_md.ops.segment import segment_sum
+from nequip_md.ops.tensor_product_convolution import tensor_product_convolution
 
-__all__ = ["channel_product", "decompositions", "edge_contract", "edge_dot", "edge_moment", "edge_spread", "segment_sum"]
+__all__ = ["channel_product", "decompositions", "edge_contract", "edge_dot", "edge_moment", "edge_spread", "ghost_exchange",
+           "segment_sum", "tensor_product_convolution"]

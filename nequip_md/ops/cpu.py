@@ -31,6 +31,12 @@ _SIGNATURES = {
     "edge_contract": f"{_T}, {_T}, {_T}, {_T}, {_T}, {_T}*",
     "edge_contract_backward": f"{_T}, {_T}, {_T}, {_T}, {_T}, {_T}, {_T}*, {_T}*, {_T}*",
     "channel_product": f"{_T}, {_T}, {_T}, {_T}, {_T}, int64_t, {_T}*",
+    "tensor_product_convolution":
+        f"{_T}, {_T}, {_T}, {_T}, {_T}, {_T}, {_T}, const int64_t*, int64_t, int64_t, {_T}*",
+    "tensor_product_convolution_nodes":
+        f"{_T}, {_T}, {_T}, {_T}, {_T}, {_T}, {_T}, const int64_t*, int64_t, int64_t, int64_t, {_T}*",
+    "tensor_product_convolution_edges":
+        f"{_T}, {_T}, {_T}, {_T}, {_T}, {_T}, {_T}, {_T}, const int64_t*, int64_t, {_T}*, {_T}*",
 }
 
 

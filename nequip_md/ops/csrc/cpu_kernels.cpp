@@ -9,10 +9,12 @@
 #include <initializer_list>
 #include <utility>
 
+#include "convolution.h"
 #include "segments.h"
 
 namespace {
 
+using nequip_md::Convolution;
 using nequip_md::Segments;
 
 struct Failure {
@@ -242,6 +244,96 @@ AOTITorchError aoti_torch_cpu_channel_product(AtenTensorHandle x_, AtenTensorHan
           T* st = sum + output[t] * channels;
 #pragma omp simd
           for (std::int64_t c = 0; c < channels; ++c) st[c] += value * wt[c] * xt[c] * yt[c];
+        }
+      }
+    });
+  });
+}
+
+AOTITorchError aoti_torch_cpu_tensor_product_convolution(AtenTensorHandle x_, AtenTensorHandle y_, AtenTensorHandle w_,
+                                                         AtenTensorHandle, AtenTensorHandle neighbour_,
+                                                         AtenTensorHandle row_ptr_, AtenTensorHandle cg_,
+                                                         const std::int64_t* paths, std::int64_t numbers,
+                                                         std::int64_t width, AtenTensorHandle* out_) {
+  return guarded("tensor_product_convolution", [&] {
+    const Array x(x_), y(y_), w(w_), neighbour(neighbour_), row_ptr(row_ptr_), cg(cg_);
+    const std::int64_t nodes = row_ptr.size(0) - 1;
+    const Array out = allocate({nodes, width}, x.dtype, out_);
+    with_dtype(x.dtype, [&](auto zero) {
+      using T = decltype(zero);
+      const Convolution<T> convolution(paths, numbers, cg.as<T>());
+#pragma omp parallel
+      {
+        std::vector<T> coupling(convolution.couplings());
+#pragma omp for schedule(dynamic, 4)
+        for (std::int64_t i = 0; i < nodes; ++i) {
+          T* sum = out.as<T>() + i * width;
+          for (std::int64_t k = 0; k < width; ++k) sum[k] = 0;
+          for (std::int64_t e = row_ptr.as<std::int64_t>()[i]; e < row_ptr.as<std::int64_t>()[i + 1]; ++e) {
+            convolution.couple(y.as<T>() + e * y.size(1), coupling.data());
+            convolution.add_message(coupling.data(), x.as<T>() + neighbour.as<std::int64_t>()[e] * x.size(1),
+                                    w.as<T>() + e * w.size(1), sum);
+          }
+        }
+      }
+    });
+  });
+}
+
+AOTITorchError aoti_torch_cpu_tensor_product_convolution_nodes(AtenTensorHandle y_, AtenTensorHandle w_,
+                                                               AtenTensorHandle g_, AtenTensorHandle centre_,
+                                                               AtenTensorHandle neighbour_, AtenTensorHandle,
+                                                               AtenTensorHandle cg_, const std::int64_t* paths,
+                                                               std::int64_t numbers, std::int64_t nodes,
+                                                               std::int64_t width, AtenTensorHandle* out_) {
+  return guarded("tensor_product_convolution_nodes", [&] {
+    const Array y(y_), w(w_), g(g_), centre(centre_), neighbour(neighbour_), cg(cg_);
+    const Array out = allocate({nodes, width}, g.dtype, out_);
+    const nequip_md::Incoming incoming(neighbour.as<std::int64_t>(), y.size(0), nodes);
+    with_dtype(g.dtype, [&](auto zero) {
+      using T = decltype(zero);
+      const Convolution<T> convolution(paths, numbers, cg.as<T>());
+#pragma omp parallel
+      {
+        std::vector<T> coupling(convolution.couplings());
+#pragma omp for schedule(dynamic, 4)
+        for (std::int64_t j = 0; j < nodes; ++j) {
+          T* sum = out.as<T>() + j * width;
+          for (std::int64_t k = 0; k < width; ++k) sum[k] = 0;
+          for (std::int64_t k = incoming.begin[j]; k < incoming.begin[j + 1]; ++k) {
+            const std::int64_t e = incoming.edges[k];
+            convolution.couple(y.as<T>() + e * y.size(1), coupling.data());
+            convolution.add_to_node(coupling.data(), g.as<T>() + centre.as<std::int64_t>()[e] * g.size(1),
+                                    w.as<T>() + e * w.size(1), sum);
+          }
+        }
+      }
+    });
+  });
+}
+
+AOTITorchError aoti_torch_cpu_tensor_product_convolution_edges(AtenTensorHandle x_, AtenTensorHandle y_,
+                                                               AtenTensorHandle w_, AtenTensorHandle g_,
+                                                               AtenTensorHandle centre_, AtenTensorHandle neighbour_,
+                                                               AtenTensorHandle, AtenTensorHandle cg_,
+                                                               const std::int64_t* paths, std::int64_t numbers,
+                                                               AtenTensorHandle* dy_, AtenTensorHandle* dw_) {
+  return guarded("tensor_product_convolution_edges", [&] {
+    const Array x(x_), y(y_), w(w_), g(g_), centre(centre_), neighbour(neighbour_), cg(cg_);
+    const Array dy = allocate({y.size(0), y.size(1)}, y.dtype, dy_);
+    const Array dw = allocate({w.size(0), w.size(1)}, y.dtype, dw_);
+    with_dtype(y.dtype, [&](auto zero) {
+      using T = decltype(zero);
+      const Convolution<T> convolution(paths, numbers, cg.as<T>());
+#pragma omp parallel
+      {
+        std::vector<T> coupling(convolution.couplings()), sums(convolution.couplings());
+#pragma omp for schedule(static)
+        for (std::int64_t e = 0; e < y.size(0); ++e) {
+          convolution.couple(y.as<T>() + e * y.size(1), coupling.data());
+          convolution.edge_gradients(coupling.data(), x.as<T>() + neighbour.as<std::int64_t>()[e] * x.size(1),
+                                     w.as<T>() + e * w.size(1), g.as<T>() + centre.as<std::int64_t>()[e] * g.size(1),
+                                     y.size(1), sums.data(), dy.as<T>() + e * y.size(1), dw.as<T>() + e * w.size(1));
         }
       }
     });
