@@ -1,0 +1,327 @@
+"""The engine through its C header alone, and the example program of docs/engine.md."""
+
+from __future__ import annotations
+
+import ctypes
+import re
+import subprocess
+from ctypes import POINTER, Structure, byref, c_char_p, c_double, c_int, c_void_p
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from support.analytic import LennardJones
+
+ROOT = Path(__file__).resolve().parents[2]
+OK, BAD_FILE, BAD_MODEL, BAD_DEVICE, BAD_INPUT, BAD_RESULT, INTERNAL = range(7)
+
+
+class Options(Structure):
+    _fields_ = [("device", c_char_p), ("device_index", c_int), ("num_threads", c_int), ("energy_factor", c_double)]
+
+
+class System(Structure):
+    _fields_ = [("num_all", c_int), ("positions", POINTER(c_double)), ("types", POINTER(c_int)), ("num_caller_types", c_int),
+                ("type_map", POINTER(c_int)), ("num_centres", c_int), ("centres", POINTER(c_int)), ("num_neighbours", POINTER(c_int)),
+                ("neighbours", POINTER(POINTER(c_int))), ("neighbour_mask", c_int), ("lists_changed", c_int), ("owner", POINTER(c_int))]
+
+
+class Results(Structure):
+    _fields_ = [("energy", c_double), ("virial", c_double * 6), ("forces", POINTER(c_double)), ("atom_energies", POINTER(c_double)),
+                ("atom_virials", POINTER(c_double)), ("centroid_virials", POINTER(c_double)), ("failed_atom", c_int)]
+
+
+@pytest.fixture(scope="module")
+def library(plugin_folder):
+    loaded = ctypes.CDLL(str(plugin_folder / "libnequip_md_engine.so"))
+    loaded.nequip_md_load.argtypes = [c_char_p, POINTER(Options), POINTER(c_void_p), c_char_p, ctypes.c_size_t]
+    loaded.nequip_md_free.argtypes = [c_void_p]
+    loaded.nequip_md_evaluate.argtypes = [c_void_p, POINTER(System), POINTER(Results)]
+    for name, result in {"last_error": c_char_p, "metadata": c_char_p, "type_name": c_char_p, "cutoff": c_double, "pair_cutoff": c_double}.items():
+        function = getattr(loaded, f"nequip_md_{name}")
+        function.restype = result
+        function.argtypes = [c_void_p, *{"metadata": [c_char_p], "type_name": [c_int], "pair_cutoff": [c_int, c_int]}.get(name, [])]
+    for name in ("num_types", "message_passing_layers"):
+        getattr(loaded, f"nequip_md_{name}").argtypes = [c_void_p]
+    return loaded
+
+
+@pytest.fixture
+def load(library):
+    """``load(path, device=..., ...)``: a handle; or the status and message of a refusal."""
+    handles = []
+
+    def make(path, **options):
+        handle, message = c_void_p(), ctypes.create_string_buffer(1000)
+        status = library.nequip_md_load(str(path).encode(), byref(Options(**options)), byref(handle), message, len(message))
+        if status != OK:
+            assert not handle.value
+            return status, message.value.decode()
+        handles.append(handle)
+        return handle
+
+    yield make
+    for handle in handles:
+        library.nequip_md_free(handle)
+
+
+def c_array(values, kind):
+    return (kind * max(len(values), 1))(*values)
+
+
+class Atoms:
+    """Arguments of one evaluation; attributes may be changed before :meth:`evaluate`."""
+
+    def __init__(self, positions, types, centres=None, type_map=(-1, 0, 1), owner=None):
+        self.positions = np.array(positions, dtype=float).reshape(-1, 3)
+        self.types, self.type_map, self.owner = list(types), list(type_map), owner
+        self.centres = list(range(len(types))) if centres is None else list(centres)
+        self.neighbours = [[j for j in range(len(types)) if j != i] for i in range(len(types))]
+        self.lists_changed, self.mask = 1, 0
+        self.overrides: dict = {}
+
+    def evaluate(self, library, handle):
+        n = len(self.types)
+        self.forces, self.energies = c_array([0.0] * 3 * n, c_double), c_array([0.0] * n, c_double)
+        self.virials, self.centroid = c_array([0.0] * 6 * n, c_double), c_array([0.0] * 9 * n, c_double)
+        rows = [c_array(row, c_int) for row in self.neighbours]
+        pointers = (POINTER(c_int) * max(n, 1))(*(ctypes.cast(row, POINTER(c_int)) for row in rows))
+        fields = dict(
+            num_all=n, positions=c_array(self.positions.ravel(), c_double), types=c_array(self.types, c_int),
+            num_caller_types=len(self.type_map), type_map=c_array(self.type_map, c_int), num_centres=len(self.centres),
+            centres=c_array(self.centres, c_int), num_neighbours=c_array([len(row) for row in self.neighbours], c_int), neighbours=pointers,
+            neighbour_mask=self.mask, lists_changed=self.lists_changed, owner=None if self.owner is None else c_array(self.owner, c_int),
+        )
+        system = System(**{k: v for k, v in {**fields, **self.overrides}.items() if v is not None})
+        results = Results(forces=self.forces, atom_energies=self.energies, atom_virials=self.virials, centroid_virials=self.centroid)
+        self.status = library.nequip_md_evaluate(handle, byref(system), byref(results))
+        self.energy, self.virial, self.failed_atom = results.energy, np.array(results.virial), results.failed_atom
+        self.message = library.nequip_md_last_error(handle).decode()
+        return self
+
+
+def reference(model: LennardJones, atoms: Atoms):
+    """Energies and forces of an open system by a dense sum and autograd."""
+    x = torch.tensor(atoms.positions, requires_grad=True)
+    types = torch.tensor([atoms.type_map[t] for t in atoms.types], dtype=torch.int64)
+    edges = [(i, j) for i in atoms.centres for j in range(len(types)) if j != i]
+    index = torch.tensor(edges, dtype=torch.int64).reshape(-1, 2).T
+    row_ptr = torch.zeros(len(types) + 1, dtype=torch.int64)
+    energy = model(x[index[1]] - x[index[0]], index, row_ptr, types)
+    energy = energy[atoms.centres]
+    gradient = torch.autograd.grad(energy.sum(), x, materialize_grads=True)[0]
+    return energy.detach().numpy(), -gradient.numpy()
+
+
+def some_atoms(count: int, **options) -> Atoms:
+    generator = np.random.default_rng(count)
+    positions = 3.1 * np.array([[k % 3, k // 3 % 3, k // 9] for k in range(count)], dtype=float).reshape(-1, 3)
+    return Atoms(positions + generator.uniform(-0.2, 0.2, positions.shape), [1 + k % 2 for k in range(count)], **options)
+
+
+def test_metadata(library, load, lj_artifact):
+    handle = load(lj_artifact)
+    assert library.nequip_md_abi_version() == 1
+    assert library.nequip_md_num_types(handle) == 2
+    assert [library.nequip_md_type_name(handle, t) for t in (-1, 0, 1, 2)] == [None, b"Ar", b"Ne", None]
+    assert library.nequip_md_cutoff(handle) == 6.0
+    assert [library.nequip_md_pair_cutoff(handle, i, j) for i, j in ((0, 0), (0, 1), (1, 1), (0, 2), (-1, 0))] == [6.0, 5.5, 5.0, 0, 0]
+    assert library.nequip_md_message_passing_layers(handle) == 0
+    assert library.nequip_md_metadata(handle, b"kind") == b"lennard-jones"
+    assert library.nequip_md_metadata(handle, b"no such key") is None
+    assert [library.nequip_md_device_count(d) for d in (b"cpu", b"abacus", None)] == [1, 0, 0]
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 3, 20])
+def test_sizes(count, library, load, lj_artifact, lj_model):
+    """From no atom at all to a cluster: energies, forces, virial from positions and forces."""
+    atoms = some_atoms(count).evaluate(library, load(lj_artifact))
+    assert atoms.status == OK, atoms.message
+    energies, forces = reference(lj_model, atoms)
+    np.testing.assert_allclose(atoms.energies[:count], energies, rtol=1e-12)
+    np.testing.assert_allclose(np.array(atoms.forces[:3 * count]).reshape(-1, 3), forces, atol=1e-12)
+    assert abs(atoms.energy - energies.sum()) < 1e-12
+    virial = atoms.positions.T @ forces
+    np.testing.assert_allclose(atoms.virial, [virial[0, 0], virial[1, 1], virial[2, 2], virial[0, 1], virial[0, 2], virial[1, 2]], atol=1e-12)
+
+
+@pytest.mark.parametrize("centres", [[], [4], [7, 2, 5], [1, 3]])
+def test_some_centres(centres, library, load, lj_artifact, lj_model):
+    """Any centres in any order; the other atoms are ghosts, which receive forces but no energy."""
+    atoms = some_atoms(9, centres=centres).evaluate(library, load(lj_artifact))
+    assert atoms.status == OK, atoms.message
+    energies, forces = reference(lj_model, atoms)
+    np.testing.assert_allclose(np.array(atoms.energies)[centres], energies, rtol=1e-12)
+    assert all(atoms.energies[k] == 0 for k in range(9) if k not in centres)
+    np.testing.assert_allclose(np.array(atoms.forces).reshape(-1, 3), forces, atol=1e-12)
+
+
+def test_unmapped_types_are_ignored(library, load, lj_artifact):
+    """Type -1: as if the atom were not there, wherever it stands in the arrays."""
+    handle = load(lj_artifact)
+    full = some_atoms(8)
+    full.types = [3 if k in (0, 5) else t for k, t in enumerate(full.types)]
+    full.type_map = [-1, 0, 1, -1]
+    full.evaluate(library, handle)
+    kept = [k for k in range(8) if k not in (0, 5)]
+    few = Atoms(full.positions[kept], [full.types[k] for k in kept]).evaluate(library, handle)
+    assert full.status == few.status == OK
+    np.testing.assert_allclose(np.array(full.energies)[kept], np.array(few.energies), rtol=1e-13)
+    np.testing.assert_allclose(np.array(full.forces).reshape(-1, 3)[kept], np.array(few.forces).reshape(-1, 3), atol=1e-14)
+
+
+def test_lists_unchanged(library, load, lj_artifact):
+    """Positions may move between calls without new lists; changed types are noticed although nobody says so."""
+    handle = load(lj_artifact)
+    atoms = some_atoms(12).evaluate(library, handle)
+    for change in ("positions", "types"):
+        if change == "positions":
+            atoms.positions += np.random.default_rng(3).uniform(-0.1, 0.1, atoms.positions.shape)
+        else:
+            atoms.types = atoms.types[::-1]
+        atoms.lists_changed = 0
+        kept = atoms.evaluate(library, handle).energy
+        atoms.lists_changed = 1
+        assert kept == atoms.evaluate(library, handle).energy, change
+
+
+def test_mask(library, load, lj_artifact):
+    handle = load(lj_artifact)
+    atoms = some_atoms(6)
+    plain = atoms.evaluate(library, handle).energy
+    atoms.neighbours = [[j | (k % 3) << 30 for k, j in enumerate(row)] for row in atoms.neighbours]
+    atoms.neighbours = [[j - (1 << 32) if j >= 1 << 31 else j for j in row] for row in atoms.neighbours]
+    atoms.mask = 0x1FFFFFFF
+    assert atoms.evaluate(library, handle).energy == plain
+
+
+def test_results_are_added(library, load, lj_artifact):
+    """Energy unit by the options' factor; arrays are added to."""
+    atoms = some_atoms(6).evaluate(library, load(lj_artifact))
+    once = np.array(atoms.forces), np.array(atoms.energies), atoms.energy, atoms.virial
+    atoms.evaluate(library, load(lj_artifact, energy_factor=23.0))
+    for ours, base in zip((np.array(atoms.forces), np.array(atoms.energies), atoms.energy, atoms.virial), once):
+        np.testing.assert_allclose(ours, 23 * base, rtol=1e-14)
+
+
+def test_centroid_virial_goes_to_the_neighbour(library, load, lj_artifact):
+    """One centre, one ghost: the ghost gets the centroid virial, both get half of the other one."""
+    atoms = Atoms([[0, 0, 0], [2, 1.5, 1]], [1, 2], centres=[0]).evaluate(library, load(lj_artifact))
+    r, force = atoms.positions[1], np.array(atoms.forces)[3:]
+    tensor = np.outer(r, force)
+    order = [(0, 0), (1, 1), (2, 2), (0, 1), (0, 2), (1, 2), (1, 0), (2, 0), (2, 1)]
+    nine = np.array([tensor[p] for p in order])
+    assert np.abs(nine).min() > 1e-4
+    np.testing.assert_allclose(np.array(atoms.centroid).reshape(2, 9), [0 * nine, nine], atol=1e-14)
+    np.testing.assert_allclose(np.array(atoms.virials).reshape(2, 6), [nine[:6] / 2] * 2, atol=1e-14)
+    np.testing.assert_allclose(atoms.virial, nine[:6], atol=1e-14)
+
+
+BAD_CALLS = {  # what is done to the arguments, words of the message, atom named
+    "NaN position": (lambda a: a.positions.__setitem__((3, 1), np.nan), "position of an atom is not finite", 3),
+    "infinite position": (lambda a: a.positions.__setitem__((4, 2), np.inf), "position of an atom is not finite", 4),
+    "same point": (lambda a: a.positions.__setitem__(4, a.positions[2]), "is not finite; look for atoms on top of each other", 2),
+    "type too large": (lambda a: a.types.__setitem__(5, 3), "type 3 lies outside type_map", 5),
+    "negative type": (lambda a: a.types.__setitem__(0, -1), "type -1 lies outside type_map", 0),
+    "type map": (lambda a: a.type_map.__setitem__(2, 2), "type_map holds 2, the model has types 0 to 1", 1),
+    "neighbour too large": (lambda a: a.neighbours[1].append(6), "neighbour is 6", 1),
+    "negative neighbour": (lambda a: a.neighbours[2].append(-1), "neighbour is -1", 2),
+    "centre twice": (lambda a: a.centres.__setitem__(0, 1), "centres[1] = 1", -1),
+    "centre too large": (lambda a: a.centres.__setitem__(0, 6), "centres[0] = 6", -1),
+    "no positions": (lambda a: a.overrides.update(positions=None), "positions, types or type_map is NULL", -1),
+    "no lists": (lambda a: a.overrides.update(neighbours=None), "neighbours is NULL", -1),
+    "negative count": (lambda a: a.overrides.update(num_all=-1), "num_all", -1),
+}
+
+
+@pytest.mark.parametrize("case", BAD_CALLS)
+def test_bad_call(case, library, load, lj_artifact):
+    """Refused with a sentence; the handle stays usable."""
+    spoil, words, atom = BAD_CALLS[case]
+    handle = load(lj_artifact)
+    good = some_atoms(6).evaluate(library, handle)
+    atoms = some_atoms(6)
+    spoil(atoms)
+    atoms.evaluate(library, handle)
+    assert atoms.status == (BAD_RESULT if case == "same point" else BAD_INPUT)
+    assert words in atoms.message and atoms.failed_atom == atom
+    again = some_atoms(6).evaluate(library, handle)
+    assert (again.status, again.message, again.energy) == (OK, "", good.energy)
+
+
+def test_owners(library, load, doctored, lj_artifact):
+    """Message passing: an image's edges end at its owner, and images without an owner are refused."""
+    handle = load(doctored(message_passing_layers="2"))
+    atoms = some_atoms(6, centres=[0, 1, 2], owner=[0, 1, 2, 1, 0, 1]).evaluate(library, handle)
+    expected = some_atoms(6, centres=[0, 1, 2]).evaluate(library, load(lj_artifact))
+    assert atoms.status == OK, atoms.message
+    np.testing.assert_allclose(np.array(atoms.forces), np.array(expected.forces), atol=1e-14)
+    for owner, words in (([0, 1, 2, 1, 9, 1], "owner of an atom is 9"), ([0, 1, 2, 1, 4, 1], "owner of an atom is 4"), (None, "owner")):
+        bad = some_atoms(6, centres=[0, 1, 2], owner=owner).evaluate(library, handle)
+        assert bad.status == BAD_INPUT and words in bad.message
+
+
+BAD_LOADS = {
+    "missing": (BAD_FILE, "cannot open", lambda make: ("/nowhere/model.pt2", {})),
+    "other format": (BAD_MODEL, "format version 7", lambda make: (make(format_version="7"), {})),
+    "other units": (BAD_MODEL, "'length_unit'", lambda make: (make(length_unit="bohr"), {})),
+    "cuda artifact": (BAD_DEVICE, "no such device", lambda make: (make(device="cuda"), {})),
+    "cuda wanted": (BAD_DEVICE, "exported for device cpu", lambda make: (make(), {"device": b"cuda"})),
+    "unknown device": (BAD_DEVICE, "unknown device 'tpu'", lambda make: (make(), {"device": b"tpu"})),
+    "negative threads": (BAD_INPUT, "num_threads is -1", lambda make: (make(), {"num_threads": -1})),
+    "negative factor": (BAD_INPUT, "energy_factor", lambda make: (make(), {"energy_factor": -1.0})),
+}
+
+
+@pytest.mark.parametrize("case", BAD_LOADS)
+def test_bad_load(case, load, doctored):
+    status, words, arguments = BAD_LOADS[case]
+    path, options = arguments(doctored)
+    if case.startswith("cuda artifact") and torch.cuda.is_available():
+        pytest.skip("this machine has a CUDA device")
+    outcome = load(path, **options)
+    assert isinstance(outcome, tuple) and outcome[0] == status and words in outcome[1]
+
+
+def test_short_message_buffer(library):
+    handle, message = c_void_p(), ctypes.create_string_buffer(b"#" * 20, 20)
+    assert library.nequip_md_load(b"/nowhere.pt2", None, byref(handle), message, 10) == BAD_FILE
+    assert message.raw[:11] == b"cannot op\0" + b"#"
+    assert library.nequip_md_load(b"/nowhere.pt2", None, byref(handle), None, 0) == BAD_FILE
+    library.nequip_md_free(None)
+
+
+@pytest.mark.skipif(not torch.backends.openmp.is_available(), reason="torch without OpenMP")
+def test_threads_are_put_back(library, load, lj_artifact):
+    before = torch.get_num_threads()
+    energies = {n: some_atoms(20).evaluate(library, load(lj_artifact, num_threads=n)).energy for n in (1, 2, 3)}
+    assert torch.get_num_threads() == before
+    np.testing.assert_allclose(list(energies.values()), energies[1], rtol=1e-14)
+
+
+def test_no_foreign_symbols(plugin_folder):
+    """The plugin sees no torch, the engine sees no LAMMPS."""
+    for file, forbidden in (("nequipplugin.so", r"torch|c10|_ZN2at"), ("libnequip_md_engine.so", r"LAMMPS_NS|MPI_")):
+        symbols = subprocess.run(["nm", "-D", plugin_folder / file], capture_output=True, text=True, check=True).stdout
+        assert len(symbols.splitlines()) > 10
+        found = [line for line in symbols.splitlines() if re.search(forbidden, line)]
+        assert not found, found
+    exported = [line.split()[-1] for line in symbols.splitlines() if " T " in line]
+    assert exported and all(name.startswith("nequip_md_") for name in exported)
+
+
+def test_example_of_the_manual(plugin_folder, lj_artifact, lj_model, tmp_path):
+    """The C program in docs/engine.md compiles as C99 without warnings and prints the right energy and force."""
+    program = re.search(r"```c\n(.*?)```", (ROOT / "docs" / "engine.md").read_text(), re.S).group(1)
+    (tmp_path / "dimer.c").write_text(program)
+    subprocess.run(["gcc", "-std=c99", "-Wall", "-Wextra", "-Werror", "-pedantic", "dimer.c", "-o", "dimer", f"-I{plugin_folder}/include",
+                    f"-L{plugin_folder}", "-lnequip_md_engine", f"-Wl,-rpath,{plugin_folder}"], cwd=tmp_path, check=True)
+    run = subprocess.run([tmp_path / "dimer", lj_artifact], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    printed = dict(re.findall(r"(\w+) += +(\S+)", run.stdout))
+    energies, forces = reference(lj_model, Atoms([[0, 0, 0], [0, 0, 3.5]], [1, 1]))
+    assert abs(float(printed["energy"]) - energies.sum()) < 1e-9
+    assert abs(float(printed["force"]) - forces[1, 2]) < 1e-9
+    failed = subprocess.run([tmp_path / "dimer", tmp_path / "none.pt2"], capture_output=True, text=True)
+    assert failed.returncode == 1 and "cannot open model file" in failed.stderr
