@@ -1,6 +1,7 @@
 """Losses, averages, schedules, and whole training runs on small crystals of an analytic potential."""
 
 import json
+from types import SimpleNamespace
 
 import ase.io
 import numpy as np
@@ -16,6 +17,7 @@ from nequip_md.errors import NequIPMDError
 from nequip_md.graph import build_graph
 from nequip_md.model.config import AllegroConfig
 from nequip_md.model.potential import build_model, energy_and_gradient
+from nequip_md.training.callbacks import BestModel
 from nequip_md.training.cli import main
 from nequip_md.training.config import CosineSchedule, LossConfig, OptimizerConfig, PlateauSchedule, StopConfig
 from nequip_md.training.data import collate, make_sample
@@ -308,3 +310,19 @@ def test_training_stops_before_its_time_is_over(folder, tmp_path, capsys):
     assert rates[0] == pytest.approx(0.02)
     state = torch.load(output / "last.ckpt", weights_only=True)["nequip_md"]
     assert state["elapsed"] == pytest.approx(elapsed[-1], rel=1e-6)
+
+
+def test_the_best_loss_is_remembered_over_a_resume(tmp_path):
+    best, again = BestModel(tmp_path / "a.nqmd"), BestModel(tmp_path / "b.nqmd")
+    trainer = SimpleNamespace(sanity_checking=False, is_global_zero=True, current_epoch=0)
+    module = SimpleNamespace(
+        validation_loss=2.0, validation_errors={}, record={}, evaluated=build_model(AllegroConfig(**MODEL))
+    )
+    best.on_validation_end(trainer, module)
+    assert best.path.exists()
+    again.load_state_dict(best.state_dict())
+    again.on_validation_end(trainer, module)
+    assert not again.path.exists()
+    module.validation_loss = 1.5
+    again.on_validation_end(trainer, module)
+    assert again.path.exists()
