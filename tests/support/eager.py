@@ -33,7 +33,10 @@ class EagerArtifact:
 
 
 class SmoothLennardJones(nn.Module):
-    """Half of 4 eps ((sigma/r)^12 - (sigma/r)^6) (1 - (r/r_c)^2)^3 for each edge: smooth at the cutoff, one type."""
+    """Half of 4 eps ((sigma/r)^12 - (sigma/r)^6) (1 - (r/r_c)^2)^3 for each edge: smooth at the cutoff.
+
+    Times 1 + 0.5 t_i + 0.3 t_j for types t = 0, 1, ..., so that types and the direction of an edge matter.
+    """
 
     def __init__(self, epsilon: float = 0.0104, sigma: float = 3.4, cutoff: float = 8.0, shift: float = -2.0):
         super().__init__()
@@ -43,6 +46,6 @@ class SmoothLennardJones(nn.Module):
         r_squared = edge_vectors.square().sum(1)
         six = (self.sigma**2 / r_squared) ** 3
         envelope = (1 - r_squared / self.cutoff**2).clamp(min=0) ** 3
-        nodes = row_ptr.shape[0] - 1
-        energy = edge_vectors.new_full((nodes,), self.shift)
-        return energy.index_add(0, edge_index[0], 2 * self.epsilon * (six * six - six) * envelope)
+        strength = 1 + 0.5 * node_types[edge_index[0]] + 0.3 * node_types[edge_index[1]]
+        energy = self.shift * (1.0 + node_types[: row_ptr.shape[0] - 1].to(torch.float64))
+        return energy.index_add(0, edge_index[0], 2 * self.epsilon * strength * (six * six - six) * envelope)
