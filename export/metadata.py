@@ -14,6 +14,7 @@ import torch
 import nequip_md
 from nequip_md.errors import NequIPMDError
 from nequip_md.model.config import NequIPConfig, PotentialConfig
+from nequip_md.model.nequip_irreps import plan_layers, width
 
 FORMAT_VERSION = "1"
 PRECISIONS = {"fp64": "float64", "fp32": "float32", "tf32": "float32"}
@@ -86,10 +87,7 @@ def model_metadata(config: PotentialConfig, *, precision: str, device: str, chec
     """:func:`artifact_metadata` of one of this package's models."""
     message_passing = isinstance(config, NequIPConfig)
     matrix = config.cutoff_matrix()
-    widths = []
-    if message_passing:
-        per_order = config.num_features if isinstance(config.num_features, list) else [config.num_features] * (config.l_max + 1)
-        widths = [sum(n * (2 * l + 1) * (2 if config.parity else 1) for l, n in enumerate(per_order))] * (config.num_layers - 1)
+    widths = [width(layer.inputs) for layer in plan_layers(config)[1:]] if message_passing else []
     return artifact_metadata(
         kind=config.kind, type_names=config.type_names, cutoff=max(max(row) for row in matrix), pair_cutoffs=matrix,
         precision=precision, device=device, message_passing_layers=config.num_layers if message_passing else 0,
