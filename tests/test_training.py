@@ -13,13 +13,12 @@ from ase.calculators.lj import LennardJones
 from torch import nn
 
 from nequip_md import checkpoint
-from nequip_md.errors import NequIPMDError
 from nequip_md.graph import build_graph
 from nequip_md.model.config import AllegroConfig
 from nequip_md.model.potential import build_model, energy_and_gradient
 from nequip_md.training.callbacks import BestModel
 from nequip_md.training.cli import main
-from nequip_md.training.config import CosineSchedule, LossConfig, OptimizerConfig, PlateauSchedule, StopConfig
+from nequip_md.training.config import CosineSchedule, LossConfig, PlateauSchedule, StopConfig
 from nequip_md.training.data import collate, make_sample
 from nequip_md.training.ema import AveragedModel
 from nequip_md.training.loss import errors, loss, predict
@@ -27,8 +26,9 @@ from nequip_md.training.metrics import ErrorMetrics, weighted_loss
 from nequip_md.training.schedule import Clock, make_schedule
 
 MODEL = {
-    "kind": "allegro", "type_names": ["Ar"], "cutoff": 1.8, "l_max": 1, "num_layers": 1, "num_scalar_features": 8,
-    "num_tensor_features": 4, "two_body_mlp_width": 16, "allegro_mlp_width": 16, "readout_mlp_width": 8, "dtype": "float64",
+    "kind": "allegro", "type_names": ["Ar"], "cutoff": 1.8, "l_max": 1, "num_layers": 1,
+    "num_scalar_features": 8, "num_tensor_features": 4, "two_body_mlp_width": 16,
+    "allegro_mlp_width": 16, "readout_mlp_width": 8, "dtype": "float64",
 }  # fmt: skip
 
 

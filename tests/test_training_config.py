@@ -23,7 +23,11 @@ REFUSED = [
     (None, {"data": None}, ["data"]),
     (None, {"schedule": {"kind": "step"}}, ["schedule: kind must be one of 'plateau', 'cosine'"]),
     (None, {"schedule": {"factor": 0.5}}, ["schedule: kind must be one of 'plateau', 'cosine'"]),
-    (None, {"schedule": {"kind": "cosine", "factor": 0.5}}, ["schedule.factor: no such key; allowed are kind, final_fraction"]),
+    (
+        None,
+        {"schedule": {"kind": "cosine", "factor": 0.5}},
+        ["schedule.factor: no such key; allowed are kind, final_fraction"],
+    ),
     (None, {"schedule": {"kind": "plateau", "factor": 2}}, ["schedule.factor", "less than 1"]),
     (None, {"optimizer": {"lr": 3}}, ["optimizer.lr: no such key", "learning_rate"]),
     (None, {"optimizer": {"learning_rate": "fast"}}, ["optimizer.learning_rate", "'fast'"]),
@@ -45,8 +49,16 @@ REFUSED = [
     ("model", {"l_maxx": 2}, ["model.l_maxx: no such key", "l_max"]),
     ("model", {"l_max": 7}, ["model.l_max", "less than or equal to 3", "7"]),
     ("model", {"type_names": ["H", "H"]}, ["model", "a name twice"]),
-    ("model", {"radial_embedding": {"kind": "fourier"}}, ["model.radial_embedding: kind must be one of 'bessel', 'spline'"]),
-    ("model", {"radial_embedding": {"kind": "spline", "num_bessels": 8}}, ["model.radial_embedding.num_bessels", "num_splines"]),
+    (
+        "model",
+        {"radial_embedding": {"kind": "fourier"}},
+        ["model.radial_embedding: kind must be one of 'bessel', 'spline'"],
+    ),
+    (
+        "model",
+        {"radial_embedding": {"kind": "spline", "num_bessels": 8}},
+        ["model.radial_embedding.num_bessels", "num_splines"],
+    ),
     ("model", {"energy_scales": "rms"}, ["model.energy_scales is 'rms'", "auto, force_rms, force_rms_by_type"]),
     ("model", {"energy_shifts": {"H": -1.0}}, ["energy_shifts must name each of ['H', 'O'] once"]),
     ("model", {"energy_shifts": "isolated_atoms"}, ["needs data.isolated_atoms"]),
@@ -54,7 +66,9 @@ REFUSED = [
 ]
 
 
-@pytest.mark.parametrize(("section", "change", "expected"), REFUSED, ids=lambda v: str(v) if isinstance(v, dict) else "")
+@pytest.mark.parametrize(
+    ("section", "change", "expected"), REFUSED, ids=lambda v: str(v) if isinstance(v, dict) else ""
+)
 def test_a_bad_value_is_refused_by_name(section, change, expected):
     content = copy.deepcopy(MINIMAL)
     (content if section is None else content[section]).update(change)
@@ -96,7 +110,15 @@ def test_paths_start_at_the_folder_of_the_file(tmp_path):
 
 
 def test_presets_and_given_values_reach_the_model():
-    content = {**MINIMAL, "model": {"preset": "medium", "type_names": ["H", "O"], "energy_shifts": {"H": 1.0, "O": 2.0}, "energy_scales": None}}
+    content = {
+        **MINIMAL,
+        "model": {
+            "preset": "medium",
+            "type_names": ["H", "O"],
+            "energy_shifts": {"H": 1.0, "O": 2.0},
+            "energy_scales": None,
+        },
+    }
     config = check_config(content, Path("/"))
     asked = []
     potential = config.potential(lambda key, word: asked.append((key, word)) or 3.5)
@@ -107,7 +129,12 @@ def test_presets_and_given_values_reach_the_model():
 
 @pytest.mark.parametrize(
     ("text", "expected"),
-    [(None, "cannot read the training file"), ("a: [", "is not a YAML file"), ("- 1", "must hold keys and values"), ("x: 1", "x: no such key")],
+    [
+        (None, "cannot read the training file"),
+        ("a: [", "is not a YAML file"),
+        ("- 1", "must hold keys and values"),
+        ("x: 1", "x: no such key"),
+    ],
 )
 def test_the_command_prints_one_message_and_fails(tmp_path, capsys, text, expected):
     path = tmp_path / "train.yaml"

@@ -141,7 +141,9 @@ def test_labels_survive_the_way_through_a_file_and_a_batch(tmp_path):
     batch = collate(samples)
     assert batch.num_atoms.tolist() == [3, 2]
     torch.testing.assert_close(batch.energy, torch.tensor([-1.5, 2.5], dtype=torch.float64))
-    np.testing.assert_allclose(batch.forces.numpy(), np.concatenate([a.calc.results["forces"] for a in given]), atol=1e-7)
+    np.testing.assert_allclose(
+        batch.forces.numpy(), np.concatenate([a.calc.results["forces"] for a in given]), atol=1e-7
+    )
     full = np.array([[1, 6, 5], [6, 2, 4], [5, 4, 3]]) / 100
     np.testing.assert_allclose(batch.stress[0].numpy(), full, rtol=1e-12)
     assert batch.stress[1].isnan().all()

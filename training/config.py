@@ -64,7 +64,7 @@ class DataConfig(_Strict):
     energy_key: str | None = None
     force_key: str | None = None
     stress_key: str | None = None
-    """Names of the labels in ``Atoms.info`` and ``Atoms.arrays``; None means what ASE takes for the calculator's results."""
+    """Names of the labels in ``Atoms.info`` and ``Atoms.arrays``; None means what ASE takes for results."""
     batch_size: PositiveInt = 8
     """Frames in one training step."""
     evaluation_batch_size: PositiveInt | None = None
@@ -89,7 +89,9 @@ class DataConfig(_Strict):
     @model_validator(mode="after")
     def _one_source(self):
         if (self.validation is None) == (self.validation_split is None):
-            raise ValueError("give exactly one of validation (files) and validation_split (part of the training frames)")
+            raise ValueError(
+                "give exactly one of validation (files) and validation_split (part of the training frames)"
+            )
         if self.test is not None and self.test_split is not None:
             raise ValueError("give at most one of test (files) and test_split (part of the training frames)")
         return self
@@ -163,7 +165,7 @@ class TrainingConfig(_Strict):
     """A training file."""
 
     model: dict[str, Any]
-    """``preset`` or ``kind``, and the options of that model; see :data:`AUTO_VALUES` for what may be left to the data."""
+    """``preset`` or ``kind``, and the options of that model; :data:`AUTO_VALUES` says what the data may decide."""
     data: DataConfig
     output: str = "run"
     """Folder of checkpoints and logs; a relative path starts at the current folder."""
@@ -187,12 +189,17 @@ class TrainingConfig(_Strict):
         options = dict(self.model)
         name = options.pop("preset", None)
         if name is None and options.get("kind") not in _KINDS:
-            raise NequIPMDError(f"model.kind is {options.get('kind')!r}; it must be one of {', '.join(_KINDS)}, or give model.preset")
+            raise NequIPMDError(
+                f"model.kind is {options.get('kind')!r}; it must be one of {', '.join(_KINDS)}, or give model.preset"
+            )
         for key, words in AUTO_VALUES.items():
             value = options.setdefault(key, words[0])
             if isinstance(value, str):
                 if value not in words:
-                    raise NequIPMDError(f"model.{key} is {value!r}; it must be a number, a number for each type, or one of {', '.join(words)}")
+                    raise NequIPMDError(
+                        f"model.{key} is {value!r}; it must be a number, a number for each type,"
+                        f" or one of {', '.join(words)}"
+                    )
                 options[key] = statistic(key, value)
         try:
             if name is None:
@@ -222,7 +229,9 @@ def load_config(path: str | Path) -> TrainingConfig:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise NequIPMDError(f"{path} is not a YAML file: {error}") from None
     if not isinstance(content, dict):
-        raise NequIPMDError(f"{path} must hold keys and values ({', '.join(TrainingConfig.model_fields)}); it holds {content!r}")
+        raise NequIPMDError(
+            f"{path} must hold keys and values ({', '.join(TrainingConfig.model_fields)}); it holds {content!r}"
+        )
     try:
         return check_config(content, path.parent.resolve())
     except NequIPMDError as error:
@@ -237,7 +246,9 @@ def check_config(content: dict[str, Any], folder: Path) -> TrainingConfig:
         raise NequIPMDError(describe(error, TrainingConfig)) from None
     config.potential()  # so that the model section is checked before any data is read
     if config.model.get("energy_shifts") == "isolated_atoms" and config.data.isolated_atoms is None:
-        raise NequIPMDError("model.energy_shifts is 'isolated_atoms', which needs data.isolated_atoms: give the file of their energies")
+        raise NequIPMDError(
+            "model.energy_shifts is 'isolated_atoms', which needs data.isolated_atoms: give the file of their energies"
+        )
     files = {
         key: [str(folder / name) for name in value]
         for key in ("train", "validation", "test", "isolated_atoms")
@@ -289,4 +300,6 @@ def _is_tag(model: type[BaseModel] | None, location: tuple, part: Any) -> bool:
     if not isinstance(part, str) or part.startswith(("function-", "list[", "constrained-")):
         return isinstance(part, str)
     candidates = _classes(model, location)
-    return len(candidates) > 1 and part in {c.model_fields["kind"].default for c in candidates if "kind" in c.model_fields}
+    return len(candidates) > 1 and part in {
+        c.model_fields["kind"].default for c in candidates if "kind" in c.model_fields
+    }

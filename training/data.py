@@ -9,6 +9,7 @@ import logging
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
+from itertools import pairwise
 
 import ase.io
 import lightning as L
@@ -131,7 +132,9 @@ def read_frames(paths: Sequence[str]) -> list[tuple[str, Atoms]]:
         try:
             content = ase.io.read(path, ":")
         except FileNotFoundError:
-            raise NequIPMDError(f"data file {path} does not exist; relative paths start at the folder of the training file") from None
+            raise NequIPMDError(
+                f"data file {path} does not exist; relative paths start at the folder of the training file"
+            ) from None
         except Exception as error:  # ASE's readers raise whatever their parsing meets
             raise NequIPMDError(f"ASE cannot read the data file {path}: {type(error).__name__}: {error}") from None
         if not content:
@@ -161,19 +164,21 @@ def split(count: int, parts: Sequence[float | None], seed: int) -> list[np.ndarr
         NequIPMDError: a part without a frame, or no frame that remains.
     """
     sizes = [0 if p is None else round(p * count) if p < 1 else int(p) for p in parts]
-    for part, size in zip(parts, sizes):
+    for part, size in zip(parts, sizes, strict=True):
         if part is not None and size == 0:
             raise NequIPMDError(f"a split of {part} of {count} training frames holds no frame; ask for more")
     if sum(sizes) >= count:
-        raise NequIPMDError(f"the splits take {sum(sizes)} of {count} training frames and leave none to train on; ask for less")
+        raise NequIPMDError(
+            f"the splits take {sum(sizes)} of {count} training frames and leave none to train on; ask for less"
+        )
     order = np.random.default_rng(seed).permutation(count)
     ends = np.cumsum([0, *sizes])
-    chosen = [np.sort(order[a:b]) for a, b in zip(ends, ends[1:])]
-    return [np.sort(order[ends[-1]:]), *chosen]
+    chosen = [np.sort(order[a:b]) for a, b in pairwise(ends)]
+    return [np.sort(order[ends[-1] :]), *chosen]
 
 
 class EpochSampler(Sampler[int]):
-    """A new order in each epoch, which the seed and the epoch alone determine (so that a resumed run continues exactly)."""
+    """A new order in each epoch; seed and epoch alone determine it, so that a resumed run continues exactly."""
 
     def __init__(self, count: int, seed: int):
         self.count, self.seed, self.epoch = count, seed, 0
@@ -211,11 +216,17 @@ class AtomsData(L.LightningDataModule):
         started = time.perf_counter()
         labels = Labels(config.energy_key, config.force_key, config.stress_key)
         frames = {"train": read_frames(config.train)}
-        rest, validation, test = split(len(frames["train"]), [config.validation_split, config.test_split], config.split_seed)
-        frames["validation"] = read_frames(config.validation) if config.validation else [frames["train"][k] for k in validation]
+        rest, validation, test = split(
+            len(frames["train"]), [config.validation_split, config.test_split], config.split_seed
+        )
+        frames["validation"] = (
+            read_frames(config.validation) if config.validation else [frames["train"][k] for k in validation]
+        )
         frames["test"] = read_frames(config.test) if config.test else [frames["train"][k] for k in test]
         frames["train"] = [frames["train"][k] for k in rest]
-        self.train, self.validation, self.test = (make_samples(frames[k], potential, labels) for k in ("train", "validation", "test"))
+        self.train, self.validation, self.test = (
+            make_samples(frames[k], potential, labels) for k in ("train", "validation", "test")
+        )
         self.isolated_atoms = read_frames(config.isolated_atoms) if config.isolated_atoms else []
         for name, samples in (("training", self.train), ("validation", self.validation), ("test", self.test)):
             atoms, edges = (sum(getattr(s.graph, k) for s in samples) for k in ("num_nodes", "num_edges"))
@@ -229,8 +240,8 @@ class AtomsData(L.LightningDataModule):
             if samples and not any(torch.isfinite(t).any() for s in samples for t in (s.energy, s.forces, s.stress)):
                 keys = {k: getattr(self.config, k) for k in ("energy_key", "force_key", "stress_key")}
                 raise NequIPMDError(
-                    f"no frame of the {name} data has an energy, forces or a stress; if the file names them in its own way,"
-                    f" say so in data.energy_key, data.force_key and data.stress_key (now {keys})"
+                    f"no frame of the {name} data has an energy, forces or a stress; if the file has names of its own"
+                    f" for them, say so in data.energy_key, data.force_key and data.stress_key (now {keys})"
                 )
 
     def has(self, label: str) -> bool:

@@ -34,20 +34,24 @@ class PotentialModule(L.LightningModule):
 
     Attributes:
         model: takes the steps.
-        evaluated: what is validated and saved: the averaged weights, or the model itself without averaging.
-        validation_errors: of the last validation, as :meth:`~nequip_md.training.metrics.ErrorMetrics.compute` gives them.
+        evaluated: what is validated and saved: the averaged weights, or without averaging the model itself.
+        validation_errors: of the last validation, as ``ErrorMetrics.compute`` gives them.
         validation_loss: of the last validation.
         record: plain data to keep in the resume state beside the configuration.
     """
 
-    def __init__(self, model: Potential, config: TrainingConfig, *, with_stress: bool, record: dict[str, Any] | None = None):
+    def __init__(
+        self, model: Potential, config: TrainingConfig, *, with_stress: bool, record: dict[str, Any] | None = None
+    ):
         """
         Args:
             with_stress: report errors of stresses, whether or not the loss has them.
         """
         super().__init__()
         self.model = model
-        self.average = AveragedModel(model, config.optimizer.ema_decay) if config.optimizer.ema_decay is not None else None
+        self.average = (
+            AveragedModel(model, config.optimizer.ema_decay) if config.optimizer.ema_decay is not None else None
+        )
         self.config, self.with_stress, self.record = config, with_stress, record or {}
         self.train_metrics = ErrorMetrics(config.loss.stress > 0)
         self.validation_metrics = ErrorMetrics(with_stress)
@@ -92,8 +96,9 @@ class PotentialModule(L.LightningModule):
         self.validation_loss = weighted_loss(self.validation_errors, self.config.loss)
         if not math.isfinite(self.validation_loss):
             raise NequIPMDError(
-                f"the validation loss is {self.validation_loss} after epoch {self.trainer.current_epoch + 1}: training has diverged;"
-                " lower optimizer.learning_rate or set optimizer.gradient_clip, and look for frames with extreme forces"
+                f"the validation loss is {self.validation_loss} after epoch {self.trainer.current_epoch + 1}:"
+                " training has diverged; lower optimizer.learning_rate or set optimizer.gradient_clip,"
+                " and look for frames with extreme forces"
             )
 
     def on_train_start(self) -> None:
@@ -113,7 +118,9 @@ class PotentialModule(L.LightningModule):
         train_errors = self.train_metrics.compute()
         self.clock.after_epoch(epochs)
         values = {"train/loss": weighted_loss(train_errors, self.config.loss), "validation/loss": self.validation_loss}
-        values |= {f"train/{k}": v for k, v in train_errors.items()} | {f"validation/{k}": v for k, v in self.validation_errors.items()}
+        values |= {f"train/{k}": v for k, v in train_errors.items()} | {
+            f"validation/{k}": v for k, v in self.validation_errors.items()
+        }
         values |= {"learning_rate": rate, "seconds": self.clock.elapsed}
         self.log_dict(values)
         log.info(epoch_line(epochs, values))

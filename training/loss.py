@@ -15,7 +15,7 @@ from nequip_md.training.data import Sample
 
 @dataclass(frozen=True)
 class Prediction:
-    """Energy (eV, [B]), forces (eV/angstrom, [N, 3]) and, where asked for, stress (eV/angstrom^3, [B, 3, 3]); float64."""
+    """Energy (eV, [B]), forces (eV/angstrom, [N, 3]) and perhaps stress (eV/angstrom^3, [B, 3, 3]); float64."""
 
     energy: Tensor
     forces: Tensor
@@ -61,7 +61,7 @@ class Error:
 
 
 def errors(prediction: Prediction, batch: Sample) -> dict[str, Error]:
-    """Errors of the energy per atom (eV, [B]), ``force`` (eV/angstrom, [N, 3]) and, if predicted, ``stress`` ([B, 3, 3])."""
+    """Errors of ``energy`` per atom (eV, [B]), ``force`` ([N, 3]) and, if it is predicted, ``stress`` ([B, 3, 3])."""
     atoms = batch.num_atoms
     found = {
         "energy": Error.of(prediction.energy / atoms, batch.energy / atoms),

@@ -14,7 +14,7 @@ from nequip_md.training.loss import Error, errors, predict
 
 
 class ErrorMetric(Metric):
-    """Mean absolute and root mean square error of one quantity over every label it has met (float64, any number of ranks)."""
+    """Mean absolute and root mean square error of one quantity, in float64, over every label of every rank."""
 
     full_state_update = False
 
@@ -60,7 +60,9 @@ def weighted_loss(values: dict[str, float], weights: LossConfig) -> float:
     return sum(getattr(weights, name) * values.get(f"{name}_rmse", 0.0) ** 2 for name in LossConfig.model_fields)
 
 
-def evaluate(model: nn.Module, batches: Iterable[Sample], *, with_stress: bool, device: torch.device | str) -> dict[str, float]:
+def evaluate(
+    model: nn.Module, batches: Iterable[Sample], *, with_stress: bool, device: torch.device | str
+) -> dict[str, float]:
     """Errors of a model over some batches, as :meth:`ErrorMetrics.compute` gives them."""
     metrics = ErrorMetrics(with_stress).to(device)
     for batch in batches:

@@ -64,23 +64,38 @@ def train(config: TrainingConfig, *, resume: bool = False, overwrite: bool = Fal
         raise NequIPMDError(f"cannot make the output folder {output}: {error.strerror}") from None
 
     data = AtomsData(config.data, config.potential(), config.seed)
-    for label, weight in (("energy", config.loss.energy), ("forces", config.loss.force), ("stress", config.loss.stress)):
+    for label, weight in (
+        ("energy", config.loss.energy),
+        ("forces", config.loss.force),
+        ("stress", config.loss.stress),
+    ):
         if weight > 0 and not data.has(label):
             key = label.removesuffix("s") if label == "forces" else label
-            raise NequIPMDError(f"loss.{key} is {weight}, but no training frame has {label}; set it to 0 or check data.{key}_key")
+            raise NequIPMDError(
+                f"loss.{key} is {weight}, but no training frame has {label}; set it to 0 or check data.{key}_key"
+            )
     statistics = compute_statistics(data.train, config.model["type_names"])
     potential = _resolved(config, data, statistics) if state is None else _resumed_potential(state, statistics)
 
     torch.manual_seed(config.seed)
     model = build_model(potential)
     log.info("%s model with %d weights", potential.kind, sum(p.numel() for p in model.parameters()))
-    record = {"statistics": statistics.as_dict(), "potential": potential.model_dump(mode="json"), "loss": config.loss.model_dump()}
+    record = {
+        "statistics": statistics.as_dict(),
+        "potential": potential.model_dump(mode="json"),
+        "loss": config.loss.model_dump(),
+    }
     module = PotentialModule(model, config, with_stress=data.has("stress"), record=record)
     trainer = _trainer(config, output, accelerator)
     started = time.monotonic()
     with warnings.catch_warnings():
         # data in memory needs no loader processes, logs are per epoch, and a run that is resumed has its folder already
-        for message in (".*does not have many workers", ".*is smaller than the logging interval", "Checkpoint directory .* exists", ".*LeafSpec"):
+        for message in (
+            ".*does not have many workers",
+            ".*is smaller than the logging interval",
+            "Checkpoint directory .* exists",
+            ".*LeafSpec",
+        ):
             warnings.filterwarnings("ignore", message=message)
         trainer.fit(module, datamodule=data, ckpt_path=output / LAST if state is not None else None)
     log.info("trained %d epochs; this run took %.0f s", trainer.current_epoch, time.monotonic() - started)
@@ -91,10 +106,14 @@ def _previous_state(output: Path, resume: bool, overwrite: bool) -> dict[str, An
     last = output / LAST
     if resume:
         if not last.exists():
-            raise NequIPMDError(f"there is no run to resume in {output} (no {LAST}); start without --resume, or give its --output")
+            raise NequIPMDError(
+                f"there is no run to resume in {output} (no {LAST}); start without --resume, or give its --output"
+            )
         return torch.load(last, map_location="cpu", weights_only=True)
     if last.exists() and not overwrite:
-        raise NequIPMDError(f"{output} holds a run already; give --resume to continue it, --overwrite to forget it, or another --output")
+        raise NequIPMDError(
+            f"{output} holds a run already; give --resume to continue it, --overwrite to forget it, or another --output"
+        )
     for name in (LAST, BEST):
         (output / name).unlink(missing_ok=True)
     return None
@@ -111,12 +130,17 @@ def _same_run(config: TrainingConfig, state: dict[str, Any]) -> None:
             pairs = {f"{section}.{k}": (now[section].get(k), then[section].get(k)) for k in keys}
         for key, (new, old) in sorted(pairs.items()):
             if new != old:
-                raise NequIPMDError(f"{key} is {new!r}, but the run to resume has {old!r}; set it back, or start a new run with another --output")
+                raise NequIPMDError(
+                    f"{key} is {new!r}, but the run to resume has {old!r}; set it back,"
+                    " or start a new run with another --output"
+                )
 
 
 def _accelerator(device: str) -> str:
     if device == "cuda" and not torch.cuda.is_available():
-        raise NequIPMDError("device is 'cuda', but this machine has no CUDA device that PyTorch can use; use 'cpu' or 'auto'")
+        raise NequIPMDError(
+            "device is 'cuda', but this machine has no CUDA device that PyTorch can use; use 'cpu' or 'auto'"
+        )
     return "gpu" if device != "cpu" and torch.cuda.is_available() else "cpu"
 
 
@@ -127,11 +151,18 @@ def _resolved(config: TrainingConfig, data: AtomsData, statistics: Statistics) -
     isolated = isolated_atom_energies(data.isolated_atoms, types, labels) if data.isolated_atoms else None
     potential = config.potential(lambda key, word: automatic_value(key, word, statistics, isolated, types))
     for key in AUTO_VALUES:
-        log.info("model.%s = %s%s", key, getattr(potential, key), " (from the data)" if isinstance(config.model.get(key, ""), str) else "")
+        log.info(
+            "model.%s = %s%s",
+            key,
+            getattr(potential, key),
+            " (from the data)" if isinstance(config.model.get(key, ""), str) else "",
+        )
     if isolated is None and statistics.composition_rank < len(types):
         log.warning(
             "the training frames have %d independent compositions for %d types: only sums of the shifts mean something,"
-            " energies of isolated atoms do not", statistics.composition_rank, len(types),
+            " energies of isolated atoms do not",
+            statistics.composition_rank,
+            len(types),
         )
     return potential
 
@@ -141,14 +172,18 @@ def _resumed_potential(state: dict[str, Any], statistics: Statistics) -> Potenti
     for key in ("num_frames", "num_atoms"):
         now, then = getattr(statistics, key), record["statistics"][key]
         if now != then:
-            raise NequIPMDError(f"the training data has {key} {now}, that of the run to resume had {then}; give the same data files")
+            raise NequIPMDError(
+                f"the training data has {key} {now}, that of the run to resume had {then}; give the same data files"
+            )
     return TypeAdapter(AnyConfig).validate_python(record["potential"])
 
 
 def _trainer(config: TrainingConfig, output: Path, accelerator: str) -> L.Trainer:
     callbacks: list[L.Callback] = [
         BestModel(output / BEST),
-        ModelCheckpoint(output, filename=LAST.removesuffix(".ckpt"), save_on_train_epoch_end=True, enable_version_counter=False),
+        ModelCheckpoint(
+            output, filename=LAST.removesuffix(".ckpt"), save_on_train_epoch_end=True, enable_version_counter=False
+        ),
     ]
     if config.stop.patience is not None:
         callbacks.append(EarlyStopping("validation/loss", patience=config.stop.patience, check_on_train_epoch_end=True))
@@ -187,7 +222,9 @@ def _finish(output: Path, data: AtomsData, module: PotentialModule) -> dict[str,
     device = data.trainer.strategy.root_device
     model.to(device)
     loaders = {"validation": data.val_dataloader(), **({"test": data.test_dataloader()} if data.test else {})}
-    training["metrics"] = {name: evaluate(model, loader, with_stress=module.with_stress, device=device) for name, loader in loaders.items()}
+    training["metrics"] = {
+        name: evaluate(model, loader, with_stress=module.with_stress, device=device) for name, loader in loaders.items()
+    }
     checkpoint.save(best, model, training=training)
     (output / "report.json").write_text(json.dumps(training, indent=2) + "\n", encoding="utf-8")
     return training["metrics"]

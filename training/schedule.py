@@ -40,7 +40,7 @@ class Cosine:
 
     def after_epoch(self, validation_loss: float, progress: float) -> None:
         factor = self.final + (1 - self.final) * (1 + cos(pi * min(progress, 1.0))) / 2
-        for group, start in zip(self.optimizer.param_groups, self.start):
+        for group, start in zip(self.optimizer.param_groups, self.start, strict=True):
             group["lr"] = start * factor
 
     def state_dict(self) -> dict[str, Any]:

@@ -59,7 +59,9 @@ def compute_statistics(samples: Sequence[Sample], type_names: Sequence[str]) -> 
         types = s.graph.node_types
         edges += np.bincount(types.numpy(), weights=s.graph.row_ptr.diff().numpy(), minlength=num_types)
         known = torch.isfinite(s.forces).all(dim=1)
-        squares += np.bincount(types[known].numpy(), weights=s.forces[known].square().sum(1).numpy(), minlength=num_types)
+        squares += np.bincount(
+            types[known].numpy(), weights=s.forces[known].square().sum(1).numpy(), minlength=num_types
+        )
         labelled += 3 * np.bincount(types[known].numpy(), minlength=num_types)
 
     energy = np.array([s.energy.item() for s in samples])
@@ -73,11 +75,13 @@ def compute_statistics(samples: Sequence[Sample], type_names: Sequence[str]) -> 
         shifts = _by_type(type_names, solution, composition[known].any(0))
     return Statistics(
         num_frames=len(samples),
-        num_atoms={name: int(n) for name, n in zip(type_names, atoms)},
+        num_atoms={name: int(n) for name, n in zip(type_names, atoms, strict=True)},
         avg_num_neighbors=float(edges.sum() / atoms.sum()),
         avg_num_neighbors_by_type=_by_type(type_names, edges / np.maximum(atoms, 1), atoms > 0),
         force_rms=float(np.sqrt(squares.sum() / labelled.sum())) if labelled.any() else None,
-        force_rms_by_type=_by_type(type_names, np.sqrt(squares / np.maximum(labelled, 1)), labelled > 0) if labelled.any() else None,
+        force_rms_by_type=_by_type(type_names, np.sqrt(squares / np.maximum(labelled, 1)), labelled > 0)
+        if labelled.any()
+        else None,
         least_squares_shifts=shifts,
         composition_rank=rank,
         energy_rms=residual,
@@ -85,10 +89,12 @@ def compute_statistics(samples: Sequence[Sample], type_names: Sequence[str]) -> 
 
 
 def _by_type(type_names: Sequence[str], values: np.ndarray, present: np.ndarray) -> dict[str, float]:
-    return {name: float(v) for name, v, is_there in zip(type_names, values, present) if is_there}
+    return {name: float(v) for name, v, is_there in zip(type_names, values, present, strict=True) if is_there}
 
 
-def isolated_atom_energies(frames: Sequence[tuple[str, Atoms]], type_names: Sequence[str], labels: Labels) -> dict[str, float]:
+def isolated_atom_energies(
+    frames: Sequence[tuple[str, Atoms]], type_names: Sequence[str], labels: Labels
+) -> dict[str, float]:
     """Energy of the isolated atom of each type, eV.
 
     Raises:
@@ -98,12 +104,19 @@ def isolated_atom_energies(frames: Sequence[tuple[str, Atoms]], type_names: Sequ
     for name, atoms in frames:
         energy = labels.of(atoms)[0]
         if len(atoms) != 1 or energy is None:
-            raise NequIPMDError(f"{name}: data.isolated_atoms holds frames of one atom with its energy; this one has {len(atoms)} atoms, energy {energy}")
+            raise NequIPMDError(
+                f"{name}: data.isolated_atoms holds frames of one atom with its energy;"
+                f" this one has {len(atoms)} atoms, energy {energy}"
+            )
         symbol = atoms.get_chemical_symbols()[0]
         if energies.setdefault(symbol, energy) != energy:
-            raise NequIPMDError(f"{name}: {symbol} has two energies in data.isolated_atoms, {energies[symbol]} and {energy} eV")
+            raise NequIPMDError(
+                f"{name}: {symbol} has two energies in data.isolated_atoms, {energies[symbol]} and {energy} eV"
+            )
     if missing := [t for t in type_names if t not in energies]:
-        raise NequIPMDError(f"data.isolated_atoms has no energy of {', '.join(missing)}; it has {', '.join(energies) or 'none'}")
+        raise NequIPMDError(
+            f"data.isolated_atoms has no energy of {', '.join(missing)}; it has {', '.join(energies) or 'none'}"
+        )
     return {t: energies[t] for t in type_names}
 
 
@@ -122,7 +135,10 @@ def automatic_value(
         word = "least_squares" if isolated is None else "isolated_atoms"
     value, needs = {
         ("avg_num_neighbors", "auto"): (statistics.avg_num_neighbors, "atoms with a neighbour within the cutoff"),
-        ("avg_num_neighbors", "auto_by_type"): (statistics.avg_num_neighbors_by_type, "atoms with a neighbour within the cutoff"),
+        ("avg_num_neighbors", "auto_by_type"): (
+            statistics.avg_num_neighbors_by_type,
+            "atoms with a neighbour within the cutoff",
+        ),
         ("energy_scales", "auto"): (statistics.force_rms, "forces that differ from 0"),
         ("energy_scales", "force_rms"): (statistics.force_rms, "forces that differ from 0"),
         ("energy_scales", "force_rms_by_type"): (statistics.force_rms_by_type, "forces that differ from 0"),
