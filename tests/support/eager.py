@@ -46,6 +46,7 @@ class SmoothLennardJones(nn.Module):
         r_squared = edge_vectors.square().sum(1)
         six = (self.sigma**2 / r_squared) ** 3
         envelope = (1 - r_squared / self.cutoff**2).clamp(min=0) ** 3
-        strength = 1 + 0.5 * node_types[edge_index[0]] + 0.3 * node_types[edge_index[1]]
-        energy = self.shift * (1.0 + node_types[: row_ptr.shape[0] - 1].to(torch.float64))
+        types = node_types.to(torch.float64)
+        strength = 1 + 0.5 * types[edge_index[0]] + 0.3 * types[edge_index[1]]
+        energy = self.shift * (1 + types[: row_ptr.shape[0] - 1])
         return energy.index_add(0, edge_index[0], 2 * self.epsilon * strength * (six * six - six) * envelope)
