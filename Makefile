@@ -12,9 +12,10 @@ PYTEST_ARGS ?=
 .PHONY: demo test clean
 .DELETE_ON_ERROR:
 
+# a safe path: the tests see the installed package, not the source folder of the same name
 test: $(VENV)/.installed-test
 	$(BIN)/nequip-md-lammps build
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	PYTHONSAFEPATH=1 $(BIN)/python -m pytest $(PYTEST_ARGS)
 
 demo: $(VENV)/.installed-demo
 	$(BIN)/nequip-md-lammps build

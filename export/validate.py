@@ -87,7 +87,9 @@ class Evaluator(Protocol):
     def __call__(self, graph: Graph) -> tuple[Tensor, Tensor]: ...
 
 
-def validate_artifact(artifact: Evaluator, reference_model: nn.Module | None = None, *, quick: bool = False) -> list[CheckResult]:
+def validate_artifact(
+    artifact: Evaluator, reference_model: nn.Module | None = None, *, quick: bool = False
+) -> list[CheckResult]:
     """Run every check on an artifact.
 
     Structures are made of its own types: empty, one atom, a pair, dense, elongated, triclinic and larger boxes, all of
@@ -162,13 +164,19 @@ class _Checks:
         energy, _ = self.evaluate(system.graph(self.cutoffs))
         return float((energy - self.isolated_energy[torch.as_tensor(system.types)]).sum())
 
-    def errors(self, graph: Graph, values: tuple[Tensor, Tensor], expected: tuple[Tensor, Tensor]) -> tuple[float, float]:
+    def errors(
+        self, graph: Graph, values: tuple[Tensor, Tensor], expected: tuple[Tensor, Tensor]
+    ) -> tuple[float, float]:
         """Relative errors of energies and gradients; small systems are measured by a tenth of the typical one."""
-        energy_scale = max(self.binding(graph.node_types[: graph.num_nodes], expected[0]), 0.1 * self.typical_energy, _TINY)
+        energy_scale = max(
+            self.binding(graph.node_types[: graph.num_nodes], expected[0]), 0.1 * self.typical_energy, _TINY
+        )
         gradient_scale = max(_largest(expected[1]), 0.1 * self.typical_gradient, _TINY)
         return tuple(_largest(v - e) / scale for v, e, scale in zip(values, expected, (energy_scale, gradient_scale)))
 
-    def compare(self, what: str, cases: Iterator[tuple[str, Graph, tuple[Tensor, Tensor], tuple[Tensor, Tensor]]]) -> list[CheckResult]:
+    def compare(
+        self, what: str, cases: Iterator[tuple[str, Graph, tuple[Tensor, Tensor], tuple[Tensor, Tensor]]]
+    ) -> list[CheckResult]:
         energy = _Worst(f"energy {what}", self.tolerances.energy)
         gradient = _Worst(f"gradient {what}", self.tolerances.gradient)
         for where, graph, values, expected in cases:
@@ -179,7 +187,9 @@ class _Checks:
     def signal(self) -> Iterator[CheckResult]:
         not_finite = sum(int((~torch.isfinite(v)).sum()) for values in self.values.values() for v in values)
         yield CheckResult("numbers that are not finite", not_finite, 0)
-        yield CheckResult("1 / largest gradient, angstrom/eV", 1 / max(self.typical_gradient, _TINY), 1 / MINIMUM_GRADIENT)
+        yield CheckResult(
+            "1 / largest gradient, angstrom/eV", 1 / max(self.typical_gradient, _TINY), 1 / MINIMUM_GRADIENT
+        )
 
     def isolated(self, reference: nn.Module | None) -> Iterator[CheckResult]:
         """An atom alone is finite, and the same whether evaluated alone or among others that it does not see."""
@@ -193,7 +203,9 @@ class _Checks:
         yield worst.result()
         if reference is not None:
             error = _largest(self.isolated_energy - _eager(reference, many)[0])
-            yield CheckResult("isolated atoms against the eager model, eV", error, 1e-9 * max(1.0, _largest(self.isolated_energy)))
+            yield CheckResult(
+                "isolated atoms against the eager model, eV", error, 1e-9 * max(1.0, _largest(self.isolated_energy))
+            )
 
     def agreement(self, reference: nn.Module) -> list[CheckResult]:
         def cases():
@@ -271,7 +283,12 @@ class _Checks:
                 moved = system.wrapped(rng.normal(size=3) * 5).graph(self.cutoffs)
                 energy, gradient = self.evaluate(moved)
                 # the order of the edges may have changed with the shifts: compare forces, which do not depend on it
-                yield system.name, graph, (energy, forces_from_gradient(moved, gradient)), self._energy_forces(graph, system)
+                yield (
+                    system.name,
+                    graph,
+                    (energy, forces_from_gradient(moved, gradient)),
+                    self._energy_forces(graph, system),
+                )
 
         def permuted():
             for system in boxes:
@@ -280,7 +297,12 @@ class _Checks:
                 other = system.permuted(order).graph(self.cutoffs)
                 energy, gradient = self.evaluate(other)
                 back = torch.from_numpy(np.argsort(order))
-                yield system.name, graph, (energy[back], forces_from_gradient(other, gradient)[back]), self._energy_forces(graph, system)
+                yield (
+                    system.name,
+                    graph,
+                    (energy[back], forces_from_gradient(other, gradient)[back]),
+                    self._energy_forces(graph, system),
+                )
 
         return [
             *self.compare("under rotation", rotated(1)),
@@ -325,8 +347,12 @@ class _Checks:
         outside = self.evaluate(batch_graphs([without_edge(g, e) for g, e in zip(graphs, leaving)]))
         sizes = [g.num_edges for g in graphs]
         pieces = zip(
-            graphs, leaving, inside[0].split([g.num_nodes for g in graphs]), inside[1].split(sizes),
-            outside[0].split([g.num_nodes for g in graphs]), outside[1].split([n - 1 for n in sizes]),
+            graphs,
+            leaving,
+            inside[0].split([g.num_nodes for g in graphs]),
+            inside[1].split(sizes),
+            outside[0].split([g.num_nodes for g in graphs]),
+            outside[1].split([n - 1 for n in sizes]),
         )
         for graph, edge, e_in, g_in, e_out, g_out in pieces:
             g_out = torch.cat([g_out[:edge], g_out.new_zeros(1, 3), g_out[edge:]])

@@ -47,8 +47,8 @@ def validate(path: Path, device: str | None = None) -> int:
 def main() -> None:
     parser = argparse.ArgumentParser(
         prog="nequip-md-validate",
-        description="Check a compiled potential: forces and stress against its own energy, invariances, padding, locality and smoothness. "
-        "Errors are relative to the largest value of each system.",
+        description="Check a compiled potential: forces and stress against its own energy, invariances, padding, "
+        "locality and smoothness. Errors are relative to the largest value of each system.",
     )
     parser.add_argument("artifact", type=Path, metavar="FILE.pt2")
     parser.add_argument("--device", choices=("cpu", "cuda"), help="as the artifact was compiled (default: its device)")

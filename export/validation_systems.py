@@ -41,7 +41,9 @@ class System:
     def strained(self, strain: np.ndarray) -> System:
         """Deformed by r -> r (1 + strain)."""
         deformation = np.eye(3) + strain
-        return replace(self, positions=self.positions @ deformation, cell=None if self.cell is None else self.cell @ deformation)
+        return replace(
+            self, positions=self.positions @ deformation, cell=None if self.cell is None else self.cell @ deformation
+        )
 
     def permuted(self, order: np.ndarray) -> System:
         return replace(self, positions=self.positions[order], types=self.types[order])
@@ -56,7 +58,15 @@ class System:
 
 
 def random_system(
-    name: str, shape: np.ndarray, atoms: int, neighbors: float, num_types: int, cutoff: float, seed: int, *, periodic: bool = True
+    name: str,
+    shape: np.ndarray,
+    atoms: int,
+    neighbors: float,
+    num_types: int,
+    cutoff: float,
+    seed: int,
+    *,
+    periodic: bool = True,
 ) -> System:
     """Atoms at random with a minimum distance, in a cell of the given shape.
 
@@ -107,8 +117,10 @@ def validation_systems(num_types: int, cutoff: float, *, quick: bool) -> list[Sy
 def isolated_atoms(num_types: int) -> Graph:
     """One atom of each type and no edge."""
     return Graph(
-        torch.zeros(0, 3, dtype=torch.float64), torch.zeros(2, 0, dtype=torch.int64),
-        torch.zeros(num_types + 1, dtype=torch.int64), torch.arange(num_types),
+        torch.zeros(0, 3, dtype=torch.float64),
+        torch.zeros(2, 0, dtype=torch.int64),
+        torch.zeros(num_types + 1, dtype=torch.int64),
+        torch.arange(num_types),
     )
 
 

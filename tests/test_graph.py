@@ -68,8 +68,19 @@ def one_in_a_small_cell() -> Atoms:
 
 STRUCTURES = {
     f.__name__: f
-    for f in (water_box, small_molecule, triclinic_crystal, slab, single_atom, elongated_cell, dense_box, mixed_cell,
-              outside_the_cell, left_handed, one_in_a_small_cell)
+    for f in (
+        water_box,
+        small_molecule,
+        triclinic_crystal,
+        slab,
+        single_atom,
+        elongated_cell,
+        dense_box,
+        mixed_cell,
+        outside_the_cell,
+        left_handed,
+        one_in_a_small_cell,
+    )
 }
 STRUCTURES["distant_parts"] = lambda: distant_parts()[2]
 
@@ -183,7 +194,11 @@ ERRORS = {
     "no cell": (lambda: with_pbc([0, 0, 0]), {}, "cell vector 1, which is zero"),
     "no third vector": (lambda: with_pbc([3, 3, 0]), {}, "cell vector 3, which is zero"),
     "flat cell": (lambda: with_pbc([[3, 0, 0], [0, 3, 0], [3, 3, 0]]), {}, "linearly dependent"),
-    "parallel vectors": (lambda: with_pbc([[3, 0, 0], [3, 0, 0], [0, 0, 3]], (True, True, False)), {}, "linearly dependent"),
+    "parallel vectors": (
+        lambda: with_pbc([[3, 0, 0], [3, 0, 0], [0, 0, 3]], (True, True, False)),
+        {},
+        "linearly dependent",
+    ),
     "cell not finite": (lambda: with_pbc([3, 3, float("inf")]), {}, "cell .* is not finite"),
     "NaN position": (lambda: with_position(float("nan")), {}, "position of atom 1 .* not finite"),
     "infinite position": (lambda: with_position(float("inf")), {}, "position of atom 1 .* not finite"),
@@ -251,7 +266,9 @@ def test_forces_virial_stress(name):
 
 def test_force_loss_is_differentiable():
     graph = build_graph(small_molecule(), NAMES, 4.0)
-    gradient = torch.randn(graph.num_edges, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    gradient = torch.randn(
+        graph.num_edges, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0), requires_grad=True
+    )
     pair = batch_graphs([graph, graph])
     assert torch.autograd.gradcheck(lambda g: forces_from_gradient(graph, g), gradient)
     assert torch.autograd.gradcheck(lambda g: stress_from_gradient(pair, g.repeat(2, 1), 3.0), gradient)
@@ -265,7 +282,10 @@ def with_ghosts(graph: Graph, owned: int) -> Graph:
 
 @pytest.fixture(params=["plain", "ghosts", "batch of batches"])
 def parts(request) -> list[Graph]:
-    graphs = [build_graph(f(), NAMES, 4.0) for f in (water_box, single_atom, small_molecule, lambda: Atoms(), triclinic_crystal)]
+    graphs = [
+        build_graph(f(), NAMES, 4.0)
+        for f in (water_box, single_atom, small_molecule, lambda: Atoms(), triclinic_crystal)
+    ]
     if request.param == "ghosts":
         return [with_ghosts(g, (g.num_nodes + 1) // 2) for g in graphs]
     if request.param == "batch of batches":
@@ -284,7 +304,9 @@ def test_batch_is_its_parts(parts):
     stress = torch.cat([virial_from_gradient(g, gradient_of(g)) for g in parts]) / -volumes.view(-1, 1, 1)
     torch.testing.assert_close(stress_from_gradient(batch, gradient, volumes), stress, rtol=1e-12, atol=1e-12)
     forces = [forces_from_gradient(g, gradient_of(g)) for g in parts]
-    expected = torch.cat([f[: g.num_nodes] for f, g in zip(forces, parts)] + [f[g.num_nodes :] for f, g in zip(forces, parts)])
+    expected = torch.cat(
+        [f[: g.num_nodes] for f, g in zip(forces, parts)] + [f[g.num_nodes :] for f, g in zip(forces, parts)]
+    )
     torch.testing.assert_close(forces_from_gradient(batch, gradient), expected, rtol=1e-12, atol=1e-12)
 
 
@@ -336,12 +358,14 @@ def test_skin_along_a_random_walk(name):
         assert_same(lists.graph(atoms), atoms)
         atoms.positions += rng.normal(scale=0.04, size=atoms.positions.shape)
         if atoms.pbc.any():
-            atoms.set_cell(atoms.cell[:] @ (np.eye(3) + rng.normal(scale=0.005, size=(3, 3))), scale_atoms=bool(atoms.pbc.all()))
+            atoms.set_cell(
+                atoms.cell[:] @ (np.eye(3) + rng.normal(scale=0.005, size=(3, 3))), scale_atoms=bool(atoms.pbc.all())
+            )
     assert lists.num_searches < 20 and (lists.num_searches > 1 or len(atoms) == 1)
 
 
 def test_skin_holds_a_pair_that_comes_from_outside_it():
-    """Two atoms that start just outside cutoff + skin and each move just under half of the skin stay unseen, rightly."""
+    """Two atoms that start just outside cutoff + skin and move just under half of the skin stay unseen, rightly."""
     lists = VerletList(["H"], 3.0, skin=1.0)
     atoms = Atoms("H2", positions=[[0, 0, 0], [4.001, 0, 0]])
     assert lists.graph(atoms).num_edges == 0

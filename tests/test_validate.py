@@ -23,10 +23,13 @@ FIFTEEN = [f"type{k}" for k in range(15)]
 MODELS = {
     "one type": AllegroConfig(type_names=["Si"], dtype="float64", l_max=1, **SMALL),
     "pair cutoffs, fp32": AllegroConfig(type_names=["H", "O"], pair_cutoffs={"H": {"H": 2.6, "O": 3.3}}, **SMALL),
-    "large shifts": AllegroConfig(type_names=["H", "U"], energy_shifts={"H": -13.6, "U": -760000.0}, dtype="float64", **SMALL),
+    "large shifts": AllegroConfig(
+        type_names=["H", "U"], energy_shifts={"H": -13.6, "U": -760000.0}, dtype="float64", **SMALL
+    ),
     "fifteen types": AllegroConfig(type_names=FIFTEEN, l_max=1, num_layers=1, dtype="float64", **SMALL),
-    "message passing": NequIPConfig(type_names=["H", "O"], cutoff=4.0, num_layers=2, num_features=6, avg_num_neighbors=15.0,
-                                    dtype="float64"),
+    "message passing": NequIPConfig(
+        type_names=["H", "O"], cutoff=4.0, num_layers=2, num_features=6, avg_num_neighbors=15.0, dtype="float64"
+    ),
 }
 
 
@@ -216,13 +219,17 @@ def test_compiled_models_pass(small_models, name):
 
 
 def command(*arguments) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, "-m", "nequip_md.export.validate_cli", *map(str, arguments)], capture_output=True, text=True)
+    return subprocess.run(
+        [sys.executable, "-m", "nequip_md.export.validate_cli", *map(str, arguments)], capture_output=True, text=True
+    )
 
 
 def test_command(small_models):
     done = command(small_models("allegro_fp32")[1])
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "stress against differences" in done.stdout and "checks passed" in done.stdout and "FAILED" not in done.stdout
+    assert (
+        "stress against differences" in done.stdout and "checks passed" in done.stdout and "FAILED" not in done.stdout
+    )
 
 
 def test_command_reports_failures(small_models, monkeypatch, capsys):
@@ -236,7 +243,9 @@ def test_command_reports_failures(small_models, monkeypatch, capsys):
     assert "something [H-O]" in printed and "FAILED" in printed and "1 of 2 checks failed" in printed
 
 
-@pytest.mark.parametrize(("content", "message"), [(None, "no such file"), (b"PK not a package", "not a compiled model")])
+@pytest.mark.parametrize(
+    ("content", "message"), [(None, "no such file"), (b"PK not a package", "not a compiled model")]
+)
 def test_command_refuses_bad_files(tmp_path, content, message):
     path = tmp_path / "model.pt2"
     if content is not None:

@@ -59,12 +59,17 @@ class NequIPMDCalculator(Calculator):
         if isinstance(model, (str, Path)):
             model = load_artifact(model, device=device)
         elif device is not None and torch.device(device).type != model.device.type:
-            raise NequIPMDError(f"the artifact was loaded on {model.device}, not on {device}; load it there or leave device out")
+            raise NequIPMDError(
+                f"the artifact was loaded on {model.device}, not on {device}; load it there or leave device out"
+            )
         self.artifact = model
         self.neighbors = VerletList(model.type_names, model.pair_cutoffs, skin=skin, type_map=type_map)
 
     def calculate(
-        self, atoms: Atoms | None = None, properties: Sequence[str] = ("energy",), system_changes: Sequence[str] = tuple(all_changes)
+        self,
+        atoms: Atoms | None = None,
+        properties: Sequence[str] = ("energy",),
+        system_changes: Sequence[str] = tuple(all_changes),
     ) -> None:
         """Evaluate everything at once; ASE calls this when the atoms have changed.
 
@@ -82,8 +87,8 @@ class NequIPMDCalculator(Calculator):
         energy = float(energies.sum())
         if not (torch.isfinite(energies).all() and torch.isfinite(forces).all()):
             raise NequIPMDError(
-                "the model gave an energy or a force that is not finite: atoms have probably come too close, or the run has"
-                " diverged; check the structure and lower the time step"
+                "the model gave an energy or a force that is not finite: atoms have probably come too close, or the run"
+                " has diverged; check the structure and lower the time step"
             )
         self.results = {
             "energy": energy,

@@ -27,14 +27,16 @@ def atom_types(atoms: Atoms, type_names: Sequence[str], type_map: Mapping[str, s
     names = ", ".join(type_names)
     for symbol, name in type_map.items():
         if name not in type_names:
-            raise NequIPMDError(f"type_map gives {name!r} for {symbol}, which is not a type of the model; its types are {names}")
+            raise NequIPMDError(
+                f"type_map gives {name!r} for {symbol}, which is no type of the model; its types are {names}"
+            )
     index = {name: k for k, name in enumerate(type_names)}
     symbols = atoms.get_chemical_symbols()
     unknown = sorted({s for s in symbols if type_map.get(s, s) not in index})
     if unknown:
         raise NequIPMDError(
-            f"the model has no type for {', '.join(unknown)}; its types are {names}. Use a model trained on these elements,"
-            " or give type_map if its types are not named by chemical symbols"
+            f"the model has no type for {', '.join(unknown)}; its types are {names}. Use a model trained on these"
+            " elements, or give type_map if its types are not named by chemical symbols"
         )
     return np.array([index[type_map.get(s, s)] for s in symbols], dtype=np.int64)
 
@@ -49,14 +51,21 @@ def cutoff_matrix(cutoffs: float | Sequence | np.ndarray | torch.Tensor, num_typ
     if matrix.ndim == 0:
         matrix = np.full((num_types, num_types), matrix)
     if matrix.shape != (num_types, num_types):
-        raise NequIPMDError(f"cutoffs have shape {matrix.shape}; {num_types} types need one number or {(num_types, num_types)}")
+        raise NequIPMDError(
+            f"cutoffs have shape {matrix.shape}; {num_types} types need one number or {(num_types, num_types)}"
+        )
     if not (np.isfinite(matrix) & (matrix > 0)).all():
         raise NequIPMDError(f"cutoffs must be positive numbers of angstrom, they are {matrix.tolist()}")
     return matrix
 
 
 def graph_from_pairs(
-    positions: np.ndarray, cell: np.ndarray, pairs: np.ndarray, shifts: np.ndarray, types: np.ndarray, cutoffs: np.ndarray
+    positions: np.ndarray,
+    cell: np.ndarray,
+    pairs: np.ndarray,
+    shifts: np.ndarray,
+    types: np.ndarray,
+    cutoffs: np.ndarray,
 ) -> Graph:
     """Keep the pairs closer than the cutoff of their types (row: centre, column: neighbour).
 

@@ -27,7 +27,9 @@ def batch_graphs(graphs: Sequence[Graph]) -> Graph:
     nodes = edges = ghosts = 0
     index, rows, ptrs = [], [], []
     for g in graphs:
-        index.append(torch.where(g.edge_index < g.num_nodes, g.edge_index + nodes, g.edge_index - g.num_nodes + owned + ghosts))
+        index.append(
+            torch.where(g.edge_index < g.num_nodes, g.edge_index + nodes, g.edge_index - g.num_nodes + owned + ghosts)
+        )
         rows.append(g.row_ptr[:-1] + edges)
         ptrs.append(g.graph_ptr[:-1] + nodes)
         nodes, edges, ghosts = nodes + g.num_nodes, edges + g.num_edges, ghosts + g.node_types.shape[0] - g.num_nodes

@@ -23,8 +23,8 @@ def periodic_cell(atoms: Atoms) -> np.ndarray:
     bad = np.flatnonzero(~np.isfinite(atoms.positions).all(axis=1))
     if bad.size:
         raise NequIPMDError(
-            f"the position of atom {bad[0]} is {atoms.positions[bad[0]].tolist()} ({bad.size} of {len(atoms)} atoms are not"
-            " finite): the run has probably diverged; lower the time step or check the structure"
+            f"the position of atom {bad[0]} is {atoms.positions[bad[0]].tolist()} ({bad.size} of {len(atoms)} atoms are"
+            " not finite): the run has probably diverged; lower the time step or check the structure"
         )
     if not np.isfinite(cell).all():
         raise NequIPMDError(f"the cell {cell.tolist()} is not finite: the run has probably diverged")
@@ -32,20 +32,25 @@ def periodic_cell(atoms: Atoms) -> np.ndarray:
     for axis in range(3):
         if pbc[axis] and lengths[axis] == 0:
             raise NequIPMDError(
-                f"the structure is periodic along cell vector {axis + 1}, which is zero: give the cell or set pbc to False there"
+                f"the structure is periodic along cell vector {axis + 1}, which is zero: give the cell or set pbc to"
+                " False there"
             )
     periodic = cell[pbc] / lengths[pbc, None]
     if len(periodic):
         _, sizes, directions = np.linalg.svd(periodic)
         if sizes[-1] < 1e-6:
-            raise NequIPMDError(f"the periodic cell vectors {cell[pbc].tolist()} are linearly dependent: the cell has no volume")
+            raise NequIPMDError(
+                f"the periodic cell vectors {cell[pbc].tolist()} are linearly dependent: the cell has no volume"
+            )
         cell[~pbc] = directions[len(periodic) :]
     else:
         cell = np.eye(3)
     return cell
 
 
-def neighbor_pairs(positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray, radius: float) -> tuple[np.ndarray, np.ndarray]:
+def neighbor_pairs(
+    positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray, radius: float
+) -> tuple[np.ndarray, np.ndarray]:
     """All ordered pairs within ``radius``, images of an atom itself included.
 
     Args:

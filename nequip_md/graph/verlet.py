@@ -23,8 +23,9 @@ class VerletList:
 
         s (r_c + skin) - 2 max|u| >= r_c,
 
-    which in a fixed cell says that no atom has moved by more than half of the skin. Other types, another number of
-    atoms or another periodicity give a new search. The graph is the same, bit for bit, as that of a new search.
+    which in a fixed cell says that no atom has moved by more than half of the skin. Another number of atoms or
+    another periodicity gives a new search; other types need none, as the largest cutoff counts. The graph is the same,
+    bit for bit, as that of a new search.
 
     Attributes:
         num_searches: how often pairs were searched so far.
