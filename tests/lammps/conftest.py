@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
-import zipfile
 from pathlib import Path
 
 import pytest
 from support.analytic import LennardJones
+from support.artifacts import with_metadata
 
 EPSILON = [[0.0104, 0.008], [0.008, 0.006]]
 SIGMA = [[3.4, 3.2], [3.2, 3.0]]
@@ -46,13 +45,6 @@ def doctored(lj_artifact, tmp_path_factory):
         path = folder / ("-".join(f"{k}_{v}" for k, v in changes.items()).replace(" ", "_") + ".pt2")
         if path.exists():
             return path
-        with zipfile.ZipFile(lj_artifact) as source, zipfile.ZipFile(path, "w") as target:
-            for item in source.infolist():
-                content = source.read(item)
-                if item.filename.endswith("_metadata.json"):
-                    metadata = {**json.loads(content), **changes}
-                    content = json.dumps({k: v for k, v in metadata.items() if v is not None}).encode()
-                target.writestr(item, content)
-        return path
+        return with_metadata(lj_artifact, path, **changes)
 
     return make

@@ -1,0 +1,60 @@
+"""The water example: its checkpoint is what its configuration says, is as accurate as stated, and runs."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import ase.io
+import numpy as np
+import torch
+import yaml
+from support.lammps_run import run_lammps
+
+import nequip_md
+from nequip_md.checkpoint import read_info
+from nequip_md.export.cli import export
+from nequip_md.graph import batch_graphs, build_graph, forces_from_gradient
+from nequip_md.model import energy_and_gradient
+
+WATER = Path(__file__).resolve().parents[2] / "examples" / "lammps" / "water"
+
+
+def test_configuration_of_the_checkpoint():
+    stated = yaml.safe_load((WATER / "train.yaml").read_text())["model"]
+    trained = read_info(WATER / "water.nqmd").config.model_dump()
+    assert {key: trained[key] for key in stated} == stated
+    assert (WATER / "water.nqmd").stat().st_size < 1e6
+
+
+def test_force_error_on_the_test_data(data_folder):
+    """At most 50 meV/angstrom, and what README states, on every fourth frame."""
+    model = nequip_md.load(WATER / "water.nqmd")
+    stated = read_info(WATER / "water.nqmd").training["metrics"]["test"]["force_rmse"]
+    errors = []
+    for atoms in ase.io.read(data_folder / "water" / "test.extxyz", "::4"):
+        graph = batch_graphs([build_graph(atoms, model.type_names, model.config.cutoff_matrix())])
+        _, gradient = energy_and_gradient(model, *graph.tensors)
+        errors.append(forces_from_gradient(graph, gradient).numpy() - atoms.get_forces())
+    rmse = np.sqrt(np.mean(np.square(errors)))
+    assert rmse < 0.050
+    assert abs(rmse - stated) < 0.003
+
+
+def test_example_runs(plugin_folder, tmp_path):
+    """The example's own input and picture, shortened, from a copy of its folder."""
+    folder = tmp_path / "water"
+    shutil.copytree(WATER, folder, ignore=shutil.ignore_patterns("out"))
+    (folder / "out").mkdir()
+    torch.manual_seed(0)
+    export(folder / "water.nqmd", folder / "out" / "water.pt2", device="cpu", precision="fp32")
+    outcome = run_lammps((folder / "in.water").read_text(), folder, ranks=2, limit=300,
+                         arguments=("-var", "steps_small", "400", "-var", "steps_large", "20"))
+    assert outcome.status == 0, outcome.text
+    drawn = subprocess.run([sys.executable, "plot.py"], cwd=folder, capture_output=True, text=True, env=dict(os.environ))
+    assert "192 atoms, 0.20 ps: g_OO peak" in drawn.stdout, drawn.stderr
+    assert "192 atoms" not in drawn.stderr, drawn.stderr  # a sane liquid; 20 steps of the large box are too few to judge
+    assert (folder / "out" / "water.png").stat().st_size > 10_000
