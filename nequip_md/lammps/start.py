@@ -15,8 +15,8 @@ def start(comm=None, args: Sequence[str] = ()):
     """A LAMMPS instance that knows ``pair_style nequip``.
 
     Args:
-        comm: an mpi4py communicator; every one of its ranks must call this. By default the world communicator. In
-            a program of several ranks, run Python as ``python -m mpi4py script.py``: then an error on one rank ends all.
+        comm: an mpi4py communicator; every one of its ranks must call this. By default the world communicator. In a
+            program of several ranks, run Python as ``python -m mpi4py script.py``: an error on one rank then ends all.
         args: LAMMPS command-line arguments, such as ``["-screen", "none", "-log", "none"]``.
 
     Returns:

@@ -36,14 +36,16 @@ void *create_pair_nequip(LAMMPS *lmp)
 {
   if (lmp->num_ver != NEQUIP_MD_LAMMPS_RELEASE)
     lmp->error->all(FLERR, std::string("Pair style nequip was built for LAMMPS release ") +
-                               std::to_string(NEQUIP_MD_LAMMPS_RELEASE) + ", this is " + std::to_string(lmp->num_ver) +
+                               std::to_string(NEQUIP_MD_LAMMPS_RELEASE) + ", this is " +
+                               std::to_string(lmp->num_ver) +
                                "; build it for this one with: nequip-md-lammps build");
   return new PairNequIP(lmp);
 }
 
 }    // namespace
 
-extern "C" __attribute__((visibility("default"))) void lammpsplugin_init(void *lmp, void *handle, void *regfunc)
+extern "C" __attribute__((visibility("default"))) void lammpsplugin_init(void *lmp, void *handle,
+                                                                         void *regfunc)
 {
   LammpsPlugin plugin = {};
   plugin.version = static_cast<LAMMPS *>(lmp)->version;

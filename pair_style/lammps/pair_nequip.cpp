@@ -26,7 +26,8 @@ using namespace LAMMPS_NS;
 
 // Messages are passed to Error as ready-made strings: its formatting templates use symbols that change with releases.
 
-static constexpr double EV_IN_KCAL_PER_MOL = 23.060549;    // LAMMPS' own factor between units metal and real
+static constexpr double EV_IN_KCAL_PER_MOL =
+    23.060549;    // LAMMPS' own factor between units metal and real
 static constexpr int VIRIAL_COMPONENTS = 6;
 static constexpr int CENTROID_COMPONENTS = 9;
 static constexpr int MESSAGE_SIZE = 1024;
@@ -107,13 +108,15 @@ void PairNequIP::compute(int eflag, int vflag)
 
   if (nequip_md_evaluate(model, &system, &results) != NEQUIP_MD_OK) {
     std::string message = std::string("Pair style nequip: ") + nequip_md_last_error(model);
-    if (results.failed_atom >= 0) message += " (atom ID " + std::to_string(atom->tag[results.failed_atom]) + ")";
+    if (results.failed_atom >= 0)
+      message += " (atom ID " + std::to_string(atom->tag[results.failed_atom]) + ")";
     error->one(FLERR, message);
   }
 
   if (eflag_global) eng_vdwl += results.energy;
   if (vflag_global)
-    for (int k = 0; k < VIRIAL_COMPONENTS; k++) virial[k] += results.virial[k];
+    for (int k = 0; k < VIRIAL_COMPONENTS; k++)
+      virial[k] += results.virial[k];
 
   if (!newton) {
     bring_home(forces, atom->f);
@@ -130,7 +133,8 @@ void PairNequIP::allocate()
   const int n = atom->ntypes + 1;
   memory->create(setflag, n, n, "pair:setflag");
   memory->create(cutsq, n, n, "pair:cutsq");
-  for (int i = 0; i < n; i++) std::fill(setflag[i], setflag[i] + n, 0);
+  for (int i = 0; i < n; i++)
+    std::fill(setflag[i], setflag[i] + n, 0);
   map = new int[n];
 }
 
@@ -149,8 +153,10 @@ void PairNequIP::settings(int narg, char **arg)
   for (int iarg = 0; iarg < narg; iarg += 2) {
     const std::string keyword = arg[iarg];
     if (keyword != "device" && keyword != "threads")
-      error->all(FLERR, "Unknown pair_style nequip keyword '" + keyword + "'; known are: device cpu|cuda, threads N");
-    if (iarg + 1 == narg) error->all(FLERR, "Pair_style nequip keyword '" + keyword + "' has no value");
+      error->all(FLERR, "Unknown pair_style nequip keyword '" + keyword +
+                            "'; known are: device cpu|cuda, threads N");
+    if (iarg + 1 == narg)
+      error->all(FLERR, "Pair_style nequip keyword '" + keyword + "' has no value");
     const std::string value = arg[iarg + 1];
     if (keyword == "device") {
       if (value != "cpu" && value != "cuda")
@@ -158,7 +164,8 @@ void PairNequIP::settings(int narg, char **arg)
       device = value;
     } else {
       num_threads = utils::inumeric(FLERR, value, false, lmp);
-      if (num_threads < 1) error->all(FLERR, "Pair_style nequip threads is " + value + "; it must be 1 or more");
+      if (num_threads < 1)
+        error->all(FLERR, "Pair_style nequip threads is " + value + "; it must be 1 or more");
     }
   }
 }
@@ -169,20 +176,25 @@ void PairNequIP::settings(int narg, char **arg)
 
 void PairNequIP::coeff(int narg, char **arg)
 {
-  if (narg < 3) error->all(FLERR, "Pair_coeff for pair style nequip is: pair_coeff * * model.pt2 name1 name2 ...");
+  if (narg < 3)
+    error->all(FLERR,
+               "Pair_coeff for pair style nequip is: pair_coeff * * model.pt2 name1 name2 ...");
   if (strcmp(arg[0], "*") != 0 || strcmp(arg[1], "*") != 0)
-    error->all(FLERR, std::string("Pair_coeff for pair style nequip must start with '* *', not '") + arg[0] + " " + arg[1] +
-                          "'; one model covers all pairs of types, use NULL for types that it leaves out");
+    error->all(FLERR,
+               std::string("Pair_coeff for pair style nequip must start with '* *', not '") +
+                   arg[0] + " " + arg[1] +
+                   "'; one model covers all pairs of types, use NULL for types that it leaves out");
   if (narg - 3 != atom->ntypes)
     error->all(FLERR, "Pair_coeff for pair style nequip names " + std::to_string(narg - 3) +
-                          " model types; it must name one (or NULL) for each of the " + std::to_string(atom->ntypes) +
-                          " atom types");
+                          " model types; it must name one (or NULL) for each of the " +
+                          std::to_string(atom->ntypes) + " atom types");
 
   double energy_factor = 0.0;
   if (strcmp(update->unit_style, "metal") == 0) energy_factor = 1.0;
   if (strcmp(update->unit_style, "real") == 0) energy_factor = EV_IN_KCAL_PER_MOL;
   if (energy_factor == 0.0)
-    error->all(FLERR, std::string("Pair style nequip cannot use units ") + update->unit_style + "; use units metal or real");
+    error->all(FLERR, std::string("Pair style nequip cannot use units ") + update->unit_style +
+                          "; use units metal or real");
 
   if (!allocated) allocate();
   unload();
@@ -197,9 +209,11 @@ void PairNequIP::coeff(int narg, char **arg)
 void PairNequIP::init_style()
 {
   if (!model) error->all(FLERR, "Pair style nequip has no model; give one with pair_coeff");
-  if (atom->tag_enable == 0) error->all(FLERR, "Pair style nequip requires atom IDs; use atom_modify id yes");
+  if (atom->tag_enable == 0)
+    error->all(FLERR, "Pair style nequip requires atom IDs; use atom_modify id yes");
   if (comm->nprocs > 1 && nequip_md_message_passing_layers(model))
-    error->all(FLERR, "Pair style nequip runs models with message passing (NequIP) on one MPI process only, this run has " +
+    error->all(FLERR, "Pair style nequip runs models with message passing (NequIP) on one MPI "
+                      "process only, this run has " +
                           std::to_string(comm->nprocs) + "; use one, or an Allegro model");
   check_special_bonds();
 
@@ -231,15 +245,18 @@ void *PairNequIP::extract(const char *str, int &dim)
    forward communication: local index of the atom that a ghost copies
 ------------------------------------------------------------------------- */
 
-int PairNequIP::pack_forward_comm(int n, int *sendlist, double *buf, int /*pbc_flag*/, int * /*pbc*/)
+int PairNequIP::pack_forward_comm(int n, int *sendlist, double *buf, int /*pbc_flag*/,
+                                  int * /*pbc*/)
 {
-  for (int k = 0; k < n; k++) buf[k] = owner[sendlist[k]];
+  for (int k = 0; k < n; k++)
+    buf[k] = owner[sendlist[k]];
   return n;
 }
 
 void PairNequIP::unpack_forward_comm(int n, int first, double *buf)
 {
-  for (int k = 0; k < n; k++) owner[first + k] = static_cast<int>(buf[k]);
+  for (int k = 0; k < n; k++)
+    owner[first + k] = static_cast<int>(buf[k]);
 }
 
 /* ----------------------------------------------------------------------
@@ -257,7 +274,8 @@ void PairNequIP::unpack_reverse_comm(int n, int *sendlist, double *buf)
 {
   const int width = in_transit->width;
   for (int k = 0; k < n; k++)
-    for (int c = 0; c < width; c++) in_transit->values[sendlist[k] * width + c] += *buf++;
+    for (int c = 0; c < width; c++)
+      in_transit->values[sendlist[k] * width + c] += *buf++;
 }
 
 // ----------------------------------------------------------------------
@@ -265,7 +283,8 @@ void PairNequIP::unpack_reverse_comm(int n, int *sendlist, double *buf)
 double PairNequIP::memory_usage()
 {
   double bytes = Pair::memory_usage();
-  for (const Collected *collected : {&forces, &virials, &centroids}) bytes += collected->values.capacity() * sizeof(double);
+  for (const Collected *collected : {&forces, &virials, &centroids})
+    bytes += collected->values.capacity() * sizeof(double);
   return bytes + owner.capacity() * sizeof(int);
 }
 
@@ -285,7 +304,8 @@ void PairNequIP::unload()
   nequip_md_free(model);
   model = nullptr;
   if (!allocated) return;
-  for (int i = 0; i <= atom->ntypes; i++) std::fill(setflag[i], setflag[i] + atom->ntypes + 1, 0);
+  for (int i = 0; i <= atom->ntypes; i++)
+    std::fill(setflag[i], setflag[i] + atom->ntypes + 1, 0);
 }
 
 /* ----------------------------------------------------------------------
@@ -295,7 +315,8 @@ void PairNequIP::unload()
 void PairNequIP::load(const char *path, double energy_factor)
 {
   if (nequip_md_abi_version() != NEQUIP_MD_ABI_VERSION)
-    error->all(FLERR, "Pair style nequip and libnequip_md_engine are of different versions; run nequip-md-lammps build");
+    error->all(FLERR, "Pair style nequip and libnequip_md_engine are of different versions; run "
+                      "nequip-md-lammps build");
 
   nequip_md_options options = {};
   options.device = device.empty() ? nullptr : device.c_str();
@@ -319,8 +340,9 @@ void PairNequIP::load(const char *path, double energy_factor)
       const char *text = nequip_md_metadata(model, name);
       return std::string(text ? text : "?");
     };
-    utils::logmesg(lmp, std::string("Pair style nequip: ") + key("kind") + " model " + path + " for " + key("type_names") +
-                            ", cutoff " + key("cutoff") + ", precision " + key("precision") + ", device " + key("device") +
+    utils::logmesg(lmp, std::string("Pair style nequip: ") + key("kind") + " model " + path +
+                            " for " + key("type_names") + ", cutoff " + key("cutoff") +
+                            ", precision " + key("precision") + ", device " + key("device") +
                             ", threads " + std::to_string(options.num_threads) + "\n");
   }
 }
@@ -359,7 +381,8 @@ void PairNequIP::map_types(int narg, char **arg)
     if (type_to_model[i] < 0) {
       const std::string wanted = elements[map[i]];
       unload();
-      error->all(FLERR, "Pair_coeff names model type '" + wanted + "', which the model does not have; it has:" + known);
+      error->all(FLERR, "Pair_coeff names model type '" + wanted +
+                            "', which the model does not have; it has:" + known);
     }
   }
 }
@@ -386,7 +409,10 @@ void PairNequIP::check_special_bonds()
     for (int i = 0; i < atom->nlocal; i++)
       if (type_to_model[atom->type[i]] >= 0 && atom->nspecial[i][2] > 0) here = 1;
   MPI_Allreduce(&here, &anywhere, 1, MPI_INT, MPI_MAX, world);
-  if (anywhere) error->all(FLERR, "Pair style nequip needs bonded atoms as neighbors, special_bonds leaves them out" + remedy);
+  if (anywhere)
+    error->all(FLERR,
+               "Pair style nequip needs bonded atoms as neighbors, special_bonds leaves them out" +
+                   remedy);
 }
 
 // ----------------------------------------------------------------------
@@ -394,7 +420,8 @@ void PairNequIP::check_special_bonds()
 void PairNequIP::find_owners()
 {
   owner.resize(atom->nlocal + atom->nghost);
-  for (int i = 0; i < atom->nlocal; i++) owner[i] = i;
+  for (int i = 0; i < atom->nlocal; i++)
+    owner[i] = i;
   comm->forward_comm(this);
 }
 
@@ -407,5 +434,6 @@ void PairNequIP::bring_home(Collected &collected, double **array)
   const int nlocal = atom->nlocal;
   const double *value = collected.values.data();
   for (int i = 0; i < nlocal; i++)
-    for (int c = 0; c < collected.width; c++) array[i][c] += *value++;
+    for (int c = 0; c < collected.width; c++)
+      array[i][c] += *value++;
 }

@@ -35,11 +35,11 @@ class PairNequIP : public Pair {
 
  protected:
   nequip_md_model *model;
-  double cutoff;                   // largest cutoff of the model
-  std::string device;              // keyword device; empty: the one that the model was exported for
-  int num_threads;                 // keyword threads; 0: as many as LAMMPS uses
-  std::vector<int> type_to_model;  // model type of each LAMMPS type, -1 for NULL
-  bigint last_build;               // neighbor->ncalls at the last compute
+  double cutoff;         // largest cutoff of the model
+  std::string device;    // keyword device; empty: the one that the model was exported for
+  int num_threads;       // keyword threads; 0: as many as LAMMPS uses
+  std::vector<int> type_to_model;    // model type of each LAMMPS type, -1 for NULL
+  bigint last_build;                 // neighbor->ncalls at the last compute
 
   // With newton off, LAMMPS brings home nothing that is on ghost atoms: collect here, and send it ourselves.
 
@@ -52,7 +52,8 @@ class PairNequIP : public Pair {
   Collected forces, virials, centroids;
   Collected *in_transit;    // what pack/unpack_reverse_comm carries
 
-  std::vector<int> owner;    // atom that each atom is or is a copy of; for models with message passing
+  std::vector<int>
+      owner;    // atom that each atom is or is a copy of; for models with message passing
 
   virtual void allocate();
   void unload();

@@ -32,7 +32,11 @@ def lj_artifact(lj_model, plugin_folder, tmp_path_factory) -> Path:
     from nequip_md.export import artifact_metadata, write_artifact
 
     path = tmp_path_factory.mktemp("artifact") / "lj.pt2"
-    write_artifact(lj_model, path, artifact_metadata(kind="lennard-jones", type_names=["Ar", "Ne"], cutoff=6.0, pair_cutoffs=CUTOFFS))
+    write_artifact(
+        lj_model,
+        path,
+        artifact_metadata(kind="lennard-jones", type_names=["Ar", "Ne"], cutoff=6.0, pair_cutoffs=CUTOFFS),
+    )
     return path
 
 

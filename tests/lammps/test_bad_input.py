@@ -15,27 +15,64 @@ SYSTEM = SYSTEMS["orthogonal"]
 LIMIT = 60
 """Seconds; a rank that is left waiting in a collective call shows up as a timeout."""
 
-# name: (input lines after the box is made, words of the message). {lj} is a good artifact, {folder} holds damaged files.
+# name: (input lines after the box is made, words of the message).
+# {lj} is a good artifact, {folder} holds damaged files.
 NEGATIVE_CONTROLS = {
-    "missing file": ("pair_style nequip\npair_coeff * * {folder}/nowhere.pt2 Ar Ne", "cannot open model file|nowhere.pt2|check the path"),
+    "missing file": (
+        "pair_style nequip\npair_coeff * * {folder}/nowhere.pt2 Ar Ne",
+        "cannot open model file|nowhere.pt2|check the path",
+    ),
     "a folder": ("pair_style nequip\npair_coeff * * {folder} Ar Ne", "is a directory"),
-    "not a .pt2": ("pair_style nequip\npair_coeff * * {folder}/text.pt2 Ar Ne", "text.pt2|is not a .pt2 artifact|nequip-md-export"),
-    "another zip": ("pair_style nequip\npair_coeff * * {folder}/other.pt2 Ar Ne", "other.pt2|is not a .pt2 artifact|export"),
-    "truncated": ("pair_style nequip\npair_coeff * * {folder}/truncated.pt2 Ar Ne", "truncated.pt2|damaged|export the model again"),
-    "other format version": ("pair_style nequip\npair_coeff * * {format} Ar Ne", "format version 2|reads version 1|export the model again"),
+    "not a .pt2": (
+        "pair_style nequip\npair_coeff * * {folder}/text.pt2 Ar Ne",
+        "text.pt2|is not a .pt2 artifact|nequip-md-export",
+    ),
+    "another zip": (
+        "pair_style nequip\npair_coeff * * {folder}/other.pt2 Ar Ne",
+        "other.pt2|is not a .pt2 artifact|export",
+    ),
+    "truncated": (
+        "pair_style nequip\npair_coeff * * {folder}/truncated.pt2 Ar Ne",
+        "truncated.pt2|damaged|export the model again",
+    ),
+    "other format version": (
+        "pair_style nequip\npair_coeff * * {format} Ar Ne",
+        "format version 2|reads version 1|export the model again",
+    ),
     "other torch": ("pair_style nequip\npair_coeff * * {torch} Ar Ne", "torch 1.13.0|export the model again"),
-    "no metadata": ("pair_style nequip\npair_coeff * * {bare} Ar Ne", "no metadata key 'format_version'|nequip-md-export"),
-    "bad metadata": ("pair_style nequip\npair_coeff * * {cutoffs} Ar Ne", "'pair_cutoffs'|6.0 5.5|export the model again"),
-    "CUDA artifact": ("pair_style nequip\npair_coeff * * {cuda} Ar Ne", "exported for device cuda|no such device|--device cpu"),
-    "CPU artifact, device cuda": ("pair_style nequip device cuda\npair_coeff * * {lj} Ar Ne", "exported for device cpu|--device cuda"),
+    "no metadata": (
+        "pair_style nequip\npair_coeff * * {bare} Ar Ne",
+        "no metadata key 'format_version'|nequip-md-export",
+    ),
+    "bad metadata": (
+        "pair_style nequip\npair_coeff * * {cutoffs} Ar Ne",
+        "'pair_cutoffs'|6.0 5.5|export the model again",
+    ),
+    "CUDA artifact": (
+        "pair_style nequip\npair_coeff * * {cuda} Ar Ne",
+        "exported for device cuda|no such device|--device cpu",
+    ),
+    "CPU artifact, device cuda": (
+        "pair_style nequip device cuda\npair_coeff * * {lj} Ar Ne",
+        "exported for device cpu|--device cuda",
+    ),
     "wrong element": ("pair_style nequip\npair_coeff * * {lj} Ar Xe", "'Xe'|it has: Ar Ne"),
     "too few elements": ("pair_style nequip\npair_coeff * * {lj} Ar", "names 1 model types|each of the 2 atom types"),
-    "too many elements": ("pair_style nequip\npair_coeff * * {lj} Ar Ne Ar", "names 3 model types|each of the 2 atom types"),
+    "too many elements": (
+        "pair_style nequip\npair_coeff * * {lj} Ar Ne Ar",
+        "names 3 model types|each of the 2 atom types",
+    ),
     "no elements": ("pair_style nequip\npair_coeff * *", "pair_coeff * * model.pt2 name1 name2"),
     "no pair_coeff": ("pair_style nequip", "coeffs are not set"),
-    "second pair_coeff for other types": ("pair_style nequip\npair_coeff * * {lj} Ar Ne\npair_coeff 1 1 {lj} Ar", "* *"),
+    "second pair_coeff for other types": (
+        "pair_style nequip\npair_coeff * * {lj} Ar Ne\npair_coeff 1 1 {lj} Ar",
+        "* *",
+    ),
     "NULL without hybrid": ("pair_style nequip\npair_coeff * * {lj} Ar NULL", "coeffs are not set"),
-    "pair_style again drops the model": ("pair_style nequip\npair_coeff * * {lj} Ar Ne\npair_style nequip", "coeffs are not set"),
+    "pair_style again drops the model": (
+        "pair_style nequip\npair_coeff * * {lj} Ar Ne\npair_style nequip",
+        "coeffs are not set",
+    ),
     "unknown keyword": ("pair_style nequip thread 2", "'thread'|device cpu|cuda, threads N"),
     "keyword without value": ("pair_style nequip threads", "'threads' has no value"),
     "bad device": ("pair_style nequip device gpu", "'gpu'|cpu or cuda"),
@@ -44,7 +81,10 @@ NEGATIVE_CONTROLS = {
     "units lj": ("pair_style nequip\npair_coeff * * {lj} Ar Ne", "cannot use units lj|units metal or real"),
 }
 TWO_RANKS_ONLY = {
-    "message passing on two ranks": ("pair_style nequip\npair_coeff * * {messages} Ar Ne", "message passing|one MPI process|has 2"),
+    "message passing on two ranks": (
+        "pair_style nequip\npair_coeff * * {messages} Ar Ne",
+        "message passing|one MPI process|has 2",
+    ),
 }
 UNITS = {"units lj": "lj"}
 
@@ -57,9 +97,14 @@ def files(lj_artifact, doctored, tmp_path_factory) -> dict[str, Path]:
         archive.writestr("readme.txt", "nothing compiled")
     (folder / "truncated.pt2").write_bytes(lj_artifact.read_bytes()[:20_000])
     return {
-        "folder": folder, "lj": lj_artifact, "format": doctored(format_version="2"), "torch": doctored(torch_version="1.13.0"),
-        "bare": doctored(format_version=None), "cutoffs": doctored(pair_cutoffs="6.0 5.5"),
-        "cuda": doctored(device="cuda", AOTI_DEVICE_KEY="cuda"), "messages": doctored(message_passing_layers="3"),
+        "folder": folder,
+        "lj": lj_artifact,
+        "format": doctored(format_version="2"),
+        "torch": doctored(torch_version="1.13.0"),
+        "bare": doctored(format_version=None),
+        "cutoffs": doctored(pair_cutoffs="6.0 5.5"),
+        "cuda": doctored(device="cuda", AOTI_DEVICE_KEY="cuda"),
+        "messages": doctored(message_passing_layers="3"),
     }
 
 
@@ -79,7 +124,9 @@ def assert_refused(outcome: Outcome, *words: str):
     assert "Loop time" not in outcome.text, "the run went through"
     for word in words:
         assert word in outcome.text, outcome.text
-    assert "frame #" not in outcome.text and "Exception raised" not in outcome.text, "a stack trace of torch reached the user"
+    assert "frame #" not in outcome.text and "Exception raised" not in outcome.text, (
+        "a stack trace of torch reached the user"
+    )
 
 
 BONDED = """
@@ -101,8 +148,15 @@ print "energy $(pe:%.12f)"
 """
 
 
-@pytest.mark.parametrize("factors, message", [("0 1 1", "special_bonds leaves them out"), ("0 0 0", "special_bonds leaves them out"),
-                                              ("1 0.5 1", "cannot scale"), ("1 1 1", None)])
+@pytest.mark.parametrize(
+    "factors, message",
+    [
+        ("0 1 1", "special_bonds leaves them out"),
+        ("0 0 0", "special_bonds leaves them out"),
+        ("1 0.5 1", "cannot scale"),
+        ("1 1 1", None),
+    ],
+)
 def test_special_bonds(factors, message, lj_artifact, lj_model, tmp_path):
     """A model knows no bonds: excluded or scaled neighbours are refused, full ones count."""
     outcome = run_lammps(BONDED.format(factors=factors, path=lj_artifact), tmp_path, ranks=2, limit=LIMIT)
@@ -117,7 +171,9 @@ def test_special_bonds(factors, message, lj_artifact, lj_model, tmp_path):
 def test_without_atom_ids(lj_artifact, tmp_path):
     start = SYSTEM.start(tmp_path).replace("newton", "atom_modify id no\nnewton").replace("read_data", "#read_data")
     box = "region box block 0 20 0 20 0 20\ncreate_box 2 box\ncreate_atoms 1 single 1 1 1\nmass * 40\n"
-    assert_refused(run_lammps(start + box + nequip(lj_artifact) + "run 0\n", tmp_path, ranks=2, limit=LIMIT), "requires atom IDs")
+    assert_refused(
+        run_lammps(start + box + nequip(lj_artifact) + "run 0\n", tmp_path, ranks=2, limit=LIMIT), "requires atom IDs"
+    )
 
 
 def test_other_lammps_release(plugin_folder, lj_artifact, tmp_path):
@@ -127,13 +183,33 @@ def test_other_lammps_release(plugin_folder, lj_artifact, tmp_path):
     here = Installation.find()
     source = here.source / "lammps"
     subprocess.run(
-        ["g++", "-shared", "-fPIC", "-std=c++17", "-DLAMMPS_SMALLBIG", "-DNEQUIP_MD_LAMMPS_RELEASE=20230802",
-         *(f"-I{folder}" for folder in (here.lammps / "include" / "lammps", here.mpi_include, plugin_folder / "include")),
-         source / "nequip_plugin.cpp", source / "pair_nequip.cpp", "-o", tmp_path / "old.so",
-         plugin_folder / "libnequip_md_engine.so", f"-Wl,-rpath,{plugin_folder}"],
+        [
+            "g++",
+            "-shared",
+            "-fPIC",
+            "-std=c++17",
+            "-DLAMMPS_SMALLBIG",
+            "-DNEQUIP_MD_LAMMPS_RELEASE=20230802",
+            *(
+                f"-I{folder}"
+                for folder in (here.lammps / "include" / "lammps", here.mpi_include, plugin_folder / "include")
+            ),
+            source / "nequip_plugin.cpp",
+            source / "pair_nequip.cpp",
+            "-o",
+            tmp_path / "old.so",
+            plugin_folder / "libnequip_md_engine.so",
+            f"-Wl,-rpath,{plugin_folder}",
+        ],
         check=True,
     )
-    script = "plugin unload pair nequip\nplugin load ./old.so\n" + SYSTEM.start(tmp_path) + NATIVE + "run 0 post no\n" + nequip(lj_artifact)
+    script = (
+        "plugin unload pair nequip\nplugin load ./old.so\n"
+        + SYSTEM.start(tmp_path)
+        + NATIVE
+        + "run 0 post no\n"
+        + nequip(lj_artifact)
+    )
     outcome = run_lammps(script, tmp_path, ranks=2, limit=LIMIT)
     assert outcome.status != 0
     for word in ("built for LAMMPS release 20230802", "this is 2025", "nequip-md-lammps build"):
@@ -168,7 +244,11 @@ def test_nan_position(ranks, plugin_folder, lj_artifact, tmp_path):
 
 def test_nan_force(lj_artifact, tmp_path):
     """Two atoms on one point: infinite energy is refused, with the atom's ID."""
-    script = (SYSTEM.start(tmp_path) + "create_atoms 1 single 4.0 4.0 4.0 units box\ncreate_atoms 1 single 4.0 4.0 4.0 units box\n"
-              + nequip(lj_artifact) + "run 0\n")
+    script = (
+        SYSTEM.start(tmp_path)
+        + "create_atoms 1 single 4.0 4.0 4.0 units box\ncreate_atoms 1 single 4.0 4.0 4.0 units box\n"
+        + nequip(lj_artifact)
+        + "run 0\n"
+    )
     outcome = run_lammps(script, tmp_path, ranks=2, limit=LIMIT)
     assert_refused(outcome, "is not finite", "atom ID 14", "on top of each other")

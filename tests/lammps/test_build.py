@@ -95,10 +95,13 @@ def test_compiler_error_is_shown(empty_cache, monkeypatch):
     assert not [p for p in empty_cache.iterdir() if p.is_dir()], "a failed build leaves no folder"
 
 
-@pytest.mark.parametrize("arguments, words", [
-    ({"lammps": "/nowhere"}, "NEQUIP_MD_LAMMPS_ROOT"),
-    ({"mpi_include": "/nowhere"}, "no mpi.h in /nowhere"),
-])
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        ({"lammps": "/nowhere"}, "NEQUIP_MD_LAMMPS_ROOT"),
+        ({"mpi_include": "/nowhere"}, "no mpi.h in /nowhere"),
+    ],
+)
 def test_wrong_folders(arguments, words, empty_cache):
     with pytest.raises(NequIPMDError, match=words):
         build_module_function(**arguments)
@@ -112,12 +115,17 @@ def test_key_depends_on_everything(monkeypatch, tmp_path):
     for change in ("torch", "lammps", "mpi_include", "source"):
         keys.add(Installation(**{**here.__dict__, change: tmp_path}).key())
     assert len(keys) == 6
-    assert {"pair_nequip.cpp", "nequip_md_engine.h", "network.cpp", "FindNequIPMDTorch.cmake"} <= {p.name for p in here.sources()}
+    assert {"pair_nequip.cpp", "nequip_md_engine.h", "network.cpp", "FindNequIPMDTorch.cmake"} <= {
+        p.name for p in here.sources()
+    }
 
 
 def test_entry_point_is_light(plugin_folder):
     """``lmp`` asks for the folder at every start: nothing heavy may be imported for that."""
-    code = "import sys, nequip_md.lammps as m; print(m.plugin_path()); assert not {'torch', 'numpy', 'ase'} & set(sys.modules)"
+    code = (
+        "import sys, nequip_md.lammps as m\nprint(m.plugin_path())\n"
+        "assert not {'torch', 'numpy', 'ase'} & set(sys.modules)\n"
+    )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
     assert run.stdout.strip() == str(plugin_folder)
@@ -127,7 +135,14 @@ def test_plain_lmp_finds_the_plugin(plugin_folder, lj_artifact, tmp_path):
     """No environment variable, no plugin command; the commands tell the same folder."""
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("LAMMPS", "LD_"))}
     (tmp_path / "in.plain").write_text(SYSTEM.start(tmp_path) + nequip(lj_artifact) + "run 0\n")
-    run = subprocess.run([f"{sysconfig.get_path('scripts')}/lmp", "-in", "in.plain"], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60)
+    run = subprocess.run(
+        [f"{sysconfig.get_path('scripts')}/lmp", "-in", "in.plain"],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
     assert run.returncode == 0 and "Pair style nequip: lennard-jones model" in run.stdout, run.stdout + run.stderr
 
 
@@ -164,8 +179,11 @@ def test_start_on_a_communicator(native_energy, lj_artifact, tmp_path):
 def test_start_without_mpi4py(native_energy, lj_artifact, tmp_path):
     """In a plain Python process, twice in a row."""
     (tmp_path / "in.start").write_text(SYSTEM.start(tmp_path) + nequip(lj_artifact) + "run 0 post no\n")
-    code = ("import nequip_md.lammps as m\nfor _ in range(2):\n    lmp = m.start(args=['-log', 'none', '-screen', 'none'])\n"
-            "    lmp.commands_string(open('in.start').read()); print(repr(lmp.get_thermo('pe'))); lmp.close()\n")
+    code = (
+        "import nequip_md.lammps as m\nfor _ in range(2):\n"
+        "    lmp = m.start(args=['-log', 'none', '-screen', 'none'])\n"
+        "    lmp.commands_string(open('in.start').read()); print(repr(lmp.get_thermo('pe'))); lmp.close()\n"
+    )
     run = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=60)
     assert run.returncode == 0, run.stdout + run.stderr
     assert all(abs(float(line) - native_energy) < 1e-8 for line in run.stdout.split())
@@ -173,10 +191,15 @@ def test_start_without_mpi4py(native_energy, lj_artifact, tmp_path):
 
 def test_torch_and_lammps_in_one_process(native_energy, lj_artifact, tmp_path):
     """torch imported before LAMMPS: its libraries, OpenMP among them, are there first."""
-    (tmp_path / "in.start").write_text(SYSTEM.start(tmp_path) + nequip(lj_artifact, keywords="threads 2") + "run 0 post no\n")
-    code = ("import torch\ntorch.set_num_threads(2); torch.randn(300, 300) @ torch.randn(300, 300)\nimport nequip_md.lammps as m\n"
-            "lmp = m.start(args=['-log', 'none', '-screen', 'none'])\nlmp.commands_string(open('in.start').read())\n"
-            "print(repr(lmp.get_thermo('pe')), torch.get_num_threads())\n")
+    (tmp_path / "in.start").write_text(
+        SYSTEM.start(tmp_path) + nequip(lj_artifact, keywords="threads 2") + "run 0 post no\n"
+    )
+    code = (
+        "import torch\ntorch.set_num_threads(2); torch.randn(300, 300) @ torch.randn(300, 300)\n"
+        "import nequip_md.lammps as m\n"
+        "lmp = m.start(args=['-log', 'none', '-screen', 'none'])\nlmp.commands_string(open('in.start').read())\n"
+        "print(repr(lmp.get_thermo('pe')), torch.get_num_threads())\n"
+    )
     run = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=60)
     assert run.returncode == 0, run.stdout + run.stderr
     energy, threads = run.stdout.split()[-2:]

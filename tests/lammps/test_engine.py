@@ -22,14 +22,32 @@ class Options(Structure):
 
 
 class System(Structure):
-    _fields_ = [("num_all", c_int), ("positions", POINTER(c_double)), ("types", POINTER(c_int)), ("num_caller_types", c_int),
-                ("type_map", POINTER(c_int)), ("num_centres", c_int), ("centres", POINTER(c_int)), ("num_neighbours", POINTER(c_int)),
-                ("neighbours", POINTER(POINTER(c_int))), ("neighbour_mask", c_int), ("lists_changed", c_int), ("owner", POINTER(c_int))]
+    _fields_ = [
+        ("num_all", c_int),
+        ("positions", POINTER(c_double)),
+        ("types", POINTER(c_int)),
+        ("num_caller_types", c_int),
+        ("type_map", POINTER(c_int)),
+        ("num_centres", c_int),
+        ("centres", POINTER(c_int)),
+        ("num_neighbours", POINTER(c_int)),
+        ("neighbours", POINTER(POINTER(c_int))),
+        ("neighbour_mask", c_int),
+        ("lists_changed", c_int),
+        ("owner", POINTER(c_int)),
+    ]
 
 
 class Results(Structure):
-    _fields_ = [("energy", c_double), ("virial", c_double * 6), ("forces", POINTER(c_double)), ("atom_energies", POINTER(c_double)),
-                ("atom_virials", POINTER(c_double)), ("centroid_virials", POINTER(c_double)), ("failed_atom", c_int)]
+    _fields_ = [
+        ("energy", c_double),
+        ("virial", c_double * 6),
+        ("forces", POINTER(c_double)),
+        ("atom_energies", POINTER(c_double)),
+        ("atom_virials", POINTER(c_double)),
+        ("centroid_virials", POINTER(c_double)),
+        ("failed_atom", c_int),
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -38,10 +56,19 @@ def library(plugin_folder):
     loaded.nequip_md_load.argtypes = [c_char_p, POINTER(Options), POINTER(c_void_p), c_char_p, ctypes.c_size_t]
     loaded.nequip_md_free.argtypes = [c_void_p]
     loaded.nequip_md_evaluate.argtypes = [c_void_p, POINTER(System), POINTER(Results)]
-    for name, result in {"last_error": c_char_p, "metadata": c_char_p, "type_name": c_char_p, "cutoff": c_double, "pair_cutoff": c_double}.items():
+    for name, result in {
+        "last_error": c_char_p,
+        "metadata": c_char_p,
+        "type_name": c_char_p,
+        "cutoff": c_double,
+        "pair_cutoff": c_double,
+    }.items():
         function = getattr(loaded, f"nequip_md_{name}")
         function.restype = result
-        function.argtypes = [c_void_p, *{"metadata": [c_char_p], "type_name": [c_int], "pair_cutoff": [c_int, c_int]}.get(name, [])]
+        function.argtypes = [
+            c_void_p,
+            *{"metadata": [c_char_p], "type_name": [c_int], "pair_cutoff": [c_int, c_int]}.get(name, []),
+        ]
     for name in ("num_types", "message_passing_layers"):
         getattr(loaded, f"nequip_md_{name}").argtypes = [c_void_p]
     return loaded
@@ -54,7 +81,9 @@ def load(library):
 
     def make(path, **options):
         handle, message = c_void_p(), ctypes.create_string_buffer(1000)
-        status = library.nequip_md_load(str(path).encode(), byref(Options(**options)), byref(handle), message, len(message))
+        status = library.nequip_md_load(
+            str(path).encode(), byref(Options(**options)), byref(handle), message, len(message)
+        )
         if status != OK:
             assert not handle.value
             return status, message.value.decode()
@@ -88,13 +117,23 @@ class Atoms:
         rows = [c_array(row, c_int) for row in self.neighbours]
         pointers = (POINTER(c_int) * max(n, 1))(*(ctypes.cast(row, POINTER(c_int)) for row in rows))
         fields = dict(
-            num_all=n, positions=c_array(self.positions.ravel(), c_double), types=c_array(self.types, c_int),
-            num_caller_types=len(self.type_map), type_map=c_array(self.type_map, c_int), num_centres=len(self.centres),
-            centres=c_array(self.centres, c_int), num_neighbours=c_array([len(row) for row in self.neighbours], c_int), neighbours=pointers,
-            neighbour_mask=self.mask, lists_changed=self.lists_changed, owner=None if self.owner is None else c_array(self.owner, c_int),
+            num_all=n,
+            positions=c_array(self.positions.ravel(), c_double),
+            types=c_array(self.types, c_int),
+            num_caller_types=len(self.type_map),
+            type_map=c_array(self.type_map, c_int),
+            num_centres=len(self.centres),
+            centres=c_array(self.centres, c_int),
+            num_neighbours=c_array([len(row) for row in self.neighbours], c_int),
+            neighbours=pointers,
+            neighbour_mask=self.mask,
+            lists_changed=self.lists_changed,
+            owner=None if self.owner is None else c_array(self.owner, c_int),
         )
         system = System(**{k: v for k, v in {**fields, **self.overrides}.items() if v is not None})
-        results = Results(forces=self.forces, atom_energies=self.energies, atom_virials=self.virials, centroid_virials=self.centroid)
+        results = Results(
+            forces=self.forces, atom_energies=self.energies, atom_virials=self.virials, centroid_virials=self.centroid
+        )
         self.status = library.nequip_md_evaluate(handle, byref(system), byref(results))
         self.energy, self.virial, self.failed_atom = results.energy, np.array(results.virial), results.failed_atom
         self.message = library.nequip_md_last_error(handle).decode()
@@ -117,7 +156,9 @@ def reference(model: LennardJones, atoms: Atoms):
 def some_atoms(count: int, **options) -> Atoms:
     generator = np.random.default_rng(count)
     positions = 3.1 * np.array([[k % 3, k // 3 % 3, k // 9] for k in range(count)], dtype=float).reshape(-1, 3)
-    return Atoms(positions + generator.uniform(-0.2, 0.2, positions.shape), [1 + k % 2 for k in range(count)], **options)
+    return Atoms(
+        positions + generator.uniform(-0.2, 0.2, positions.shape), [1 + k % 2 for k in range(count)], **options
+    )
 
 
 def test_metadata(library, load, lj_artifact):
@@ -126,7 +167,13 @@ def test_metadata(library, load, lj_artifact):
     assert library.nequip_md_num_types(handle) == 2
     assert [library.nequip_md_type_name(handle, t) for t in (-1, 0, 1, 2)] == [None, b"Ar", b"Ne", None]
     assert library.nequip_md_cutoff(handle) == 6.0
-    assert [library.nequip_md_pair_cutoff(handle, i, j) for i, j in ((0, 0), (0, 1), (1, 1), (0, 2), (-1, 0))] == [6.0, 5.5, 5.0, 0, 0]
+    assert [library.nequip_md_pair_cutoff(handle, i, j) for i, j in ((0, 0), (0, 1), (1, 1), (0, 2), (-1, 0))] == [
+        6.0,
+        5.5,
+        5.0,
+        0,
+        0,
+    ]
     assert library.nequip_md_message_passing_layers(handle) == 0
     assert library.nequip_md_metadata(handle, b"kind") == b"lennard-jones"
     assert library.nequip_md_metadata(handle, b"no such key") is None
@@ -140,10 +187,12 @@ def test_sizes(count, library, load, lj_artifact, lj_model):
     assert atoms.status == OK, atoms.message
     energies, forces = reference(lj_model, atoms)
     np.testing.assert_allclose(atoms.energies[:count], energies, rtol=1e-12)
-    np.testing.assert_allclose(np.array(atoms.forces[:3 * count]).reshape(-1, 3), forces, atol=1e-12)
+    np.testing.assert_allclose(np.array(atoms.forces[: 3 * count]).reshape(-1, 3), forces, atol=1e-12)
     assert abs(atoms.energy - energies.sum()) < 1e-12
     virial = atoms.positions.T @ forces
-    np.testing.assert_allclose(atoms.virial, [virial[0, 0], virial[1, 1], virial[2, 2], virial[0, 1], virial[0, 2], virial[1, 2]], atol=1e-12)
+    np.testing.assert_allclose(
+        atoms.virial, [virial[0, 0], virial[1, 1], virial[2, 2], virial[0, 1], virial[0, 2], virial[1, 2]], atol=1e-12
+    )
 
 
 @pytest.mark.parametrize("centres", [[], [4], [7, 2, 5], [1, 3]])
@@ -168,7 +217,9 @@ def test_unmapped_types_are_ignored(library, load, lj_artifact):
     few = Atoms(full.positions[kept], [full.types[k] for k in kept]).evaluate(library, handle)
     assert full.status == few.status == OK
     np.testing.assert_allclose(np.array(full.energies)[kept], np.array(few.energies), rtol=1e-13)
-    np.testing.assert_allclose(np.array(full.forces).reshape(-1, 3)[kept], np.array(few.forces).reshape(-1, 3), atol=1e-14)
+    np.testing.assert_allclose(
+        np.array(full.forces).reshape(-1, 3)[kept], np.array(few.forces).reshape(-1, 3), atol=1e-14
+    )
 
 
 def test_lists_unchanged(library, load, lj_artifact):
@@ -221,7 +272,11 @@ def test_centroid_virial_goes_to_the_neighbour(library, load, lj_artifact):
 BAD_CALLS = {  # what is done to the arguments, words of the message, atom named
     "NaN position": (lambda a: a.positions.__setitem__((3, 1), np.nan), "position of an atom is not finite", 3),
     "infinite position": (lambda a: a.positions.__setitem__((4, 2), np.inf), "position of an atom is not finite", 4),
-    "same point": (lambda a: a.positions.__setitem__(4, a.positions[2]), "is not finite; look for atoms on top of each other", 2),
+    "same point": (
+        lambda a: a.positions.__setitem__(4, a.positions[2]),
+        "is not finite; look for atoms on top of each other",
+        2,
+    ),
     "type too large": (lambda a: a.types.__setitem__(5, 3), "type 3 lies outside type_map", 5),
     "negative type": (lambda a: a.types.__setitem__(0, -1), "type -1 lies outside type_map", 0),
     "type map": (lambda a: a.type_map.__setitem__(2, 2), "type_map holds 2, the model has types 0 to 1", 1),
@@ -257,7 +312,11 @@ def test_owners(library, load, doctored, lj_artifact):
     expected = some_atoms(6, centres=[0, 1, 2]).evaluate(library, load(lj_artifact))
     assert atoms.status == OK, atoms.message
     np.testing.assert_allclose(np.array(atoms.forces), np.array(expected.forces), atol=1e-14)
-    for owner, words in (([0, 1, 2, 1, 9, 1], "owner of an atom is 9"), ([0, 1, 2, 1, 4, 1], "owner of an atom is 4"), (None, "owner")):
+    for owner, words in (
+        ([0, 1, 2, 1, 9, 1], "owner of an atom is 9"),
+        ([0, 1, 2, 1, 4, 1], "owner of an atom is 4"),
+        (None, "owner"),
+    ):
         bad = some_atoms(6, centres=[0, 1, 2], owner=owner).evaluate(library, handle)
         assert bad.status == BAD_INPUT and words in bad.message
 
@@ -315,8 +374,25 @@ def test_example_of_the_manual(plugin_folder, lj_artifact, lj_model, tmp_path):
     """The C program in docs/engine.md compiles as C99 without warnings and prints the right energy and force."""
     program = re.search(r"```c\n(.*?)```", (ROOT / "docs" / "engine.md").read_text(), re.S).group(1)
     (tmp_path / "dimer.c").write_text(program)
-    subprocess.run(["gcc", "-std=c99", "-Wall", "-Wextra", "-Werror", "-pedantic", "dimer.c", "-o", "dimer", f"-I{plugin_folder}/include",
-                    f"-L{plugin_folder}", "-lnequip_md_engine", f"-Wl,-rpath,{plugin_folder}"], cwd=tmp_path, check=True)
+    subprocess.run(
+        [
+            "gcc",
+            "-std=c99",
+            "-Wall",
+            "-Wextra",
+            "-Werror",
+            "-pedantic",
+            "dimer.c",
+            "-o",
+            "dimer",
+            f"-I{plugin_folder}/include",
+            f"-L{plugin_folder}",
+            "-lnequip_md_engine",
+            f"-Wl,-rpath,{plugin_folder}",
+        ],
+        cwd=tmp_path,
+        check=True,
+    )
     run = subprocess.run([tmp_path / "dimer", lj_artifact], capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
     printed = dict(re.findall(r"(\w+) += +(\S+)", run.stdout))

@@ -24,7 +24,9 @@ def slug(*words) -> str:
 def native(tmp_path_factory):
     """``native(system)``: what lj/cut gives on one rank."""
     folder = tmp_path_factory.mktemp("native")
-    script = "clear\n".join(s.start(folder / slug(name)) + NATIVE + measurement(slug(name)) for name, s in SYSTEMS.items())
+    script = "clear\n".join(
+        s.start(folder / slug(name)) + NATIVE + measurement(slug(name)) for name, s in SYSTEMS.items()
+    )
     outcome = run_lammps(script, folder)
     assert outcome.status == 0, outcome.text
     return lambda name: read_measurement(folder, slug(name))
@@ -32,14 +34,16 @@ def native(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def ours(lj_artifact, tmp_path_factory):
-    """``ours(system, ranks, newton)``: what the pair style gives. All systems share one start of LAMMPS for each rank count."""
+    """``ours(system, ranks, newton)``: our numbers. One start of LAMMPS does all systems on so many ranks."""
     folders = {}
 
     def get(system: str, ranks: int, newton: str) -> dict:
         if ranks not in folders:
             folders[ranks] = folder = tmp_path_factory.mktemp(f"ours_{ranks}")
             script = "clear\n".join(
-                s.start(folder / slug(name), n) + nequip(lj_artifact) + measurement(slug(name, n)) for name, s in SYSTEMS.items() for n in NEWTON
+                s.start(folder / slug(name), n) + nequip(lj_artifact) + measurement(slug(name, n))
+                for name, s in SYSTEMS.items()
+                for n in NEWTON
             )
             outcome = run_lammps(script, folder, ranks=ranks)
             assert outcome.status == 0, outcome.text
@@ -67,29 +71,53 @@ def test_equals_native(system, ranks, native, ours):
     for newton in NEWTON:
         result = ours(system, ranks, newton)
         assert_same(result, reference, f"newton {newton}")
-        np.testing.assert_allclose(result["centroid"].sum(0)[:6], result["virials"].sum(0), atol=RELATIVE * np.abs(result["virials"]).sum())
+        np.testing.assert_allclose(
+            result["centroid"].sum(0)[:6], result["virials"].sum(0), atol=RELATIVE * np.abs(result["virials"]).sum()
+        )
 
 
-COEFFICIENTS = {
-    "two types": "pair_coeff 1 1 {style} 0.0104 3.4 6.0\npair_coeff 1 2 {style} 0.008 3.2 5.5\npair_coeff 2 2 {style} 0.006 3.0 5.0\n",
-    "exchanged": "pair_coeff 1 1 {style} 0.006 3.0 5.0\npair_coeff 1 2 {style} 0.008 3.2 5.5\npair_coeff 2 2 {style} 0.0104 3.4 6.0\n",
-    "third as first": "pair_coeff * * {style} 0.0104 3.4 6.0\npair_coeff 1*3 2 {style} 0.008 3.2 5.5\n"
-                      "pair_coeff 2 3 {style} 0.008 3.2 5.5\npair_coeff 2 2 {style} 0.006 3.0 5.0\n",
-    "doubled": "pair_coeff 1 1 {style} 0.0208 3.4 6.0\npair_coeff 1 2 {style} 0.016 3.2 5.5\npair_coeff 2 2 {style} 0.012 3.0 5.0\n",
-    "without 1 1": "pair_coeff 1 2 {style} 0.008 3.2 5.5\npair_coeff 2 2 {style} 0.006 3.0 5.0\n",
-}
+AR, MIXED, NE = "0.0104 3.4 6.0", "0.008 3.2 5.5", "0.006 3.0 5.0"
+
+
+def coefficients(style: str = "", **values: str) -> str:
+    """``coefficients(c12="0.008 3.2 5.5")``: pair_coeff commands for pairs of atom types."""
+    return "".join(f"pair_coeff {key[1]} {key[2]} {style} {value}\n" for key, value in values.items())
+
+
+TWO_TYPES = {"c11": AR, "c12": MIXED, "c22": NE}
+EXCHANGED = {"c11": NE, "c12": MIXED, "c22": AR}
+THIRD_AS_FIRST = {**TWO_TYPES, "c13": AR, "c23": MIXED, "c33": AR}
+DOUBLED = {"c11": "0.0208 3.4 6.0", "c12": "0.016 3.2 5.5", "c22": "0.012 3.0 5.0"}
 HYBRID = "pair_style {kind} nequip lj/cut 6.0\npair_modify pair lj/cut shift yes\n"
 
-VARIANTS = {  # LAMMPS types, native coefficients, our input
-    "elements in the other order": (2, "exchanged", "pair_style nequip\npair_coeff * * {path} Ne Ar\n"),
-    "two atom types of one element": (3, "third as first", "pair_style nequip\npair_coeff * * {path} Ar Ne Ar\n"),
-    "hybrid with NULL": (2, "two types", HYBRID.format(kind="hybrid") + "pair_coeff * * nequip {path} Ar NULL\n"
-                         + COEFFICIENTS["without 1 1"].format(style="lj/cut")),
-    "hybrid/overlay": (2, "doubled", HYBRID.format(kind="hybrid/overlay") + "pair_coeff * * nequip {path} Ar Ne\n"
-                       + COEFFICIENTS["two types"].format(style="lj/cut")),
-    "coefficients issued again": (2, "two types", "pair_style nequip\npair_coeff * * {path} Ne Ne\nrun 0\npair_coeff * * {path} Ar Ne\n"),
-    "style issued again": (2, "two types", "pair_style nequip\npair_coeff * * {path} Ne Ne\nrun 0\npair_style nequip device cpu\n"
-                           "pair_coeff * * {path} Ar Ne\n"),
+VARIANTS = {  # number of atom types, native coefficients, our input
+    "elements in the other order": (2, EXCHANGED, "pair_style nequip\npair_coeff * * {path} Ne Ar\n"),
+    "two atom types of one element": (3, THIRD_AS_FIRST, "pair_style nequip\npair_coeff * * {path} Ar Ne Ar\n"),
+    "hybrid with NULL": (
+        2,
+        TWO_TYPES,
+        HYBRID.format(kind="hybrid")
+        + "pair_coeff * * nequip {path} Ar NULL\n"
+        + coefficients("lj/cut", c12=MIXED, c22=NE),
+    ),
+    "hybrid/overlay": (
+        2,
+        DOUBLED,
+        HYBRID.format(kind="hybrid/overlay")
+        + "pair_coeff * * nequip {path} Ar Ne\n"
+        + coefficients("lj/cut", **TWO_TYPES),
+    ),
+    "coefficients issued again": (
+        2,
+        TWO_TYPES,
+        "pair_style nequip\npair_coeff * * {path} Ne Ne\nrun 0\npair_coeff * * {path} Ar Ne\n",
+    ),
+    "style issued again": (
+        2,
+        TWO_TYPES,
+        "pair_style nequip\npair_coeff * * {path} Ne Ne\nrun 0\npair_style nequip device cpu\n"
+        "pair_coeff * * {path} Ar Ne\n",
+    ),
 }
 
 
@@ -100,10 +128,17 @@ def variants(lj_artifact, tmp_path_factory):
     system = SYSTEMS["orthogonal"]
     third = np.where((system.types == 1) & (np.arange(len(system.types)) % 3 == 0), 3, system.types)
     script = ""
-    for variant, (num_types, coefficients, lines) in VARIANTS.items():
+    for variant, (num_types, native_values, lines) in VARIANTS.items():
         for newton in NEWTON:
-            start = "clear\n" + system.start(folder, newton, num_types=num_types, types=third if num_types == 3 else None)
-            script += start + NATIVE.split("pair_coeff")[0] + COEFFICIENTS[coefficients].format(style="") + measurement(slug("native", variant, newton))
+            start = "clear\n" + system.start(
+                folder, newton, num_types=num_types, types=third if num_types == 3 else None
+            )
+            script += (
+                start
+                + NATIVE.split("pair_coeff")[0]
+                + coefficients(**native_values)
+                + measurement(slug("native", variant, newton))
+            )
             script += start + lines.format(path=lj_artifact) + measurement(slug("ours", variant, newton))
     outcome = run_lammps(script, folder, ranks=2)
     assert outcome.status == 0, outcome.text
@@ -118,7 +153,9 @@ def test_type_maps_and_hybrids(variant, variants):
         for key in ("forces", "pressure", "virials", "centroid"):
             scale = np.abs(reference[key]).max()
             assert scale > 1e-3
-            np.testing.assert_allclose(result[key], reference[key], rtol=0, atol=RELATIVE * scale, err_msg=f"newton {newton} {key}")
+            np.testing.assert_allclose(
+                result[key], reference[key], rtol=0, atol=RELATIVE * scale, err_msg=f"newton {newton} {key}"
+            )
 
 
 DYNAMICS = """
@@ -139,8 +176,15 @@ def test_dynamics_over_rebuilt_lists(ranks, newton, threads, lj_artifact, tmp_pa
     """Trajectory and minimisation follow lj/cut while atoms change ranks and neighbour lists are rebuilt."""
     system = SYSTEMS["orthogonal"]
     start = system.start(tmp_path, newton)
-    script = (start + NATIVE + DYNAMICS.format(name="native") + "clear\n"
-              + start + nequip(lj_artifact, keywords=f"threads {threads}") + DYNAMICS.format(name="ours"))
+    script = (
+        start
+        + NATIVE
+        + DYNAMICS.format(name="native")
+        + "clear\n"
+        + start
+        + nequip(lj_artifact, keywords=f"threads {threads}")
+        + DYNAMICS.format(name="ours")
+    )
     outcome = run_lammps(script, tmp_path, ranks=ranks)
     assert outcome.status == 0, outcome.text
     builds = [int(line.split("=")[1]) for line in outcome.text.splitlines() if line.startswith("Neighbor list builds")]
@@ -155,10 +199,12 @@ def test_openmp_beside_torch(native, lj_artifact, tmp_path):
     start = "package omp 2\n" + SYSTEMS["orthogonal"].start(tmp_path)
     script = ""
     for threads in (1, 2, 3):
-        script += (f"clear\n{start}pair_style hybrid/overlay nequip threads {threads} lj/cut/omp 6.0\npair_modify pair lj/cut/omp shift yes\n"
-                   f"pair_coeff * * nequip {lj_artifact} Ar Ne\npair_coeff 1 1 lj/cut/omp 0.0104 3.4 6.0\n"
-                   "pair_coeff 1 2 lj/cut/omp 0.008 3.2 5.5\npair_coeff 2 2 lj/cut/omp 0.006 3.0 5.0\nfix move all nve\nrun 20\nunfix move\n"
-                   f"clear\n{start}{nequip(lj_artifact, keywords=f'threads {threads}')}{measurement(f't{threads}')}")
+        script += (
+            f"clear\n{start}pair_style hybrid/overlay nequip threads {threads} lj/cut/omp 6.0\n"
+            f"pair_coeff * * nequip {lj_artifact} Ar Ne\n{coefficients('lj/cut/omp', **TWO_TYPES)}"
+            "fix move all nve\nrun 20\nunfix move\n"
+            f"clear\n{start}{nequip(lj_artifact, keywords=f'threads {threads}')}{measurement(f't{threads}')}"
+        )
     outcome = run_lammps(script, tmp_path, threads=2)
     assert outcome.status == 0, outcome.text
     for threads in (1, 2, 3):
@@ -179,36 +225,46 @@ def test_message_passing_on_one_rank(native, doctored, tmp_path):
     """With a model that calls itself message-passing, edges end at owned atoms only; the potential is the same."""
     path = doctored(message_passing_layers="2")
     script = "".join(
-        f"clear\n{SYSTEMS[system].start(tmp_path / system[:3], newton)}{nequip(path)}{measurement(f'{newton}_{system[:3]}')}"
-        for newton in NEWTON for system in ("triclinic", "box smaller than cutoff", "isolated atom")
+        f"clear\n{SYSTEMS[system].start(tmp_path / system[:3], newton)}{nequip(path)}"
+        + measurement(f"{newton}_{system[:3]}")
+        for newton in NEWTON
+        for system in ("triclinic", "box smaller than cutoff", "isolated atom")
     )
     outcome = run_lammps(script, tmp_path)
     assert outcome.status == 0, outcome.text
     for newton in NEWTON:
         for system in ("triclinic", "box smaller than cutoff", "isolated atom"):
-            assert_same(read_measurement(tmp_path, f"{newton}_{system[:3]}"), native(system), f"{system}, newton {newton}")
+            assert_same(
+                read_measurement(tmp_path, f"{newton}_{system[:3]}"), native(system), f"{system}, newton {newton}"
+            )
 
 
 def test_cutoffs_of_ordered_pairs(lj_model, doctored, tmp_path):
     """The engine drops edges by [centre][neighbour]; checked on cutoffs below the model's own, against a dense sum."""
     cutoffs = np.array([[6.0, 5.5], [4.4, 4.0]])
     path = doctored(pair_cutoffs=" ".join(map(str, cutoffs.ravel())))
-    outcome = run_lammps(SYSTEMS["cluster in a corner"].start(tmp_path) + nequip(path) + measurement("ours"), tmp_path, ranks=2)
+    outcome = run_lammps(
+        SYSTEMS["cluster in a corner"].start(tmp_path) + nequip(path) + measurement("ours"), tmp_path, ranks=2
+    )
     assert outcome.status == 0, outcome.text
     ours = read_measurement(tmp_path, "ours")
     types, x = ours["types"] - 1, ours["positions"]
     distance = np.linalg.norm(x[None] - x[:, None], axis=-1) + 1e9 * np.eye(len(x))
     pair = (types[:, None], types[None, :])
+
     def phi(r):
         six = (lj_model.sigma.numpy()[pair] / r) ** 6
         return 4 * lj_model.epsilon.numpy()[pair] * (six * six - six)
+
     energy = np.where(distance < cutoffs[pair], 0.5 * (phi(distance) - phi(lj_model.cutoffs.numpy()[pair])), 0).sum(1)
     np.testing.assert_allclose(ours["energies"][:, 0], energy + np.array([SHIFTS[t] for t in types + 1]), rtol=1e-12)
 
 
 def test_partitions(native, lj_artifact, tmp_path):
     """Two LAMMPS worlds in one MPI job."""
-    script = SYSTEMS["orthogonal"].start(tmp_path) + "variable w world a b\n" + nequip(lj_artifact) + measurement("${w}")
+    script = (
+        SYSTEMS["orthogonal"].start(tmp_path) + "variable w world a b\n" + nequip(lj_artifact) + measurement("${w}")
+    )
     outcome = run_lammps(script, tmp_path, ranks=2, arguments=("-partition", "2x1"))
     assert outcome.status == 0, outcome.text
     for world in "ab":

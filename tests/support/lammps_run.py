@@ -28,7 +28,7 @@ compute total all reduce sum c_energy c_virial[*] c_centroid[*]
 thermo_style custom step {" ".join(GLOBAL)} c_total[1]
 """
 RECORD = f"""
-write_dump all custom NAME.dump id type x y z {" ".join(c for group in PER_ATOM.values() for c in group)} modify sort id format float %.17g
+write_dump all custom NAME.dump id type x y z {" ".join(sum(PER_ATOM.values(), []))} modify sort id format float %.17g
 print "{" ".join(f"$({key}:%.17g)" for key in GLOBAL)}" file NAME.thermo
 """
 
@@ -42,12 +42,22 @@ class Outcome:
     folder: Path
 
 
-def run_program(command: list, folder: Path, *, ranks: int = 1, limit: float = 120, threads: int = 1, env: dict | None = None) -> Outcome:
+def run_program(
+    command: list, folder: Path, *, ranks: int = 1, limit: float = 120, threads: int = 1, env: dict | None = None
+) -> Outcome:
     """Run ``command`` on some ranks; a run that exceeds ``limit`` seconds fails the test, as a rank hangs."""
     folder.mkdir(parents=True, exist_ok=True)
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads), **(env or {})}
-    process = subprocess.run([SCRIPTS / "mpiexec", "-n", str(ranks), *map(str, command)], cwd=folder, env=environment, timeout=limit,
-                             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace")
+    process = subprocess.run(
+        [SCRIPTS / "mpiexec", "-n", str(ranks), *map(str, command)],
+        cwd=folder,
+        env=environment,
+        timeout=limit,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+    )
     return Outcome(process.returncode, process.stdout, folder)
 
 
@@ -68,7 +78,7 @@ def read_measurement(folder: Path, name: str) -> dict[str, np.ndarray]:
     lines = (folder / f"{name}.dump").read_text().splitlines()
     start = next(k for k, line in enumerate(lines) if line.startswith("ITEM: ATOMS"))
     columns = lines[start].split()[2:]
-    table = np.array([line.split() for line in lines[start + 1:]], dtype=float).reshape(-1, len(columns))
+    table = np.array([line.split() for line in lines[start + 1 :]], dtype=float).reshape(-1, len(columns))
     result = {key: table[:, [columns.index(c) for c in names]] for key, names in PER_ATOM.items()}
     result["types"] = table[:, columns.index("type")].astype(int)
     result["positions"] = table[:, [columns.index(c) for c in "xyz"]]

@@ -27,7 +27,14 @@ class System:
     before: str = ""
     after: str = ""
 
-    def start(self, folder: Path, newton: str = "on", units: str = "metal", num_types: int = 2, types: np.ndarray | None = None) -> str:
+    def start(
+        self,
+        folder: Path,
+        newton: str = "on",
+        units: str = "metal",
+        num_types: int = 2,
+        types: np.ndarray | None = None,
+    ) -> str:
         """Input lines that read this system; its data file is written to ``folder``."""
         types = self.types if types is None else types
         path = folder / f"system_{num_types}.data"
@@ -35,13 +42,17 @@ class System:
         lines += [f"0 {length!r} {axis}lo {axis}hi" for axis, length in zip("xyz", self.lengths)]
         lines += ["{!r} {!r} {!r} xy xz yz".format(*self.tilts)] if any(self.tilts) else []
         lines += ["", "Masses", ""] + [f"{t} 40" for t in range(1, num_types + 1)] + ["", "Atoms # atomic", ""]
-        lines += [f"{k + 1} {t} " + " ".join(repr(float(c)) for c in x) for k, (t, x) in enumerate(zip(types, self.positions))]
+        lines += [
+            f"{k + 1} {t} " + " ".join(repr(float(c)) for c in x) for k, (t, x) in enumerate(zip(types, self.positions))
+        ]
         folder.mkdir(parents=True, exist_ok=True)
         path.write_text("\n".join(lines) + "\n")
         return f"\nunits {units}\nnewton {newton}\n{self.before}\nread_data {path}\n{self.after}\n"
 
 
-def _fcc(spacing: float, cells: tuple[int, int, int], tilts=(0.0, 0.0, 0.0), corner=0.0, lengths=None, **options) -> System:
+def _fcc(
+    spacing: float, cells: tuple[int, int, int], tilts=(0.0, 0.0, 0.0), corner=0.0, lengths=None, **options
+) -> System:
     """A face-centred cubic crystal, sheared, shaken, with about 40 % of type 2."""
     generator = np.random.default_rng(7)
     base = np.array([[0, 0, 0], [0.5, 0.5, 0], [0.5, 0, 0.5], [0, 0.5, 0.5]])

@@ -1,32 +1,32 @@
 /* nequip_md_engine.h: evaluate an exported NequIP or Allegro potential from any MD engine.
  *
- * The library loads one artifact (a `.pt2` file written by `nequip-md-export`) and evaluates it from plain arrays in host
- * memory. This header is its whole interface; it needs a C99 or C++ compiler and nothing of torch.
+ * The library loads one artifact (a `.pt2` file written by `nequip-md-export`) and evaluates it from plain arrays in
+ * host memory. This header is its whole interface; it needs a C99 or C++ compiler and nothing of torch.
  *
  * Life of a model
- *     nequip_md_load() makes a handle, nequip_md_evaluate() uses it any number of times, nequip_md_free() ends it.
- *     A handle owns everything that it returns a pointer to; such pointers live until nequip_md_free(), that of
- *     nequip_md_last_error() until the next call on the handle. Arrays passed in belong to the caller and are read
- *     or written during the call only.
+ *     nequip_md_load() makes a handle, nequip_md_evaluate() uses it any number of times, nequip_md_free() ends it. A
+ *     handle owns everything that it returns a pointer to; such pointers live until nequip_md_free(), that of
+ *     nequip_md_last_error() until the next call on the handle. Arrays passed in belong to the caller and are read or
+ *     written during the call only.
  *
  * Units
- *     Lengths are angstrom. Energies are eV times `energy_factor` of the options, forces are that per angstrom, virials are
- *     that. A caller who works in kcal/mol sets the factor to 23.06...; nothing else needs converting.
+ *     Lengths are angstrom. Energies are eV times `energy_factor` of the options, forces are that per angstrom,
+ *     virials are that. A caller who works in kcal/mol sets the factor to 23.06...; nothing else needs converting.
  *
  * Errors
- *     Functions that can fail return one of the NEQUIP_MD_* codes below, 0 being success, and leave a sentence that names
- *     the input, the reason and the remedy. No C++ exception ever leaves the library, and it never ends the process.
- *     After a failed evaluation the contents of the result arrays are undefined.
+ *     Functions that can fail return one of the NEQUIP_MD_* codes below, 0 being success, and leave a sentence that
+ *     names the input, the reason and the remedy. No C++ exception ever leaves the library, and it never ends the
+ *     process. After a failed evaluation the contents of the result arrays are undefined.
  *
  * Threads
- *     One handle may be used by one thread at a time; different handles are independent. While a call runs, it uses as many
- *     OpenMP threads as the options say; the number set before the call is put back when it returns.
+ *     One handle may be used by one thread at a time; different handles are independent. While a call runs, it uses
+ *     as many OpenMP threads as the options say; the number set before the call is put back when it returns.
  *
  * Several processes
- *     A rank evaluates the energies of the atoms that it owns (its centres). Models without message passing (Allegro) need
- *     ghost atoms as far out as the cutoff and nothing else; forces on ghosts are returned and the caller adds them to
- *     those of the atoms that the ghosts are copies of. Models with message passing (NequIP) run on one process, where
- *     `owner` says which atom each periodic image is a copy of.
+ *     A rank evaluates the energies of the atoms that it owns (its centres). Models without message passing (Allegro)
+ *     need ghost atoms as far out as the cutoff and nothing else; forces on ghosts are returned and the caller adds
+ *     them to those of the atoms that the ghosts are copies of. Models with message passing (NequIP) run on one
+ *     process, where `owner` says which atom each periodic image is a copy of.
  */
 #ifndef NEQUIP_MD_ENGINE_H
 #define NEQUIP_MD_ENGINE_H
@@ -49,9 +49,9 @@ extern "C" {
 enum nequip_md_status {
     NEQUIP_MD_OK = 0,
     NEQUIP_MD_BAD_FILE = 1,   /* the artifact is missing, is damaged, or is no artifact */
-    NEQUIP_MD_BAD_MODEL = 2,  /* an artifact of another format, torch version or device, or one that breaks the contract */
+    NEQUIP_MD_BAD_MODEL = 2,  /* an artifact of another format or torch version, or one that breaks the contract */
     NEQUIP_MD_BAD_DEVICE = 3, /* the device asked for is not there */
-    NEQUIP_MD_BAD_INPUT = 4,  /* an argument of the call: null pointer, index out of range, position that is not finite */
+    NEQUIP_MD_BAD_INPUT = 4,  /* an argument: null pointer, index out of range, position that is not finite */
     NEQUIP_MD_BAD_RESULT = 5, /* an energy or a force came out as NaN or infinite */
     NEQUIP_MD_INTERNAL = 6    /* anything else; the message is that of the library underneath */
 };
@@ -64,7 +64,7 @@ typedef struct nequip_md_options {
     const char *device;   /* "cpu" or "cuda"; NULL: the device that the artifact was exported for */
     int device_index;     /* which GPU, counted from 0; ignored on the CPU */
     int num_threads;      /* OpenMP threads during calls; 0: whatever is set in the calling process */
-    double energy_factor; /* energy unit of the results in eV^-1; 0 or 1: eV */
+    double energy_factor; /* results are in eV times this; 0 or 1: eV */
 } nequip_md_options;
 
 /* Atoms and full neighbour lists, as LAMMPS keeps them. "Atom" is an index into the arrays of length num_all. */
@@ -73,32 +73,31 @@ typedef struct nequip_md_system {
     const double *positions; /* [num_all][3], angstrom */
     const int *types;        /* [num_all], the caller's own type numbers, 0 <= type < num_caller_types */
     int num_caller_types;    /* length of type_map */
-    const int *type_map;     /* [num_caller_types], model type of each caller's type, -1: atoms that the model ignores */
+    const int *type_map;     /* [num_caller_types], model type of each caller's type, -1: to be ignored */
 
     int num_centres;              /* atoms whose energies are wanted; each atom at most once */
     const int *centres;           /* [num_centres], atoms */
     const int *num_neighbours;    /* indexed by atom, read for the centres only */
-    const int *const *neighbours; /* indexed by atom: its neighbours, at least all within the cutoff, each pair both ways */
+    const int *const *neighbours; /* indexed by atom: at least all within the cutoff, each pair both ways */
     int neighbour_mask;           /* neighbour = entry & mask (LAMMPS keeps flags in the high bits); 0: no mask */
-    int lists_changed; /* 0 promises that num_all, centres and neighbours are those of the call before; else nonzero */
+    int lists_changed;            /* 0 promises that num_all, centres and neighbours are those of the call before */
 
     const int *owner; /* [num_all], the centre that each atom is or is a copy of; needed only by models with
                        * message passing, NULL otherwise */
 } nequip_md_system;
 
-/* What to compute. Values are ADDED to the arrays, so that several contributions can share them; zero them first if need be.
- * `energy` and `virial` are set, not added to. */
+/* What to compute. Values are ADDED to the arrays, so that several contributions can share them; zero them first if
+ * need be. `energy` and `virial` are set, not added to. */
 typedef struct nequip_md_results {
-    double energy;    /* sum over the centres */
-    double virial[6]; /* xx, yy, zz, xy, xz, yz of sum over edges of -r (x) dE/dr; the pressure is its trace / 3V, plus kinetic */
-
-    double *forces;          /* [num_all][3]; required */
-    double *atom_energies;   /* [num_all], filled for centres; or NULL */
-    double *atom_virials;    /* [num_all][6], as `virial`, each edge shared equally by its two atoms; or NULL */
-    double *centroid_virials; /* [num_all][9], xx, yy, zz, xy, xz, yz, yx, zx, zy, each edge given to its neighbour atom, which
-                               * makes the heat flux of a model without message passing exact; or NULL */
-
-    int failed_atom; /* after an error that concerns one atom: that atom; else -1 */
+    double energy;            /* sum over the centres */
+    double virial[6];         /* xx, yy, zz, xy, xz, yz of the sum over edges of -r (x) dE/dr; its trace / 3V is the
+                               * pressure without the kinetic part */
+    double *forces;           /* [num_all][3]; required */
+    double *atom_energies;    /* [num_all], filled for centres; or NULL */
+    double *atom_virials;     /* [num_all][6], as `virial`, each edge shared equally by its two atoms; or NULL */
+    double *centroid_virials; /* [num_all][9], xx, yy, zz, xy, xz, yz, yx, zx, zy, each edge given to its neighbour
+                               * atom, which makes the heat flux of a model without message passing exact; or NULL */
+    int failed_atom;          /* after an error that concerns one atom: that atom; else -1 */
 } nequip_md_results;
 
 /* The NEQUIP_MD_ABI_VERSION that the library was built with. */
@@ -107,10 +106,10 @@ NEQUIP_MD_API int nequip_md_abi_version(void);
 /* Number of usable devices: 1 for "cpu", the number of GPUs for "cuda", 0 for anything else. */
 NEQUIP_MD_API int nequip_md_device_count(const char *device);
 
-/* Load the artifact at `path`. `options` may be NULL. On success *model is a new handle. On failure *model is NULL and the
- * sentence is written to `message` (at most message_size bytes with the closing zero; 1000 is plenty). */
-NEQUIP_MD_API int nequip_md_load(const char *path, const nequip_md_options *options, nequip_md_model **model, char *message,
-                                 size_t message_size);
+/* Load the artifact at `path`. `options` may be NULL. On success *model is a new handle. On failure *model is NULL and
+ * the sentence is written to `message` (at most message_size bytes with the closing zero; 1000 is plenty). */
+NEQUIP_MD_API int nequip_md_load(const char *path, const nequip_md_options *options, nequip_md_model **model,
+                                 char *message, size_t message_size);
 
 /* End a model. NULL is allowed. */
 NEQUIP_MD_API void nequip_md_free(nequip_md_model *model);
@@ -127,15 +126,16 @@ NEQUIP_MD_API const char *nequip_md_type_name(const nequip_md_model *model, int 
 /* Largest cutoff, angstrom. */
 NEQUIP_MD_API double nequip_md_cutoff(const nequip_md_model *model);
 
-/* Cutoff of neighbours of one model type around centres of another, angstrom; not symmetric in general, and 0 if a type is
- * out of range. */
+/* Cutoff of neighbours of one model type around centres of another, angstrom; not symmetric in general, and 0 if a type
+ * is out of range. */
 NEQUIP_MD_API double nequip_md_pair_cutoff(const nequip_md_model *model, int centre, int neighbour);
 
 /* 0: strictly local, any set of centres can be evaluated alone. Else the number of layers that pass messages. */
 NEQUIP_MD_API int nequip_md_message_passing_layers(const nequip_md_model *model);
 
 /* Energies, forces and virials of one configuration. */
-NEQUIP_MD_API int nequip_md_evaluate(nequip_md_model *model, const nequip_md_system *system, nequip_md_results *results);
+NEQUIP_MD_API int nequip_md_evaluate(nequip_md_model *model, const nequip_md_system *system,
+                                     nequip_md_results *results);
 
 /* The sentence left by the last nequip_md_evaluate() on this handle; empty after a success. */
 NEQUIP_MD_API const char *nequip_md_last_error(const nequip_md_model *model);

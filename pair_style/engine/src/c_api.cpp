@@ -60,7 +60,8 @@ int nequip_md_device_count(const char *device)
     return count;
 }
 
-int nequip_md_load(const char *path, const nequip_md_options *options, nequip_md_model **model, char *message, size_t message_size)
+int nequip_md_load(const char *path, const nequip_md_options *options, nequip_md_model **model, char *message,
+                   size_t message_size)
 {
     std::string sentence;
     int atom;
@@ -106,7 +107,10 @@ double nequip_md_pair_cutoff(const nequip_md_model *model, int centre, int neigh
     return known ? metadata.pair_cutoff(centre, neighbour) : 0;
 }
 
-int nequip_md_message_passing_layers(const nequip_md_model *model) { return model->model.metadata().message_passing_layers; }
+int nequip_md_message_passing_layers(const nequip_md_model *model)
+{
+    return model->model.metadata().message_passing_layers;
+}
 
 int nequip_md_evaluate(nequip_md_model *model, const nequip_md_system *system, nequip_md_results *results)
 {

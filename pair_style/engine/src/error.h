@@ -11,7 +11,9 @@ namespace nequip_md {
 class Error : public std::runtime_error {
  public:
     Error(nequip_md_status status, const std::string &message, int atom = -1)
-        : std::runtime_error(message), status(status), atom(atom) {}
+        : std::runtime_error(message), status(status), atom(atom)
+    {
+    }
 
     const nequip_md_status status;
     const int atom;  // the atom that the error concerns, or -1

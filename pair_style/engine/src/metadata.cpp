@@ -13,21 +13,24 @@ const char *const FORMAT_VERSION = "1";
 
 class Reader {
  public:
-    Reader(const std::string &path, const std::unordered_map<std::string, std::string> &text) : path_(path), text_(text) {}
+    Reader(const std::string &path, const std::unordered_map<std::string, std::string> &text) : path_(path), text_(text)
+    {
+    }
 
     const std::string &word(const std::string &key) const
     {
         const auto found = text_.find(key);
         if (found == text_.end())
-            throw Error(NEQUIP_MD_BAD_MODEL, "artifact '" + path_ + "' has no metadata key '" + key +
-                                                 "', so it was not written by nequip-md-export; export the model with it");
+            throw Error(NEQUIP_MD_BAD_MODEL,
+                        "artifact '" + path_ + "' has no metadata key '" + key +
+                            "', so it was not written by nequip-md-export; export the model with it");
         return found->second;
     }
 
     [[noreturn]] void refuse(const std::string &key) const
     {
-        throw Error(NEQUIP_MD_BAD_MODEL, "artifact '" + path_ + "' has a metadata key '" + key + "' with the unusable value '" +
-                                             word(key) + "'; export the model again");
+        throw Error(NEQUIP_MD_BAD_MODEL, "artifact '" + path_ + "' has a metadata key '" + key +
+                                             "' with the unusable value '" + word(key) + "'; export the model again");
     }
 
     template <typename T>
@@ -65,8 +68,8 @@ Metadata parse_metadata(const std::string &path, std::unordered_map<std::string,
 
     const std::string &format = reader.word("format_version");
     if (format != FORMAT_VERSION)
-        throw Error(NEQUIP_MD_BAD_MODEL, "artifact '" + path + "' has format version " + format + ", this engine reads version " +
-                                             FORMAT_VERSION +
+        throw Error(NEQUIP_MD_BAD_MODEL, "artifact '" + path + "' has format version " + format +
+                                             ", this engine reads version " + FORMAT_VERSION +
                                              "; export the model again with the nequip-md-export of this installation");
 
     metadata.type_names = reader.list<std::string>("type_names");
@@ -83,7 +86,8 @@ Metadata parse_metadata(const std::string &path, std::unordered_map<std::string,
     if (metadata.pair_cutoffs.size() != num_types * num_types) reader.refuse("pair_cutoffs");
     for (const double radius : metadata.pair_cutoffs)
         if (!(radius > 0) || radius > metadata.cutoff) reader.refuse("pair_cutoffs");
-    if (metadata.precision != "fp64" && metadata.precision != "fp32" && metadata.precision != "tf32") reader.refuse("precision");
+    if (metadata.precision != "fp64" && metadata.precision != "fp32" && metadata.precision != "tf32")
+        reader.refuse("precision");
     if (metadata.device != "cpu" && metadata.device != "cuda") reader.refuse("device");
     if (metadata.message_passing_layers < 0) reader.refuse("message_passing_layers");
     if (reader.word("length_unit") != "angstrom") reader.refuse("length_unit");

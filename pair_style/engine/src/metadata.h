@@ -11,11 +11,11 @@ struct Metadata {
     std::unordered_map<std::string, std::string> text;  // every key as it stands in the file
 
     std::vector<std::string> type_names;
-    double cutoff;                      // angstrom
-    std::vector<double> pair_cutoffs;   // [centre type][neighbour type], angstrom
-    std::string precision;              // "fp64", "fp32" or "tf32"
-    std::string device;                 // "cpu" or "cuda"
-    std::string torch_version;          // release, without local part
+    double cutoff;                     // angstrom
+    std::vector<double> pair_cutoffs;  // [centre type][neighbour type], angstrom
+    std::string precision;             // "fp64", "fp32" or "tf32"
+    std::string device;                // "cpu" or "cuda"
+    std::string torch_version;         // release, without local part
     int message_passing_layers;
 
     int num_types() const { return static_cast<int>(type_names.size()); }

@@ -36,9 +36,11 @@ class ThreadScope {
 const nequip_md_options &checked(const nequip_md_options &options)
 {
     if (options.num_threads < 0)
-        throw Error(NEQUIP_MD_BAD_INPUT, "num_threads is " + std::to_string(options.num_threads) + "; it must be 0 or more");
+        throw Error(NEQUIP_MD_BAD_INPUT,
+                    "num_threads is " + std::to_string(options.num_threads) + "; it must be 0 or more");
     if (!std::isfinite(options.energy_factor) || options.energy_factor < 0)
-        throw Error(NEQUIP_MD_BAD_INPUT, "energy_factor is " + std::to_string(options.energy_factor) + "; it must be positive");
+        throw Error(NEQUIP_MD_BAD_INPUT,
+                    "energy_factor is " + std::to_string(options.energy_factor) + "; it must be positive");
     return options;
 }
 
@@ -48,8 +50,10 @@ at::Tensor upload_positions(const nequip_md_system &system, const at::Device &de
     // A comparison with NaN is false, so that such an atom would merely lose its edges.
     for (int64_t k = 0; k < count; ++k)
         if (!std::isfinite(system.positions[k]))
-            throw Error(NEQUIP_MD_BAD_INPUT, "the position of an atom is not finite; the simulation has become unstable, or its input "
-                                             "is damaged", static_cast<int>(k / 3));
+            throw Error(NEQUIP_MD_BAD_INPUT,
+                        "the position of an atom is not finite; the simulation has become unstable, or its input "
+                        "is damaged",
+                        static_cast<int>(k / 3));
     const auto options = at::TensorOptions().dtype(at::kDouble);
     if (count == 0) return at::empty({0, 3}, options.device(device));
     return at::from_blob(const_cast<double *>(system.positions), {system.num_all, 3}, options).to(device);

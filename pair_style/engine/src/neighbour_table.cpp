@@ -22,7 +22,8 @@ void check_system(const nequip_md_system &system, const Metadata &metadata)
     };
     require(system.num_all >= 0 && system.num_centres >= 0 && system.num_centres <= system.num_all,
             "needs 0 <= num_centres <= num_all");
-    require(system.num_all == 0 || (system.positions && system.types && system.type_map), "positions, types or type_map is NULL");
+    require(system.num_all == 0 || (system.positions && system.types && system.type_map),
+            "positions, types or type_map is NULL");
     require(system.num_centres == 0 || (system.centres && system.num_neighbours && system.neighbours),
             "centres, num_neighbours or neighbours is NULL");
     require(metadata.message_passing_layers == 0 || system.num_all == 0 || system.owner,
@@ -40,7 +41,8 @@ void NeighbourTable::update(const nequip_md_system &system, const Metadata &meta
     valid_ = false;
     number_nodes(system, metadata);
     flatten(system, metadata);
-    for (at::Tensor *tensor : {&node_types, &centre_atom, &centre_node, &neighbour_atom, &neighbour_node, &cutoff_squared})
+    for (at::Tensor *tensor :
+         {&node_types, &centre_atom, &centre_node, &neighbour_atom, &neighbour_node, &cutoff_squared})
         *tensor = tensor->to(device);
     valid_ = true;
 }
@@ -62,8 +64,10 @@ void NeighbourTable::number_nodes(const nequip_md_system &system, const Metadata
             throw Error(NEQUIP_MD_BAD_INPUT, "evaluate: type " + number(type) + " lies outside type_map", atom);
         const int mapped = system.type_map[type];
         if (mapped < -1 || mapped >= metadata.num_types())
-            throw Error(NEQUIP_MD_BAD_INPUT, "evaluate: type_map holds " + number(mapped) + ", the model has types 0 to " +
-                                                 number(metadata.num_types() - 1), atom);
+            throw Error(NEQUIP_MD_BAD_INPUT,
+                        "evaluate: type_map holds " + number(mapped) + ", the model has types 0 to " +
+                            number(metadata.num_types() - 1),
+                        atom);
         model_types_[atom] = mapped;
     }
 
@@ -89,7 +93,8 @@ void NeighbourTable::number_nodes(const nequip_md_system &system, const Metadata
         if (passes_messages) {
             const int owner = system.owner[atom];
             if (owner < 0 || owner >= system.num_all || node_of_centre[owner] < 0)
-                throw Error(NEQUIP_MD_BAD_INPUT, "evaluate: owner of an atom is " + number(owner) + ", which is no centre", atom);
+                throw Error(NEQUIP_MD_BAD_INPUT,
+                            "evaluate: owner of an atom is " + number(owner) + ", which is no centre", atom);
             node_of_atom_[atom] = node_of_centre[owner];
         } else {
             node_of_atom_[atom] = static_cast<int>(types.size());
@@ -106,7 +111,8 @@ void NeighbourTable::flatten(const nequip_md_system &system, const Metadata &met
     const auto neighbour = [&](int centre, int k) {
         const int atom = system.neighbours[centre][k] & mask;
         if (atom < 0 || atom >= system.num_all)
-            throw Error(NEQUIP_MD_BAD_INPUT, "evaluate: a neighbour is " + number(atom) + ", which lies outside the atoms", centre);
+            throw Error(NEQUIP_MD_BAD_INPUT,
+                        "evaluate: a neighbour is " + number(atom) + ", which lies outside the atoms", centre);
         return atom;
     };
 
@@ -121,10 +127,12 @@ void NeighbourTable::flatten(const nequip_md_system &system, const Metadata &met
     for (int64_t node = 0; node < num_centres(); ++node) offset[node + 1] += offset[node];
 
     const int64_t candidates = offset.back();
-    for (at::Tensor *tensor : {&centre_atom, &centre_node, &neighbour_atom, &neighbour_node}) *tensor = empty_int(candidates);
+    for (at::Tensor *tensor : {&centre_atom, &centre_node, &neighbour_atom, &neighbour_node})
+        *tensor = empty_int(candidates);
     cutoff_squared = at::empty({candidates}, at::TensorOptions().dtype(at::kDouble));
     int *const centre_atoms = centre_atom.data_ptr<int>(), *const centre_nodes = centre_node.data_ptr<int>();
-    int *const neighbour_atoms = neighbour_atom.data_ptr<int>(), *const neighbour_nodes = neighbour_node.data_ptr<int>();
+    int *const neighbour_atoms = neighbour_atom.data_ptr<int>(), *const neighbour_nodes =
+                                                                     neighbour_node.data_ptr<int>();
     double *const radii = cutoff_squared.data_ptr<double>();
     at::parallel_for(0, num_centres(), GRAIN, [&](int64_t begin, int64_t end) {
         for (int64_t node = begin; node < end; ++node) {

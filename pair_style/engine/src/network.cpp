@@ -36,7 +36,8 @@ class TF32Scope {
 
 }  // namespace
 
-Network::Network(const std::string &path, const at::Device &device, bool allow_tf32) : path_(path), allow_tf32_(allow_tf32)
+Network::Network(const std::string &path, const at::Device &device, bool allow_tf32)
+    : path_(path), allow_tf32_(allow_tf32)
 {
     constexpr bool run_single_threaded = false;
     constexpr size_t num_runners = 1;
@@ -45,7 +46,8 @@ Network::Network(const std::string &path, const at::Device &device, bool allow_t
         loader_ = std::make_unique<torch::inductor::AOTIModelPackageLoader>(
             path, "model", run_single_threaded, num_runners, device.is_cpu() ? c10::DeviceIndex(-1) : device.index());
     } catch (const std::exception &error) {
-        throw Error(NEQUIP_MD_BAD_FILE, "the compiled code in '" + path + "' does not load (" + first_line(error.what()) +
+        throw Error(NEQUIP_MD_BAD_FILE, "the compiled code in '" + path + "' does not load (" +
+                                            first_line(error.what()) +
                                             "); export the model again on a machine like this one");
     }
 }

@@ -33,9 +33,10 @@ void check_file(const std::string &path)
     std::array<char, 4> magic{};
     file.read(magic.data(), magic.size());
     if (std::memcmp(magic.data(), "PK\3\4", 4) != 0)
-        throw Error(NEQUIP_MD_BAD_FILE, "model file '" + path +
-                                            "' is not a .pt2 artifact; make one from a checkpoint with: nequip-md-export "
-                                            "CHECKPOINT -o model.pt2");
+        throw Error(NEQUIP_MD_BAD_FILE,
+                    "model file '" + path +
+                        "' is not a .pt2 artifact; make one from a checkpoint with: nequip-md-export "
+                        "CHECKPOINT -o model.pt2");
 }
 
 // Without the local part that builds append, as in 2.13.0+cpu.
@@ -57,13 +58,16 @@ void check_device(const std::string &path, const Metadata &metadata, const std::
         throw Error(NEQUIP_MD_BAD_DEVICE, "unknown device '" + kind + "'; there are cpu and cuda");
     if (!kind.empty() && kind != metadata.device)
         throw Error(NEQUIP_MD_BAD_DEVICE, "artifact '" + path + "' was exported for device " + metadata.device +
-                                              " and cannot run on device " + kind + "; export it with: " + again + kind);
+                                              " and cannot run on device " + kind + "; export it with: " + again +
+                                              kind);
     const int available = device_count(metadata.device);
     if (available == 0)
         throw Error(NEQUIP_MD_BAD_DEVICE, "artifact '" + path + "' was exported for device " + metadata.device +
-                                              ", and this process has no such device; export it with: " + again + "cpu");
+                                              ", and this process has no such device; export it with: " + again +
+                                              "cpu");
     if (metadata.device != "cpu" && (index < 0 || index >= available))
-        throw Error(NEQUIP_MD_BAD_DEVICE, "device " + metadata.device + ":" + std::to_string(index) + " does not exist; there " +
+        throw Error(NEQUIP_MD_BAD_DEVICE, "device " + metadata.device + ":" + std::to_string(index) +
+                                              " does not exist; there " +
                                               (available == 1 ? "is 1" : "are " + std::to_string(available)));
 }
 

@@ -33,15 +33,18 @@ void add_energies(const NeighbourTable &table, const at::Tensor &node_energy, do
     for (int64_t node = 0; node < table.num_centres(); ++node) {
         const int atom = table.centres()[node];
         if (!std::isfinite(energy[node]))
-            throw Error(NEQUIP_MD_BAD_RESULT, "the model's energy of an atom is not finite; look for atoms on top of each other, or "
-                                              "a configuration far from the training data", atom);
+            throw Error(NEQUIP_MD_BAD_RESULT,
+                        "the model's energy of an atom is not finite; look for atoms on top of each other, or "
+                        "a configuration far from the training data",
+                        atom);
         sum += energy[node];
         if (results.atom_energies) results.atom_energies[atom] += factor * energy[node];
     }
     results.energy = factor * sum;
 }
 
-void add_forces(const Graph &graph, const at::Tensor &gradient, int64_t num_all, double factor, nequip_md_results &results)
+void add_forces(const Graph &graph, const at::Tensor &gradient, int64_t num_all, double factor,
+                nequip_md_results &results)
 {
     at::Tensor forces = at::zeros({num_all, 3}, gradient.options());
     forces.index_add_(0, graph.centre_atom, gradient);
@@ -50,8 +53,10 @@ void add_forces(const Graph &graph, const at::Tensor &gradient, int64_t num_all,
     const double *const force = forces.data_ptr<double>();
     for (int64_t k = 0; k < 3 * num_all; ++k)
         if (!std::isfinite(force[k]))
-            throw Error(NEQUIP_MD_BAD_RESULT, "the model's force on an atom is not finite; look for atoms on top of each other, or a "
-                                              "configuration far from the training data", static_cast<int>(k / 3));
+            throw Error(NEQUIP_MD_BAD_RESULT,
+                        "the model's force on an atom is not finite; look for atoms on top of each other, or a "
+                        "configuration far from the training data",
+                        static_cast<int>(k / 3));
     add_to(results.forces, forces, factor);
 }
 
@@ -63,7 +68,8 @@ at::Tensor symmetric_six(const at::Tensor &nine)
     return six;
 }
 
-void add_virials(const Graph &graph, const at::Tensor &gradient, int64_t num_all, double factor, nequip_md_results &results)
+void add_virials(const Graph &graph, const at::Tensor &gradient, int64_t num_all, double factor,
+                 nequip_md_results &results)
 {
     const at::Tensor vectors = graph.edge_vectors.narrow(0, 0, graph.num_real_edges);
     const at::Tensor order = at::tensor(at::ArrayRef<int64_t>(COMPONENTS), gradient.options().dtype(at::kLong));
@@ -72,7 +78,8 @@ void add_virials(const Graph &graph, const at::Tensor &gradient, int64_t num_all
     add_to(results.virial, symmetric_six(total), factor);
     if (!results.atom_virials && !results.centroid_virials) return;
 
-    const at::Tensor edges = (vectors.unsqueeze(2) * gradient.unsqueeze(1)).neg().reshape({-1, 9}).index_select(1, order);
+    const at::Tensor edges =
+        (vectors.unsqueeze(2) * gradient.unsqueeze(1)).neg().reshape({-1, 9}).index_select(1, order);
     if (results.atom_virials) {
         const at::Tensor half = symmetric_six(edges).mul_(0.5);
         at::Tensor shares = at::zeros({num_all, 6}, gradient.options());
@@ -89,8 +96,8 @@ void add_virials(const Graph &graph, const at::Tensor &gradient, int64_t num_all
 
 }  // namespace
 
-void tally(const NeighbourTable &table, const Graph &graph, const Evaluation &evaluation, int64_t num_all, double energy_factor,
-           nequip_md_results &results)
+void tally(const NeighbourTable &table, const Graph &graph, const Evaluation &evaluation, int64_t num_all,
+           double energy_factor, nequip_md_results &results)
 {
     add_energies(table, evaluation.node_energy, energy_factor, results);
     add_forces(graph, evaluation.edge_gradient, num_all, energy_factor, results);
