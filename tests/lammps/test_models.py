@@ -1,8 +1,9 @@
-"""Real architectures in LAMMPS against the eager model: every number of a run, on any number of ranks."""
+"""Real architectures in LAMMPS against the eager model and ASE: every number of a run, on any number of ranks."""
 
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import product
 
 import ase
 import numpy as np
@@ -11,6 +12,7 @@ from support.lammps_run import measurement, read_measurement, run_lammps
 from support.lammps_systems import SYSTEMS, System, nequip
 
 import nequip_md
+from nequip_md.calculators import NequIPMDCalculator
 from nequip_md.graph import atomic_virials, build_graph, forces_from_gradient, stress_from_gradient
 from nequip_md.model import energy_and_gradient
 
@@ -30,7 +32,9 @@ DENSE = {name: denser(SYSTEMS[name]) for name in ("orthogonal", "triclinic", "bo
 def eager(checkpoint, system: System) -> dict[str, np.ndarray]:
     model = nequip_md.load(checkpoint)
     (lx, ly, lz), (xy, xz, yz) = system.lengths, system.tilts
-    atoms = ase.Atoms(["HO"[t - 1] for t in system.types], system.positions, cell=[[lx, 0, 0], [xy, ly, 0], [xz, yz, lz]], pbc=True)
+    atoms = ase.Atoms(
+        ["HO"[t - 1] for t in system.types], system.positions, cell=[[lx, 0, 0], [xy, ly, 0], [xz, yz, lz]], pbc=True
+    )
     graph = build_graph(atoms, model.type_names, model.config.cutoff_matrix())
     energies, gradient = energy_and_gradient(model, *graph.tensors)
     stress = -stress_from_gradient(graph, gradient, atoms.get_volume())[0].numpy() * BAR
@@ -38,17 +42,24 @@ def eager(checkpoint, system: System) -> dict[str, np.ndarray]:
     shares = (shares + shares.swapaxes(1, 2)) / 2
     order = ([0, 1, 2, 0, 0, 1], [0, 1, 2, 1, 2, 2])
     return {
-        "energy": energies.sum()[None].numpy(), "energies": energies[:, None].numpy(), "forces": forces_from_gradient(graph, gradient).numpy(),
-        "pressure": np.array([np.trace(stress) / 3, *stress[order]]), "virials": -shares[:, order[0], order[1]] * BAR,
+        "energy": energies.sum()[None].numpy(),
+        "energies": energies[:, None].numpy(),
+        "forces": forces_from_gradient(graph, gradient).numpy(),
+        "pressure": np.array([np.trace(stress) / 3, *stress[order]]),
+        "virials": -shares[:, order[0], order[1]] * BAR,
     }
 
 
-@pytest.mark.parametrize("name, ranks", [("allegro_fp64", 1), ("allegro_fp64", 2), ("allegro_fp64", 4), ("allegro_fp32", 2), ("nequip_fp64", 1)])
-def test_lammps_equals_eager(name, ranks, small_models, plugin_folder, tmp_path):
+@pytest.mark.parametrize(
+    "name, ranks",
+    [("allegro_fp64", 1), ("allegro_fp64", 2), ("allegro_fp64", 4), ("allegro_fp32", 2), ("nequip_fp64", 1)],
+)
+def test_lammps_equals_eager_and_ase(name, ranks, small_models, plugin_folder, tmp_path):
     checkpoint, artifact = small_models(name)
     script = "clear\n".join(
         system.start(tmp_path / key[:3], newton) + nequip(artifact, "H O") + measurement(f"{key[:3]}_{newton}")
-        for key, system in DENSE.items() for newton in ("on", "off")
+        for key, system in DENSE.items()
+        for newton in ("on", "off")
     )
     outcome = run_lammps(script, tmp_path, ranks=ranks)
     assert outcome.status == 0, outcome.text
@@ -59,5 +70,10 @@ def test_lammps_equals_eager(name, ranks, small_models, plugin_folder, tmp_path)
         for newton in ("on", "off"):
             ours = read_measurement(tmp_path, f"{key[:3]}_{newton}")
             for quantity, value in reference.items():
-                np.testing.assert_allclose(ours[quantity], value, rtol=0, atol=tolerance * np.abs(value).max(),
-                                           err_msg=f"{key}, newton {newton}, {quantity}")
+                np.testing.assert_allclose(
+                    ours[quantity],
+                    value,
+                    rtol=0,
+                    atol=tolerance * np.abs(value).max(),
+                    err_msg=f"{key}, newton {newton}, {quantity}",
+                )
