@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -85,6 +84,3 @@ def _difference(graphs: list) -> str:
         if first != second:
             return f"{first.strip()!r} against {second.strip()!r}"
     return "one graph is longer than the other"
-
-
-Evaluate = Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
