@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import warnings
 from contextlib import nullcontext
@@ -12,6 +13,7 @@ from torch import nn
 
 from nequip_md.errors import NequIPMDError
 from nequip_md.export.trace import trace
+from nequip_md.model import Potential, fuse
 from nequip_md.ops import cpu, decompositions
 
 
@@ -50,11 +52,17 @@ def write_artifact(model: nn.Module, path: str | Path, metadata: dict[str, str],
     check_target(path, device)
     on_cpu = device == "cpu"
     types = len(metadata["type_names"].split())
-    program = trace(
-        model, float(metadata["cutoff"]), types, device=device,
-        decompositions=decompositions(keep=cpu.operators() if on_cpu else frozenset()),
-        message_passing=metadata["message_passing_layers"] != "0",
-    )
+    if on_cpu:
+        replaced = decompositions(keep=cpu.operators())
+    else:
+        from nequip_md.ops import cuda
+
+        model = copy.deepcopy(model)
+        if isinstance(model, Potential):
+            fuse(model)
+        replaced = {**decompositions(), **cuda.replacements(metadata["precision"])}
+    program = trace(model, float(metadata["cutoff"]), types, device=device, decompositions=replaced,
+                    message_passing=metadata["message_passing_layers"] != "0")
     unfinished = path.with_name(f".{path.stem}.{os.getpid()}.pt2")
     options = {
         "aot_inductor.metadata": metadata,

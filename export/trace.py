@@ -70,6 +70,8 @@ def trace(
 
     graphs = [make_fx(evaluate, decomposition_table=decompositions, tracing_mode="symbolic", _allow_non_fake_inputs=True)(*s)
               for s in samples]
+    for graph in graphs:
+        fold_constants(graph)
     if graphs[0].code != graphs[1].code:
         raise NequIPMDError("the model was traced at two sizes and the graphs differ, so a number of atoms or edges was "
                             "taken for a constant; its forward must not branch on sizes: " + _difference(graphs))
@@ -77,6 +79,36 @@ def trace(
         return torch.export.export(graphs[0], samples[0], dynamic_shapes=dynamic_shapes(message_passing))
     except Exception as error:
         raise NequIPMDError(f"torch.export could not export this model with dynamic sizes: {error}") from error
+
+
+def fold_constants(module: torch.fx.GraphModule) -> None:
+    """Evaluate, once and for all, what depends on weights and constants alone.
+
+    Products of weight matrices and their splitting are a few dozen small operations in every step otherwise.
+    """
+    known: dict[torch.fx.Node, object] = {}
+    for node in module.graph.nodes:
+        if node.op == "get_attr":
+            known[node] = getattr(module, node.target)
+        elif node.op == "call_function" and node.all_input_nodes and all(n in known for n in node.all_input_nodes):
+            if isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable:
+                continue
+            arguments, options = torch.fx.node.map_arg((node.args, node.kwargs), known.__getitem__)
+            known[node] = node.target(*arguments, **options)
+    for number, (node, value) in enumerate(known.items()):
+        outside = [user for user in node.users if user not in known]
+        if node.op == "get_attr" or not outside or not isinstance(value, Tensor):
+            continue
+        name = f"_folded_{number}"
+        module.register_buffer(name, value.detach().clone(memory_format=torch.contiguous_format))
+        with module.graph.inserting_before(node):
+            constant = module.graph.get_attr(name)
+        constant.meta = node.meta
+        for user in outside:
+            user.replace_input_with(node, constant)
+    module.graph.eliminate_dead_code()
+    module.delete_all_unused_submodules()
+    module.recompile()
 
 
 def _difference(graphs: list) -> str:

@@ -1,7 +1,8 @@
 """What the potentials compute. No files, no neighbour search, no devices chosen."""
 
 from nequip_md.model.config import PRESETS, AllegroConfig, NequIPConfig, PotentialConfig, ZBLConfig, preset
+from nequip_md.model.fuse import fuse
 from nequip_md.model.potential import Potential, build_model, energy_and_gradient, with_dtype
 
 __all__ = ["PRESETS", "AllegroConfig", "NequIPConfig", "Potential", "PotentialConfig", "ZBLConfig", "build_model",
-           "energy_and_gradient", "preset", "with_dtype"]
+           "energy_and_gradient", "fuse", "preset", "with_dtype"]

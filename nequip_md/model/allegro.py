@@ -22,6 +22,7 @@ import torch
 from e3nn.o3 import Irrep
 from torch import Tensor, nn
 
+from nequip_md import ops
 from nequip_md.model.clebsch_gordan import offsets, product_table
 from nequip_md.model.config import AllegroConfig, BesselEmbedding
 from nequip_md.model.energy import NeighbourNorm, ScaleShift
@@ -186,8 +187,9 @@ class Allegro(Potential):
         harmonics = spherical_harmonics(edges.unit, config.l_max).to(self.dtype)
 
         hidden = self.two_body_mlp.hidden(self.embedding(edges))
+        moment, hidden = self._moment(hidden, harmonics, edges.centre, row_ptr)
         two_body = self.two_body_mlp.last()
-        tensor_weights = hidden @ self._by_order(two_body @ self.tensor_weights.last()).flatten(1)
+        tensor_weights = self._product(hidden, self._by_order(two_body @ self.tensor_weights.last()).flatten(1))
         tensor_weights = tensor_weights.view(-1, orders, channels)
         projection = two_body @ self.first_projection.last()
 
@@ -197,30 +199,44 @@ class Allegro(Potential):
         environment_map = projection[:, scalars:]
         environments: list[Tensor] = []
         for k, layer in enumerate(self.layers):
-            moment = edge_moment(hidden.unsqueeze(1), harmonics, edges.centre, row_ptr)
             environments.append(self.norm(self._mix_channels(moment, self._by_order(environment_map)), owned_types))
             z = layer.chain_start(environments[k])
             for earlier in reversed(range(k)):
                 z = self.layers[earlier].chain_step(z, environments[earlier])
-            q = edge_contract(tensor_weights, harmonics, z, edges.centre, row_ptr)
+            if self.fused and k < config.num_layers - 1:
+                q, tensor_weights = ops.edge_contract_shared(tensor_weights, harmonics, z, edges.centre, row_ptr)
+            else:
+                q = edge_contract(tensor_weights, harmonics, z, edges.centre, row_ptr)
 
-            inputs = torch.cat([*features, q], dim=-1)
+            inputs = [*features, q]
+            if k == config.num_layers - 1 and self._ends_in_one_operator(layer.mlp, inputs):
+                return self._linear_readout_operator(layer.mlp, inputs, maps)
             if layer.mlp.nonlinearity:
                 hidden = layer.mlp.hidden_from(inputs, self._merge(layer.mlp.first(), maps))
                 last = layer.mlp.last()
             else:
-                hidden, last = inputs, self._merge(layer.mlp.last(), maps)
+                hidden, last = torch.cat(inputs, dim=-1), self._merge(layer.mlp.last(), maps)
             if k < config.num_layers - 1:
-                features.append(hidden @ last[:, :scalars])
+                moment, hidden = self._moment(hidden, harmonics, edges.centre, row_ptr)
+                features.append(self._product(hidden, last[:, :scalars]))
                 maps.append(None)
                 environment_map = last[:, scalars:]
             elif self.readout.nonlinearity is None:
                 return self._linear_readout(features, maps, hidden, last)
             else:
-                features.append(hidden @ last)
+                features.append(self._product(hidden, last))
                 maps.append(None)
-        inputs = torch.cat(features, dim=-1)
-        return (self.readout.hidden_from(inputs, self._merge(self.readout.first(), maps)) @ self.readout.last()).squeeze(-1)
+        return (self.readout.hidden_from(features, self._merge(self.readout.first(), maps)) @ self.readout.last()).squeeze(-1)
+
+    def _moment(self, hidden: Tensor, harmonics: Tensor, centre: Tensor, row_ptr: Tensor) -> tuple[Tensor, Tensor]:
+        """Moment of the hidden features, and these again for whoever reads them next."""
+        if self.fused:
+            moment, hidden = ops.edge_moment_shared(hidden.unsqueeze(1), harmonics, centre, row_ptr)
+            return moment, hidden.squeeze(1)
+        return edge_moment(hidden.unsqueeze(1), harmonics, centre, row_ptr), hidden
+
+    def _product(self, x: Tensor, matrix: Tensor) -> Tensor:
+        return ops.dense(x, matrix) if self.fused else x @ matrix
 
     def _by_order(self, matrix: Tensor) -> Tensor:
         """[H, U * L], channel-major as the weights are stored, to [H, L, U]."""
@@ -229,6 +245,8 @@ class Allegro(Potential):
 
     def _mix_channels(self, moment: Tensor, matrix: Tensor) -> Tensor:
         """Apply [H, L, U] to a moment [N, M, H], each order with its own matrix: [N, M, U]."""
+        if self.fused:
+            return ops.mix_orders(moment, matrix.transpose(0, 1))
         return torch.cat([moment[:, l * l : (l + 1) ** 2] @ matrix[:, l] for l in range(matrix.shape[1])], dim=1)
 
     def _merge(self, matrix: Tensor, maps: list[Tensor | None]) -> Tensor:
@@ -239,6 +257,18 @@ class Allegro(Potential):
             block = matrix[j * scalars : (j + 1) * scalars]
             rows.append(block if left_out is None else left_out @ block)
         return torch.cat([*rows, matrix[len(maps) * scalars :]])
+
+    def _ends_in_one_operator(self, mlp: MLP, inputs: list[Tensor]) -> bool:
+        return mlp.fused and len(mlp.weights) == 3 and self.readout.nonlinearity is None and len(inputs) <= ops.MAX_PARTS
+
+    def _linear_readout_operator(self, mlp: MLP, inputs: list[Tensor], maps: list) -> Tensor:
+        """The last MLP and a readout without nonlinearity, with their gradient, in one pass over the edges."""
+        vector = self.readout.last()
+        scalars = self.config.num_scalar_features
+        direct = self._merge(vector[:-scalars], maps)
+        direct = torch.cat([direct, direct.new_zeros(inputs[-1].shape[1], 1)]).squeeze(-1)
+        hidden, last = mlp.weights[1] * mlp.gains[1], mlp.last() @ vector[-scalars:]
+        return ops.mlp_energy(inputs, self._merge(mlp.first(), maps), hidden, last.squeeze(-1), direct)
 
     def _linear_readout(self, features: list[Tensor], maps: list, hidden: Tensor, last: Tensor) -> Tensor:
         """A readout without nonlinearity is one vector; the last MLP's matrix merges with it."""

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from nequip_md import ops
+
 NONLINEARITIES = {"silu": functional.silu, "mish": functional.mish, "gelu": functional.gelu}
 
 
@@ -28,6 +30,9 @@ class MLP(nn.Module):
         nonlinearity: ``silu``, ``mish``, ``gelu``, or None for a chain that is one matrix.
         dtype: of weights and activations.
 
+    Attributes:
+        fused: run two layers at a time as one operator (:mod:`nequip_md.ops.mlp`); set by :func:`nequip_md.model.fuse`.
+
     The last layer can be taken apart from the rest: :meth:`hidden` is its input, :meth:`last` its matrix. What is linear
     in the output can then be done before that layer (sums over edges), or be merged with it.
     """
@@ -35,6 +40,7 @@ class MLP(nn.Module):
     def __init__(self, widths: list[int], nonlinearity: str | None, dtype: torch.dtype):
         super().__init__()
         self.widths = widths
+        self.fused = False
         self.nonlinearity = nonlinearity if len(widths) > 2 else None
         self.weights = nn.ParameterList(uniform_weight(m, n, dtype=dtype) for m, n in zip(widths, widths[1:]))
         nonlinear = nonlinearity is not None
@@ -47,14 +53,18 @@ class MLP(nn.Module):
 
     def hidden(self, x: Tensor) -> Tensor:
         """Input of the last matrix: [E, in] to [E, hidden_width]."""
-        return self.hidden_from(x, self.first()) if self.nonlinearity else x
+        return self.hidden_from([x], self.first()) if self.nonlinearity else x
 
-    def hidden_from(self, x: Tensor, first: Tensor) -> Tensor:
-        """:meth:`hidden` with the first layer's matrix given (merged with a linear map before it)."""
+    def hidden_from(self, parts: list[Tensor], first: Tensor) -> Tensor:
+        """:meth:`hidden` of an input in parts, with the first layer's matrix given (merged with a linear map before it)."""
         activation = NONLINEARITIES[self.nonlinearity]
-        x = activation(x @ first)
-        for weight, gain in list(zip(self.weights, self.gains))[1:-1]:
-            x = activation(x @ (weight * gain))
+        matrices = [first, *(weight * gain for weight, gain in list(zip(self.weights, self.gains))[1:-1])]
+        if self.fused and len(matrices) > 1:
+            x, matrices = ops.mlp_hidden(parts, *matrices[:2]), matrices[2:]
+        else:
+            x = torch.cat(parts, dim=-1)
+        for matrix in matrices:
+            x = activation(ops.dense(x, matrix) if self.fused else x @ matrix)
         return x
 
     def first(self) -> Tensor:

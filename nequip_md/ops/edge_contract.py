@@ -26,6 +26,11 @@ def _backward_reference(
     return dw, edge_dot(scaled, z, centre, row_ptr), edge_moment(scaled, y, centre, row_ptr)
 
 
+def _backward_add_reference(g, w, y, z, centre, row_ptr, start):
+    dw, dy, dz = _backward_reference(g, w, y, z, centre, row_ptr)
+    return dw + start, dy, dz
+
+
 def _setup(ctx, inputs, output):
     ctx.save_for_backward(*inputs)
 
@@ -60,6 +65,35 @@ define(
     _backward_reference, backward=_double_backward, setup_context=_setup,
     fake=lambda g, w, y, z, centre, row_ptr: (w.new_empty(w.shape), y.new_empty(y.shape), z.new_empty(z.shape)),
 )
+
+
+define(
+    "edge_contract_backward_add(Tensor g, Tensor w, Tensor y, Tensor z, Tensor centre, Tensor row_ptr, Tensor start)"
+    " -> (Tensor, Tensor, Tensor)",
+    _backward_add_reference,
+    fake=lambda g, w, y, z, centre, row_ptr, start: (w.new_empty(w.shape), y.new_empty(y.shape), z.new_empty(z.shape)),
+)
+
+
+class _Shared(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, w, y, z, centre, row_ptr):
+        ctx.save_for_backward(w, y, z, centre, row_ptr)
+        return torch.ops.nequip_md.edge_contract(w, y, z, centre, row_ptr), w.view_as(w)
+
+    @staticmethod
+    def backward(ctx, g, start):
+        w, y, z, centre, row_ptr = ctx.saved_tensors
+        dw, dy, dz = torch.ops.nequip_md.edge_contract_backward_add(g.contiguous(), w, y, z, centre, row_ptr, start.contiguous())
+        return dw, dy, dz, None, None
+
+
+def edge_contract_shared(w: Tensor, y: Tensor, z: Tensor, centre: Tensor, row_ptr: Tensor) -> tuple[Tensor, Tensor]:
+    """:func:`edge_contract` and, for whoever reads w next, w itself.
+
+    Gradients of both are then summed in one kernel, instead of an addition of two [E, L, U] arrays. Differentiable once.
+    """
+    return _Shared.apply(w.contiguous(), y.contiguous(), z.contiguous(), centre, row_ptr)
 
 
 def edge_contract(w: Tensor, y: Tensor, z: Tensor, centre: Tensor, row_ptr: Tensor) -> Tensor:

@@ -112,6 +112,38 @@ define(
 )
 
 
+def _spread_add_reference(y: Tensor, z: Tensor, centre: Tensor, row_ptr: Tensor, start: Tensor) -> Tensor:
+    return _spread_reference(y, z, centre, row_ptr, 1) + start
+
+
+define(
+    "edge_spread_add(Tensor y, Tensor z, Tensor centre, Tensor row_ptr, Tensor start) -> Tensor", _spread_add_reference,
+    fake=lambda y, z, centre, row_ptr, start: start.new_empty(start.shape),
+)
+
+
+class _SharedMoment(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, a, y, centre, row_ptr):
+        ctx.save_for_backward(a, y, centre, row_ptr)
+        return torch.ops.nequip_md.edge_moment(a, y, centre, row_ptr), a.view_as(a)
+
+    @staticmethod
+    def backward(ctx, g, start):
+        a, y, centre, row_ptr = ctx.saved_tensors
+        g = g.contiguous()
+        da = torch.ops.nequip_md.edge_spread_add(y, g, centre, row_ptr, start.contiguous())
+        return da, torch.ops.nequip_md.edge_dot(a, g, centre, row_ptr), None, None
+
+
+def edge_moment_shared(a: Tensor, y: Tensor, centre: Tensor, row_ptr: Tensor) -> tuple[Tensor, Tensor]:
+    """:func:`edge_moment` of ``a`` with one slot, and a itself for whoever reads it next.
+
+    Gradients of both are then summed in one kernel. Differentiable once.
+    """
+    return _SharedMoment.apply(a.contiguous(), y.contiguous(), centre, row_ptr)
+
+
 def edge_moment(a: Tensor, y: Tensor, centre: Tensor, row_ptr: Tensor) -> Tensor:
     """sum over the edges e of centre i of a[e, l(m), c] y[e, m].
 

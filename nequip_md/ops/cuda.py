@@ -1,0 +1,345 @@
+"""The Triton kernels: which operators have one, and how they replace the references in an export for CUDA.
+
+Every kernel is wrapped as a ``torch.library.triton_op`` of the same name with the suffix ``_triton``, which AOTInductor
+opens and compiles into the artifact. Importing this module needs Triton.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from math import isqrt
+
+import torch
+import triton
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.library import triton_op, wrap_triton
+from torch.nn.functional import silu
+
+from nequip_md.ops.mlp import silu_derivative
+from nequip_md.ops.triton_kernels import mlp as mlp_kernels
+from nequip_md.ops.triton_kernels import segments
+
+_PROGRAMS = 264
+"""Programs of the kernel that keeps a scratch tile: two for each multiprocessor of an H100 or H200."""
+
+
+def _launch(kernel, grid, *arguments, **constants) -> None:
+    if isinstance(kernel, triton.runtime.JITFunction):
+        wrap_triton(kernel)[grid](*arguments, **constants)
+    elif not any(isinstance(a, FakeTensor) for a in arguments):
+        # Triton's interpreter (TRITON_INTERPRET=1): nothing to trace, and nothing to do where there are only shapes
+        kernel[grid](*arguments, **constants)
+
+
+def _block(width: int) -> int:
+    """Width of a tile: the next power of two, at least 16."""
+    return max(16, triton.next_power_of_2(width))
+
+
+def _edges(width: int) -> int:
+    """Edges at a time, for tiles of about 2,048 numbers."""
+    return max(8, min(64, 2048 // width))
+
+
+# ---- segments -----------------------------------------------------------------------------------------------------
+
+
+@triton_op("nequip_md::segment_sum_triton", mutates_args={})
+def segment_sum(values: Tensor, row_ptr: Tensor) -> Tensor:
+    count, channels = row_ptr.shape[0] - 1, values.shape[1]
+    out = values.new_empty((count, channels))
+    _launch(segments.segment_sum_kernel, (count, channels), values, row_ptr, out, channels, EDGES=128, num_warps=1)
+    return out
+
+
+@triton_op("nequip_md::edge_moment_triton", mutates_args={})
+def edge_moment(a: Tensor, y: Tensor, row_ptr: Tensor, precision: str) -> Tensor:
+    (_, slots, channels), components, count = a.shape, y.shape[1], row_ptr.shape[0] - 1
+    out = a.new_empty((count, components, channels))
+    block = min(_block(channels), 128)
+    grid = (count, triton.cdiv(channels, block))
+    if slots == 1 and a.dtype == torch.float32:
+        _launch(segments.moment_product_kernel, grid, a, y, row_ptr, out, C=channels, M=components, BLOCK_M=_block(components),
+                BLOCK_C=block, EDGES=16, PRECISION=precision, num_warps=1)
+    else:
+        _launch(segments.moment_kernel, grid, a, y, row_ptr, out, C=channels, M=components, SLOTS=slots,
+                BLOCK_M=triton.next_power_of_2(components), BLOCK_C=block, UNROLL=4, num_warps=2)
+    return out
+
+
+def _spread(y: Tensor, z: Tensor, row_ptr: Tensor, orders: int, start: Tensor | None) -> Tensor:
+    (edges, components), channels, count = y.shape, z.shape[2], row_ptr.shape[0] - 1
+    out = y.new_empty((edges, orders, channels))
+    block = min(_block(channels), 128)
+    _launch(segments.spread_kernel, (count, triton.cdiv(channels, block)), y, z, row_ptr, out if start is None else start, out,
+            C=channels, L=isqrt(components), SLOTS=orders, BLOCK_C=block, EDGES=16, ADD=start is not None,
+            num_warps=8 if block == 128 else 4)
+    return out
+
+
+@triton_op("nequip_md::edge_spread_triton", mutates_args={})
+def edge_spread(y: Tensor, z: Tensor, row_ptr: Tensor, orders: int) -> Tensor:
+    return _spread(y, z, row_ptr, orders, None)
+
+
+@triton_op("nequip_md::edge_spread_add_triton", mutates_args={})
+def edge_spread_add(y: Tensor, z: Tensor, row_ptr: Tensor, start: Tensor) -> Tensor:
+    return _spread(y, z, row_ptr, 1, start)
+
+
+@triton_op("nequip_md::edge_dot_triton", mutates_args={})
+def edge_dot(a: Tensor, z: Tensor, row_ptr: Tensor, precision: str) -> Tensor:
+    (edges, slots, channels), components, count = a.shape, z.shape[1], row_ptr.shape[0] - 1
+    out = a.new_empty((edges, components))
+    block = _block(channels)
+    if slots == 1 and a.dtype == torch.float32:
+        _launch(segments.dot_product_kernel, (count,), a, z, row_ptr, out, C=channels, M=components, BLOCK_M=_block(components),
+                BLOCK_C=block, EDGES=32, PRECISION=precision, num_warps=2)
+    else:
+        _launch(segments.dot_kernel, (count,), a, z, row_ptr, out, C=channels, L=isqrt(components), SLOTS=slots, BLOCK_C=block,
+                EDGES=_edges(block), num_warps=4)
+    return out
+
+
+@triton_op("nequip_md::edge_contract_triton", mutates_args={})
+def edge_contract(w: Tensor, y: Tensor, z: Tensor, row_ptr: Tensor) -> Tensor:
+    (edges, orders, channels), count = w.shape, row_ptr.shape[0] - 1
+    out = w.new_empty((edges, channels))
+    block = min(_block(channels), 128)
+    _launch(segments.contract_kernel, (count, triton.cdiv(channels, block)), w, y, z, row_ptr, out, U=channels, L=orders,
+            BLOCK_U=block, EDGES=16, num_warps=4)
+    return out
+
+
+def _contract_backward(g: Tensor, w: Tensor, y: Tensor, z: Tensor, row_ptr: Tensor, start: Tensor | None) -> list[Tensor]:
+    (_, orders, channels), count = w.shape, row_ptr.shape[0] - 1
+    dw, dy, dz = w.new_empty(w.shape), y.new_empty(y.shape), z.new_empty(z.shape)
+    block = _block(channels)
+    _launch(segments.contract_backward_kernel, (count,), g, w, y, z, row_ptr, dw if start is None else start, dw, dy, dz, U=channels,
+            L=orders, BLOCK_U=block, EDGES=_edges(block), ADD=start is not None, num_warps=2)
+    return [dw, dy, dz]
+
+
+@triton_op("nequip_md::edge_contract_backward_triton", mutates_args={})
+def edge_contract_backward(g: Tensor, w: Tensor, y: Tensor, z: Tensor, row_ptr: Tensor) -> list[Tensor]:
+    return _contract_backward(g, w, y, z, row_ptr, None)
+
+
+@triton_op("nequip_md::edge_contract_backward_add_triton", mutates_args={})
+def edge_contract_backward_add(g: Tensor, w: Tensor, y: Tensor, z: Tensor, row_ptr: Tensor, start: Tensor) -> list[Tensor]:
+    return _contract_backward(g, w, y, z, row_ptr, start)
+
+
+@triton_op("nequip_md::channel_product_triton", mutates_args={})
+def channel_product(x: Tensor, y: Tensor, w: Tensor, table: Tensor, values: Tensor, offsets: Tensor, dim: int) -> Tensor:
+    (count, components, channels), terms, atoms = x.shape, table.shape[1], 8
+    out = x.new_empty((count, dim, channels))
+    _launch(segments.channel_product_kernel, (triton.cdiv(count, atoms), dim), x, y, w, table, values, offsets, out, count,
+            A=components, B=y.shape[1], D=dim, TERMS=terms, U=channels, BLOCK_U=_block(channels), ATOMS=atoms, num_warps=4)
+    return out
+
+
+# ---- multilayer perceptrons ---------------------------------------------------------------------------------------
+
+
+def _multiple(width: int) -> int:
+    """As :func:`_block`, but no more than a multiple of 64."""
+    return _block(width) if width <= 64 else 64 * triton.cdiv(width, 64)
+
+
+def split(w: Tensor, widths: list[int], pad: Callable[[int], int] = _block) -> tuple[Tensor, Tensor, Tensor]:
+    """A matrix as scaled fp16 halves, padded with zeros to the kernels' tiles.
+
+    Args:
+        w: [sum of widths, N], fp32.
+        widths: rows that belong to each part of the input.
+        pad: width to padded width.
+
+    Returns:
+        hi and lo, fp16, [sum of padded widths, padded N], with w t = hi + lo for a power of two t; and fp32 [3]: 1 / t, the
+        largest norm of a column of w, the largest norm of a row.
+    """
+    padded = [torch.nn.functional.pad(part, (0, pad(w.shape[1]) - w.shape[1], 0, pad(part.shape[0]) - part.shape[0]))
+              for part in w.split(widths)]
+    scale = torch.exp2(13 - torch.floor(torch.log2(w.abs().max().clamp(1e-30))))
+    scaled = torch.cat(padded) * scale
+    hi = scaled.to(torch.float16)
+    lo = (scaled - hi).to(torch.float16)
+    # rounded up a little: the kernels take these norms for bounds
+    norms = [torch.linalg.vector_norm(w, dim=d).max() * 1.0001 for d in (0, 1)]
+    return hi, lo, torch.stack([1 / scale, *norms])
+
+
+_SHARED_MEMORY = 227 * 1024
+_TILES = {
+    # rows, chunk, warps, stages; the first that fits is taken. From timings on an H200 (docs/performance.md)
+    "hidden": ((128, 32, 8, 2), (64, 16, 4, 3), (64, 16, 4, 2), (64, 16, 8, 2)),
+    "backward": ((64, 32, 4, 3), (64, 16, 4, 2), (64, 16, 8, 2)),
+    "energy": ((128, 32, 8, 2), (64, 16, 4, 2), (64, 16, 8, 2)),
+}
+
+
+def _tiles(kernel: str, widths: list[int], outer: int) -> dict | None:
+    """Tile sizes of a kernel for input parts of these widths and a second layer of width ``outer``; None: too wide for it."""
+    inputs, outputs = sum(_block(k) for k in widths), _block(outer)
+    for rows, chunk, warps, stages in _TILES[kernel]:
+        weights = chunk * (inputs + outputs)
+        forward, backward = (rows * (held + chunk) + stages * weights for held in (inputs, outputs))
+        # the kernel of both directions reuses the memory of the first for the second, whose weights need not be doubled
+        shared = {"hidden": forward, "backward": backward, "energy": max(forward, rows * (outputs + chunk) + weights)}[kernel]
+        registers = rows * max(outputs, inputs if kernel != "hidden" else 0) / (32 * warps)
+        if 4 * shared <= _SHARED_MEMORY and registers <= 128:
+            return {"ROWS": rows, "CHUNK": chunk, "num_warps": warps, "num_stages": stages}
+    return None
+
+
+def _part_constants(widths: list[int]) -> dict:
+    filled = [*widths, *[16] * (4 - len(widths))]
+    return {"PARTS": len(widths), **{f"K{j}": k for j, k in enumerate(filled)}, **{f"B{j}": _block(k) for j, k in enumerate(filled)}}
+
+
+@triton_op("nequip_md::dense_triton", mutates_args={})
+def dense(x: Tensor, w_hi: Tensor, w_lo: Tensor, w_info: Tensor, inner: int, outer: int, transposed: bool, products: int) -> Tensor:
+    count = x.shape[0]
+    out = x.new_empty((count, outer))
+    padded, rows = _multiple(outer), 128
+    block = 128 if padded % 128 == 0 else min(padded, 64)
+    _launch(mlp_kernels.dense_kernel, (triton.cdiv(count, rows), padded // block), x, w_hi, w_lo, w_info, out, count, K=inner,
+            N=outer, BLOCK_N=block, PADDED_N=padded, PADDED_K=_multiple(inner), TRANSPOSED=transposed, ROWS=rows,
+            CHUNK=min(64, _multiple(inner)), PRODUCTS=products, num_warps=8 if block == 128 else 4, num_stages=2)
+    return out
+
+
+@triton_op("nequip_md::mix_orders_triton", mutates_args={})
+def mix_orders(x: Tensor, w_hi: Tensor, w_lo: Tensor, w_info: Tensor, outer: int, transposed: bool, products: int) -> Tensor:
+    count, components, inner = x.shape
+    out = x.new_empty((count, components, outer))
+    orders, rows = isqrt(components), 64
+    grid = (triton.cdiv(count * (2 * orders - 1), rows), orders)
+    _launch(mlp_kernels.mix_kernel, grid, x, w_hi, w_lo, w_info, out, count, K=inner, U=outer, M=components, PADDED_K=_block(inner),
+            PADDED_U=_block(outer), TRANSPOSED=transposed, ROWS=rows, CHUNK=min(64, _block(inner)), PRODUCTS=products,
+            num_warps=8 if _block(outer) > 128 else 4, num_stages=2)
+    return out
+
+
+@triton_op("nequip_md::mlp_hidden_triton", mutates_args={})
+def mlp_hidden(
+    parts: list[Tensor], w1_hi: Tensor, w1_lo: Tensor, w1_info: Tensor, w2_hi: Tensor, w2_lo: Tensor, w2_info: Tensor,
+    inner: int, outer: int, products: int,
+) -> list[Tensor]:
+    widths, count = [p.shape[1] for p in parts], parts[0].shape[0]
+    out, pre1, pre2 = (parts[0].new_empty((count, n)) for n in (outer, inner, outer))
+    tiles = _tiles("hidden", widths, outer)
+    _launch(mlp_kernels.hidden_kernel, (triton.cdiv(count, tiles["ROWS"]),), *_four(parts), w1_hi, w1_lo, w1_info, w2_hi, w2_lo,
+            w2_info, out, pre1, pre2, count, **_part_constants(widths), N1=inner, N2=outer, P1=_block(inner), P2=_block(outer),
+            PRODUCTS=products, **tiles)
+    return [out, pre1, pre2]
+
+
+@triton_op("nequip_md::mlp_hidden_backward_triton", mutates_args={})
+def mlp_hidden_backward(
+    g: Tensor, pre1: Tensor, pre2: Tensor, w1_hi: Tensor, w1_lo: Tensor, w1_info: Tensor, w2_hi: Tensor, w2_lo: Tensor,
+    w2_info: Tensor, widths: list[int], products: int,
+) -> list[Tensor]:
+    (count, inner), outer = pre1.shape, pre2.shape[1]
+    out = [g.new_empty((count, k)) for k in widths]
+    tiles = _tiles("backward", widths, outer)
+    _launch(mlp_kernels.hidden_backward_kernel, (triton.cdiv(count, tiles["ROWS"]),), g, pre1, pre2, w1_hi, w1_lo, w1_info, w2_hi,
+            w2_lo, w2_info, *_four(out), count, **_part_constants(widths), N1=inner, N2=outer, P1=_block(inner), P2=_block(outer),
+            PRODUCTS=products, **tiles)
+    return out
+
+
+@triton_op("nequip_md::mlp_energy_triton", mutates_args={})
+def mlp_energy(
+    parts: list[Tensor], w1_hi: Tensor, w1_lo: Tensor, w1_info: Tensor, w2_hi: Tensor, w2_lo: Tensor, w2_info: Tensor, v: Tensor,
+    r: Tensor, inner: int, outer: int, products: int,
+) -> list[Tensor]:
+    widths, count = [p.shape[1] for p in parts], parts[0].shape[0]
+    energy = parts[0].new_empty((count,))
+    gradients = [torch.empty_like(p) for p in parts]
+    tiles = _tiles("energy", widths, outer)
+    scratch = parts[0].new_empty((_PROGRAMS, tiles["ROWS"], _block(inner)))
+    _launch(mlp_kernels.energy_kernel, (_PROGRAMS,), *_four(parts), w1_hi, w1_lo, w1_info, w2_hi, w2_lo, w2_info, v, r, energy,
+            *_four(gradients), scratch, count, **_part_constants(widths), N2=outer, P1=_block(inner), P2=_block(outer),
+            PRODUCTS=products, **tiles)
+    return [energy, *gradients]
+
+
+def _four(tensors: list[Tensor]) -> list[Tensor]:
+    """A kernel has four pointers for the parts; those it does not use repeat the first."""
+    return [*tensors, *[tensors[0]] * (4 - len(tensors))]
+
+
+# ---- in place of the references -----------------------------------------------------------------------------------
+
+
+def replacements(precision: str) -> dict[torch._ops.OpOverload, Callable]:
+    """Triton forms by operator, for a trace; ``precision`` decides between three products and one."""
+    ops = torch.ops.nequip_md
+    products = 1 if precision == "tf32" else 3
+    dot = "tf32" if precision == "tf32" else "tf32x3"
+
+    def product_form(x, y, w, table, values, dim):
+        # of constants, and evaluated once: the terms by output component
+        output, order = table[3].sort(stable=True)
+        offsets = (output.unsqueeze(0) < torch.arange(dim + 1, device=output.device).unsqueeze(1)).sum(dim=1)
+        return channel_product(x, y, w, table[:3].index_select(1, order), values.index_select(0, order), offsets, dim)
+
+    def mix_form(x, w, transposed):
+        orders, inner, outer = w.shape
+        halves = split(w.flatten(0, 1), [inner] * orders)
+        return mix_orders(x, *halves, inner if transposed else outer, transposed, products)
+
+    def dense_form(x, w, transposed):
+        halves = split(w, [w.shape[0]], _multiple)
+        inner, outer = (w.shape[1], w.shape[0]) if transposed else w.shape
+        return dense(x, *halves, inner, outer, transposed, products)
+
+    def product(x, w):
+        return dense_form(x.contiguous(), w.contiguous(), False)
+
+    def hidden_form(parts, w1, w2):
+        if _tiles("hidden", [p.shape[1] for p in parts], w2.shape[1]) is None:
+            p1 = product(torch.cat(parts, dim=-1), w1)
+            p2 = product(silu(p1), w2)
+            return silu(p2), p1, p2
+        first, second = split(w1, [p.shape[1] for p in parts]), split(w2, [w2.shape[0]])
+        return tuple(mlp_hidden(parts, *first, *second, *w2.shape, products))
+
+    def hidden_backward_form(g, p1, p2, w1, w2, widths):
+        if _tiles("backward", widths, w2.shape[1]) is None:
+            dx = product(product(g * silu_derivative(p2), w2.T) * silu_derivative(p1), w1.T)
+            return [part.contiguous() for part in dx.split(widths, dim=-1)]
+        return mlp_hidden_backward(g, p1, p2, *split(w1, widths), *split(w2, [w2.shape[0]]), widths, products)
+
+    def energy_form(parts, w1, w2, v, r):
+        widths = [p.shape[1] for p in parts]
+        pad = torch.nn.functional.pad
+        if _tiles("energy", widths, w2.shape[1]) is None:
+            h, p1, p2 = hidden_form(parts, w1, w2)
+            gradient = hidden_backward_form(v.expand_as(p2), p1, p2, w1, w2, widths)
+            return [h @ v + torch.cat(parts, dim=-1) @ r, *(g + c for g, c in zip(gradient, r.split(widths)))]
+        r = torch.cat([pad(c, (0, _block(k) - k)) for c, k in zip(r.split(widths), widths)])
+        return mlp_energy(parts, *split(w1, widths), *split(w2, [w2.shape[0]]), pad(v, (0, _block(len(v)) - len(v))), r, *w2.shape,
+                          products)
+
+    return {
+        ops.segment_sum.default: lambda values, centre, row_ptr: segment_sum(values, row_ptr),
+        ops.edge_moment.default: lambda a, y, centre, row_ptr: edge_moment(a, y, row_ptr, dot),
+        ops.edge_spread.default: lambda y, z, centre, row_ptr, orders: edge_spread(y, z, row_ptr, orders),
+        ops.edge_dot.default: lambda a, z, centre, row_ptr: edge_dot(a, z, row_ptr, dot),
+        ops.edge_contract.default: lambda w, y, z, centre, row_ptr: edge_contract(w, y, z, row_ptr),
+        ops.edge_spread_add.default: lambda y, z, centre, row_ptr, start: edge_spread_add(y, z, row_ptr, start),
+        ops.edge_contract_backward.default:
+            lambda g, w, y, z, centre, row_ptr: tuple(edge_contract_backward(g, w, y, z, row_ptr)),
+        ops.edge_contract_backward_add.default:
+            lambda g, w, y, z, centre, row_ptr, start: tuple(edge_contract_backward_add(g, w, y, z, row_ptr, start)),
+        ops.channel_product.default: product_form,
+        ops.mix_orders.default: mix_form,
+        ops.dense.default: dense_form,
+        ops.mlp_hidden.default: hidden_form,
+        ops.mlp_hidden_backward.default: hidden_backward_form,
+        ops.mlp_energy.default: energy_form,
+    }

@@ -1,0 +1,171 @@
+r"""Multilayer perceptrons on edges as operators: what a device may do in one kernel.
+
+Two layers and their nonlinearity at a time,
+
+.. math:: h = \mathrm{silu}(p_2), \quad p_2 = \mathrm{silu}(p_1) W_2, \quad p_1 = [x_0 | x_1 | \dots] W_1,
+
+with the input in parts, side by side. The references are plain PyTorch. The fast forms (:mod:`nequip_md.ops.cuda`) are for
+inference: gradients go to the inputs, not to the weights, and once only. A model uses these operators when it is exported
+for a device that has them, and plain PyTorch otherwise.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.functional import silu
+
+from nequip_md.ops._operator import define
+
+
+MAX_PARTS = 4
+"""Parts of an input that the fast forms take."""
+
+
+def silu_derivative(x: Tensor) -> Tensor:
+    s = torch.sigmoid(x)
+    return s * (1 + x * (1 - s))
+
+
+# ---- one matrix ---------------------------------------------------------------------------------------------------
+
+
+def _dense_reference(x: Tensor, w: Tensor, transposed: bool) -> Tensor:
+    return x @ (w.T if transposed else w)
+
+
+def _dense_setup(ctx, inputs, output):
+    _, w, ctx.transposed = inputs
+    ctx.save_for_backward(w)
+
+
+def _dense_backward(ctx, g):
+    (w,) = ctx.saved_tensors
+    return torch.ops.nequip_md.dense(g.contiguous(), w, not ctx.transposed), None, None
+
+
+define("dense(Tensor x, Tensor w, bool transposed) -> Tensor", _dense_reference, backward=_dense_backward, setup_context=_dense_setup)
+
+
+# ---- one matrix for each order ------------------------------------------------------------------------------------
+
+
+def _mix_reference(x: Tensor, w: Tensor, transposed: bool) -> Tensor:
+    w = w.transpose(1, 2) if transposed else w
+    return torch.cat([x[:, l * l : (l + 1) ** 2] @ w[l] for l in range(w.shape[0])], dim=1)
+
+
+def _mix_backward(ctx, g):
+    (w,) = ctx.saved_tensors
+    return torch.ops.nequip_md.mix_orders(g.contiguous(), w, not ctx.transposed), None, None
+
+
+define("mix_orders(Tensor x, Tensor w, bool transposed) -> Tensor", _mix_reference, backward=_mix_backward, setup_context=_dense_setup)
+
+
+# ---- two layers ---------------------------------------------------------------------------------------------------
+
+
+def _hidden_reference(parts: list[Tensor], w1: Tensor, w2: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    p1 = torch.cat(parts, dim=-1) @ w1
+    p2 = silu(p1) @ w2
+    return silu(p2), p1, p2
+
+
+def _hidden_backward_reference(g: Tensor, p1: Tensor, p2: Tensor, w1: Tensor, w2: Tensor, widths: list[int]) -> list[Tensor]:
+    dx = (((g * silu_derivative(p2)) @ w2.T) * silu_derivative(p1)) @ w1.T
+    return [part.clone(memory_format=torch.contiguous_format) for part in dx.split(widths, dim=-1)]
+
+
+def _hidden_setup(ctx, inputs, output):
+    parts, w1, w2 = inputs
+    _, p1, p2 = output
+    ctx.widths = [part.shape[1] for part in parts]
+    ctx.save_for_backward(p1, p2, w1, w2)
+
+
+def _hidden_backward(ctx, g, *_):
+    p1, p2, w1, w2 = ctx.saved_tensors
+    return torch.ops.nequip_md.mlp_hidden_backward(g.contiguous(), p1, p2, w1, w2, ctx.widths), None, None
+
+
+define(
+    "mlp_hidden(Tensor[] parts, Tensor w1, Tensor w2) -> (Tensor, Tensor, Tensor)",
+    _hidden_reference, backward=_hidden_backward, setup_context=_hidden_setup,
+)
+define(
+    "mlp_hidden_backward(Tensor g, Tensor p1, Tensor p2, Tensor w1, Tensor w2, int[] widths) -> Tensor[]",
+    _hidden_backward_reference,
+)
+
+
+# ---- two layers and a scalar output -------------------------------------------------------------------------------
+
+
+def _energy_reference(parts: list[Tensor], w1: Tensor, w2: Tensor, v: Tensor, r: Tensor) -> list[Tensor]:
+    h, p1, p2 = _hidden_reference(parts, w1, w2)
+    widths = [part.shape[1] for part in parts]
+    gradient = _hidden_backward_reference(v.expand_as(p2), p1, p2, w1, w2, widths)
+    energy = h @ v + torch.cat(parts, dim=-1) @ r
+    return [energy, *(g + c for g, c in zip(gradient, r.split(widths)))]
+
+
+def _energy_setup(ctx, inputs, output):
+    ctx.save_for_backward(*output[1:])
+
+
+def _energy_backward(ctx, gradients):
+    g = gradients[0].unsqueeze(1)
+    return [g * part for part in ctx.saved_tensors], None, None, None, None
+
+
+define(
+    "mlp_energy(Tensor[] parts, Tensor w1, Tensor w2, Tensor v, Tensor r) -> Tensor[]",
+    _energy_reference, backward=_energy_backward, setup_context=_energy_setup,
+)
+
+
+# ---- public -------------------------------------------------------------------------------------------------------
+
+
+def dense(x: Tensor, w: Tensor) -> Tensor:
+    """x w: [E, K] by [K, N]."""
+    return torch.ops.nequip_md.dense(x.contiguous(), w.contiguous(), False)
+
+
+def mix_orders(x: Tensor, w: Tensor) -> Tensor:
+    """Every order l of x by its own matrix: [N, (l_max + 1)^2, K] by [l_max + 1, K, U] gives [N, (l_max + 1)^2, U]."""
+    return torch.ops.nequip_md.mix_orders(x.contiguous(), w.contiguous(), False)
+
+
+def mlp_hidden(parts: list[Tensor], w1: Tensor, w2: Tensor) -> Tensor:
+    """silu(silu([x0 | x1 ...] W1) W2).
+
+    Args:
+        parts: the input, up to four parts [E, K_j].
+        w1: [sum of K_j, N1].
+        w2: [N1, N2].
+
+    Returns:
+        [E, N2]; differentiable once, by ``parts`` only.
+    """
+    if len(parts) > MAX_PARTS:
+        parts = [torch.cat(parts, dim=-1)]
+    return torch.ops.nequip_md.mlp_hidden([p.contiguous() for p in parts], w1.contiguous(), w2.contiguous())[0]
+
+
+def mlp_energy(parts: list[Tensor], w1: Tensor, w2: Tensor, v: Tensor, r: Tensor) -> Tensor:
+    """silu(silu(x W1) W2) v + x r for x = [x0 | x1 ...].
+
+    The gradient by x is made in the same pass: it depends on nothing that comes after.
+
+    Args:
+        parts, w1, w2: as for :func:`mlp_hidden`.
+        v: [N2].
+        r: [sum of K_j].
+
+    Returns:
+        [E]; differentiable once, by ``parts`` only.
+    """
+    return torch.ops.nequip_md.mlp_energy([p.contiguous() for p in parts], w1.contiguous(), w2.contiguous(), v.contiguous(),
+                                          r.contiguous())[0]

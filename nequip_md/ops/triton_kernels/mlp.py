@@ -1,0 +1,376 @@
+"""Kernels of multilayer perceptrons on edges, with fp32-accurate products on the tensor cores.
+
+Arithmetic
+    A product C = A B of fp32 matrices is computed from halves (Ootomo and Yokota, Int. J. High Perform. Comput. Appl. 36,
+    475 (2022)): s a = a_hi + a_lo and t b = b_hi + b_lo, each half fp16, and
+    C = (a_lo b_hi + a_hi b_lo + a_hi b_hi) / (s t), accumulated in fp32. With ``PRODUCTS`` = 1 only a_hi b_hi is taken,
+    whose error is that of TF32.
+
+Scales
+    fp16 ends at 65,504, so each row of A has its own power of two s, from a bound on its entries: the row's Euclidean
+    norm for what is read from memory, and for what a layer makes, the norm of its input row times the largest column norm
+    of its matrix (Cauchy-Schwarz; |silu(x)| <= |x| and |silu'(x)| < 1.1). The bound is strict, so nothing can overflow,
+    and it may be loose: the two halves span 40 binary digits, of which 24 are needed. A row that is not finite gives NaN;
+    a row smaller than 1e-15 loses relative accuracy by and by.
+
+Tiles
+    ``ROWS`` edges for each program. The hidden layer is made ``CHUNK`` columns at a time and multiplied into the next
+    layer's sum at once, so a two-layer network needs one pass and only its input and output tiles are held.
+    Inputs come in up to four parts, side by side, which spares their concatenation. All widths are powers of two here;
+    the weights are padded with zeros (:func:`nequip_md.ops.mlp.split`).
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def power_of_two(bound):
+    """The power of two s with 2^14 <= s bound < 2^15, as fp32, at most 2^64.
+
+    A norm below 1e-19 is made of squares that vanish, so it bounds nothing; 2^64 is small enough for such a row.
+    """
+    exponent = (bound.to(tl.int32, bitcast=True) >> 23) & 255
+    field = tl.minimum(tl.maximum(268 - exponent, 1), 127 + 64)
+    return (field << 23).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def inverse_power_of_two(s):
+    field = 254 - ((s.to(tl.int32, bitcast=True) >> 23) & 255)
+    return (field << 23).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def halves(a):
+    hi = a.to(tl.float16)
+    return hi, (a - hi.to(tl.float32)).to(tl.float16)
+
+
+@triton.jit
+def product(a_hi, a_lo, b_hi, b_lo, total, PRODUCTS: tl.constexpr):
+    if PRODUCTS == 3:
+        total = tl.dot(a_lo, b_hi, total)
+        total = tl.dot(a_hi, b_lo, total)
+    return tl.dot(a_hi, b_hi, total)
+
+
+@triton.jit
+def silu(x):
+    return x * tl.sigmoid(x)
+
+
+@triton.jit
+def silu_derivative(x):
+    s = tl.sigmoid(x)
+    return s * (1.0 + x * (1.0 - s))
+
+
+@triton.jit
+def load_rows(x, row0, count, WIDTH: tl.constexpr, column0, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """[ROWS, COLUMNS] of x [count, WIDTH] from (row0, column0) on, zero outside. row0 is 64-bit, all else 32-bit offsets."""
+    row = tl.arange(0, ROWS)
+    column = column0 + tl.arange(0, COLUMNS)
+    inside = (row < count - row0)[:, None] & (column < WIDTH)[None, :]
+    return tl.load(x + row0 * WIDTH + row[:, None] * WIDTH + column[None, :], mask=inside, other=0.0)
+
+
+@triton.jit
+def store_rows(out, values, row0, count, WIDTH: tl.constexpr, column0, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    row = tl.arange(0, ROWS)
+    column = column0 + tl.arange(0, COLUMNS)
+    inside = (row < count - row0)[:, None] & (column < WIDTH)[None, :]
+    tl.store(out + row0 * WIDTH + row[:, None] * WIDTH + column[None, :], values, mask=inside)
+
+
+@triton.jit
+def weight_tile(w, row0, rows: tl.constexpr, column0, columns: tl.constexpr, stride: tl.constexpr):
+    return tl.load(w + (row0 + tl.arange(0, rows))[:, None] * stride + (column0 + tl.arange(0, columns))[None, :])
+
+
+@triton.jit
+def dense_kernel(
+    x, w_hi, w_lo, w_info, out, count, K: tl.constexpr, N: tl.constexpr, BLOCK_N: tl.constexpr, PADDED_N: tl.constexpr,
+    PADDED_K: tl.constexpr, TRANSPOSED: tl.constexpr, ROWS: tl.constexpr, CHUNK: tl.constexpr, PRODUCTS: tl.constexpr,
+):
+    """out [count, N] = x [count, K] W, or x W^T with ``TRANSPOSED``; W is stored [PADDED_K, PADDED_N] ([PADDED_N, PADDED_K])."""
+    row0 = tl.program_id(0).to(tl.int64) * ROWS
+    column0 = tl.program_id(1) * BLOCK_N
+    square = tl.zeros([ROWS], dtype=tl.float32)
+    for k0 in tl.static_range(0, PADDED_K, CHUNK):
+        part = load_rows(x, row0, count, K, k0, ROWS, CHUNK)
+        square += tl.sum(part * part, axis=1)
+    scale = power_of_two(tl.sqrt(square))
+    total = tl.zeros([ROWS, BLOCK_N], dtype=tl.float32)
+    for k0 in range(0, PADDED_K, CHUNK):
+        part = load_rows(x, row0, count, K, k0, ROWS, CHUNK)
+        x_hi, x_lo = halves(part * scale[:, None])
+        if TRANSPOSED:
+            b_hi = tl.trans(weight_tile(w_hi, column0, BLOCK_N, k0, CHUNK, PADDED_K))
+            b_lo = tl.trans(weight_tile(w_lo, column0, BLOCK_N, k0, CHUNK, PADDED_K))
+        else:
+            b_hi = weight_tile(w_hi, k0, CHUNK, column0, BLOCK_N, PADDED_N)
+            b_lo = weight_tile(w_lo, k0, CHUNK, column0, BLOCK_N, PADDED_N)
+        total = product(x_hi, x_lo, b_hi, b_lo, total, PRODUCTS)
+    total *= (inverse_power_of_two(scale) * tl.load(w_info))[:, None]
+    store_rows(out, total, row0, count, N, column0, ROWS, BLOCK_N)
+
+
+@triton.jit
+def mix_kernel(
+    x, w_hi, w_lo, w_info, out, N, K: tl.constexpr, U: tl.constexpr, M: tl.constexpr, PADDED_K: tl.constexpr,
+    PADDED_U: tl.constexpr, TRANSPOSED: tl.constexpr, ROWS: tl.constexpr, CHUNK: tl.constexpr, PRODUCTS: tl.constexpr,
+):
+    """out [N, M, U] = x [N, M, K] W_l, each order l with its own matrix; W [L, PADDED_K, PADDED_U], or its transpose.
+
+    The second index of the grid is l; the rows of order l are the pairs (n, m) with m in l.
+    """
+    l = tl.program_id(1)
+    width = 2 * l + 1
+    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    at = (row // width) * M + l * l + row % width
+    valid = (row // width < N)[:, None]
+    square = tl.zeros([ROWS], dtype=tl.float32)
+    for k0 in tl.static_range(0, PADDED_K, CHUNK):
+        k = k0 + tl.arange(0, CHUNK)
+        part = tl.load(x + at[:, None] * K + k[None, :], mask=valid & (k < K)[None, :], other=0.0)
+        square += tl.sum(part * part, axis=1)
+    scale = power_of_two(tl.sqrt(square))
+    total = tl.zeros([ROWS, PADDED_U], dtype=tl.float32)
+    for k0 in range(0, PADDED_K, CHUNK):
+        k = k0 + tl.arange(0, CHUNK)
+        part = tl.load(x + at[:, None] * K + k[None, :], mask=valid & (k < K)[None, :], other=0.0)
+        x_hi, x_lo = halves(part * scale[:, None])
+        if TRANSPOSED:
+            b_hi = tl.trans(weight_tile(w_hi, l * PADDED_U, PADDED_U, k0, CHUNK, PADDED_K))
+            b_lo = tl.trans(weight_tile(w_lo, l * PADDED_U, PADDED_U, k0, CHUNK, PADDED_K))
+        else:
+            b_hi = weight_tile(w_hi, l * PADDED_K + k0, CHUNK, 0, PADDED_U, PADDED_U)
+            b_lo = weight_tile(w_lo, l * PADDED_K + k0, CHUNK, 0, PADDED_U, PADDED_U)
+        total = product(x_hi, x_lo, b_hi, b_lo, total, PRODUCTS)
+    total *= (inverse_power_of_two(scale) * tl.load(w_info))[:, None]
+    u = tl.arange(0, PADDED_U)
+    tl.store(out + at[:, None] * U + u[None, :], total, mask=valid & (u < U)[None, :])
+
+
+@triton.jit
+def hidden_kernel(
+    x0, x1, x2, x3, w1_hi, w1_lo, w1_info, w2_hi, w2_lo, w2_info, out, pre1, pre2, count,
+    PARTS: tl.constexpr, K0: tl.constexpr, K1: tl.constexpr, K2: tl.constexpr, K3: tl.constexpr,
+    B0: tl.constexpr, B1: tl.constexpr, B2: tl.constexpr, B3: tl.constexpr,
+    N1: tl.constexpr, N2: tl.constexpr, P1: tl.constexpr, P2: tl.constexpr,
+    ROWS: tl.constexpr, CHUNK: tl.constexpr, PRODUCTS: tl.constexpr,
+):
+    """out = silu(pre2), pre2 = silu(pre1) W2, pre1 = x W1; x [count, K0 + K1 + ...], W1 [B0 + B1 + ..., P1], W2 [P1, P2]."""
+    row0 = tl.program_id(0).to(tl.int64) * ROWS
+    part0 = load_rows(x0, row0, count, K0, 0, ROWS, B0)
+    square = tl.sum(part0 * part0, axis=1)
+    if PARTS > 1:
+        part1 = load_rows(x1, row0, count, K1, 0, ROWS, B1)
+        square += tl.sum(part1 * part1, axis=1)
+    if PARTS > 2:
+        part2 = load_rows(x2, row0, count, K2, 0, ROWS, B2)
+        square += tl.sum(part2 * part2, axis=1)
+    if PARTS > 3:
+        part3 = load_rows(x3, row0, count, K3, 0, ROWS, B3)
+        square += tl.sum(part3 * part3, axis=1)
+    norm = tl.sqrt(square)
+    scale1 = power_of_two(norm)
+    scale2 = power_of_two(norm * tl.load(w1_info + 1))
+    unscale1 = (inverse_power_of_two(scale1) * tl.load(w1_info))[:, None]
+    unscale2 = (inverse_power_of_two(scale2) * tl.load(w2_info))[:, None]
+    x0_hi, x0_lo = halves(part0 * scale1[:, None])
+    if PARTS > 1:
+        x1_hi, x1_lo = halves(part1 * scale1[:, None])
+    if PARTS > 2:
+        x2_hi, x2_lo = halves(part2 * scale1[:, None])
+    if PARTS > 3:
+        x3_hi, x3_lo = halves(part3 * scale1[:, None])
+
+    total = tl.zeros([ROWS, P2], dtype=tl.float32)
+    for c0 in range(0, P1, CHUNK):
+        p = tl.zeros([ROWS, CHUNK], dtype=tl.float32)
+        p = product(x0_hi, x0_lo, weight_tile(w1_hi, 0, B0, c0, CHUNK, P1), weight_tile(w1_lo, 0, B0, c0, CHUNK, P1), p, PRODUCTS)
+        if PARTS > 1:
+            p = product(x1_hi, x1_lo, weight_tile(w1_hi, B0, B1, c0, CHUNK, P1), weight_tile(w1_lo, B0, B1, c0, CHUNK, P1), p,
+                        PRODUCTS)
+        if PARTS > 2:
+            p = product(x2_hi, x2_lo, weight_tile(w1_hi, B0 + B1, B2, c0, CHUNK, P1),
+                        weight_tile(w1_lo, B0 + B1, B2, c0, CHUNK, P1), p, PRODUCTS)
+        if PARTS > 3:
+            p = product(x3_hi, x3_lo, weight_tile(w1_hi, B0 + B1 + B2, B3, c0, CHUNK, P1),
+                        weight_tile(w1_lo, B0 + B1 + B2, B3, c0, CHUNK, P1), p, PRODUCTS)
+        p *= unscale1
+        store_rows(pre1, p, row0, count, N1, c0, ROWS, CHUNK)
+        h_hi, h_lo = halves(silu(p) * scale2[:, None])
+        total = product(h_hi, h_lo, weight_tile(w2_hi, c0, CHUNK, 0, P2, P2), weight_tile(w2_lo, c0, CHUNK, 0, P2, P2), total,
+                        PRODUCTS)
+    total *= unscale2
+    store_rows(pre2, total, row0, count, N2, 0, ROWS, P2)
+    store_rows(out, silu(total), row0, count, N2, 0, ROWS, P2)
+
+
+@triton.jit
+def input_gradient_part(t_hi, t_lo, w_hi, w_lo, row0, rows: tl.constexpr, c0, CHUNK: tl.constexpr, P1: tl.constexpr, total,
+                        PRODUCTS: tl.constexpr):
+    """total + t W^T for the rows of W that belong to one part of the input."""
+    return product(t_hi, t_lo, tl.trans(weight_tile(w_hi, row0, rows, c0, CHUNK, P1)),
+                   tl.trans(weight_tile(w_lo, row0, rows, c0, CHUNK, P1)), total, PRODUCTS)
+
+
+@triton.jit
+def hidden_backward_kernel(
+    g, pre1, pre2, w1_hi, w1_lo, w1_info, w2_hi, w2_lo, w2_info, dx0, dx1, dx2, dx3, count,
+    PARTS: tl.constexpr, K0: tl.constexpr, K1: tl.constexpr, K2: tl.constexpr, K3: tl.constexpr,
+    B0: tl.constexpr, B1: tl.constexpr, B2: tl.constexpr, B3: tl.constexpr,
+    N1: tl.constexpr, N2: tl.constexpr, P1: tl.constexpr, P2: tl.constexpr,
+    ROWS: tl.constexpr, CHUNK: tl.constexpr, PRODUCTS: tl.constexpr,
+):
+    """dx = ((g * silu'(pre2)) W2^T * silu'(pre1)) W1^T, in the parts of x."""
+    row0 = tl.program_id(0).to(tl.int64) * ROWS
+    g2 = load_rows(g, row0, count, N2, 0, ROWS, P2)
+    g2 *= silu_derivative(load_rows(pre2, row0, count, N2, 0, ROWS, P2))
+    norm = tl.sqrt(tl.sum(g2 * g2, axis=1))
+    scale2 = power_of_two(norm)
+    scale1 = power_of_two(norm * tl.load(w2_info + 2) * 1.1)
+    unscale2 = (inverse_power_of_two(scale2) * tl.load(w2_info))[:, None]
+    unscale1 = (inverse_power_of_two(scale1) * tl.load(w1_info))[:, None]
+    g_hi, g_lo = halves(g2 * scale2[:, None])
+    total0 = tl.zeros([ROWS, B0], dtype=tl.float32)
+    if PARTS > 1:
+        total1 = tl.zeros([ROWS, B1], dtype=tl.float32)
+    if PARTS > 2:
+        total2 = tl.zeros([ROWS, B2], dtype=tl.float32)
+    if PARTS > 3:
+        total3 = tl.zeros([ROWS, B3], dtype=tl.float32)
+    for c0 in range(0, P1, CHUNK):
+        t = tl.zeros([ROWS, CHUNK], dtype=tl.float32)
+        t = product(g_hi, g_lo, tl.trans(weight_tile(w2_hi, c0, CHUNK, 0, P2, P2)),
+                    tl.trans(weight_tile(w2_lo, c0, CHUNK, 0, P2, P2)), t, PRODUCTS)
+        p = load_rows(pre1, row0, count, N1, c0, ROWS, CHUNK)
+        t = t * unscale2 * silu_derivative(p)
+        t_hi, t_lo = halves(t * scale1[:, None])
+        total0 = input_gradient_part(t_hi, t_lo, w1_hi, w1_lo, 0, B0, c0, CHUNK, P1, total0, PRODUCTS)
+        if PARTS > 1:
+            total1 = input_gradient_part(t_hi, t_lo, w1_hi, w1_lo, B0, B1, c0, CHUNK, P1, total1, PRODUCTS)
+        if PARTS > 2:
+            total2 = input_gradient_part(t_hi, t_lo, w1_hi, w1_lo, B0 + B1, B2, c0, CHUNK, P1, total2, PRODUCTS)
+        if PARTS > 3:
+            total3 = input_gradient_part(t_hi, t_lo, w1_hi, w1_lo, B0 + B1 + B2, B3, c0, CHUNK, P1, total3, PRODUCTS)
+    store_rows(dx0, total0 * unscale1, row0, count, K0, 0, ROWS, B0)
+    if PARTS > 1:
+        store_rows(dx1, total1 * unscale1, row0, count, K1, 0, ROWS, B1)
+    if PARTS > 2:
+        store_rows(dx2, total2 * unscale1, row0, count, K2, 0, ROWS, B2)
+    if PARTS > 3:
+        store_rows(dx3, total3 * unscale1, row0, count, K3, 0, ROWS, B3)
+
+
+@triton.jit
+def energy_kernel(
+    x0, x1, x2, x3, w1_hi, w1_lo, w1_info, w2_hi, w2_lo, w2_info, v, r, energy, dx0, dx1, dx2, dx3, scratch, count,
+    PARTS: tl.constexpr, K0: tl.constexpr, K1: tl.constexpr, K2: tl.constexpr, K3: tl.constexpr,
+    B0: tl.constexpr, B1: tl.constexpr, B2: tl.constexpr, B3: tl.constexpr,
+    N2: tl.constexpr, P1: tl.constexpr, P2: tl.constexpr,
+    ROWS: tl.constexpr, CHUNK: tl.constexpr, PRODUCTS: tl.constexpr,
+):
+    """energy = v silu(silu(x W1) W2) + r x and its gradient by x, in one pass; r [B0 + B1 + ...], v [P2], padded with zeros.
+
+    Each program takes every num_programs-th block of rows and keeps pre1 in its own [ROWS, P1] of ``scratch``, which never
+    leaves the second-level cache.
+    """
+    lane = tl.arange(0, ROWS)
+    n = tl.arange(0, P2)
+    mine = scratch + tl.program_id(0).to(tl.int64) * ROWS * P1
+    for block in range(tl.program_id(0).to(tl.int64), tl.cdiv(count, ROWS), tl.num_programs(0)):
+        row0 = block * ROWS
+        part0 = load_rows(x0, row0, count, K0, 0, ROWS, B0)
+        square = tl.sum(part0 * part0, axis=1)
+        linear = tl.sum(part0 * tl.load(r + tl.arange(0, B0))[None, :], axis=1)
+        if PARTS > 1:
+            part1 = load_rows(x1, row0, count, K1, 0, ROWS, B1)
+            square += tl.sum(part1 * part1, axis=1)
+            linear += tl.sum(part1 * tl.load(r + B0 + tl.arange(0, B1))[None, :], axis=1)
+        if PARTS > 2:
+            part2 = load_rows(x2, row0, count, K2, 0, ROWS, B2)
+            square += tl.sum(part2 * part2, axis=1)
+            linear += tl.sum(part2 * tl.load(r + B0 + B1 + tl.arange(0, B2))[None, :], axis=1)
+        if PARTS > 3:
+            part3 = load_rows(x3, row0, count, K3, 0, ROWS, B3)
+            square += tl.sum(part3 * part3, axis=1)
+            linear += tl.sum(part3 * tl.load(r + B0 + B1 + B2 + tl.arange(0, B3))[None, :], axis=1)
+        norm = tl.sqrt(square)
+        scale1 = power_of_two(norm)
+        scale2 = power_of_two(norm * tl.load(w1_info + 1))
+        unscale1 = (inverse_power_of_two(scale1) * tl.load(w1_info))[:, None]
+        unscale2 = (inverse_power_of_two(scale2) * tl.load(w2_info))[:, None]
+        x0_hi, x0_lo = halves(part0 * scale1[:, None])
+        if PARTS > 1:
+            x1_hi, x1_lo = halves(part1 * scale1[:, None])
+        if PARTS > 2:
+            x2_hi, x2_lo = halves(part2 * scale1[:, None])
+        if PARTS > 3:
+            x3_hi, x3_lo = halves(part3 * scale1[:, None])
+        total = tl.zeros([ROWS, P2], dtype=tl.float32)
+        for c0 in range(0, P1, CHUNK):
+            p = tl.zeros([ROWS, CHUNK], dtype=tl.float32)
+            p = product(x0_hi, x0_lo, weight_tile(w1_hi, 0, B0, c0, CHUNK, P1), weight_tile(w1_lo, 0, B0, c0, CHUNK, P1), p,
+                        PRODUCTS)
+            if PARTS > 1:
+                p = product(x1_hi, x1_lo, weight_tile(w1_hi, B0, B1, c0, CHUNK, P1),
+                            weight_tile(w1_lo, B0, B1, c0, CHUNK, P1), p, PRODUCTS)
+            if PARTS > 2:
+                p = product(x2_hi, x2_lo, weight_tile(w1_hi, B0 + B1, B2, c0, CHUNK, P1),
+                            weight_tile(w1_lo, B0 + B1, B2, c0, CHUNK, P1), p, PRODUCTS)
+            if PARTS > 3:
+                p = product(x3_hi, x3_lo, weight_tile(w1_hi, B0 + B1 + B2, B3, c0, CHUNK, P1),
+                            weight_tile(w1_lo, B0 + B1 + B2, B3, c0, CHUNK, P1), p, PRODUCTS)
+            p *= unscale1
+            tl.store(mine + lane[:, None] * P1 + (c0 + tl.arange(0, CHUNK))[None, :], p)
+            h_hi, h_lo = halves(silu(p) * scale2[:, None])
+            total = product(h_hi, h_lo, weight_tile(w2_hi, c0, CHUNK, 0, P2, P2), weight_tile(w2_lo, c0, CHUNK, 0, P2, P2),
+                            total, PRODUCTS)
+        total *= unscale2
+        v_n = tl.load(v + n)[None, :]
+        tl.store(energy + row0 + lane, linear + tl.sum(silu(total) * v_n, axis=1), mask=lane < count - row0)
+
+        # backward, with v as the gradient of the hidden layer
+        g2 = v_n * silu_derivative(total)
+        norm = tl.sqrt(tl.sum(g2 * g2, axis=1))
+        scale2 = power_of_two(norm)
+        scale1 = power_of_two(norm * tl.load(w2_info + 2) * 1.1)
+        unscale2 = (inverse_power_of_two(scale2) * tl.load(w2_info))[:, None]
+        unscale1 = (inverse_power_of_two(scale1) * tl.load(w1_info))[:, None]
+        g_hi, g_lo = halves(g2 * scale2[:, None])
+        total0 = tl.zeros([ROWS, B0], dtype=tl.float32)
+        if PARTS > 1:
+            total1 = tl.zeros([ROWS, B1], dtype=tl.float32)
+        if PARTS > 2:
+            total2 = tl.zeros([ROWS, B2], dtype=tl.float32)
+        if PARTS > 3:
+            total3 = tl.zeros([ROWS, B3], dtype=tl.float32)
+        tl.debug_barrier()
+        for c0 in range(0, P1, CHUNK):
+            t = tl.zeros([ROWS, CHUNK], dtype=tl.float32)
+            t = product(g_hi, g_lo, tl.trans(weight_tile(w2_hi, c0, CHUNK, 0, P2, P2)),
+                        tl.trans(weight_tile(w2_lo, c0, CHUNK, 0, P2, P2)), t, PRODUCTS)
+            p = tl.load(mine + lane[:, None] * P1 + (c0 + tl.arange(0, CHUNK))[None, :])
+            t = t * unscale2 * silu_derivative(p)
+            t_hi, t_lo = halves(t * scale1[:, None])
+            total0 = input_gradient_part(t_hi, t_lo, w1_hi, w1_lo, 0, B0, c0, CHUNK, P1, total0, PRODUCTS)
+            if PARTS > 1:
+                total1 = input_gradient_part(t_hi, t_lo, w1_hi, w1_lo, B0, B1, c0, CHUNK, P1, total1, PRODUCTS)
+            if PARTS > 2:
+                total2 = input_gradient_part(t_hi, t_lo, w1_hi, w1_lo, B0 + B1, B2, c0, CHUNK, P1, total2, PRODUCTS)
+            if PARTS > 3:
+                total3 = input_gradient_part(t_hi, t_lo, w1_hi, w1_lo, B0 + B1 + B2, B3, c0, CHUNK, P1, total3, PRODUCTS)
+        tl.debug_barrier()
+        store_rows(dx0, total0 * unscale1 + tl.load(r + tl.arange(0, B0))[None, :], row0, count, K0, 0, ROWS, B0)
+        if PARTS > 1:
+            store_rows(dx1, total1 * unscale1 + tl.load(r + B0 + tl.arange(0, B1))[None, :], row0, count, K1, 0, ROWS, B1)
+        if PARTS > 2:
+            store_rows(dx2, total2 * unscale1 + tl.load(r + B0 + B1 + tl.arange(0, B2))[None, :], row0, count, K2, 0, ROWS, B2)
+        if PARTS > 3:
+            store_rows(dx3, total3 * unscale1 + tl.load(r + B0 + B1 + B2 + tl.arange(0, B3))[None, :], row0, count, K3, 0, ROWS, B3)

@@ -1,0 +1,155 @@
+"""The Triton kernels against the plain references: on the GPU where there is one, in Triton's interpreter (conftest.py) otherwise."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+
+from nequip_md import ops
+from nequip_md.export.trace import example_inputs, trace
+from nequip_md.model import build_model, energy_and_gradient, fuse, preset, with_dtype
+from nequip_md.ops import cuda, decompositions
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+FORMS = {precision: cuda.replacements(precision) for precision in ("fp64", "fp32", "tf32")}
+TOLERANCE = {"fp64": 1e-14, "fp32": 4e-6, "tf32": 4e-3}
+DTYPE = {"fp64": torch.float64, "fp32": torch.float32, "tf32": torch.float32}
+OPERATORS = torch.ops.nequip_md
+
+
+@pytest.fixture(autouse=True)
+def same_numbers():
+    torch.manual_seed(0)
+
+
+def edges(counts=(5, 0, 37, 1, 130, 0)):
+    """centre and row_ptr of centres with these numbers of edges."""
+    counts = torch.tensor(counts)
+    row_ptr = torch.cat([torch.zeros(1, dtype=torch.int64), counts.cumsum(0)])
+    return torch.repeat_interleave(torch.arange(len(counts)), counts).to(DEVICE), row_ptr.to(DEVICE)
+
+
+def upcast(value):
+    if isinstance(value, (list, tuple)):
+        return [upcast(v) for v in value] if value and torch.is_tensor(value[0]) else value
+    return value.double() if torch.is_tensor(value) and value.is_floating_point() else value
+
+
+def check(name, precision, *arguments):
+    """The Triton form in its precision against the reference in float64, relative to the norm."""
+    operator = getattr(OPERATORS, name).default
+    expected, result = operator(*upcast(arguments)), FORMS[precision][operator](*arguments)
+    single = torch.is_tensor(expected)
+    for got, want in zip([result] if single else result, [expected] if single else expected):
+        assert got.shape == want.shape
+        error = (got.double() - want).norm() / want.norm().clamp(min=1e-30)
+        assert error <= TOLERANCE[precision], f"{name}: {error:.1e}"
+
+
+def random(precision, *shape):
+    return torch.randn(*shape, dtype=DTYPE[precision], device=DEVICE)
+
+
+@pytest.mark.parametrize("precision", FORMS)
+@pytest.mark.parametrize(("channels", "orders"), [(64, 4), (24, 3), (1, 1), (160, 2), (7, 5)])
+def test_segments(precision, channels, orders):
+    centre, row_ptr = edges()
+    count, nodes = len(centre), len(row_ptr) - 1
+    y, z = random(precision, count, orders**2), random(precision, nodes, orders**2, channels)
+    g = random(precision, count, channels)
+    for slots in {1, orders}:
+        a = random(precision, count, slots, channels)
+        check("edge_moment", precision, a, y, centre, row_ptr)
+        check("edge_dot", precision, a, z, centre, row_ptr)
+        check("edge_spread", precision, y, z, centre, row_ptr, slots)
+    check("edge_spread_add", precision, y, z, centre, row_ptr, g.unsqueeze(1).contiguous())
+    w = random(precision, count, orders, channels)
+    check("edge_contract", precision, w, y, z, centre, row_ptr)
+    check("edge_contract_backward", precision, g, w, y, z, centre, row_ptr)
+    check("edge_contract_backward_add", precision, g, w, y, z, centre, row_ptr, random(precision, *w.shape))
+    check("segment_sum", precision, g, centre, row_ptr)
+
+
+@pytest.mark.parametrize("precision", FORMS)
+def test_channel_product(precision):
+    generator = torch.Generator().manual_seed(1)
+    table = torch.stack([torch.randint(0, n, (60,), generator=generator) for n in (4, 9, 5, 7)]).to(DEVICE)
+    x, y, w, values = (random(precision, *s) for s in ((11, 9, 20), (11, 5, 20), (4, 20), (60,)))
+    check("channel_product", precision, x, y, w, table, values, 7)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "tf32"])
+@pytest.mark.parametrize(("widths", "inner", "outer"), [
+    ([64, 64], 256, 256), ([16, 24], 40, 32), ([32], 64, 64), ([64, 64, 64], 128, 64), ([48, 16, 16, 16], 64, 96),
+    ([64, 128, 128, 128], 512, 512),
+])
+def test_perceptrons(precision, widths, inner, outer):
+    rows = 70
+    # rows of very different sizes: each has its own scale
+    parts = [random(precision, rows, k) * torch.exp(4 * torch.randn(rows, 1, device=DEVICE)) for k in widths]
+    parts[0][3] = 0.0
+    w1 = random(precision, sum(widths), inner) / sum(widths) ** 0.5
+    w2 = random(precision, inner, outer) / inner**0.5
+    check("mlp_hidden", precision, parts, w1, w2)
+    check("mlp_energy", precision, parts, w1, w2, random(precision, outer), random(precision, sum(widths)))
+    g, p1, p2 = (random(precision, rows, n) for n in (outer, inner, outer))
+    check("mlp_hidden_backward", precision, g, p1, p2, w1, w2, widths)
+    check("dense", precision, torch.cat(parts, dim=-1), w1, False)
+    check("dense", precision, p1, w1, True)
+    w = random(precision, 4, widths[0], inner)
+    check("mix_orders", precision, random(precision, 9, 16, widths[0]), w, False)
+    check("mix_orders", precision, random(precision, 9, 16, inner), w, True)
+
+
+@pytest.mark.parametrize("size", [1e-12, 1e-6, 1e6, 1e17])
+def test_scales_follow_the_rows(size):
+    """fp16 ends at 65,504; rows of any size keep the accuracy of fp32."""
+    parts = [size * random("fp32", 40, 32), size * random("fp32", 40, 32)]
+    x = torch.cat(parts, dim=-1)
+    check("dense", "fp32", x, random("fp32", 64, 48), False)
+    # for silu ~ identity the whole network scales; for large arguments it is the identity or zero
+    check("mlp_hidden", "fp32", parts, random("fp32", 64, 64), random("fp32", 64, 64))
+
+
+@pytest.mark.parametrize("size", [1e-38, 1e-30, 1e-19, 1e-17])
+def test_rows_near_zero_stay_near_zero(size):
+    """At the cutoff the inputs vanish with high powers of the distance to it."""
+    parts, w1, w2 = [size * random("fp32", 40, 64)], random("fp32", 64, 64) / 8, random("fp32", 64, 64) / 8
+    result = FORMS["fp32"][OPERATORS.mlp_hidden.default](parts, w1, w2)[0]
+    assert (result - OPERATORS.mlp_hidden(parts, w1, w2)[0]).abs().max() <= 1e-3 * size + 1e-25
+
+
+def test_not_a_number_is_not_hidden():
+    parts = [random("fp32", 40, 32)]
+    parts[0][7, 3] = float("inf")
+    out = FORMS["fp32"][OPERATORS.mlp_hidden.default](parts, random("fp32", 32, 64), random("fp32", 64, 64))[0]
+    finite = torch.isfinite(out).all(dim=1)
+    assert not finite[7]
+    assert finite.sum() == 39
+
+
+@pytest.mark.parametrize(("name", "precision"), [("small", "fp32"), ("small", "fp64"), ("medium", "tf32"), ("large", "fp32")])
+def test_whole_model(name, precision):
+    """The graph that an export for CUDA compiles, node by node, against the model in float64."""
+    config = preset(name, type_names=["H", "O"], avg_num_neighbors=20.0, pair_potential={"chemical_species": ["H", "O"]})
+    torch.manual_seed(3)
+    exact = with_dtype(build_model(config).eval(), "float64").to(DEVICE)
+    model = copy.deepcopy(exact) if precision == "fp64" else with_dtype(exact, "float32").to(DEVICE)
+    assert fuse(model) == (["the model is float64, not float32"] if precision == "fp64" else [])
+    program = trace(model, config.cutoff, 2, device=DEVICE, decompositions={**decompositions(), **FORMS[precision]},
+                    message_passing=False)
+    targets = {str(node.target) for node in program.graph.nodes}
+    assert ("nequip_md.mlp_hidden_triton.default" in targets) == (precision != "fp64")
+    inputs = example_inputs(5, 3, 9, 2, config.cutoff, seed=5, device=DEVICE)
+    for got, want in zip(program.module()(*inputs), energy_and_gradient(exact, *inputs)):
+        assert (got - want).norm() <= TOLERANCE[precision] * want.norm()
+
+
+def test_what_is_not_fused_is_said():
+    config = preset("small", type_names=["H"], allegro_mlp_nonlinearity="mish", two_body_mlp_width=520)
+    left = fuse(build_model(config))
+    assert any("mish" in sentence for sentence in left)
+    assert any("520" in sentence for sentence in left)
+    assert ops.MAX_PARTS == 4
