@@ -52,12 +52,15 @@ def random(precision, *shape):
     return torch.randn(*shape, dtype=DTYPE[precision], device=DEVICE)
 
 
+@pytest.mark.parametrize("component_major", [False, True])
 @pytest.mark.parametrize("precision", FORMS)
 @pytest.mark.parametrize(("channels", "orders"), [(64, 4), (24, 3), (1, 1), (160, 2), (7, 5)])
-def test_segments(precision, channels, orders):
+def test_segments(precision, channels, orders, component_major):
     centre, row_ptr = edges()
     count, nodes = len(centre), len(row_ptr) - 1
-    y, z = random(precision, count, orders**2), random(precision, nodes, orders**2, channels)
+    z = random(precision, nodes, orders**2, channels)
+    # the harmonics of one edge side by side, or one component after the other
+    y = random(precision, orders**2, count).t() if component_major else random(precision, count, orders**2)
     g = random(precision, count, channels)
     for slots in {1, orders}:
         a = random(precision, count, slots, channels)

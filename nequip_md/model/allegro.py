@@ -184,7 +184,7 @@ class Allegro(Potential):
         """Network output eps of each edge, [E]."""
         config = self.config
         scalars, channels, orders = config.num_scalar_features, config.num_tensor_features, config.l_max + 1
-        harmonics = spherical_harmonics(edges.unit, config.l_max).to(self.dtype)
+        harmonics = spherical_harmonics(edges.unit, config.l_max, component_major=self.fused).to(self.dtype)
 
         hidden = self.two_body_mlp.hidden(self.embedding(edges))
         moment, hidden = self._moment(hidden, harmonics, edges.centre, row_ptr)
@@ -203,7 +203,7 @@ class Allegro(Potential):
             z = layer.chain_start(environments[k])
             for earlier in reversed(range(k)):
                 z = self.layers[earlier].chain_step(z, environments[earlier])
-            if self.fused and k < config.num_layers - 1:
+            if self.fused:
                 q, tensor_weights = ops.edge_contract_shared(tensor_weights, harmonics, z, edges.centre, row_ptr)
             else:
                 q = edge_contract(tensor_weights, harmonics, z, edges.centre, row_ptr)

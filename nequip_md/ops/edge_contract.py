@@ -79,21 +79,24 @@ class _Shared(torch.autograd.Function):
     @staticmethod
     def forward(ctx, w, y, z, centre, row_ptr):
         ctx.save_for_backward(w, y, z, centre, row_ptr)
+        ctx.set_materialize_grads(False)
         return torch.ops.nequip_md.edge_contract(w, y, z, centre, row_ptr), w.view_as(w)
 
     @staticmethod
     def backward(ctx, g, start):
-        w, y, z, centre, row_ptr = ctx.saved_tensors
-        dw, dy, dz = torch.ops.nequip_md.edge_contract_backward_add(g.contiguous(), w, y, z, centre, row_ptr, start.contiguous())
-        return dw, dy, dz, None, None
+        inputs = g.contiguous(), *ctx.saved_tensors
+        if start is None:
+            return *torch.ops.nequip_md.edge_contract_backward(*inputs), None, None
+        return *torch.ops.nequip_md.edge_contract_backward_add(*inputs, start.contiguous()), None, None
 
 
 def edge_contract_shared(w: Tensor, y: Tensor, z: Tensor, centre: Tensor, row_ptr: Tensor) -> tuple[Tensor, Tensor]:
     """:func:`edge_contract` and, for whoever reads w next, w itself.
 
-    Gradients of both are then summed in one kernel, instead of an addition of two [E, L, U] arrays. Differentiable once.
+    Gradients of both are then summed in one kernel, instead of an addition of two [E, L, U] arrays. Differentiable once; for
+    devices whose kernels take y with any strides.
     """
-    return _Shared.apply(w.contiguous(), y.contiguous(), z.contiguous(), centre, row_ptr)
+    return _Shared.apply(w.contiguous(), y, z.contiguous(), centre, row_ptr)
 
 
 def edge_contract(w: Tensor, y: Tensor, z: Tensor, centre: Tensor, row_ptr: Tensor) -> Tensor:
