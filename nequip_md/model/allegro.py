@@ -184,7 +184,7 @@ class Allegro(Potential):
         """Network output eps of each edge, [E]."""
         config = self.config
         scalars, channels, orders = config.num_scalar_features, config.num_tensor_features, config.l_max + 1
-        harmonics = spherical_harmonics(edges.unit, config.l_max, component_major=self.fused).to(self.dtype)
+        harmonics = spherical_harmonics(edges.unit, config.l_max).to(self.dtype)
 
         hidden = self.two_body_mlp.hidden(self.embedding(edges))
         moment, hidden = self._moment(hidden, harmonics, edges.centre, row_ptr)

@@ -46,13 +46,12 @@ for _l in range(1, 5):
     POLYNOMIALS.append(_next_order(_l, POLYNOMIALS[-1]))
 
 
-def spherical_harmonics(unit: Tensor, l_max: int, *, component_major: bool = False) -> Tensor:
+def spherical_harmonics(unit: Tensor, l_max: int) -> Tensor:
     """Y_lm of unit vectors.
 
     Args:
         unit: [E, 3].
         l_max: highest order, at most 4.
-        component_major: store one component after the other; the result is then a transposed view.
 
     Returns:
         [E, (l_max + 1)^2], orders one after the other.
@@ -77,4 +76,4 @@ def spherical_harmonics(unit: Tensor, l_max: int, *, component_major: bool = Fal
                 term = monomials[exponents] * coefficient
                 column = term if column is None else column + term
             columns.append(column)
-    return torch.stack(columns).t() if component_major else torch.stack(columns, dim=-1)
+    return torch.stack(columns, dim=-1)

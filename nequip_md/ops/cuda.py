@@ -60,10 +60,10 @@ def edge_moment(a: Tensor, y: Tensor, row_ptr: Tensor, precision: str) -> Tensor
     block = min(_block(channels), 128)
     grid = (count, triton.cdiv(channels, block))
     if slots == 1 and a.dtype == torch.float32:
-        _launch(segments.moment_product_kernel, grid, a, y, *y.stride(), row_ptr, out, C=channels, M=components, BLOCK_M=_block(components),
+        _launch(segments.moment_product_kernel, grid, a, y, row_ptr, out, C=channels, M=components, BLOCK_M=_block(components),
                 BLOCK_C=block, EDGES=16, PRECISION=precision, num_warps=1)
     else:
-        _launch(segments.moment_kernel, grid, a, y, *y.stride(), row_ptr, out, C=channels, M=components, SLOTS=slots,
+        _launch(segments.moment_kernel, grid, a, y, row_ptr, out, C=channels, M=components, SLOTS=slots,
                 BLOCK_M=triton.next_power_of_2(components), BLOCK_C=block, UNROLL=4, num_warps=2)
     return out
 
@@ -72,7 +72,7 @@ def _spread(y: Tensor, z: Tensor, row_ptr: Tensor, orders: int, start: Tensor | 
     (edges, components), channels, count = y.shape, z.shape[2], row_ptr.shape[0] - 1
     out = y.new_empty((edges, orders, channels))
     block = min(_block(channels), 128)
-    _launch(segments.spread_kernel, (count, triton.cdiv(channels, block)), y, *y.stride(), z, row_ptr,
+    _launch(segments.spread_kernel, (count, triton.cdiv(channels, block)), y, z, row_ptr,
             out if start is None else start, out, C=channels, L=isqrt(components), SLOTS=orders, BLOCK_C=block, EDGES=16, ADD=start is not None,
             num_warps=8 if block == 128 else 4)
     return out
@@ -91,13 +91,13 @@ def edge_spread_add(y: Tensor, z: Tensor, row_ptr: Tensor, start: Tensor) -> Ten
 @triton_op("nequip_md::edge_dot_triton", mutates_args={})
 def edge_dot(a: Tensor, z: Tensor, row_ptr: Tensor, precision: str) -> Tensor:
     (edges, slots, channels), components, count = a.shape, z.shape[1], row_ptr.shape[0] - 1
-    out = a.new_empty((components, edges)).t()
+    out = a.new_empty((edges, components))
     block = _block(channels)
     if slots == 1 and a.dtype == torch.float32:
-        _launch(segments.dot_product_kernel, (count,), a, z, row_ptr, out, *out.stride(), C=channels, M=components, BLOCK_M=_block(components),
+        _launch(segments.dot_product_kernel, (count,), a, z, row_ptr, out, C=channels, M=components, BLOCK_M=_block(components),
                 BLOCK_C=block, EDGES=32, PRECISION=precision, num_warps=2)
     else:
-        _launch(segments.dot_kernel, (count,), a, z, row_ptr, out, *out.stride(), C=channels, L=isqrt(components), SLOTS=slots, BLOCK_C=block,
+        _launch(segments.dot_kernel, (count,), a, z, row_ptr, out, C=channels, L=isqrt(components), SLOTS=slots, BLOCK_C=block,
                 EDGES=_edges(block), num_warps=4)
     return out
 
@@ -107,7 +107,7 @@ def edge_contract(w: Tensor, y: Tensor, z: Tensor, row_ptr: Tensor) -> Tensor:
     (edges, orders, channels), count = w.shape, row_ptr.shape[0] - 1
     out = w.new_empty((edges, channels))
     block = min(_block(channels), 128)
-    _launch(segments.contract_kernel, (count, triton.cdiv(channels, block)), w, y, *y.stride(), z, row_ptr, out, U=channels, L=orders,
+    _launch(segments.contract_kernel, (count, triton.cdiv(channels, block)), w, y, z, row_ptr, out, U=channels, L=orders,
             BLOCK_U=block, EDGES=16, num_warps=4)
     return out
 
@@ -116,7 +116,7 @@ def _contract_backward(g: Tensor, w: Tensor, y: Tensor, z: Tensor, row_ptr: Tens
     (_, orders, channels), count = w.shape, row_ptr.shape[0] - 1
     dw, dy, dz = w.new_empty(w.shape), torch.empty_like(y), z.new_empty(z.shape)
     block = _block(channels)
-    _launch(segments.contract_backward_kernel, (count,), g, w, y, *y.stride(), z, row_ptr, dw if start is None else start, dw, dy, dz, U=channels,
+    _launch(segments.contract_backward_kernel, (count,), g, w, y, z, row_ptr, dw if start is None else start, dw, dy, dz, U=channels,
             L=orders, BLOCK_U=block, EDGES=_edges(block), ADD=start is not None, num_warps=2)
     return [dw, dy, dz]
 

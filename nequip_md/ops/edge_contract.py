@@ -93,10 +93,9 @@ class _Shared(torch.autograd.Function):
 def edge_contract_shared(w: Tensor, y: Tensor, z: Tensor, centre: Tensor, row_ptr: Tensor) -> tuple[Tensor, Tensor]:
     """:func:`edge_contract` and, for whoever reads w next, w itself.
 
-    Gradients of both are then summed in one kernel, instead of an addition of two [E, L, U] arrays. Differentiable once; for
-    devices whose kernels take y with any strides.
+    Gradients of both are then summed in one kernel, instead of an addition of two [E, L, U] arrays. Differentiable once.
     """
-    return _Shared.apply(w.contiguous(), y, z.contiguous(), centre, row_ptr)
+    return _Shared.apply(w.contiguous(), y.contiguous(), z.contiguous(), centre, row_ptr)
 
 
 def edge_contract(w: Tensor, y: Tensor, z: Tensor, centre: Tensor, row_ptr: Tensor) -> Tensor:

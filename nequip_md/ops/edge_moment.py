@@ -139,9 +139,9 @@ class _SharedMoment(torch.autograd.Function):
 def edge_moment_shared(a: Tensor, y: Tensor, centre: Tensor, row_ptr: Tensor) -> tuple[Tensor, Tensor]:
     """:func:`edge_moment` of ``a`` with one slot, and a itself for whoever reads it next.
 
-    Gradients of both are then summed in one kernel. Differentiable once; for devices whose kernels take y with any strides.
+    Gradients of both are then summed in one kernel. Differentiable once.
     """
-    return _SharedMoment.apply(a.contiguous(), y, centre, row_ptr)
+    return _SharedMoment.apply(a.contiguous(), y.contiguous(), centre, row_ptr)
 
 
 def edge_moment(a: Tensor, y: Tensor, centre: Tensor, row_ptr: Tensor) -> Tensor:

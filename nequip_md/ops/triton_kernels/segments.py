@@ -4,9 +4,7 @@ One program has one centre i (and, where channels are independent, one block of 
 ``row_ptr[i] ... row_ptr[i + 1]``. Names as in the operators: E edges, N centres, L orders, M = L^2 components, C or U
 channels. ``BLOCK_C`` is C rounded up to a power of two, or a block of it; ``EDGES`` is the number of edges at a time.
 
-Pointers are moved by 64-bit scalars to the first edge of a tile, and 32-bit offsets lead on from there. ``y`` and its
-gradient come with two strides, by edge and by component: component-major storage makes neighbouring threads read neighbouring
-numbers.
+Pointers are moved by 64-bit scalars to the first edge of a tile, and 32-bit offsets lead on from there.
 """
 
 from __future__ import annotations
@@ -30,11 +28,10 @@ def segment_sum_kernel(values, row_ptr, out, C, EDGES: tl.constexpr):
 
 @triton.jit
 def moment_kernel(
-    a, y, y_edge, y_component, row_ptr, out, C: tl.constexpr, M: tl.constexpr, SLOTS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr,
+    a, y, row_ptr, out, C: tl.constexpr, M: tl.constexpr, SLOTS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr,
     UNROLL: tl.constexpr,
 ):
     i = tl.program_id(0).to(tl.int64)
-    y_component = tl.cast(y_component, tl.int64)
     c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     m = tl.arange(0, BLOCK_M)
     order = (m >= 1).to(tl.int32) + (m >= 4).to(tl.int32) + (m >= 9).to(tl.int32) + (m >= 16).to(tl.int32)
@@ -46,7 +43,7 @@ def moment_kernel(
         # several edges at a time, so that their loads are in flight together
         for k in tl.static_range(UNROLL):
             e = e0 + k
-            y_e = tl.load(y + e * y_edge + m * y_component, mask=(m < M) & (e < end), other=0.0)
+            y_e = tl.load(y + e * M + m, mask=(m < M) & (e < end), other=0.0)
             if SLOTS == 1:
                 a_e = tl.load(a + e * C + c, mask=(c < C) & (e < end), other=0.0)[None, :]
             else:
@@ -57,13 +54,12 @@ def moment_kernel(
 
 @triton.jit
 def spread_kernel(
-    y, y_edge, y_component, z, row_ptr, start, out, C: tl.constexpr, L: tl.constexpr, SLOTS: tl.constexpr, BLOCK_C: tl.constexpr, EDGES: tl.constexpr,
+    y, z, row_ptr, start, out, C: tl.constexpr, L: tl.constexpr, SLOTS: tl.constexpr, BLOCK_C: tl.constexpr, EDGES: tl.constexpr,
     ADD: tl.constexpr,
 ):
     """With ``ADD``, for one slot, the result is added to ``start``."""
     M: tl.constexpr = L * L
     i = tl.program_id(0).to(tl.int64)
-    y_component = tl.cast(y_component, tl.int64)
     c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     e = tl.arange(0, EDGES)
     begin = tl.load(row_ptr + i)
@@ -72,7 +68,7 @@ def spread_kernel(
     for e0 in range(begin, end, EDGES):
         valid = e < end - e0
         inside = valid[:, None] & (c < C)[None, :]
-        y_0 = y + e0 * y_edge
+        y_0 = y + e0 * M
         out_0 = out + e0 * (SLOTS * C)
         if ADD:
             total = tl.load(start + e0 * C + e[:, None] * C + c[None, :], mask=inside, other=0.0)
@@ -80,7 +76,7 @@ def spread_kernel(
             total = tl.zeros([EDGES, BLOCK_C], dtype=out.dtype.element_ty)
         for l in tl.static_range(L):
             for m in tl.static_range(l * l, (l + 1) * (l + 1)):
-                y_m = tl.load(y_0 + e * y_edge + m * y_component, mask=valid, other=0.0)
+                y_m = tl.load(y_0 + e * M + m, mask=valid, other=0.0)
                 z_m = tl.load(z + m * C + c, mask=c < C, other=0.0)
                 total += y_m[:, None] * z_m[None, :]
             if SLOTS > 1:
@@ -92,11 +88,10 @@ def spread_kernel(
 
 @triton.jit
 def dot_kernel(
-    a, z, row_ptr, out, out_edge, out_component, C: tl.constexpr, L: tl.constexpr, SLOTS: tl.constexpr, BLOCK_C: tl.constexpr, EDGES: tl.constexpr
+    a, z, row_ptr, out, C: tl.constexpr, L: tl.constexpr, SLOTS: tl.constexpr, BLOCK_C: tl.constexpr, EDGES: tl.constexpr
 ):
     M: tl.constexpr = L * L
     i = tl.program_id(0).to(tl.int64)
-    out_component = tl.cast(out_component, tl.int64)
     c = tl.arange(0, BLOCK_C)
     e = tl.arange(0, EDGES)
     begin = tl.load(row_ptr + i)
@@ -106,23 +101,22 @@ def dot_kernel(
         valid = e < end - e0
         inside = valid[:, None] & (c < C)[None, :]
         a_0 = a + e0 * (SLOTS * C)
-        out_0 = out + e0 * out_edge
+        out_0 = out + e0 * M
         a_l = tl.load(a_0 + (e * SLOTS)[:, None] * C + c[None, :], mask=inside, other=0.0)
         for l in tl.static_range(L):
             if SLOTS > 1 and l > 0:
                 a_l = tl.load(a_0 + (e * SLOTS + l)[:, None] * C + c[None, :], mask=inside, other=0.0)
             for m in tl.static_range(l * l, (l + 1) * (l + 1)):
                 z_m = tl.load(z + m * C + c, mask=c < C, other=0.0)
-                tl.store(out_0 + e * out_edge + m * out_component, tl.sum(a_l * z_m[None, :], axis=1), mask=valid)
+                tl.store(out_0 + e * M + m, tl.sum(a_l * z_m[None, :], axis=1), mask=valid)
 
 
 @triton.jit
 def contract_kernel(
-    w, y, y_edge, y_component, z, row_ptr, out, U: tl.constexpr, L: tl.constexpr, BLOCK_U: tl.constexpr, EDGES: tl.constexpr
+    w, y, z, row_ptr, out, U: tl.constexpr, L: tl.constexpr, BLOCK_U: tl.constexpr, EDGES: tl.constexpr
 ):
     M: tl.constexpr = L * L
     i = tl.program_id(0).to(tl.int64)
-    y_component = tl.cast(y_component, tl.int64)
     u = tl.program_id(1) * BLOCK_U + tl.arange(0, BLOCK_U)
     e = tl.arange(0, EDGES)
     begin = tl.load(row_ptr + i)
@@ -131,14 +125,14 @@ def contract_kernel(
     for e0 in range(begin, end, EDGES):
         valid = e < end - e0
         inside = valid[:, None] & (u < U)[None, :]
-        y_0 = y + e0 * y_edge
+        y_0 = y + e0 * M
         w_0 = w + e0 * (L * U)
         q = tl.zeros([EDGES, BLOCK_U], dtype=out.dtype.element_ty)
         for l in tl.static_range(L):
             w_l = tl.load(w_0 + (e * L + l)[:, None] * U + u[None, :], mask=inside, other=0.0)
             s = tl.zeros([EDGES, BLOCK_U], dtype=out.dtype.element_ty)
             for m in tl.static_range(l * l, (l + 1) * (l + 1)):
-                y_m = tl.load(y_0 + e * y_edge + m * y_component, mask=valid, other=0.0)
+                y_m = tl.load(y_0 + e * M + m, mask=valid, other=0.0)
                 z_m = tl.load(z + m * U + u, mask=u < U, other=0.0)
                 s += y_m[:, None] * z_m[None, :]
             q += w_l * s
@@ -147,13 +141,12 @@ def contract_kernel(
 
 @triton.jit
 def contract_backward_kernel(
-    g, w, y, y_edge, y_component, z, row_ptr, start, dw, dy, dz, U: tl.constexpr, L: tl.constexpr, BLOCK_U: tl.constexpr, EDGES: tl.constexpr,
+    g, w, y, z, row_ptr, start, dw, dy, dz, U: tl.constexpr, L: tl.constexpr, BLOCK_U: tl.constexpr, EDGES: tl.constexpr,
     ADD: tl.constexpr,
 ):
     """With ``ADD``, dw is added to ``start``."""
     M: tl.constexpr = L * L
     i = tl.program_id(0).to(tl.int64)
-    y_component = tl.cast(y_component, tl.int64)
     u = tl.arange(0, BLOCK_U)
     e = tl.arange(0, EDGES)
     begin = tl.load(row_ptr + i)
@@ -167,8 +160,8 @@ def contract_backward_kernel(
         tl.debug_barrier()
         valid = e < end - e0
         inside = valid[:, None] & (u < U)[None, :]
-        y_0 = y + e0 * y_edge
-        dy_0 = dy + e0 * y_edge
+        y_0 = y + e0 * M
+        dy_0 = dy + e0 * M
         w_0 = w + e0 * (L * U)
         dw_0 = dw + e0 * (L * U)
         g_e = tl.load(g + e0 * U + e[:, None] * U + u[None, :], mask=inside, other=0.0)
@@ -176,10 +169,10 @@ def contract_backward_kernel(
             scaled = g_e * tl.load(w_0 + (e * L + l)[:, None] * U + u[None, :], mask=inside, other=0.0)
             s = tl.zeros([EDGES, BLOCK_U], dtype=dw.dtype.element_ty)
             for m in tl.static_range(l * l, (l + 1) * (l + 1)):
-                y_m = tl.load(y_0 + e * y_edge + m * y_component, mask=valid, other=0.0)
+                y_m = tl.load(y_0 + e * M + m, mask=valid, other=0.0)
                 z_m = tl.load(z + m * U + u, mask=u < U, other=0.0)
                 s += y_m[:, None] * z_m[None, :]
-                tl.store(dy_0 + e * y_edge + m * y_component, tl.sum(scaled * z_m[None, :], axis=1), mask=valid)
+                tl.store(dy_0 + e * M + m, tl.sum(scaled * z_m[None, :], axis=1), mask=valid)
                 at = dz + m * U + u
                 tl.store(at, tl.load(at, mask=u < U, other=0.0) + tl.sum(scaled * y_m[:, None], axis=0), mask=u < U)
             s *= g_e
@@ -216,12 +209,11 @@ def channel_product_kernel(
 
 @triton.jit
 def dot_product_kernel(
-    a, z, row_ptr, out, out_edge, out_component, C: tl.constexpr, M: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr, EDGES: tl.constexpr,
+    a, z, row_ptr, out, C: tl.constexpr, M: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr, EDGES: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     """dot_kernel for one slot and fp32 as a matrix product, [EDGES, C] by [C, M], for the tensor cores."""
     i = tl.program_id(0).to(tl.int64)
-    out_component = tl.cast(out_component, tl.int64)
     c = tl.arange(0, BLOCK_C)
     m = tl.arange(0, BLOCK_M)
     e = tl.arange(0, EDGES)
@@ -233,18 +225,17 @@ def dot_product_kernel(
         valid = e < end - e0
         a_e = tl.load(a + e0 * C + e[:, None] * C + c[None, :], mask=valid[:, None] & (c < C)[None, :], other=0.0)
         total = tl.dot(a_e, z_i, input_precision=PRECISION)
-        at = out + e0 * out_edge + e[:, None] * out_edge + m[None, :] * out_component
+        at = out + e0 * M + e[:, None] * M + m[None, :]
         tl.store(at, total, mask=valid[:, None] & (m < M)[None, :])
 
 
 @triton.jit
 def moment_product_kernel(
-    a, y, y_edge, y_component, row_ptr, out, C: tl.constexpr, M: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr, EDGES: tl.constexpr,
+    a, y, row_ptr, out, C: tl.constexpr, M: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr, EDGES: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     """moment_kernel for one slot and fp32 as a matrix product, [M, EDGES] by [EDGES, C], for the tensor cores."""
     i = tl.program_id(0).to(tl.int64)
-    y_component = tl.cast(y_component, tl.int64)
     c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     m = tl.arange(0, BLOCK_M)
     e = tl.arange(0, EDGES)
@@ -253,7 +244,7 @@ def moment_product_kernel(
     total = tl.zeros([BLOCK_M, BLOCK_C], dtype=out.dtype.element_ty)
     for e0 in range(begin, end, EDGES):
         valid = e < end - e0
-        at = y + e0 * y_edge + e[None, :] * y_edge + m[:, None] * y_component
+        at = y + e0 * M + e[None, :] * M + m[:, None]
         y_t = tl.load(at, mask=valid[None, :] & (m < M)[:, None], other=0.0)
         a_e = tl.load(a + e0 * C + e[:, None] * C + c[None, :], mask=valid[:, None] & (c < C)[None, :], other=0.0)
         total = tl.dot(y_t, a_e, total, input_precision=PRECISION)
