@@ -44,7 +44,8 @@ def export(checkpoint: Path, output: Path, *, device: str, precision: str, allow
     model = with_dtype(model, PRECISIONS[precision])
     metadata = model_metadata(config, precision=precision, device=device, checkpoint_sha256=checkpoint_sha256(checkpoint),
                               training=read_info(checkpoint, allow_pickle=allow_pickle).training)
-    write_artifact(model, output, metadata, device)
+    for sentence in write_artifact(model, output, metadata, device):
+        report(f"note: not fused: {sentence}")
     compiled = time.perf_counter()
     report(f"compiled for {device}, {precision}: {compiled - start:.1f} s")
     try:

@@ -35,7 +35,7 @@ def check_target(path: str | Path, device: str) -> None:
                             "that PyTorch can use; export there, or use --device cpu")
 
 
-def write_artifact(model: nn.Module, path: str | Path, metadata: dict[str, str], device: str = "cpu") -> None:
+def write_artifact(model: nn.Module, path: str | Path, metadata: dict[str, str], device: str = "cpu") -> list[str]:
     """Trace, compile and package a model.
 
     Args:
@@ -45,6 +45,9 @@ def write_artifact(model: nn.Module, path: str | Path, metadata: dict[str, str],
         metadata: from :func:`nequip_md.export.artifact_metadata`.
         device: ``cpu`` or ``cuda``.
 
+    Returns:
+        What runs in its plain form though the device has a faster one, and why: one sentence for each.
+
     Raises:
         NequIPMDError: no such device, no compiler, or the model cannot be traced with dynamic sizes.
     """
@@ -52,15 +55,18 @@ def write_artifact(model: nn.Module, path: str | Path, metadata: dict[str, str],
     check_target(path, device)
     on_cpu = device == "cpu"
     types = len(metadata["type_names"].split())
+    plain: list[str] = []
     if on_cpu:
-        replaced = decompositions(keep=cpu.operators())
+        kernels, replaced = "c++", decompositions(keep=cpu.operators())
     else:
         from nequip_md.ops import cuda
 
-        model = copy.deepcopy(model)
+        kernels, replaced = "triton", {**decompositions(), **cuda.replacements(metadata["precision"])}
         if isinstance(model, Potential):
-            fuse(model)
-        replaced = {**decompositions(), **cuda.replacements(metadata["precision"])}
+            model = copy.deepcopy(model)
+            plain = fuse(model)
+            kernels = "triton fused" if model.fused else kernels
+    metadata = {**metadata, "kernels": kernels}
     program = trace(model, float(metadata["cutoff"]), types, device=device, decompositions=replaced,
                     message_passing=metadata["message_passing_layers"] != "0")
     unfinished = path.with_name(f".{path.stem}.{os.getpid()}.pt2")
@@ -76,3 +82,4 @@ def write_artifact(model: nn.Module, path: str | Path, metadata: dict[str, str],
         unfinished.replace(path)
     finally:
         unfinished.unlink(missing_ok=True)
+    return plain

@@ -35,7 +35,7 @@ static constexpr int MESSAGE_SIZE = 1024;
 // ----------------------------------------------------------------------
 
 PairNequIP::PairNequIP(LAMMPS *lmp) :
-    Pair(lmp), model(nullptr), cutoff(0.0), num_threads(0), last_build(-1), in_transit(nullptr)
+    Pair(lmp), model(nullptr), cutoff(0.0), num_threads(0), max_edges(0), last_build(-1), in_transit(nullptr)
 {
   single_enable = 0;
   restartinfo = 0;
@@ -149,12 +149,13 @@ void PairNequIP::settings(int narg, char **arg)
   unload();
   device.clear();
   num_threads = 0;
+  max_edges = 0;
 
   for (int iarg = 0; iarg < narg; iarg += 2) {
     const std::string keyword = arg[iarg];
-    if (keyword != "device" && keyword != "threads")
+    if (keyword != "device" && keyword != "threads" && keyword != "max_edges")
       error->all(FLERR, "Unknown pair_style nequip keyword '" + keyword +
-                            "'; known are: device cpu|cuda, threads N");
+                            "'; known are: device cpu|cuda, max_edges N, threads N");
     if (iarg + 1 == narg)
       error->all(FLERR, "Pair_style nequip keyword '" + keyword + "' has no value");
     const std::string value = arg[iarg + 1];
@@ -162,6 +163,10 @@ void PairNequIP::settings(int narg, char **arg)
       if (value != "cpu" && value != "cuda")
         error->all(FLERR, "Pair_style nequip device is '" + value + "'; it must be cpu or cuda");
       device = value;
+    } else if (keyword == "max_edges") {
+      max_edges = utils::bnumeric(FLERR, value, false, lmp);
+      if (max_edges < 1)
+        error->all(FLERR, "Pair_style nequip max_edges is " + value + "; it must be 1 or more");
     } else {
       num_threads = utils::inumeric(FLERR, value, false, lmp);
       if (num_threads < 1)
@@ -323,6 +328,7 @@ void PairNequIP::load(const char *path, double energy_factor)
   options.device_index = device_index();
   options.num_threads = num_threads ? num_threads : comm->nthreads;
   options.energy_factor = energy_factor;
+  options.max_edges = max_edges;
 
   char message[MESSAGE_SIZE] = "";
   const int failed = nequip_md_load(path, &options, &model, message, MESSAGE_SIZE) != NEQUIP_MD_OK;

@@ -38,6 +38,7 @@ class PairNequIP : public Pair {
   double cutoff;         // largest cutoff of the model
   std::string device;    // keyword device; empty: the one that the model was exported for
   int num_threads;       // keyword threads; 0: as many as LAMMPS uses
+  bigint max_edges;      // keyword max_edges; 0: no limit of the user's
   std::vector<int> type_to_model;    // model type of each LAMMPS type, -1 for NULL
   bigint last_build;                 // neighbor->ncalls at the last compute
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import re
 import subprocess
-from ctypes import POINTER, Structure, byref, c_char_p, c_double, c_int, c_void_p
+from ctypes import POINTER, Structure, byref, c_char_p, c_double, c_int, c_longlong, c_void_p
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +18,8 @@ OK, BAD_FILE, BAD_MODEL, BAD_DEVICE, BAD_INPUT, BAD_RESULT, INTERNAL = range(7)
 
 
 class Options(Structure):
-    _fields_ = [("device", c_char_p), ("device_index", c_int), ("num_threads", c_int), ("energy_factor", c_double)]
+    _fields_ = [("device", c_char_p), ("device_index", c_int), ("num_threads", c_int), ("energy_factor", c_double),
+                ("max_edges", c_longlong)]
 
 
 class System(Structure):
@@ -163,7 +164,7 @@ def some_atoms(count: int, **options) -> Atoms:
 
 def test_metadata(library, load, lj_artifact):
     handle = load(lj_artifact)
-    assert library.nequip_md_abi_version() == 1
+    assert library.nequip_md_abi_version() == 2
     assert library.nequip_md_num_types(handle) == 2
     assert [library.nequip_md_type_name(handle, t) for t in (-1, 0, 1, 2)] == [None, b"Ar", b"Ne", None]
     assert library.nequip_md_cutoff(handle) == 6.0
@@ -329,6 +330,10 @@ BAD_LOADS = {
     "cuda wanted": (BAD_DEVICE, "exported for device cpu", lambda make: (make(), {"device": b"cuda"})),
     "unknown device": (BAD_DEVICE, "unknown device 'tpu'", lambda make: (make(), {"device": b"tpu"})),
     "negative threads": (BAD_INPUT, "num_threads is -1", lambda make: (make(), {"num_threads": -1})),
+    "negative edges": (BAD_INPUT, "max_edges is -5", lambda make: (make(), {"max_edges": -5})),
+    "pieces of NequIP": (
+        BAD_INPUT, "message passing", lambda make: (make(message_passing_layers="2"), {"max_edges": 100})
+    ),
     "negative factor": (BAD_INPUT, "energy_factor", lambda make: (make(), {"energy_factor": -1.0})),
 }
 
@@ -341,6 +346,18 @@ def test_bad_load(case, load, doctored):
         pytest.skip("this machine has a CUDA device")
     outcome = load(path, **options)
     assert isinstance(outcome, tuple) and outcome[0] == status and words in outcome[1]
+
+
+@pytest.mark.parametrize("max_edges", [1, 7, 150, 379, 100_000])
+@pytest.mark.parametrize("centres", [None, list(range(3, 17)), [5], []])
+def test_pieces_are_exact(library, load, lj_artifact, max_edges, centres):
+    """A limit on the edges of one evaluation changes nothing, whatever the pieces look like."""
+    whole = some_atoms(20, centres=centres).evaluate(library, load(lj_artifact))
+    pieces = some_atoms(20, centres=centres).evaluate(library, load(lj_artifact, max_edges=max_edges))
+    assert (pieces.status, pieces.message) == (OK, "")
+    assert pieces.energy == pytest.approx(whole.energy, rel=1e-14)
+    for name in ("forces", "energies", "virials", "centroid"):
+        np.testing.assert_allclose(np.array(getattr(pieces, name)), np.array(getattr(whole, name)), atol=1e-13, err_msg=name)
 
 
 def test_short_message_buffer(library):

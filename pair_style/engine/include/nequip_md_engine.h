@@ -44,7 +44,7 @@ extern "C" {
 #endif
 
 /* Changes whenever a structure or a function below does. A caller compares it with nequip_md_abi_version(). */
-#define NEQUIP_MD_ABI_VERSION 1
+#define NEQUIP_MD_ABI_VERSION 2
 
 enum nequip_md_status {
     NEQUIP_MD_OK = 0,
@@ -65,6 +65,8 @@ typedef struct nequip_md_options {
     int device_index;     /* which GPU, counted from 0; ignored on the CPU */
     int num_threads;      /* OpenMP threads during calls; 0: whatever is set in the calling process */
     double energy_factor; /* results are in eV times this; 0 or 1: eV */
+    long long max_edges;  /* evaluate at most so many edges at a time, which bounds memory; the results do not depend on
+                           * it. For models without message passing. 0: all at once, or on a GPU as many as fit */
 } nequip_md_options;
 
 /* Atoms and full neighbour lists, as LAMMPS keeps them. "Atom" is an index into the arrays of length num_all. */

@@ -18,6 +18,10 @@ struct Graph {
     at::Tensor neighbour_atom;  // [real edges] int32
 };
 
+// The centres first <= node < last with their edges, which are first_edge <= edge < last_edge. All other nodes become
+// ghosts, so this is for strictly local models only.
+Graph some_centres(const Graph &graph, int64_t first, int64_t last, int64_t first_edge, int64_t last_edge, double cutoff);
+
 // Edges of the table that are shorter than their cutoff, padded to at least two.
 // positions: [num_all, 3] float64 on the table's device; cutoff: the model's largest.
 Graph build_graph(const NeighbourTable &table, const at::Tensor &positions, double cutoff);

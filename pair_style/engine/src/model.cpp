@@ -38,6 +38,8 @@ const nequip_md_options &checked(const nequip_md_options &options)
     if (options.num_threads < 0)
         throw Error(NEQUIP_MD_BAD_INPUT,
                     "num_threads is " + std::to_string(options.num_threads) + "; it must be 0 or more");
+    if (options.max_edges < 0)
+        throw Error(NEQUIP_MD_BAD_INPUT, "max_edges is " + std::to_string(options.max_edges) + "; it must be 0 or more");
     if (!std::isfinite(options.energy_factor) || options.energy_factor < 0)
         throw Error(NEQUIP_MD_BAD_INPUT,
                     "energy_factor is " + std::to_string(options.energy_factor) + "; it must be positive");
@@ -67,8 +69,13 @@ Model::Model(const std::string &path, const nequip_md_options &options)
                                         : at::Device(at::kCUDA, static_cast<c10::DeviceIndex>(options.device_index))),
       num_threads_(options.num_threads),
       energy_factor_(options.energy_factor == 0 ? 1 : options.energy_factor),
-      network_(path, device_, metadata_.precision == "tf32")
+      network_(path, device_, metadata_.precision == "tf32"),
+      chunks_(options.max_edges, device_.is_cuda() && metadata_.message_passing_layers == 0)
 {
+    if (options.max_edges > 0 && metadata_.message_passing_layers > 0)
+        throw Error(NEQUIP_MD_BAD_INPUT,
+                    "max_edges is " + std::to_string(options.max_edges) +
+                        ", but a model with message passing (NequIP) cannot be evaluated in pieces; leave it 0");
 }
 
 void Model::evaluate(const nequip_md_system &system, nequip_md_results &results)
@@ -79,7 +86,7 @@ void Model::evaluate(const nequip_md_system &system, nequip_md_results &results)
     table_.update(system, metadata_, device_);
     const at::Tensor positions = upload_positions(system, device_);
     const Graph graph = build_graph(table_, positions, metadata_.cutoff);
-    tally(table_, graph, network_.run(graph), system.num_all, energy_factor_, results);
+    tally(table_, graph, chunks_.run(network_, graph, metadata_.cutoff), system.num_all, energy_factor_, results);
 }
 
 }  // namespace nequip_md

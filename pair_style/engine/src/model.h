@@ -5,6 +5,7 @@
 
 #include <ATen/core/Tensor.h>
 
+#include "chunks.h"
 #include "metadata.h"
 #include "neighbour_table.h"
 #include "nequip_md_engine.h"
@@ -25,6 +26,7 @@ class Model {
     int num_threads_;
     double energy_factor_;
     Network network_;
+    Chunks chunks_;
     NeighbourTable table_;
 };
 
