@@ -155,7 +155,7 @@ def test_an_artifact_that_differs_is_removed(small_models, tmp_path, monkeypatch
         other = copy.deepcopy(model)
         with torch.no_grad():
             other.readout.weights[0].mul_(1.01)
-        write(other, *arguments)
+        return write(other, *arguments)
 
     monkeypatch.setattr(package, "write_artifact", write_other)
     with pytest.raises(NequIPMDError, match="differs from the checkpoint .*out.pt2 was removed"):
