@@ -57,16 +57,16 @@ def write_artifact(model: nn.Module, path: str | Path, metadata: dict[str, str],
     types = len(metadata["type_names"].split())
     plain: list[str] = []
     if on_cpu:
-        kernels, replaced = "c++", decompositions(keep=cpu.operators())
+        form, replaced = "c++", decompositions(keep=cpu.operators())
     else:
         from nequip_md.ops import cuda
 
-        kernels, replaced = "triton", {**decompositions(), **cuda.replacements(metadata["precision"])}
+        form, replaced = "triton", {**decompositions(), **cuda.replacements(metadata["precision"])}
         if isinstance(model, Potential):
             model = copy.deepcopy(model)
             plain = fuse(model)
-            kernels = "triton fused" if model.fused else kernels
-    metadata = {**metadata, "kernels": kernels}
+            form = "triton fused" if model.fused else form
+    metadata = {**metadata, "kernels": form}
     program = trace(model, float(metadata["cutoff"]), types, device=device, decompositions=replaced,
                     message_passing=metadata["message_passing_layers"] != "0")
     unfinished = path.with_name(f".{path.stem}.{os.getpid()}.pt2")
@@ -78,7 +78,8 @@ def write_artifact(model: nn.Module, path: str | Path, metadata: dict[str, str],
     try:
         with cpu.linked_kernels() if on_cpu else nullcontext({}) as kernels, warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            torch._inductor.aoti_compile_and_package(program, package_path=str(unfinished), inductor_configs={**options, **kernels})
+            torch._inductor.aoti_compile_and_package(program, package_path=str(unfinished),
+                                                     inductor_configs={**options, **kernels})
         unfinished.replace(path)
     finally:
         unfinished.unlink(missing_ok=True)

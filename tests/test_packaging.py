@@ -28,7 +28,7 @@ from nequip_md.lammps.installation import package_folder
 assert list(package_folder("nequip_md.pair_style", "").rglob("pair_nequip.cpp"))
 assert list(package_folder("nequip_md.cmake", "").glob("*.cmake"))
 scripts = {e.name for e in importlib.metadata.distribution("nequip-md").entry_points if e.group == "console_scripts"}
-assert scripts == {"nequip-md-export", "nequip-md-validate", "nequip-md-train", "nequip-md-lammps"}, scripts
+assert scripts == {"nequip-md-export", "nequip-md-validate", "nequip-md-train", "nequip-md-lammps", "nequip-md-bench"}, scripts
 print(pathlib.Path(nequip_md.__file__).parent)
 """
 

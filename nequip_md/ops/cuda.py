@@ -73,8 +73,8 @@ def _spread(y: Tensor, z: Tensor, row_ptr: Tensor, orders: int, start: Tensor | 
     out = y.new_empty((edges, orders, channels))
     block = min(_block(channels), 128)
     _launch(segments.spread_kernel, (count, triton.cdiv(channels, block)), y, z, row_ptr,
-            out if start is None else start, out, C=channels, L=isqrt(components), SLOTS=orders, BLOCK_C=block, EDGES=16, ADD=start is not None,
-            num_warps=8 if block == 128 else 4)
+            out if start is None else start, out, C=channels, L=isqrt(components), SLOTS=orders, BLOCK_C=block, EDGES=16,
+            ADD=start is not None, num_warps=8 if block == 128 else 4)
     return out
 
 
@@ -116,8 +116,8 @@ def _contract_backward(g: Tensor, w: Tensor, y: Tensor, z: Tensor, row_ptr: Tens
     (_, orders, channels), count = w.shape, row_ptr.shape[0] - 1
     dw, dy, dz = w.new_empty(w.shape), torch.empty_like(y), z.new_empty(z.shape)
     block = _block(channels)
-    _launch(segments.contract_backward_kernel, (count,), g, w, y, z, row_ptr, dw if start is None else start, dw, dy, dz, U=channels,
-            L=orders, BLOCK_U=block, EDGES=_edges(block), ADD=start is not None, num_warps=2)
+    _launch(segments.contract_backward_kernel, (count,), g, w, y, z, row_ptr, dw if start is None else start, dw, dy, dz,
+            U=channels, L=orders, BLOCK_U=block, EDGES=_edges(block), ADD=start is not None, num_warps=2)
     return [dw, dy, dz]
 
 
@@ -196,11 +196,16 @@ def _tiles(kernel: str, widths: list[int], outer: int) -> dict | None:
 
 def _part_constants(widths: list[int]) -> dict:
     filled = [*widths, *[16] * (4 - len(widths))]
-    return {"PARTS": len(widths), **{f"K{j}": k for j, k in enumerate(filled)}, **{f"B{j}": _block(k) for j, k in enumerate(filled)}}
+    constants = {"PARTS": len(widths)}
+    for j, width in enumerate(filled):
+        constants |= {f"K{j}": width, f"B{j}": _block(width)}
+    return constants
 
 
 @triton_op("nequip_md::dense_triton", mutates_args={})
-def dense(x: Tensor, w_hi: Tensor, w_lo: Tensor, w_info: Tensor, inner: int, outer: int, transposed: bool, products: int) -> Tensor:
+def dense(
+    x: Tensor, w_hi: Tensor, w_lo: Tensor, w_info: Tensor, inner: int, outer: int, transposed: bool, products: int
+) -> Tensor:
     count = x.shape[0]
     out = x.new_empty((count, outer))
     padded, rows = _multiple(outer), 128
@@ -217,8 +222,8 @@ def mix_orders(x: Tensor, w_hi: Tensor, w_lo: Tensor, w_info: Tensor, outer: int
     out = x.new_empty((count, components, outer))
     orders, rows = isqrt(components), 64
     grid = (triton.cdiv(count * (2 * orders - 1), rows), orders)
-    _launch(mlp_kernels.mix_kernel, grid, x, w_hi, w_lo, w_info, out, count, K=inner, U=outer, M=components, PADDED_K=_block(inner),
-            PADDED_U=_block(outer), TRANSPOSED=transposed, ROWS=rows, CHUNK=min(64, _block(inner)), PRODUCTS=products,
+    _launch(mlp_kernels.mix_kernel, grid, x, w_hi, w_lo, w_info, out, count, K=inner, U=outer, M=components,
+            PADDED_K=_block(inner), PADDED_U=_block(outer), TRANSPOSED=transposed, ROWS=rows, CHUNK=min(64, _block(inner)), PRODUCTS=products,
             num_warps=8 if _block(outer) > 128 else 4, num_stages=2)
     return out
 
@@ -262,7 +267,7 @@ def mlp_energy(
     tiles = _tiles("energy", widths, outer)
     scratch = parts[0].new_empty((_PROGRAMS, tiles["ROWS"], _block(inner)))
     _launch(mlp_kernels.energy_kernel, (_PROGRAMS,), *_four(parts), w1_hi, w1_lo, w1_info, w2_hi, w2_lo, w2_info, v, r, energy,
-            *_four(gradients), scratch, count, **_part_constants(widths), N2=outer, P1=_block(inner), P2=_block(outer),
+            *_four(gradients), scratch, count, **_part_constants(widths), P1=_block(inner), P2=_block(outer),
             PRODUCTS=products, **tiles)
     return [energy, *gradients]
 
@@ -322,8 +327,8 @@ def replacements(precision: str) -> dict[torch._ops.OpOverload, Callable]:
             gradient = hidden_backward_form(v.expand_as(p2), p1, p2, w1, w2, widths)
             return [h @ v + torch.cat(parts, dim=-1) @ r, *(g + c for g, c in zip(gradient, r.split(widths)))]
         r = torch.cat([pad(c, (0, _block(k) - k)) for c, k in zip(r.split(widths), widths)])
-        return mlp_energy(parts, *split(w1, widths), *split(w2, [w2.shape[0]]), pad(v, (0, _block(len(v)) - len(v))), r, *w2.shape,
-                          products)
+        v = pad(v, (0, _block(len(v)) - len(v)))
+        return mlp_energy(parts, *split(w1, widths), *split(w2, [w2.shape[0]]), v, r, *w2.shape, products)
 
     return {
         ops.segment_sum.default: lambda values, centre, row_ptr: segment_sum(values, row_ptr),

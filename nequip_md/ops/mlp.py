@@ -44,7 +44,8 @@ def _dense_backward(ctx, g):
     return torch.ops.nequip_md.dense(g.contiguous(), w, not ctx.transposed), None, None
 
 
-define("dense(Tensor x, Tensor w, bool transposed) -> Tensor", _dense_reference, backward=_dense_backward, setup_context=_dense_setup)
+define("dense(Tensor x, Tensor w, bool transposed) -> Tensor", _dense_reference, backward=_dense_backward,
+       setup_context=_dense_setup)
 
 
 # ---- one matrix for each order ------------------------------------------------------------------------------------
@@ -60,7 +61,8 @@ def _mix_backward(ctx, g):
     return torch.ops.nequip_md.mix_orders(g.contiguous(), w, not ctx.transposed), None, None
 
 
-define("mix_orders(Tensor x, Tensor w, bool transposed) -> Tensor", _mix_reference, backward=_mix_backward, setup_context=_dense_setup)
+define("mix_orders(Tensor x, Tensor w, bool transposed) -> Tensor", _mix_reference, backward=_mix_backward,
+       setup_context=_dense_setup)
 
 
 # ---- two layers ---------------------------------------------------------------------------------------------------

@@ -38,7 +38,6 @@ PairNequIP::PairNequIP(LAMMPS *lmp) :
     Pair(lmp), model(nullptr), cutoff(0.0), num_threads(0), max_edges(0), last_build(-1), in_transit(nullptr)
 {
   single_enable = 0;
-  restartinfo = 0;
   one_coeff = 1;
   manybody_flag = 1;
   no_virial_fdotr_compute = 1;
@@ -194,17 +193,27 @@ void PairNequIP::coeff(int narg, char **arg)
                           " model types; it must name one (or NULL) for each of the " +
                           std::to_string(atom->ntypes) + " atom types");
 
-  double energy_factor = 0.0;
-  if (strcmp(update->unit_style, "metal") == 0) energy_factor = 1.0;
-  if (strcmp(update->unit_style, "real") == 0) energy_factor = EV_IN_KCAL_PER_MOL;
-  if (energy_factor == 0.0)
+  if (energy_factor() == 0.0)
     error->all(FLERR, std::string("Pair style nequip cannot use units ") + update->unit_style +
                           "; use units metal or real");
 
   if (!allocated) allocate();
   unload();
-  load(arg[2], energy_factor);
+  const std::string problem = load(arg[2]);
+  if (!problem.empty()) error->all(FLERR, "Pair style nequip: " + problem);
   map_types(narg - 3, arg + 3);
+  compare_with_restart();
+}
+
+/* ----------------------------------------------------------------------
+   LAMMPS' unit of energy in eV, inverted; 0 for units that are not supported
+------------------------------------------------------------------------- */
+
+double PairNequIP::energy_factor() const
+{
+  if (strcmp(update->unit_style, "metal") == 0) return 1.0;
+  if (strcmp(update->unit_style, "real") == 0) return EV_IN_KCAL_PER_MOL;
+  return 0.0;
 }
 
 /* ----------------------------------------------------------------------
@@ -314,10 +323,115 @@ void PairNequIP::unload()
 }
 
 /* ----------------------------------------------------------------------
-   load the model on all ranks; if one fails, all report its message
+   restart: keywords, the model's path and identity, and the names of the types
 ------------------------------------------------------------------------- */
 
-void PairNequIP::load(const char *path, double energy_factor)
+static void write_text(FILE *fp, const std::string &text)
+{
+  const int size = static_cast<int>(text.size());
+  fwrite(&size, sizeof(int), 1, fp);
+  fwrite(text.data(), 1, size, fp);
+}
+
+static std::string read_text(FILE *fp, LAMMPS *lmp, MPI_Comm world)
+{
+  int me, size = 0;
+  MPI_Comm_rank(world, &me);
+  if (me == 0) utils::sfread(FLERR, &size, sizeof(int), 1, fp, nullptr, lmp->error);
+  MPI_Bcast(&size, 1, MPI_INT, 0, world);
+  std::string text(size, ' ');
+  if (size == 0) return text;
+  if (me == 0) utils::sfread(FLERR, &text[0], 1, size, fp, nullptr, lmp->error);
+  MPI_Bcast(&text[0], size, MPI_CHAR, 0, world);
+  return text;
+}
+
+// called on rank 0 alone
+
+void PairNequIP::write_restart(FILE *fp)
+{
+  write_restart_settings(fp);
+  write_text(fp, path);
+  write_text(fp, text("checkpoint_sha256"));
+  write_text(fp, text("precision"));
+  for (int i = 1; i <= atom->ntypes; i++)
+    write_text(fp, names[i]);
+}
+
+void PairNequIP::write_restart_settings(FILE *fp)
+{
+  write_text(fp, device);
+  write_text(fp, std::to_string(num_threads));
+  write_text(fp, std::to_string(max_edges));
+}
+
+void PairNequIP::read_restart_settings(FILE *fp)
+{
+  device = read_text(fp, lmp, world);
+  num_threads = std::stoi(read_text(fp, lmp, world));
+  max_edges = std::stoll(read_text(fp, lmp, world));
+}
+
+/* ----------------------------------------------------------------------
+   take up the model where the restart file says it is; if it cannot be loaded from there,
+   pair_coeff gives it
+------------------------------------------------------------------------- */
+
+void PairNequIP::read_restart(FILE *fp)
+{
+  read_restart_settings(fp);
+  const std::string file = read_text(fp, lmp, world);
+  remembered.checkpoint = read_text(fp, lmp, world);
+  remembered.precision = read_text(fp, lmp, world);
+  remembered.names.assign(atom->ntypes + 1, "");
+  std::string list;
+  for (int i = 1; i <= atom->ntypes; i++) {
+    remembered.names[i] = read_text(fp, lmp, world);
+    list += " " + remembered.names[i];
+  }
+
+  allocate();
+  const std::string problem = load(file.c_str());
+  if (!problem.empty()) {
+    if (comm->me == 0)
+      error->warning(FLERR, "The restart file's model cannot be taken up: " + problem +
+                                "; after read_restart, give: pair_coeff * * MODEL.pt2" + list);
+    return;
+  }
+  std::vector<char *> arguments;
+  for (int i = 1; i <= atom->ntypes; i++)
+    arguments.push_back(&remembered.names[i][0]);
+  map_types(atom->ntypes, arguments.data());
+  compare_with_restart();
+}
+
+/* ----------------------------------------------------------------------
+   another potential than before is allowed, but not silently
+------------------------------------------------------------------------- */
+
+void PairNequIP::compare_with_restart()
+{
+  if (remembered.names.empty()) return;
+  std::string differences;
+  const auto compare = [&](const std::string &what, const std::string &before,
+                           const std::string &now) {
+    if (before != now)
+      differences += (differences.empty() ? "" : "; ") + what + " was '" + before + "' and is '" + now + "'";
+  };
+  compare("the checkpoint's SHA-256", remembered.checkpoint, text("checkpoint_sha256"));
+  compare("the precision", remembered.precision, text("precision"));
+  for (int i = 1; i <= atom->ntypes; i++)
+    compare("the name of atom type " + std::to_string(i), remembered.names[i], names[i]);
+  if (!differences.empty() && comm->me == 0)
+    error->warning(FLERR, "Pair style nequip continues a restart file with another potential: " +
+                              differences);
+}
+
+/* ----------------------------------------------------------------------
+   load the model on all ranks; if one fails, all return its message
+------------------------------------------------------------------------- */
+
+std::string PairNequIP::load(const char *file)
 {
   if (nequip_md_abi_version() != NEQUIP_MD_ABI_VERSION)
     error->all(FLERR, "Pair style nequip and libnequip_md_engine are of different versions; run "
@@ -327,30 +441,35 @@ void PairNequIP::load(const char *path, double energy_factor)
   options.device = device.empty() ? nullptr : device.c_str();
   options.device_index = device_index();
   options.num_threads = num_threads ? num_threads : comm->nthreads;
-  options.energy_factor = energy_factor;
+  options.energy_factor = energy_factor();
   options.max_edges = max_edges;
 
   char message[MESSAGE_SIZE] = "";
-  const int failed = nequip_md_load(path, &options, &model, message, MESSAGE_SIZE) != NEQUIP_MD_OK;
+  const int failed = nequip_md_load(file, &options, &model, message, MESSAGE_SIZE) != NEQUIP_MD_OK;
   int culprit, candidate = failed ? comm->me : comm->nprocs;
   MPI_Allreduce(&candidate, &culprit, 1, MPI_INT, MPI_MIN, world);
   if (culprit < comm->nprocs) {
     MPI_Bcast(message, MESSAGE_SIZE, MPI_CHAR, culprit, world);
     unload();
-    error->all(FLERR, std::string("Pair style nequip: ") + message);
+    return message;
   }
   cutoff = nequip_md_cutoff(model);
+  path = file;
 
-  if (comm->me == 0) {
-    const auto key = [this](const char *name) {
-      const char *text = nequip_md_metadata(model, name);
-      return std::string(text ? text : "?");
-    };
-    utils::logmesg(lmp, std::string("Pair style nequip: ") + key("kind") + " model " + path +
-                            " for " + key("type_names") + ", cutoff " + key("cutoff") +
-                            ", precision " + key("precision") + ", device " + key("device") +
-                            ", threads " + std::to_string(options.num_threads) + "\n");
-  }
+  if (comm->me == 0)
+    utils::logmesg(lmp, "Pair style nequip: " + text("kind") + " model " + path + " for " +
+                            text("type_names") + ", cutoff " + text("cutoff") + ", precision " +
+                            text("precision") + ", device " + text("device") + ", threads " +
+                            std::to_string(options.num_threads) + "\n");
+  return "";
+}
+
+// the model's metadata
+
+std::string PairNequIP::text(const char *key) const
+{
+  const char *value = nequip_md_metadata(model, key);
+  return value ? value : "";
 }
 
 /* ----------------------------------------------------------------------
@@ -375,6 +494,8 @@ int PairNequIP::device_index() const
 void PairNequIP::map_types(int narg, char **arg)
 {
   map_element2type(narg, arg);
+  names.assign(1, "");
+  names.insert(names.end(), arg, arg + narg);
   type_to_model.assign(atom->ntypes + 1, -1);
   for (int i = 1; i <= atom->ntypes; i++) {
     if (map[i] < 0) continue;

@@ -26,6 +26,10 @@ class PairNequIP : public Pair {
   void coeff(int, char **) override;
   void init_style() override;
   double init_one(int, int) override;
+  void write_restart(FILE *) override;
+  void read_restart(FILE *) override;
+  void write_restart_settings(FILE *) override;
+  void read_restart_settings(FILE *) override;
   void *extract(const char *, int &) override;
   int pack_forward_comm(int, int *, double *, int, int *) override;
   void unpack_forward_comm(int, int, double *) override;
@@ -40,6 +44,16 @@ class PairNequIP : public Pair {
   int num_threads;       // keyword threads; 0: as many as LAMMPS uses
   bigint max_edges;      // keyword max_edges; 0: no limit of the user's
   std::vector<int> type_to_model;    // model type of each LAMMPS type, -1 for NULL
+  std::string path;                  // of the artifact
+  std::vector<std::string> names;    // of each LAMMPS type in pair_coeff; [0] is unused
+
+  // What a restart file says of the potential that it was written with; empty if there was none.
+
+  struct Remembered {
+    std::string checkpoint, precision;
+    std::vector<std::string> names;
+  };
+  Remembered remembered;
   bigint last_build;                 // neighbor->ncalls at the last compute
 
   // With newton off, LAMMPS brings home nothing that is on ghost atoms: collect here, and send it ourselves.
@@ -58,7 +72,10 @@ class PairNequIP : public Pair {
 
   virtual void allocate();
   void unload();
-  void load(const char *, double);
+  std::string load(const char *);
+  std::string text(const char *) const;
+  double energy_factor() const;
+  void compare_with_restart();
   int device_index() const;
   void map_types(int, char **);
   void check_special_bonds();

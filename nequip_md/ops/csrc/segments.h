@@ -50,6 +50,16 @@ struct Segments {
   static constexpr int slot(int m) { return L == 1 ? 0 : order_of(m); }
   static constexpr int kWidth = kVectorBytes / sizeof(T);
 
+  // slots[l] = s[e, c] a[e, l, c] for one block of channels, with s absent (nullptr) or [E, C].
+  template <typename B>
+  static void load_slots(const T* a, const T* s, std::int64_t e, std::int64_t channels, std::int64_t c,
+                         typename B::type* slots) {
+    for (int l = 0; l < L; ++l) slots[l] = B::load(a + (e * L + l) * channels + c);
+    if (!s) return;
+    const auto scale = B::load(s + e * channels + c);
+    for (int l = 0; l < L; ++l) slots[l] *= scale;
+  }
+
   // out[i, m, c] = sum_e s[e, c] a[e, slot(m), c] y[e, m], with s absent (nullptr) or [E, C].
   template <int W>
   static void moment_block(const T* a, const T* s, const T* y, const std::int64_t* row_ptr, std::int64_t i,
@@ -58,11 +68,7 @@ struct Segments {
     typename B::type sum[M] = {};
     for (std::int64_t e = row_ptr[i]; e < row_ptr[i + 1]; ++e) {
       typename B::type slots[L];
-      for (int l = 0; l < L; ++l) slots[l] = B::load(a + (e * L + l) * channels + c);
-      if (s) {
-        const auto scale = B::load(s + e * channels + c);
-        for (int l = 0; l < L; ++l) slots[l] *= scale;
-      }
+      load_slots<B>(a, s, e, channels, c, slots);
 #pragma GCC unroll 32
       for (int m = 0; m < M; ++m) sum[m] += slots[slot(m)] * y[e * M + m];
     }
@@ -112,11 +118,7 @@ struct Segments {
       std::int64_t c = 0;
       for (; c + kWidth <= channels; c += kWidth) {
         typename B::type slots[L];
-        for (int l = 0; l < L; ++l) slots[l] = B::load(a + (e * L + l) * channels + c);
-        if (s) {
-          const auto scale = B::load(s + e * channels + c);
-          for (int l = 0; l < L; ++l) slots[l] *= scale;
-        }
+        load_slots<B>(a, s, e, channels, c, slots);
 #pragma GCC unroll 32
         for (int m = 0; m < M; ++m) sum[m] += slots[slot(m)] * B::load(z + (i * M + m) * channels + c);
       }

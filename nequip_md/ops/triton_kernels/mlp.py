@@ -156,16 +156,16 @@ def mix_kernel(
 
 
 @triton.jit
-def hidden_kernel(
-    x0, x1, x2, x3, w1_hi, w1_lo, w1_info, w2_hi, w2_lo, w2_info, out, pre1, pre2, count,
+def second_sum(
+    x0, x1, x2, x3, row0, count, pre1, pre_row0, pre_count, w1_hi, w1_lo, w1_info, w2_hi, w2_lo, w2_info,
     PARTS: tl.constexpr, K0: tl.constexpr, K1: tl.constexpr, K2: tl.constexpr, K3: tl.constexpr,
     B0: tl.constexpr, B1: tl.constexpr, B2: tl.constexpr, B3: tl.constexpr,
-    N1: tl.constexpr, N2: tl.constexpr, P1: tl.constexpr, P2: tl.constexpr,
-    ROWS: tl.constexpr, CHUNK: tl.constexpr, PRODUCTS: tl.constexpr,
+    N1: tl.constexpr, P1: tl.constexpr, P2: tl.constexpr, ROWS: tl.constexpr, CHUNK: tl.constexpr, PRODUCTS: tl.constexpr,
 ):
-    """out = silu(pre2), pre2 = silu(pre1) W2, pre1 = x W1; x [count, K0 + K1 + ...], W1 [B0 + B1 + ..., P1], W2 [P1, P2]."""
-    row0 = tl.program_id(0).to(tl.int64) * ROWS
+    """silu(x W1) W2 for one tile of rows; x W1 is stored in ``pre1`` [pre_count, N1] from row ``pre_row0`` on."""
+    # parts that are not there repeat the first; what is made of them is never used
     part0 = load_rows(x0, row0, count, K0, 0, ROWS, B0)
+    part1, part2, part3 = part0, part0, part0
     square = tl.sum(part0 * part0, axis=1)
     if PARTS > 1:
         part1 = load_rows(x1, row0, count, K1, 0, ROWS, B1)
@@ -182,20 +182,18 @@ def hidden_kernel(
     unscale1 = (inverse_power_of_two(scale1) * tl.load(w1_info))[:, None]
     unscale2 = (inverse_power_of_two(scale2) * tl.load(w2_info))[:, None]
     x0_hi, x0_lo = halves(part0 * scale1[:, None])
-    if PARTS > 1:
-        x1_hi, x1_lo = halves(part1 * scale1[:, None])
-    if PARTS > 2:
-        x2_hi, x2_lo = halves(part2 * scale1[:, None])
-    if PARTS > 3:
-        x3_hi, x3_lo = halves(part3 * scale1[:, None])
+    x1_hi, x1_lo = halves(part1 * scale1[:, None])
+    x2_hi, x2_lo = halves(part2 * scale1[:, None])
+    x3_hi, x3_lo = halves(part3 * scale1[:, None])
 
     total = tl.zeros([ROWS, P2], dtype=tl.float32)
     for c0 in range(0, P1, CHUNK):
         p = tl.zeros([ROWS, CHUNK], dtype=tl.float32)
-        p = product(x0_hi, x0_lo, weight_tile(w1_hi, 0, B0, c0, CHUNK, P1), weight_tile(w1_lo, 0, B0, c0, CHUNK, P1), p, PRODUCTS)
+        p = product(x0_hi, x0_lo, weight_tile(w1_hi, 0, B0, c0, CHUNK, P1), weight_tile(w1_lo, 0, B0, c0, CHUNK, P1), p,
+                    PRODUCTS)
         if PARTS > 1:
-            p = product(x1_hi, x1_lo, weight_tile(w1_hi, B0, B1, c0, CHUNK, P1), weight_tile(w1_lo, B0, B1, c0, CHUNK, P1), p,
-                        PRODUCTS)
+            p = product(x1_hi, x1_lo, weight_tile(w1_hi, B0, B1, c0, CHUNK, P1),
+                        weight_tile(w1_lo, B0, B1, c0, CHUNK, P1), p, PRODUCTS)
         if PARTS > 2:
             p = product(x2_hi, x2_lo, weight_tile(w1_hi, B0 + B1, B2, c0, CHUNK, P1),
                         weight_tile(w1_lo, B0 + B1, B2, c0, CHUNK, P1), p, PRODUCTS)
@@ -203,21 +201,84 @@ def hidden_kernel(
             p = product(x3_hi, x3_lo, weight_tile(w1_hi, B0 + B1 + B2, B3, c0, CHUNK, P1),
                         weight_tile(w1_lo, B0 + B1 + B2, B3, c0, CHUNK, P1), p, PRODUCTS)
         p *= unscale1
-        store_rows(pre1, p, row0, count, N1, c0, ROWS, CHUNK)
+        store_rows(pre1, p, pre_row0, pre_count, N1, c0, ROWS, CHUNK)
         h_hi, h_lo = halves(silu(p) * scale2[:, None])
-        total = product(h_hi, h_lo, weight_tile(w2_hi, c0, CHUNK, 0, P2, P2), weight_tile(w2_lo, c0, CHUNK, 0, P2, P2), total,
-                        PRODUCTS)
-    total *= unscale2
-    store_rows(pre2, total, row0, count, N2, 0, ROWS, P2)
-    store_rows(out, silu(total), row0, count, N2, 0, ROWS, P2)
+        total = product(h_hi, h_lo, weight_tile(w2_hi, c0, CHUNK, 0, P2, P2), weight_tile(w2_lo, c0, CHUNK, 0, P2, P2),
+                        total, PRODUCTS)
+    return total * unscale2
 
 
 @triton.jit
-def input_gradient_part(t_hi, t_lo, w_hi, w_lo, row0, rows: tl.constexpr, c0, CHUNK: tl.constexpr, P1: tl.constexpr, total,
-                        PRODUCTS: tl.constexpr):
+def through_first(t_hi, t_lo, w_hi, w_lo, row0, rows: tl.constexpr, c0, CHUNK: tl.constexpr, P1: tl.constexpr, total,
+                  PRODUCTS: tl.constexpr):
     """total + t W^T for the rows of W that belong to one part of the input."""
     return product(t_hi, t_lo, tl.trans(weight_tile(w_hi, row0, rows, c0, CHUNK, P1)),
                    tl.trans(weight_tile(w_lo, row0, rows, c0, CHUNK, P1)), total, PRODUCTS)
+
+
+@triton.jit
+def input_gradients(
+    g2, pre1, pre_row0, pre_count, w1_hi, w1_lo, w1_info, w2_hi, w2_lo, w2_info,
+    PARTS: tl.constexpr, B0: tl.constexpr, B1: tl.constexpr, B2: tl.constexpr, B3: tl.constexpr,
+    N1: tl.constexpr, P1: tl.constexpr, P2: tl.constexpr, ROWS: tl.constexpr, CHUNK: tl.constexpr, PRODUCTS: tl.constexpr,
+):
+    """(g2 W2^T * silu'(pre1)) W1^T for one tile of rows, in the parts of x; those that are not there are zeros."""
+    norm = tl.sqrt(tl.sum(g2 * g2, axis=1))
+    scale2 = power_of_two(norm)
+    scale1 = power_of_two(norm * tl.load(w2_info + 2) * 1.1)
+    unscale2 = (inverse_power_of_two(scale2) * tl.load(w2_info))[:, None]
+    unscale1 = (inverse_power_of_two(scale1) * tl.load(w1_info))[:, None]
+    g_hi, g_lo = halves(g2 * scale2[:, None])
+    total0 = tl.zeros([ROWS, B0], dtype=tl.float32)
+    total1 = tl.zeros([ROWS, B1], dtype=tl.float32)
+    total2 = tl.zeros([ROWS, B2], dtype=tl.float32)
+    total3 = tl.zeros([ROWS, B3], dtype=tl.float32)
+    for c0 in range(0, P1, CHUNK):
+        t = tl.zeros([ROWS, CHUNK], dtype=tl.float32)
+        t = product(g_hi, g_lo, tl.trans(weight_tile(w2_hi, c0, CHUNK, 0, P2, P2)),
+                    tl.trans(weight_tile(w2_lo, c0, CHUNK, 0, P2, P2)), t, PRODUCTS)
+        p = load_rows(pre1, pre_row0, pre_count, N1, c0, ROWS, CHUNK)
+        t = t * unscale2 * silu_derivative(p)
+        t_hi, t_lo = halves(t * scale1[:, None])
+        total0 = through_first(t_hi, t_lo, w1_hi, w1_lo, 0, B0, c0, CHUNK, P1, total0, PRODUCTS)
+        if PARTS > 1:
+            total1 = through_first(t_hi, t_lo, w1_hi, w1_lo, B0, B1, c0, CHUNK, P1, total1, PRODUCTS)
+        if PARTS > 2:
+            total2 = through_first(t_hi, t_lo, w1_hi, w1_lo, B0 + B1, B2, c0, CHUNK, P1, total2, PRODUCTS)
+        if PARTS > 3:
+            total3 = through_first(t_hi, t_lo, w1_hi, w1_lo, B0 + B1 + B2, B3, c0, CHUNK, P1, total3, PRODUCTS)
+    return total0 * unscale1, total1 * unscale1, total2 * unscale1, total3 * unscale1
+
+
+@triton.jit
+def store_parts(
+    dx0, dx1, dx2, dx3, total0, total1, total2, total3, row0, count, ROWS: tl.constexpr,
+    PARTS: tl.constexpr, K0: tl.constexpr, K1: tl.constexpr, K2: tl.constexpr, K3: tl.constexpr,
+    B0: tl.constexpr, B1: tl.constexpr, B2: tl.constexpr, B3: tl.constexpr,
+):
+    store_rows(dx0, total0, row0, count, K0, 0, ROWS, B0)
+    if PARTS > 1:
+        store_rows(dx1, total1, row0, count, K1, 0, ROWS, B1)
+    if PARTS > 2:
+        store_rows(dx2, total2, row0, count, K2, 0, ROWS, B2)
+    if PARTS > 3:
+        store_rows(dx3, total3, row0, count, K3, 0, ROWS, B3)
+
+
+@triton.jit
+def hidden_kernel(
+    x0, x1, x2, x3, w1_hi, w1_lo, w1_info, w2_hi, w2_lo, w2_info, out, pre1, pre2, count,
+    PARTS: tl.constexpr, K0: tl.constexpr, K1: tl.constexpr, K2: tl.constexpr, K3: tl.constexpr,
+    B0: tl.constexpr, B1: tl.constexpr, B2: tl.constexpr, B3: tl.constexpr,
+    N1: tl.constexpr, N2: tl.constexpr, P1: tl.constexpr, P2: tl.constexpr,
+    ROWS: tl.constexpr, CHUNK: tl.constexpr, PRODUCTS: tl.constexpr,
+):
+    """out = silu(pre2), pre2 = silu(pre1) W2, pre1 = x W1; x [count, K0 + K1 + ...], W1 [B0 + B1 + ..., P1], W2 [P1, P2]."""
+    row0 = tl.program_id(0).to(tl.int64) * ROWS
+    total = second_sum(x0, x1, x2, x3, row0, count, pre1, row0, count, w1_hi, w1_lo, w1_info, w2_hi, w2_lo, w2_info,
+                       PARTS, K0, K1, K2, K3, B0, B1, B2, B3, N1, P1, P2, ROWS, CHUNK, PRODUCTS)
+    store_rows(pre2, total, row0, count, N2, 0, ROWS, P2)
+    store_rows(out, silu(total), row0, count, N2, 0, ROWS, P2)
 
 
 @triton.jit
@@ -230,42 +291,16 @@ def hidden_backward_kernel(
 ):
     """dx = ((g * silu'(pre2)) W2^T * silu'(pre1)) W1^T, in the parts of x."""
     row0 = tl.program_id(0).to(tl.int64) * ROWS
-    g2 = load_rows(g, row0, count, N2, 0, ROWS, P2)
-    g2 *= silu_derivative(load_rows(pre2, row0, count, N2, 0, ROWS, P2))
-    norm = tl.sqrt(tl.sum(g2 * g2, axis=1))
-    scale2 = power_of_two(norm)
-    scale1 = power_of_two(norm * tl.load(w2_info + 2) * 1.1)
-    unscale2 = (inverse_power_of_two(scale2) * tl.load(w2_info))[:, None]
-    unscale1 = (inverse_power_of_two(scale1) * tl.load(w1_info))[:, None]
-    g_hi, g_lo = halves(g2 * scale2[:, None])
-    total0 = tl.zeros([ROWS, B0], dtype=tl.float32)
-    if PARTS > 1:
-        total1 = tl.zeros([ROWS, B1], dtype=tl.float32)
-    if PARTS > 2:
-        total2 = tl.zeros([ROWS, B2], dtype=tl.float32)
-    if PARTS > 3:
-        total3 = tl.zeros([ROWS, B3], dtype=tl.float32)
-    for c0 in range(0, P1, CHUNK):
-        t = tl.zeros([ROWS, CHUNK], dtype=tl.float32)
-        t = product(g_hi, g_lo, tl.trans(weight_tile(w2_hi, c0, CHUNK, 0, P2, P2)),
-                    tl.trans(weight_tile(w2_lo, c0, CHUNK, 0, P2, P2)), t, PRODUCTS)
-        p = load_rows(pre1, row0, count, N1, c0, ROWS, CHUNK)
-        t = t * unscale2 * silu_derivative(p)
-        t_hi, t_lo = halves(t * scale1[:, None])
-        total0 = input_gradient_part(t_hi, t_lo, w1_hi, w1_lo, 0, B0, c0, CHUNK, P1, total0, PRODUCTS)
-        if PARTS > 1:
-            total1 = input_gradient_part(t_hi, t_lo, w1_hi, w1_lo, B0, B1, c0, CHUNK, P1, total1, PRODUCTS)
-        if PARTS > 2:
-            total2 = input_gradient_part(t_hi, t_lo, w1_hi, w1_lo, B0 + B1, B2, c0, CHUNK, P1, total2, PRODUCTS)
-        if PARTS > 3:
-            total3 = input_gradient_part(t_hi, t_lo, w1_hi, w1_lo, B0 + B1 + B2, B3, c0, CHUNK, P1, total3, PRODUCTS)
-    store_rows(dx0, total0 * unscale1, row0, count, K0, 0, ROWS, B0)
-    if PARTS > 1:
-        store_rows(dx1, total1 * unscale1, row0, count, K1, 0, ROWS, B1)
-    if PARTS > 2:
-        store_rows(dx2, total2 * unscale1, row0, count, K2, 0, ROWS, B2)
-    if PARTS > 3:
-        store_rows(dx3, total3 * unscale1, row0, count, K3, 0, ROWS, B3)
+    g2 = load_rows(g, row0, count, N2, 0, ROWS, P2) * silu_derivative(load_rows(pre2, row0, count, N2, 0, ROWS, P2))
+    total0, total1, total2, total3 = input_gradients(
+        g2, pre1, row0, count, w1_hi, w1_lo, w1_info, w2_hi, w2_lo, w2_info, PARTS, B0, B1, B2, B3, N1, P1, P2, ROWS, CHUNK,
+        PRODUCTS)
+    store_parts(dx0, dx1, dx2, dx3, total0, total1, total2, total3, row0, count, ROWS, PARTS, K0, K1, K2, K3, B0, B1, B2, B3)
+
+
+@triton.jit
+def readout_row(r, start: tl.constexpr, B: tl.constexpr):
+    return tl.load(r + start + tl.arange(0, B))[None, :]
 
 
 @triton.jit
@@ -273,8 +308,7 @@ def energy_kernel(
     x0, x1, x2, x3, w1_hi, w1_lo, w1_info, w2_hi, w2_lo, w2_info, v, r, energy, dx0, dx1, dx2, dx3, scratch, count,
     PARTS: tl.constexpr, K0: tl.constexpr, K1: tl.constexpr, K2: tl.constexpr, K3: tl.constexpr,
     B0: tl.constexpr, B1: tl.constexpr, B2: tl.constexpr, B3: tl.constexpr,
-    N2: tl.constexpr, P1: tl.constexpr, P2: tl.constexpr,
-    ROWS: tl.constexpr, CHUNK: tl.constexpr, PRODUCTS: tl.constexpr,
+    P1: tl.constexpr, P2: tl.constexpr, ROWS: tl.constexpr, CHUNK: tl.constexpr, PRODUCTS: tl.constexpr,
 ):
     """energy = v silu(silu(x W1) W2) + r x and its gradient by x, in one pass; r [B0 + B1 + ...], v [P2], padded with zeros.
 
@@ -282,95 +316,35 @@ def energy_kernel(
     leaves the second-level cache.
     """
     lane = tl.arange(0, ROWS)
-    n = tl.arange(0, P2)
     mine = scratch + tl.program_id(0).to(tl.int64) * ROWS * P1
     for block in range(tl.program_id(0).to(tl.int64), tl.cdiv(count, ROWS), tl.num_programs(0)):
         row0 = block * ROWS
-        part0 = load_rows(x0, row0, count, K0, 0, ROWS, B0)
-        square = tl.sum(part0 * part0, axis=1)
-        linear = tl.sum(part0 * tl.load(r + tl.arange(0, B0))[None, :], axis=1)
+        result = tl.sum(load_rows(x0, row0, count, K0, 0, ROWS, B0) * readout_row(r, 0, B0), axis=1)
         if PARTS > 1:
-            part1 = load_rows(x1, row0, count, K1, 0, ROWS, B1)
-            square += tl.sum(part1 * part1, axis=1)
-            linear += tl.sum(part1 * tl.load(r + B0 + tl.arange(0, B1))[None, :], axis=1)
+            result += tl.sum(load_rows(x1, row0, count, K1, 0, ROWS, B1) * readout_row(r, B0, B1), axis=1)
         if PARTS > 2:
-            part2 = load_rows(x2, row0, count, K2, 0, ROWS, B2)
-            square += tl.sum(part2 * part2, axis=1)
-            linear += tl.sum(part2 * tl.load(r + B0 + B1 + tl.arange(0, B2))[None, :], axis=1)
+            result += tl.sum(load_rows(x2, row0, count, K2, 0, ROWS, B2) * readout_row(r, B0 + B1, B2), axis=1)
         if PARTS > 3:
-            part3 = load_rows(x3, row0, count, K3, 0, ROWS, B3)
-            square += tl.sum(part3 * part3, axis=1)
-            linear += tl.sum(part3 * tl.load(r + B0 + B1 + B2 + tl.arange(0, B3))[None, :], axis=1)
-        norm = tl.sqrt(square)
-        scale1 = power_of_two(norm)
-        scale2 = power_of_two(norm * tl.load(w1_info + 1))
-        unscale1 = (inverse_power_of_two(scale1) * tl.load(w1_info))[:, None]
-        unscale2 = (inverse_power_of_two(scale2) * tl.load(w2_info))[:, None]
-        x0_hi, x0_lo = halves(part0 * scale1[:, None])
-        if PARTS > 1:
-            x1_hi, x1_lo = halves(part1 * scale1[:, None])
-        if PARTS > 2:
-            x2_hi, x2_lo = halves(part2 * scale1[:, None])
-        if PARTS > 3:
-            x3_hi, x3_lo = halves(part3 * scale1[:, None])
-        total = tl.zeros([ROWS, P2], dtype=tl.float32)
-        for c0 in range(0, P1, CHUNK):
-            p = tl.zeros([ROWS, CHUNK], dtype=tl.float32)
-            p = product(x0_hi, x0_lo, weight_tile(w1_hi, 0, B0, c0, CHUNK, P1), weight_tile(w1_lo, 0, B0, c0, CHUNK, P1), p,
-                        PRODUCTS)
-            if PARTS > 1:
-                p = product(x1_hi, x1_lo, weight_tile(w1_hi, B0, B1, c0, CHUNK, P1),
-                            weight_tile(w1_lo, B0, B1, c0, CHUNK, P1), p, PRODUCTS)
-            if PARTS > 2:
-                p = product(x2_hi, x2_lo, weight_tile(w1_hi, B0 + B1, B2, c0, CHUNK, P1),
-                            weight_tile(w1_lo, B0 + B1, B2, c0, CHUNK, P1), p, PRODUCTS)
-            if PARTS > 3:
-                p = product(x3_hi, x3_lo, weight_tile(w1_hi, B0 + B1 + B2, B3, c0, CHUNK, P1),
-                            weight_tile(w1_lo, B0 + B1 + B2, B3, c0, CHUNK, P1), p, PRODUCTS)
-            p *= unscale1
-            tl.store(mine + lane[:, None] * P1 + (c0 + tl.arange(0, CHUNK))[None, :], p)
-            h_hi, h_lo = halves(silu(p) * scale2[:, None])
-            total = product(h_hi, h_lo, weight_tile(w2_hi, c0, CHUNK, 0, P2, P2), weight_tile(w2_lo, c0, CHUNK, 0, P2, P2),
-                            total, PRODUCTS)
-        total *= unscale2
-        v_n = tl.load(v + n)[None, :]
-        tl.store(energy + row0 + lane, linear + tl.sum(silu(total) * v_n, axis=1), mask=lane < count - row0)
+            result += tl.sum(load_rows(x3, row0, count, K3, 0, ROWS, B3) * readout_row(r, B0 + B1 + B2, B3), axis=1)
+        total = second_sum(x0, x1, x2, x3, row0, count, mine, 0, ROWS, w1_hi, w1_lo, w1_info, w2_hi, w2_lo, w2_info,
+                           PARTS, K0, K1, K2, K3, B0, B1, B2, B3, P1, P1, P2, ROWS, CHUNK, PRODUCTS)
+        v_n = tl.load(v + tl.arange(0, P2))[None, :]
+        result += tl.sum(silu(total) * v_n, axis=1)
+        tl.store(energy + row0 + lane, result, mask=lane < count - row0)
 
-        # backward, with v as the gradient of the hidden layer
-        g2 = v_n * silu_derivative(total)
-        norm = tl.sqrt(tl.sum(g2 * g2, axis=1))
-        scale2 = power_of_two(norm)
-        scale1 = power_of_two(norm * tl.load(w2_info + 2) * 1.1)
-        unscale2 = (inverse_power_of_two(scale2) * tl.load(w2_info))[:, None]
-        unscale1 = (inverse_power_of_two(scale1) * tl.load(w1_info))[:, None]
-        g_hi, g_lo = halves(g2 * scale2[:, None])
-        total0 = tl.zeros([ROWS, B0], dtype=tl.float32)
-        if PARTS > 1:
-            total1 = tl.zeros([ROWS, B1], dtype=tl.float32)
-        if PARTS > 2:
-            total2 = tl.zeros([ROWS, B2], dtype=tl.float32)
-        if PARTS > 3:
-            total3 = tl.zeros([ROWS, B3], dtype=tl.float32)
+        # backward: v is the gradient of the hidden layer; pre1 was written by other threads of this program
         tl.debug_barrier()
-        for c0 in range(0, P1, CHUNK):
-            t = tl.zeros([ROWS, CHUNK], dtype=tl.float32)
-            t = product(g_hi, g_lo, tl.trans(weight_tile(w2_hi, c0, CHUNK, 0, P2, P2)),
-                        tl.trans(weight_tile(w2_lo, c0, CHUNK, 0, P2, P2)), t, PRODUCTS)
-            p = tl.load(mine + lane[:, None] * P1 + (c0 + tl.arange(0, CHUNK))[None, :])
-            t = t * unscale2 * silu_derivative(p)
-            t_hi, t_lo = halves(t * scale1[:, None])
-            total0 = input_gradient_part(t_hi, t_lo, w1_hi, w1_lo, 0, B0, c0, CHUNK, P1, total0, PRODUCTS)
-            if PARTS > 1:
-                total1 = input_gradient_part(t_hi, t_lo, w1_hi, w1_lo, B0, B1, c0, CHUNK, P1, total1, PRODUCTS)
-            if PARTS > 2:
-                total2 = input_gradient_part(t_hi, t_lo, w1_hi, w1_lo, B0 + B1, B2, c0, CHUNK, P1, total2, PRODUCTS)
-            if PARTS > 3:
-                total3 = input_gradient_part(t_hi, t_lo, w1_hi, w1_lo, B0 + B1 + B2, B3, c0, CHUNK, P1, total3, PRODUCTS)
+        total0, total1, total2, total3 = input_gradients(
+            v_n * silu_derivative(total), mine, 0, ROWS, w1_hi, w1_lo, w1_info, w2_hi, w2_lo, w2_info, PARTS, B0, B1, B2, B3, P1,
+            P1, P2, ROWS, CHUNK, PRODUCTS)
         tl.debug_barrier()
-        store_rows(dx0, total0 * unscale1 + tl.load(r + tl.arange(0, B0))[None, :], row0, count, K0, 0, ROWS, B0)
+
+        total0 += readout_row(r, 0, B0)
         if PARTS > 1:
-            store_rows(dx1, total1 * unscale1 + tl.load(r + B0 + tl.arange(0, B1))[None, :], row0, count, K1, 0, ROWS, B1)
+            total1 += readout_row(r, B0, B1)
         if PARTS > 2:
-            store_rows(dx2, total2 * unscale1 + tl.load(r + B0 + B1 + tl.arange(0, B2))[None, :], row0, count, K2, 0, ROWS, B2)
+            total2 += readout_row(r, B0 + B1, B2)
         if PARTS > 3:
-            store_rows(dx3, total3 * unscale1 + tl.load(r + B0 + B1 + B2 + tl.arange(0, B3))[None, :], row0, count, K3, 0, ROWS, B3)
+            total3 += readout_row(r, B0 + B1 + B2, B3)
+        store_parts(dx0, dx1, dx2, dx3, total0, total1, total2, total3, row0, count, ROWS, PARTS, K0, K1, K2, K3, B0, B1, B2,
+                    B3)

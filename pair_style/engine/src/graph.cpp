@@ -58,7 +58,8 @@ Graph some_centres(const Graph &graph, int64_t first, int64_t last, int64_t firs
     // the piece's centres, phantoms, and then every node once more, as a ghost
     piece.node_types = at::cat({graph.node_types.narrow(0, first, count),
                                 graph.node_types.narrow(0, phantoms, PHANTOMS), graph.node_types});
-    piece.edge_vectors = graph.edge_vectors.narrow(0, first_edge, edges);
+    // a copy, since the compiled code wants its inputs aligned
+    piece.edge_vectors = graph.edge_vectors.narrow(0, first_edge, edges).clone();
     const at::Tensor index = graph.edge_index.narrow(1, first_edge, edges);
     piece.edge_index = at::stack({index.select(0, 0) - first, index.select(0, 1) + (count + PHANTOMS)});
     complete(piece, count, cutoff);
