@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from support.analytic import LennardJones
+from support.analytic import EmbeddedAtom, LennardJones
 from support.artifacts import with_metadata
 
 EPSILON = [[0.0104, 0.008], [0.008, 0.006]]
@@ -38,6 +38,21 @@ def lj_artifact(lj_model, plugin_folder, tmp_path_factory) -> Path:
         artifact_metadata(kind="lennard-jones", type_names=["Ar", "Ne"], cutoff=6.0, pair_cutoffs=CUTOFFS),
     )
     return path
+
+
+@pytest.fixture(scope="session")
+def eam(plugin_folder, tmp_path_factory) -> tuple[Path, str]:
+    """A many-body potential twice: the artifact (types Ar and Ne), and input lines for LAMMPS' own eam/alloy."""
+    from nequip_md.export import artifact_metadata, write_artifact
+
+    folder = tmp_path_factory.mktemp("eam")
+    model = EmbeddedAtom([40.0, 25.0], [0.6, 0.4], [[0.05, 0.04], [0.04, 0.03]], 6.0, SHIFTS)
+    write_artifact(
+        model, folder / "eam.pt2", artifact_metadata(kind="embedded-atom", type_names=["Ar", "Ne"], cutoff=6.0)
+    )
+    model.write_setfl(folder / "eam.setfl", ["Ar", "Ne"])
+    native = f"pair_style eam/alloy\npair_coeff * * {folder / 'eam.setfl'} Ar Ne\n"
+    return folder / "eam.pt2", native
 
 
 @pytest.fixture(scope="session")

@@ -61,7 +61,7 @@ def assert_same(ours: dict, reference: dict, what: str = ""):
         np.testing.assert_allclose(value, reference[key], rtol=0, atol=RELATIVE * scale, err_msg=f"{what} {key}")
 
 
-@pytest.mark.parametrize("ranks", [1, 2, 4])
+@pytest.mark.parametrize("ranks", [1, 2, 3, 4, 8])
 @pytest.mark.parametrize("system", SYSTEMS)
 def test_equals_native(system, ranks, native, ours):
     """Energy, pressure tensor, forces, per-atom energies and both per-atom virials; newton on and off."""

@@ -41,3 +41,62 @@ class LennardJones(nn.Module):
         num_owned = row_ptr.shape[0] - 1
         node_energy = energy.new_zeros(num_owned).index_add(0, centre, 0.5 * energy)
         return node_energy + self.shifts[node_types[:num_owned]]
+
+
+class EmbeddedAtom(nn.Module):
+    """A many-body potential that LAMMPS has as ``eam/alloy``: E_i = s_i + F(rho_i) + 1/2 sum_j phi(r_ij).
+
+    rho_i = sum_j w(t_j) (1 - r/r_c)^3 exp(-r), F(rho) = -a(t_i) (sqrt(rho + 0.05) - sqrt(0.05)),
+    phi(r) = b(t_i, t_j) exp(-1.8 (r - 2.5)) (1 - r/r_c)^3, for r < r_c.
+
+    Args:
+        weights, depths: w and a (eV) of each type, [T].
+        repulsion: b, eV, symmetric, [T][T].
+        cutoff: r_c, angstrom.
+        shifts: energy of an isolated atom of each type, eV.
+    """
+
+    def __init__(self, weights, depths, repulsion, cutoff: float, shifts=None):
+        super().__init__()
+        self.cutoff = cutoff
+        for name, values in (("weights", weights), ("depths", depths), ("repulsion", repulsion),
+                             ("shifts", shifts or [0.0] * len(weights))):
+            self.register_buffer(name, torch.tensor(values, dtype=torch.float64))
+
+    def density(self, r: Tensor) -> Tensor:
+        return (1 - r / self.cutoff).clamp(min=0) ** 3 * torch.exp(-r)
+
+    def pair(self, r: Tensor) -> Tensor:
+        return torch.exp(-1.8 * (r - 2.5)) * (1 - r / self.cutoff).clamp(min=0) ** 3
+
+    def embedding(self, rho: Tensor) -> Tensor:
+        return -(torch.sqrt(rho + 0.05) - 0.05**0.5)
+
+    def forward(self, edge_vectors: Tensor, edge_index: Tensor, row_ptr: Tensor, node_types: Tensor) -> Tensor:
+        centre, neighbour = edge_index[0], edge_index[1]
+        t_i, t_j = node_types[centre], node_types[neighbour]
+        r = edge_vectors.square().sum(1).sqrt()
+        owned = node_types[: row_ptr.shape[0] - 1]
+        zero = torch.zeros_like(owned, dtype=torch.float64)
+        rho = zero.index_add(0, centre, self.weights[t_j] * self.density(r))
+        pairs = zero.index_add(0, centre, 0.5 * self.repulsion[t_i, t_j] * self.pair(r))
+        return self.shifts[owned] + self.depths[owned] * self.embedding(rho) + pairs
+
+    def write_setfl(self, path, names: list[str], points: int = 20_000, largest_density: float = 3.0) -> None:
+        """The file that ``pair_style eam/alloy`` reads, with tables so dense that their splines are exact to 1e-11."""
+        r = torch.arange(points, dtype=torch.float64) * (self.cutoff / (points - 1))
+        rho = torch.arange(points, dtype=torch.float64) * (largest_density / (points - 1))
+        lines = ["tables of a test", "", "", f"{len(names)} {' '.join(names)}"]
+        lines.append(f"{points} {float(rho[1])!r} {points} {float(r[1])!r} {self.cutoff!r}")
+
+        def add(values: Tensor) -> None:
+            lines.extend(map(repr, values.tolist()))
+
+        for t in range(len(names)):
+            lines.append("18 40.0 5.4 fcc")
+            add(self.depths[t] * self.embedding(rho))
+            add(self.weights[t] * self.density(r))
+        for t in range(len(names)):
+            for other in range(t + 1):
+                add(r * self.repulsion[t, other] * self.pair(r))
+        path.write_text("\n".join(lines) + "\n")

@@ -1,0 +1,40 @@
+"""A many-body potential against LAMMPS' own eam/alloy: forces reach over two cutoffs and cross ranks."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from support.lammps_run import measurement, read_measurement, run_lammps
+from support.lammps_systems import SYSTEMS, nequip
+
+SHIFTS = {1: -1.5, 2: -0.25}
+RELATIVE = 1e-9
+"""Of the largest value; eam/alloy interpolates tables."""
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3, 4, 8])
+def test_equals_eam(ranks, eam, tmp_path):
+    artifact, native = eam
+    cases = [(name, newton) for name in SYSTEMS for newton in ("on", "off")]
+    script = ""
+    for k, (name, newton) in enumerate(cases):
+        start = "clear\n" + SYSTEMS[name].start(tmp_path / f"case{k}", newton)
+        script += start + nequip(artifact, keywords="max_edges 700" if newton == "off" else "") + measurement(f"ours{k}")
+        if ranks == 1:
+            script += start + native + measurement(f"native{k}")
+    outcome = run_lammps(script, tmp_path, ranks=ranks, limit=240)
+    assert outcome.status == 0, outcome.text
+    if ranks > 1:  # the reference on one rank
+        script = "".join("clear\n" + SYSTEMS[name].start(tmp_path / f"case{k}", newton) + native + measurement(f"native{k}")
+                         for k, (name, newton) in enumerate(cases))
+        outcome = run_lammps(script, tmp_path / "native")
+        assert outcome.status == 0, outcome.text
+    for k, (name, newton) in enumerate(cases):
+        reference = read_measurement(tmp_path if ranks == 1 else tmp_path / "native", f"native{k}")
+        result = read_measurement(tmp_path, f"ours{k}")
+        shifts = np.array([SHIFTS[t] for t in result["types"]])
+        for key in ("energy", "pressure", "forces", "energies", "virials"):
+            value = result[key] - {"energy": shifts.sum(), "energies": shifts[:, None]}.get(key, 0.0)
+            scale = max(np.abs(reference[key]).max(), np.abs(result[key]).max())
+            np.testing.assert_allclose(value, reference[key], rtol=0, atol=RELATIVE * scale,
+                                       err_msg=f"{name}, newton {newton}, {ranks} ranks: {key}")
