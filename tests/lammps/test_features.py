@@ -12,10 +12,10 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
+from support.lammps_compare import QUANTITIES, assert_same
 from support.lammps_run import measurement, read_measurement, run_lammps
 from support.lammps_systems import NATIVE, SYSTEMS, nequip
 
-SHIFTS = {1: -1.5, 2: -0.25}
 
 
 class Feature(NamedTuple):
@@ -139,11 +139,7 @@ def test_feature(potential, feature, measured):
     reference, result = measured(potential, feature)
     assert np.abs(reference["forces"]).max() > 1e-3, "without forces this shows nothing"
     np.testing.assert_array_equal(result["types"], reference["types"])
-    tolerance = FEATURES[feature].tolerance
-    shifts = np.array([SHIFTS[t] for t in result["types"]])
-    for key, value in reference.items():
-        ours = result[key] - {"energy": shifts.sum(), "energies": shifts[:, None]}.get(key, 0.0)
-        if potential == "eam" and key == "centroid":
-            continue  # eam/alloy divides the heat flux otherwise
-        scale = max(np.abs(value).max(), np.abs(result[key]).max())
-        np.testing.assert_allclose(ours, value, rtol=0, atol=tolerance * scale, err_msg=key)
+    # eam/alloy divides the heat flux otherwise
+    quantities = QUANTITIES[:-1] if potential == "eam" else QUANTITIES
+    assert_same(result, reference, feature, FEATURES[feature].tolerance, quantities)
+    np.testing.assert_allclose(result["positions"], reference["positions"], rtol=0, atol=1e-6)

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from support.lammps_compare import RELATIVE, SHIFTS, assert_same
 from support.lammps_run import measurement, read_measurement, run_lammps
 from support.lammps_systems import NATIVE, SYSTEMS, nequip
 
-RELATIVE = 1e-11
-"""Of the largest value of a quantity; both sides sum in float64, in different orders."""
-SHIFTS = {1: -1.5, 2: -0.25}
 WITHOUT_FORCES = ("isolated atom", "out of reach")
 
 
@@ -50,15 +48,6 @@ def ours(lj_artifact, tmp_path_factory):
         return read_measurement(folders[ranks], slug(system, newton))
 
     return get
-
-
-def assert_same(ours: dict, reference: dict, what: str = ""):
-    """Every quantity equal; the model's isolated-atom energies, which lj/cut lacks, are taken off first."""
-    shifts = np.array([SHIFTS[t] for t in ours["types"]])
-    for key in ("energy", "pressure", "forces", "energies", "virials", "centroid"):
-        value = ours[key] - {"energy": shifts.sum(), "energies": shifts[:, None]}.get(key, 0.0)
-        scale = max(np.abs(reference[key]).max(), np.abs(ours[key]).max())
-        np.testing.assert_allclose(value, reference[key], rtol=0, atol=RELATIVE * scale, err_msg=f"{what} {key}")
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 3, 4, 8])

@@ -1,0 +1,116 @@
+"""Does the suite see errors? Faults are built into the engine and the pair style one by one; its comparisons must find each."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+from support.lammps_compare import assert_heat_flux, assert_same
+from support.lammps_run import RECORD, SCRIPTS, measurement, read_measurement, run_lammps
+from support.lammps_systems import NATIVE, SYSTEMS, nequip
+
+from nequip_md.lammps.installation import Installation
+
+
+class Mutation(NamedTuple):
+    """In ``file``, the words ``before`` become ``after``."""
+
+    file: str
+    before: str
+    after: str
+
+
+TALLY, GRAPH, PAIR = "engine/src/tally.cpp", "engine/src/graph.cpp", "lammps/pair_nequip.cpp"
+MUTATIONS = {
+    "virial with the other sign": Mutation(TALLY, "at::mm(vectors.t(), gradient).neg()", "at::mm(vectors.t(), gradient)"),
+    "no force on neighbours": Mutation(TALLY, "forces.index_add_(0, graph.neighbour_atom, gradient, -1);", ""),
+    "no force on ghosts": Mutation(
+        PAIR, "  if (eflag_global) eng_vdwl += results.energy;",
+        "  if (newton)\n    for (int i = atom->nlocal; i < nall; i++) atom->f[i][0] = atom->f[i][1] = atom->f[i][2] = 0.0;\n"
+        "  if (eflag_global) eng_vdwl += results.energy;"),
+    "types exchanged": Mutation(PAIR, "type_to_model[i] = t;", "type_to_model[i] = nequip_md_num_types(model) - 1 - t;"),
+    "half of each atom's energy": Mutation(
+        TALLY, "results.atom_energies[atom] += factor * energy[node]", "results.atom_energies[atom] += 0.5 * factor * energy[node]"),
+    "no reverse communication": Mutation(PAIR, "  comm->reverse_comm(this, collected.width);\n", ""),
+    "stress of an edge to its centre alone": Mutation(TALLY, "        shares.index_add_(0, graph.neighbour_atom, half);\n", ""),
+    "heat flux of an edge to its centre": Mutation(
+        TALLY, "shares.index_add_(0, graph.neighbour_atom, edges);", "shares.index_add_(0, graph.centre_atom, edges);"),
+    "energy twice": Mutation(TALLY, "results.energy = factor * sum;", "results.energy = 2 * factor * sum;"),
+    "neighbour lists of long ago": Mutation(PAIR, "system.lists_changed = build;", "system.lists_changed = 0;"),
+    "wrong neighbours in a piece": Mutation(GRAPH, "index.select(0, 1) + (count + PHANTOMS)", "index.select(0, 1)"),
+    "virial set, not added, in an overlay": Mutation(PAIR, "      virial[k] += results.virial[k];", "      virial[k] = 0.0;"),
+}
+
+
+def run(*command) -> None:
+    done = subprocess.run(list(map(str, command)), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    assert done.returncode == 0, done.stdout[-3000:]
+
+
+@pytest.fixture(scope="module")
+def build_with(tmp_path_factory):
+    """``build_with(mutation)``: a cache folder (XDG_CACHE_HOME) with a plugin built from changed sources, or as it is."""
+    folder = tmp_path_factory.mktemp("mutations")
+    installation = Installation.find()
+    source, tree = folder / "pair_style", folder / "build"
+    shutil.copytree(installation.source, source)
+    run(SCRIPTS / "cmake", "-G", "Ninja", "-S", source, "-B", tree, f"-DCMAKE_MAKE_PROGRAM={SCRIPTS / 'ninja'}",
+        f"-DNEQUIP_MD_CMAKE_DIR={installation.modules}", f"-DNEQUIP_MD_TORCH_ROOT={installation.torch}",
+        f"-DNEQUIP_MD_LAMMPS_ROOT={installation.lammps}", f"-DNEQUIP_MD_MPI_INCLUDE_DIR={installation.mpi_include}",
+        "-DCMAKE_CXX_FLAGS_RELEASE=-O1")
+    built = 0
+
+    def build(mutation: Mutation | None) -> Path:
+        nonlocal built
+        built += 1
+        cache = folder / f"cache{built}"
+        file = source / mutation.file if mutation else None
+        original = file.read_text() if file else ""
+        if file:
+            assert original.count(mutation.before) == 1, "the source has changed: change the mutation too"
+            file.write_text(original.replace(mutation.before, mutation.after))
+        try:
+            run(SCRIPTS / "cmake", "--build", tree)
+            run(SCRIPTS / "cmake", "--install", tree, "--prefix", cache / "nequip-md/lammps" / installation.key())
+        finally:
+            if file:
+                file.write_text(original)
+        return cache
+
+    return build
+
+
+def compare(cache: Path, lj_artifact: Path, eam_artifact: Path, folder: Path) -> None:
+    """A short list of the suite's own comparisons: lj/cut on two ranks and in a free cluster on one, and the heat flux."""
+    env = {"XDG_CACHE_HOME": str(cache)}
+    for ranks, name, temperature in ((2, "orthogonal", 400), (1, "cluster in a corner", 60)):
+        move = (f"velocity all create {temperature} 4928459 loop geom\nfix move all nve\nneighbor 0.1 bin\n"
+                "neigh_modify every 1 delay 0 check yes\nrun 60\n")
+        script = ""
+        for newton in ("on", "off"):
+            start = "clear\n" + SYSTEMS[name].start(folder, newton)
+            for who, pair in (("native", NATIVE), ("ours", nequip(lj_artifact, keywords="max_edges 900"))):
+                script += start + pair + measurement(f"{who}_{newton}_start") + move
+                script += "run 0 post no" + RECORD.replace("NAME", f"{who}_{newton}_end")
+        outcome = run_lammps(script, folder, ranks=ranks, env=env)
+        assert outcome.status == 0, outcome.text
+        assert str(cache) in outcome.text, "another plugin was loaded"
+        for newton in ("on", "off"):
+            for when in ("start", "end"):
+                ours, native = (read_measurement(folder, f"{who}_{newton}_{when}") for who in ("ours", "native"))
+                assert_same(ours, native, f"newton {newton}, {when}", relative=1e-11 if when == "start" else 1e-8)
+    assert_heat_flux(eam_artifact, folder, env=env)
+
+
+def test_without_a_fault(build_with, lj_artifact, eam, tmp_path):
+    compare(build_with(None), lj_artifact, eam[0], tmp_path)
+
+
+@pytest.mark.parametrize("fault", MUTATIONS)
+def test_fault_is_found(fault, build_with, lj_artifact, eam, tmp_path):
+    cache = build_with(MUTATIONS[fault])
+    with pytest.raises(AssertionError):
+        compare(cache, lj_artifact, eam[0], tmp_path)
