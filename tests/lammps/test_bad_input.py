@@ -80,6 +80,25 @@ NEGATIVE_CONTROLS = {
     "zero threads": ("pair_style nequip threads 0", "threads is 0|1 or more"),
     "threads no number": ("pair_style nequip threads two", "two"),
     "units lj": ("pair_style nequip\npair_coeff * * {lj} Ar Ne", "cannot use units lj|units metal or real"),
+    "units si": ("pair_style nequip\npair_coeff * * {lj} Ar Ne", "cannot use units si|units metal or real"),
+    "units electron": ("pair_style nequip\npair_coeff * * {lj} Ar Ne", "cannot use units electron|units metal or real"),
+    "names in small letters": ("pair_style nequip\npair_coeff * * {lj} ar ne", "'ar'|it has: Ar Ne"),
+    "file after the names": ("pair_style nequip\npair_coeff * * Ar Ne {lj}", "cannot open model file 'Ar'|check the path"),
+    "an empty file": ("pair_style nequip\npair_coeff * * {folder}/empty.pt2 Ar Ne", "empty.pt2|is not a .pt2 artifact"),
+    "a checkpoint": (
+        "pair_style nequip\npair_coeff * * {folder}/model.nqmd Ar Ne",
+        "model.nqmd|is not a .pt2 artifact|nequip-md-export",
+    ),
+    "one pair of types": ("pair_style nequip\npair_coeff 1 2 {lj} Ar Ne", "must start with * * for pair style nequip"),
+    "negative edges": ("pair_style nequip max_edges -5", "max_edges is -5|1 or more"),
+    "edges no number": ("pair_style nequip max_edges many", "many"),
+    "pieces of a message-passing model": (
+        "pair_style nequip max_edges 100\npair_coeff * * {messages} Ar Ne",
+        "max_edges is 100|message passing",
+    ),
+    "impossible cutoff": ("pair_style nequip\npair_coeff * * {negative} Ar Ne", "'cutoff'|-1|export the model again"),
+    "unknown precision": ("pair_style nequip\npair_coeff * * {fp8} Ar Ne", "'precision'|fp8|export the model again"),
+    "lengths in bohr": ("pair_style nequip\npair_coeff * * {bohr} Ar Ne", "'length_unit'|bohr"),
 }
 TWO_RANKS_ONLY = {
     "message passing on two ranks": (
@@ -87,7 +106,7 @@ TWO_RANKS_ONLY = {
         "message passing|one MPI process|has 2",
     ),
 }
-UNITS = {"units lj": "lj"}
+UNITS = {"units lj": "lj", "units si": "si", "units electron": "electron"}
 
 
 @pytest.fixture(scope="module")
@@ -96,6 +115,8 @@ def files(lj_artifact, doctored, tmp_path_factory) -> dict[str, Path]:
     (folder / "text.pt2").write_text("these are not the weights you are looking for\n")
     with zipfile.ZipFile(folder / "other.pt2", "w") as archive:
         archive.writestr("readme.txt", "nothing compiled")
+    (folder / "empty.pt2").touch()
+    (folder / "model.nqmd").write_bytes(b"\x40" + bytes(7) + b'{"__metadata__":{}}')
     (folder / "truncated.pt2").write_bytes(lj_artifact.read_bytes()[:20_000])
     return {
         "folder": folder,
@@ -106,6 +127,9 @@ def files(lj_artifact, doctored, tmp_path_factory) -> dict[str, Path]:
         "cutoffs": doctored(pair_cutoffs="6.0 5.5"),
         "cuda": doctored(device="cuda", AOTI_DEVICE_KEY="cuda"),
         "messages": doctored(message_passing_layers="3"),
+        "negative": doctored(cutoff="-1"),
+        "fp8": doctored(precision="fp8"),
+        "bohr": doctored(length_unit="bohr"),
     }
 
 

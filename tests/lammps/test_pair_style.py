@@ -96,6 +96,18 @@ VARIANTS = {  # number of atom types, native coefficients, our input
         + "pair_coeff * * nequip {path} Ar Ne\n"
         + coefficients("lj/cut", **TWO_TYPES),
     ),
+    "hybrid/scaled": (
+        2,
+        DOUBLED,
+        "pair_style hybrid/scaled 0.5 nequip 1.5 lj/cut 6.0\npair_modify pair lj/cut shift yes\n"
+        "pair_coeff * * nequip {path} Ar Ne\n" + coefficients("lj/cut", **TWO_TYPES),
+    ),
+    "two instances": (
+        2,
+        DOUBLED,
+        "pair_style hybrid/overlay nequip nequip max_edges 3000\n"
+        "pair_coeff * * nequip 1 {path} Ar Ne\npair_coeff * * nequip 2 {path} Ar Ne\n",
+    ),
     "coefficients issued again": (
         2,
         TWO_TYPES,
