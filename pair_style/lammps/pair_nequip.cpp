@@ -46,6 +46,8 @@ PairNequIP::PairNequIP(LAMMPS *lmp) :
 
   // pair style hybrid copies these before the model is known
 
+  nextra = 3;
+  pvector = new double[nextra]();
   comm_forward = 1;
   comm_reverse_off = CENTROID_COMPONENTS;
 }
@@ -57,6 +59,7 @@ PairNequIP::PairNequIP(LAMMPS *lmp) :
 PairNequIP::~PairNequIP()
 {
   unload();
+  delete[] pvector;
   if (allocated) {
     memory->destroy(setflag);
     memory->destroy(cutsq);
@@ -111,6 +114,12 @@ void PairNequIP::compute(int eflag, int vflag)
       message += " (atom ID " + std::to_string(atom->tag[results.failed_atom]) + ")";
     error->one(FLERR, message);
   }
+
+  // for compute pair, which sums over ranks
+
+  pvector[0] = static_cast<double>(results.num_edges);
+  pvector[1] = static_cast<double>(results.num_candidates);
+  pvector[2] = static_cast<double>(results.num_pieces);
 
   if (eflag_global) eng_vdwl += results.energy;
   if (vflag_global)

@@ -48,6 +48,9 @@ class Results(Structure):
         ("atom_virials", POINTER(c_double)),
         ("centroid_virials", POINTER(c_double)),
         ("failed_atom", c_int),
+        ("num_candidates", c_longlong),
+        ("num_edges", c_longlong),
+        ("num_pieces", c_longlong),
     ]
 
 

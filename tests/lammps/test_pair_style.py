@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ase
 import numpy as np
 import pytest
+from ase.neighborlist import neighbor_list
 from support.lammps_compare import RELATIVE, SHIFTS, assert_same
 from support.lammps_run import measurement, read_measurement, run_lammps
 from support.lammps_systems import NATIVE, SYSTEMS, nequip
@@ -270,3 +272,26 @@ def test_partitions(native, lj_artifact, tmp_path):
     assert outcome.status == 0, outcome.text
     for world in "ab":
         assert_same(read_measurement(tmp_path, world), native("orthogonal"), world)
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_counts(ranks, lj_artifact, tmp_path):
+    """compute pair gives the edges within the cutoffs, the neighbours in the lists and the evaluations, summed over ranks."""
+    system = SYSTEMS["orthogonal"]
+    count = "compute n all pair nequip\nthermo_style custom step pe c_n[1] c_n[2] c_n[3]\nrun 0 post no\n"
+    count += 'print "$(c_n[1]) $(c_n[2]) $(c_n[3])" file NAME\n'
+    script = "".join(
+        "clear\n" + system.start(tmp_path) + nequip(lj_artifact, keywords=keywords) + count.replace("NAME", name)
+        for name, keywords in (("whole", ""), ("pieces", "max_edges 1000"))
+    )
+    outcome = run_lammps(script, tmp_path, ranks=ranks)
+    assert outcome.status == 0, outcome.text
+    whole, pieces = (np.array((tmp_path / name).read_text().split(), dtype=float) for name in ("whole", "pieces"))
+    atoms = ase.Atoms(["X"] * len(system.types), system.positions, cell=system.lengths, pbc=True)
+    i, j, distance = neighbor_list("ijd", atoms, 6.0)
+    cutoffs = np.array([[6.0, 5.5], [5.5, 5.0]])
+    edges = (distance < cutoffs[system.types[i] - 1, system.types[j] - 1]).sum()
+    assert whole[0] == pieces[0] == edges
+    assert whole[1] == pieces[1] > edges
+    assert whole[2] == ranks
+    assert edges / 1000 <= pieces[2] <= edges / 1000 + 2 * ranks + 0.1 * edges / 1000

@@ -89,7 +89,7 @@ typedef struct nequip_md_system {
 } nequip_md_system;
 
 /* What to compute. Values are ADDED to the arrays, so that several contributions can share them; zero them first if
- * need be. `energy` and `virial` are set, not added to. */
+ * need be. `energy`, `virial` and the counts are set, not added to. */
 typedef struct nequip_md_results {
     double energy;            /* sum over the centres */
     double virial[6];         /* xx, yy, zz, xy, xz, yz of the sum over edges of -r (x) dE/dr; its trace / 3V is the
@@ -100,6 +100,9 @@ typedef struct nequip_md_results {
     double *centroid_virials; /* [num_all][9], xx, yy, zz, xy, xz, yz, yx, zx, zy, each edge given to its neighbour
                                * atom, which makes the heat flux of a model without message passing exact; or NULL */
     int failed_atom;          /* after an error that concerns one atom: that atom; else -1 */
+    long long num_candidates; /* entries of the neighbour lists between atoms of the model */
+    long long num_edges;      /* those within the cutoff of their types, which the model saw */
+    long long num_pieces;     /* evaluations of the model, see max_edges */
 } nequip_md_results;
 
 /* The NEQUIP_MD_ABI_VERSION that the library was built with. */

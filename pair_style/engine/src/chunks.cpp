@@ -19,6 +19,7 @@ Evaluation Chunks::run(Network &network, const Graph &graph, double cutoff)
 {
     for (;;) {
         try {
+            num_pieces_ = 1;
             if (max_edges_ == 0 || graph.num_real_edges <= max_edges_) return network.run(graph);
             return in_pieces(network, graph, cutoff);
         } catch (const Error &) {
@@ -32,7 +33,7 @@ Evaluation Chunks::run(Network &network, const Graph &graph, double cutoff)
     }
 }
 
-Evaluation Chunks::in_pieces(Network &network, const Graph &graph, double cutoff) const
+Evaluation Chunks::in_pieces(Network &network, const Graph &graph, double cutoff)
 {
     const int64_t nodes = graph.row_ptr.size(0) - 1 - PHANTOMS;
     const at::Tensor host = graph.row_ptr.to(at::kCPU);
@@ -46,6 +47,7 @@ Evaluation Chunks::in_pieces(Network &network, const Graph &graph, double cutoff
         gradients.push_back(piece.edge_gradient);
         first = last;
     }
+    num_pieces_ = static_cast<int64_t>(energies.size());
     return {at::cat(energies), at::cat(gradients)};
 }
 

@@ -17,11 +17,14 @@ class Chunks {
     // pieces are exact. A centre is never divided, so a piece may have more edges than max_edges.
     Evaluation run(Network &network, const Graph &graph, double cutoff);
 
+    int64_t num_pieces() const { return num_pieces_; }  // of the last run
+
  private:
-    Evaluation in_pieces(Network &network, const Graph &graph, double cutoff) const;
+    Evaluation in_pieces(Network &network, const Graph &graph, double cutoff);
 
     int64_t max_edges_;
     bool may_shrink_;
+    int64_t num_pieces_ = 0;
 };
 
 }  // namespace nequip_md

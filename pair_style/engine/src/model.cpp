@@ -87,6 +87,9 @@ void Model::evaluate(const nequip_md_system &system, nequip_md_results &results)
     const at::Tensor positions = upload_positions(system, device_);
     const Graph graph = build_graph(table_, positions, metadata_.cutoff);
     tally(table_, graph, chunks_.run(network_, graph, metadata_.cutoff), system.num_all, energy_factor_, results);
+    results.num_candidates = table_.centre_atom.size(0);
+    results.num_edges = graph.num_real_edges;
+    results.num_pieces = chunks_.num_pieces();
 }
 
 }  // namespace nequip_md
