@@ -223,8 +223,8 @@ def mix_orders(x: Tensor, w_hi: Tensor, w_lo: Tensor, w_info: Tensor, outer: int
     orders, rows = isqrt(components), 64
     grid = (triton.cdiv(count * (2 * orders - 1), rows), orders)
     _launch(mlp_kernels.mix_kernel, grid, x, w_hi, w_lo, w_info, out, count, K=inner, U=outer, M=components,
-            PADDED_K=_block(inner), PADDED_U=_block(outer), TRANSPOSED=transposed, ROWS=rows, CHUNK=min(64, _block(inner)), PRODUCTS=products,
-            num_warps=8 if _block(outer) > 128 else 4, num_stages=2)
+            PADDED_K=_block(inner), PADDED_U=_block(outer), TRANSPOSED=transposed, ROWS=rows,
+            CHUNK=min(64, _block(inner)), PRODUCTS=products, num_warps=8 if _block(outer) > 128 else 4, num_stages=2)
     return out
 
 

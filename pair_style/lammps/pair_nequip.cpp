@@ -364,7 +364,7 @@ void PairNequIP::write_restart(FILE *fp)
   write_text(fp, text("checkpoint_sha256"));
   write_text(fp, text("precision"));
   for (int i = 1; i <= atom->ntypes; i++)
-    write_text(fp, names[i]);
+    write_text(fp, name_of(i));
 }
 
 void PairNequIP::write_restart_settings(FILE *fp)
@@ -430,7 +430,7 @@ void PairNequIP::compare_with_restart()
   compare("the checkpoint's SHA-256", remembered.checkpoint, text("checkpoint_sha256"));
   compare("the precision", remembered.precision, text("precision"));
   for (int i = 1; i <= atom->ntypes; i++)
-    compare("the name of atom type " + std::to_string(i), remembered.names[i], names[i]);
+    compare("the name of atom type " + std::to_string(i), remembered.names[i], name_of(i));
   if (!differences.empty() && comm->me == 0)
     error->warning(FLERR, "Pair style nequip continues a restart file with another potential: " +
                               differences);
@@ -473,6 +473,13 @@ std::string PairNequIP::load(const char *file)
   return "";
 }
 
+// name of an atom type as pair_coeff gave it
+
+std::string PairNequIP::name_of(int type) const
+{
+  return map[type] < 0 ? "NULL" : elements[map[type]];
+}
+
 // the model's metadata
 
 std::string PairNequIP::text(const char *key) const
@@ -503,8 +510,6 @@ int PairNequIP::device_index() const
 void PairNequIP::map_types(int narg, char **arg)
 {
   map_element2type(narg, arg);
-  names.assign(1, "");
-  names.insert(names.end(), arg, arg + narg);
   type_to_model.assign(atom->ntypes + 1, -1);
   for (int i = 1; i <= atom->ntypes; i++) {
     if (map[i] < 0) continue;

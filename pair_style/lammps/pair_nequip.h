@@ -45,7 +45,6 @@ class PairNequIP : public Pair {
   bigint max_edges;      // keyword max_edges; 0: no limit of the user's
   std::vector<int> type_to_model;    // model type of each LAMMPS type, -1 for NULL
   std::string path;                  // of the artifact
-  std::vector<std::string> names;    // of each LAMMPS type in pair_coeff; [0] is unused
 
   // What a restart file says of the potential that it was written with; empty if there was none.
 
@@ -74,6 +73,7 @@ class PairNequIP : public Pair {
   void unload();
   std::string load(const char *);
   std::string text(const char *) const;
+  std::string name_of(int) const;
   double energy_factor() const;
   void compare_with_restart();
   int device_index() const;

@@ -53,6 +53,16 @@ def moment_kernel(
 
 
 @triton.jit
+def add_order(total, y_0, z, e, valid, c, C: tl.constexpr, M: tl.constexpr, l: tl.constexpr):
+    """total + sum over the components m of order l of y[e, m] z[m, c]."""
+    for m in tl.static_range(l * l, (l + 1) * (l + 1)):
+        y_m = tl.load(y_0 + e * M + m, mask=valid, other=0.0)
+        z_m = tl.load(z + m * C + c, mask=c < C, other=0.0)
+        total += y_m[:, None] * z_m[None, :]
+    return total
+
+
+@triton.jit
 def spread_kernel(
     y, z, row_ptr, start, out, C: tl.constexpr, L: tl.constexpr, SLOTS: tl.constexpr, BLOCK_C: tl.constexpr, EDGES: tl.constexpr,
     ADD: tl.constexpr,
@@ -75,10 +85,7 @@ def spread_kernel(
         else:
             total = tl.zeros([EDGES, BLOCK_C], dtype=out.dtype.element_ty)
         for l in tl.static_range(L):
-            for m in tl.static_range(l * l, (l + 1) * (l + 1)):
-                y_m = tl.load(y_0 + e * M + m, mask=valid, other=0.0)
-                z_m = tl.load(z + m * C + c, mask=c < C, other=0.0)
-                total += y_m[:, None] * z_m[None, :]
+            total = add_order(total, y_0, z, e, valid, c, C, M, l)
             if SLOTS > 1:
                 tl.store(out_0 + (e * SLOTS + l)[:, None] * C + c[None, :], total, mask=inside)
                 total = tl.zeros([EDGES, BLOCK_C], dtype=out.dtype.element_ty)
@@ -131,11 +138,7 @@ def contract_kernel(
         for l in tl.static_range(L):
             w_l = tl.load(w_0 + (e * L + l)[:, None] * U + u[None, :], mask=inside, other=0.0)
             s = tl.zeros([EDGES, BLOCK_U], dtype=out.dtype.element_ty)
-            for m in tl.static_range(l * l, (l + 1) * (l + 1)):
-                y_m = tl.load(y_0 + e * M + m, mask=valid, other=0.0)
-                z_m = tl.load(z + m * U + u, mask=u < U, other=0.0)
-                s += y_m[:, None] * z_m[None, :]
-            q += w_l * s
+            q += w_l * add_order(s, y_0, z, e, valid, u, U, M, l)
         tl.store(out + e0 * U + e[:, None] * U + u[None, :], q, mask=inside)
 
 
