@@ -12,7 +12,7 @@ MAX_WIDTH = 512
 def fuse(model: Potential) -> list[str]:
     """Let a float32 model use fused operators for inference (:mod:`nequip_md.ops.mlp`), in place.
 
-    A perceptron takes them with silu and widths up to 512, in each part of its input as well.
+    A perceptron takes them with silu and hidden widths up to 512.
 
     Returns:
         What stays as it is, and why: one sentence for each.
