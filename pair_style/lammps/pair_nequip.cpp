@@ -21,6 +21,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <numeric>
 
 using namespace LAMMPS_NS;
 
@@ -35,7 +36,8 @@ static constexpr int MESSAGE_SIZE = 1024;
 // ----------------------------------------------------------------------
 
 PairNequIP::PairNequIP(LAMMPS *lmp) :
-    Pair(lmp), model(nullptr), cutoff(0.0), num_threads(0), max_edges(0), last_build(-1), in_transit(nullptr)
+    Pair(lmp), model(nullptr), cutoff(0.0), num_threads(0), max_edges(0), replay(true), own_search(false),
+    last_build(-1), in_transit(nullptr)
 {
   single_enable = 0;
   one_coeff = 1;
@@ -84,11 +86,19 @@ void PairNequIP::compute(int eflag, int vflag)
   system.types = atom->type;
   system.num_caller_types = atom->ntypes + 1;
   system.type_map = type_to_model.data();
-  system.num_centres = list->inum;
-  system.centres = list->ilist;
-  system.num_neighbours = list->numneigh;
-  system.neighbours = list->firstneigh;
-  system.neighbour_mask = NEIGHMASK;
+  if (own_search) {
+    centres.resize(atom->nlocal);
+    std::iota(centres.begin(), centres.end(), 0);
+    system.num_centres = atom->nlocal;
+    system.centres = centres.data();
+    system.skin = neighbor->skin;
+  } else {
+    system.num_centres = list->inum;
+    system.centres = list->ilist;
+    system.num_neighbours = list->numneigh;
+    system.neighbours = list->firstneigh;
+    system.neighbour_mask = NEIGHMASK;
+  }
   system.lists_changed = build;
   if (nequip_md_message_passing_layers(model)) {
     find_owners();
@@ -158,19 +168,33 @@ void PairNequIP::settings(int narg, char **arg)
   device.clear();
   num_threads = 0;
   max_edges = 0;
+  neighbors.clear();
+  replay = true;
 
+  const auto one_of = [this](const std::string &keyword, const std::string &value,
+                             const std::string &first, const std::string &second) {
+    if (value != first && value != second)
+      error->all(FLERR, "Pair_style nequip " + keyword + " is '" + value + "'; it must be " + first +
+                            " or " + second);
+    return value;
+  };
   for (int iarg = 0; iarg < narg; iarg += 2) {
     const std::string keyword = arg[iarg];
-    if (keyword != "device" && keyword != "threads" && keyword != "max_edges")
+    const bool known = keyword == "device" || keyword == "max_edges" || keyword == "neighbors" ||
+        keyword == "replay" || keyword == "threads";
+    if (!known)
       error->all(FLERR, "Unknown pair_style nequip keyword '" + keyword +
-                            "'; known are: device cpu|cuda, max_edges N, threads N");
+                            "'; known are: device cpu|cuda, max_edges N, neighbors engine|lammps, "
+                            "replay yes|no, threads N");
     if (iarg + 1 == narg)
       error->all(FLERR, "Pair_style nequip keyword '" + keyword + "' has no value");
     const std::string value = arg[iarg + 1];
     if (keyword == "device") {
-      if (value != "cpu" && value != "cuda")
-        error->all(FLERR, "Pair_style nequip device is '" + value + "'; it must be cpu or cuda");
-      device = value;
+      device = one_of(keyword, value, "cpu", "cuda");
+    } else if (keyword == "neighbors") {
+      neighbors = one_of(keyword, value, "engine", "lammps");
+    } else if (keyword == "replay") {
+      replay = one_of(keyword, value, "yes", "no") == "yes";
     } else if (keyword == "max_edges") {
       max_edges = utils::bnumeric(FLERR, value, false, lmp);
       if (max_edges < 1)
@@ -240,8 +264,27 @@ void PairNequIP::init_style()
                           std::to_string(comm->nprocs) + "; use one, or an Allegro model");
   check_special_bonds();
 
-  neighbor->add_request(this, NeighConst::REQ_FULL);
+  const std::string reason = needs_lists();
+  if (neighbors == "engine" && !reason.empty())
+    error->all(FLERR, "Pair_style nequip neighbors engine cannot be used with " + reason +
+                          "; use neighbors lammps");
+  own_search = reason.empty() &&
+      (neighbors == "engine" || (neighbors.empty() && text("device") == "cuda"));
+  if (!own_search) neighbor->add_request(this, NeighConst::REQ_FULL);
   last_build = -1;
+}
+
+/* ----------------------------------------------------------------------
+   what only LAMMPS' own neighbor lists know of; empty if all atoms around an atom are its neighbors
+------------------------------------------------------------------------- */
+
+std::string PairNequIP::needs_lists() const
+{
+  if (force->pair != this) return "pair style hybrid";
+  if (neighbor->nex_type || neighbor->nex_group || neighbor->nex_mol)
+    return "neigh_modify exclude";
+  if (neighbor->includegroup) return "neigh_modify include";
+  return "";
 }
 
 /* ----------------------------------------------------------------------
@@ -308,7 +351,7 @@ double PairNequIP::memory_usage()
   double bytes = Pair::memory_usage();
   for (const Collected *collected : {&forces, &virials, &centroids})
     bytes += collected->values.capacity() * sizeof(double);
-  return bytes + owner.capacity() * sizeof(int);
+  return bytes + (owner.capacity() + centres.capacity()) * sizeof(int);
 }
 
 // ----------------------------------------------------------------------
@@ -372,6 +415,8 @@ void PairNequIP::write_restart_settings(FILE *fp)
   write_text(fp, device);
   write_text(fp, std::to_string(num_threads));
   write_text(fp, std::to_string(max_edges));
+  write_text(fp, neighbors);
+  write_text(fp, replay ? "yes" : "no");
 }
 
 void PairNequIP::read_restart_settings(FILE *fp)
@@ -379,6 +424,8 @@ void PairNequIP::read_restart_settings(FILE *fp)
   device = read_text(fp, lmp, world);
   num_threads = std::stoi(read_text(fp, lmp, world));
   max_edges = std::stoll(read_text(fp, lmp, world));
+  neighbors = read_text(fp, lmp, world);
+  replay = read_text(fp, lmp, world) == "yes";
 }
 
 /* ----------------------------------------------------------------------
@@ -452,6 +499,7 @@ std::string PairNequIP::load(const char *file)
   options.num_threads = num_threads ? num_threads : comm->nthreads;
   options.energy_factor = energy_factor();
   options.max_edges = max_edges;
+  options.no_replay = !replay;
 
   char message[MESSAGE_SIZE] = "";
   const int failed = nequip_md_load(file, &options, &model, message, MESSAGE_SIZE) != NEQUIP_MD_OK;

@@ -43,6 +43,9 @@ class PairNequIP : public Pair {
   std::string device;    // keyword device; empty: the one that the model was exported for
   int num_threads;       // keyword threads; 0: as many as LAMMPS uses
   bigint max_edges;      // keyword max_edges; 0: no limit of the user's
+  std::string neighbors;  // keyword neighbors: lammps, engine, or empty for the faster one of the device
+  bool replay;            // keyword replay
+  bool own_search;        // the engine searches neighbors, no list is requested from LAMMPS
   std::vector<int> type_to_model;    // model type of each LAMMPS type, -1 for NULL
   std::string path;                  // of the artifact
 
@@ -66,8 +69,8 @@ class PairNequIP : public Pair {
   Collected forces, virials, centroids;
   Collected *in_transit;    // what pack/unpack_reverse_comm carries
 
-  std::vector<int>
-      owner;    // atom that each atom is or is a copy of; for models with message passing
+  std::vector<int> owner;      // atom that each atom is or is a copy of; for models with message passing
+  std::vector<int> centres;    // 0 ... nlocal - 1, where there is no list of LAMMPS
 
   virtual void allocate();
   void unload();
@@ -79,6 +82,7 @@ class PairNequIP : public Pair {
   int device_index() const;
   void map_types(int, char **);
   void check_special_bonds();
+  std::string needs_lists() const;
   void find_owners();
   void bring_home(Collected &, double **);
 };

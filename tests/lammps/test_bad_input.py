@@ -73,7 +73,7 @@ NEGATIVE_CONTROLS = {
         "pair_style nequip\npair_coeff * * {lj} Ar Ne\npair_style nequip",
         "coeffs are not set",
     ),
-    "unknown keyword": ("pair_style nequip thread 2", "'thread'|device cpu|cuda, max_edges N, threads N"),
+    "unknown keyword": ("pair_style nequip thread 2", "'thread'|device cpu|cuda, max_edges N, neighbors engine|lammps, replay yes|no, threads N"),
     "keyword without value": ("pair_style nequip threads", "'threads' has no value"),
     "bad device": ("pair_style nequip device gpu", "'gpu'|cpu or cuda"),
     "zero edges": ("pair_style nequip max_edges 0", "max_edges is 0|1 or more"),

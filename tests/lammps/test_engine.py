@@ -19,7 +19,7 @@ OK, BAD_FILE, BAD_MODEL, BAD_DEVICE, BAD_INPUT, BAD_RESULT, INTERNAL = range(7)
 
 class Options(Structure):
     _fields_ = [("device", c_char_p), ("device_index", c_int), ("num_threads", c_int), ("energy_factor", c_double),
-                ("max_edges", c_longlong)]
+                ("max_edges", c_longlong), ("no_replay", c_int)]
 
 
 class System(Structure):
@@ -33,6 +33,7 @@ class System(Structure):
         ("centres", POINTER(c_int)),
         ("num_neighbours", POINTER(c_int)),
         ("neighbours", POINTER(POINTER(c_int))),
+        ("skin", c_double),
         ("neighbour_mask", c_int),
         ("lists_changed", c_int),
         ("owner", POINTER(c_int)),
@@ -167,7 +168,7 @@ def some_atoms(count: int, **options) -> Atoms:
 
 def test_metadata(library, load, lj_artifact):
     handle = load(lj_artifact)
-    assert library.nequip_md_abi_version() == 2
+    assert library.nequip_md_abi_version() == 3
     assert library.nequip_md_num_types(handle) == 2
     assert [library.nequip_md_type_name(handle, t) for t in (-1, 0, 1, 2)] == [None, b"Ar", b"Ne", None]
     assert library.nequip_md_cutoff(handle) == 6.0

@@ -44,7 +44,7 @@ extern "C" {
 #endif
 
 /* Changes whenever a structure or a function below does. A caller compares it with nequip_md_abi_version(). */
-#define NEQUIP_MD_ABI_VERSION 2
+#define NEQUIP_MD_ABI_VERSION 3
 
 enum nequip_md_status {
     NEQUIP_MD_OK = 0,
@@ -67,9 +67,11 @@ typedef struct nequip_md_options {
     double energy_factor; /* results are in eV times this; 0 or 1: eV */
     long long max_edges;  /* evaluate at most so many edges at a time, which bounds memory; the results do not depend on
                            * it. For models without message passing. 0: all at once, or on a GPU as many as fit */
+    int no_replay;        /* on a GPU, the evaluation of a small system is recorded once and replayed, which saves the
+                           * time of launching its kernels one by one. 1: never do that */
 } nequip_md_options;
 
-/* Atoms and full neighbour lists, as LAMMPS keeps them. "Atom" is an index into the arrays of length num_all. */
+/* Atoms and, unless the library is to find them, full neighbour lists as LAMMPS keeps them. "Atom" is an index into the arrays of length num_all. */
 typedef struct nequip_md_system {
     int num_all;             /* atoms in the arrays: owned ones and ghosts (periodic images, atoms of other ranks) */
     const double *positions; /* [num_all][3], angstrom */
@@ -80,7 +82,10 @@ typedef struct nequip_md_system {
     int num_centres;              /* atoms whose energies are wanted; each atom at most once */
     const int *centres;           /* [num_centres], atoms */
     const int *num_neighbours;    /* indexed by atom, read for the centres only */
-    const int *const *neighbours; /* indexed by atom: at least all within the cutoff, each pair both ways */
+    const int *const *neighbours; /* indexed by atom: at least all within the cutoff, each pair both ways. If both are
+                                   * NULL, the library finds the neighbours: all other atoms of the model */
+    double skin;                  /* angstrom; how far beyond the cutoff it looks, so that neighbours stay right until two
+                                   * atoms have come closer by it, and lists_changed can be 0 so long */
     int neighbour_mask;           /* neighbour = entry & mask (LAMMPS keeps flags in the high bits); 0: no mask */
     int lists_changed;            /* 0 promises that num_all, centres and neighbours are those of the call before */
 
@@ -100,7 +105,7 @@ typedef struct nequip_md_results {
     double *centroid_virials; /* [num_all][9], xx, yy, zz, xy, xz, yz, yx, zx, zy, each edge given to its neighbour
                                * atom, which makes the heat flux of a model without message passing exact; or NULL */
     int failed_atom;          /* after an error that concerns one atom: that atom; else -1 */
-    long long num_candidates; /* entries of the neighbour lists between atoms of the model */
+    long long num_candidates; /* entries of the neighbour lists, given or found, between atoms of the model */
     long long num_edges;      /* those within the cutoff of their types, which the model saw */
     long long num_pieces;     /* evaluations of the model, see max_edges */
 } nequip_md_results;

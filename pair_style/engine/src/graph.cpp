@@ -1,11 +1,8 @@
 #include "graph.h"
 
-#include <ATen/TensorOperators.h>
-#include <ATen/ops/arange.h>
-#include <ATen/ops/cat.h>
-#include <ATen/ops/nonzero.h>
-#include <ATen/ops/searchsorted.h>
-#include <ATen/ops/stack.h>
+#include <algorithm>
+
+#include <ATen/ops/empty.h>
 #include <ATen/ops/zeros.h>
 
 namespace nequip_md {
@@ -13,57 +10,46 @@ namespace {
 
 constexpr int64_t MIN_EDGES = 2;  // artifacts are exported for two edges and more
 
-// Edges between the phantoms at twice the cutoff, where every model is zero with all its derivatives.
-void pad_edges(Graph &graph, int64_t count, int64_t first_phantom, double cutoff)
-{
-    const at::Tensor vectors = at::zeros({count, 3}, graph.edge_vectors.options());
-    vectors.select(1, 0).fill_(2 * cutoff);
-    const at::Tensor nodes = first_phantom + at::arange(count, graph.edge_index.options());
-    graph.edge_vectors = at::cat({graph.edge_vectors, vectors});
-    graph.edge_index = at::cat({graph.edge_index, at::stack({nodes, 2 * first_phantom + 1 - nodes})}, 1);
-}
-
-// The edges are there: pad them and find the offsets of the rows.
-void complete(Graph &graph, int64_t num_centres, double cutoff)
-{
-    graph.num_real_edges = graph.edge_vectors.size(0);
-    if (graph.num_real_edges < MIN_EDGES) pad_edges(graph, MIN_EDGES - graph.num_real_edges, num_centres, cutoff);
-    const at::Tensor boundaries = at::arange(num_centres + PHANTOMS + 1, graph.edge_index.options());
-    graph.row_ptr = at::searchsorted(graph.edge_index.select(0, 0).contiguous(), boundaries);
-}
+Int64 *longs(const at::Tensor &tensor) { return reinterpret_cast<Int64 *>(tensor.data_ptr<int64_t>()); }
 
 }  // namespace
 
-Graph build_graph(const NeighbourTable &table, const at::Tensor &positions, double cutoff)
+at::Tensor count_edges(const Compute &compute, const NeighbourTable &table, int64_t num_centres)
 {
-    Graph graph;
-    graph.node_types = table.node_types;
-    const at::Tensor candidates =
-        positions.index_select(0, table.neighbour_atom) - positions.index_select(0, table.centre_atom);
-    const at::Tensor kept = at::nonzero(candidates.square().sum(1) < table.cutoff_squared).squeeze(1);
-    graph.edge_vectors = candidates.index_select(0, kept);
-    graph.centre_atom = table.centre_atom.index_select(0, kept);
-    graph.neighbour_atom = table.neighbour_atom.index_select(0, kept);
-    graph.edge_index =
-        at::stack({table.centre_node.index_select(0, kept), table.neighbour_node.index_select(0, kept)}).to(at::kLong);
-    complete(graph, table.num_centres(), cutoff);
-    return graph;
+    const at::Tensor offset = at::zeros({num_centres + 1}, compute.integers());
+    EdgeArguments a = table.arguments();
+    a.edge_offset = longs(offset);
+    NEQUIP_MD_RUN(compute, count_edges, a, num_centres);
+    offset.cumsum_(0);
+    return offset;
 }
 
-Graph some_centres(const Graph &graph, int64_t first, int64_t last, int64_t first_edge, int64_t last_edge, double cutoff)
+Graph build_graph(const Compute &compute, const NeighbourTable &table, const at::Tensor &edge_offset, int64_t first,
+                  int64_t count, int64_t num_nodes, int64_t num_edges, const at::Tensor &node_types)
 {
-    const int64_t count = last - first, edges = last_edge - first_edge;
-    const int64_t phantoms = graph.row_ptr.size(0) - 1 - PHANTOMS;
-    Graph piece;
-    // the piece's centres, phantoms, and then every node once more, as a ghost
-    piece.node_types = at::cat({graph.node_types.narrow(0, first, count),
-                                graph.node_types.narrow(0, phantoms, PHANTOMS), graph.node_types});
-    // a copy, since the compiled code wants its inputs aligned
-    piece.edge_vectors = graph.edge_vectors.narrow(0, first_edge, edges).clone();
-    const at::Tensor index = graph.edge_index.narrow(1, first_edge, edges);
-    piece.edge_index = at::stack({index.select(0, 0) - first, index.select(0, 1) + (count + PHANTOMS)});
-    complete(piece, count, cutoff);
-    return piece;
+    num_edges = std::max(num_edges, MIN_EDGES);
+    Graph graph;
+    graph.edge_vectors = at::empty({num_edges, 3}, compute.doubles());
+    graph.edge_index = at::empty({2, num_edges}, compute.integers());
+    graph.row_ptr = at::empty({num_nodes + 1}, compute.integers());
+    graph.neighbour_atom = at::empty({num_edges}, compute.integers().dtype(at::kInt));
+    graph.node_types = node_types;
+    graph.first = first;
+    graph.count = count;
+
+    EdgeArguments a = table.arguments();
+    a.edge_offset = longs(edge_offset);
+    a.first = first;
+    a.count = count;
+    a.num_nodes = num_nodes;
+    a.num_edges = num_edges;
+    a.vectors = graph.edge_vectors.data_ptr<double>();
+    a.centre_node = longs(graph.edge_index);
+    a.neighbour_node = a.centre_node + num_edges;
+    a.neighbour_atom = graph.neighbour_atom.data_ptr<int>();
+    a.row_ptr = longs(graph.row_ptr);
+    NEQUIP_MD_RUN(compute, write_edges, a, num_nodes);
+    return graph;
 }
 
 }  // namespace nequip_md

@@ -1,29 +1,32 @@
-// The edges of one configuration, as the artifact contract wants them.
+// The edges of one configuration, or of some of its centres, as the artifact contract wants them.
 #pragma once
 
 #include <ATen/core/Tensor.h>
 
+#include "compute.h"
 #include "neighbour_table.h"
 
 namespace nequip_md {
 
 struct Graph {
-    at::Tensor edge_vectors;  // [E, 3] float64, r_j - r_i
-    at::Tensor edge_index;    // [2, E] int64, centre and neighbour node, ascending by centre
-    at::Tensor row_ptr;       // [N + PHANTOMS + 1] int64
-    at::Tensor node_types;    // [N + PHANTOMS + others] int64
+    at::Tensor edge_vectors;    // [E, 3] float64, r_j - r_i
+    at::Tensor edge_index;      // [2, E] int64, centre and neighbour node, ascending by centre
+    at::Tensor row_ptr;         // [nodes + 1] int64
+    at::Tensor node_types;      // [nodes + ghosts] int64
+    at::Tensor neighbour_atom;  // [E] int32, of the caller's atoms; not of the padding
 
-    int64_t num_real_edges;     // E without padding; the real edges come first
-    at::Tensor centre_atom;     // [real edges] int32
-    at::Tensor neighbour_atom;  // [real edges] int32
+    int64_t first, count;  // the centres that the first nodes are
+    int64_t num_nodes() const { return row_ptr.size(0) - 1; }
+    int64_t num_edges() const { return edge_vectors.size(0); }
 };
 
-// The centres first <= node < last with their edges, which are first_edge <= edge < last_edge. All other nodes become
-// ghosts, so this is for strictly local models only.
-Graph some_centres(const Graph &graph, int64_t first, int64_t last, int64_t first_edge, int64_t last_edge, double cutoff);
+// Edges of the centres before each, [centres + 1] int64: those of the table's candidates that are within their cutoff now.
+// Centres beyond the table's have none.
+at::Tensor count_edges(const Compute &compute, const NeighbourTable &table, int64_t num_centres);
 
-// Edges of the table that are shorter than their cutoff, padded to at least two.
-// positions: [num_all, 3] float64 on the table's device; cutoff: the model's largest.
-Graph build_graph(const NeighbourTable &table, const at::Tensor &positions, double cutoff);
+// The graph of the centres first <= node < first + count with room for num_edges edges, of which those that are not needed
+// become padding between the phantoms, as do those that are too few: artifacts are exported for two edges and more.
+Graph build_graph(const Compute &compute, const NeighbourTable &table, const at::Tensor &edge_offset, int64_t first,
+                  int64_t count, int64_t num_nodes, int64_t num_edges, const at::Tensor &node_types);
 
 }  // namespace nequip_md

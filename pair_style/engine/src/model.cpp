@@ -3,8 +3,6 @@
 #include <cmath>
 
 #include <ATen/Parallel.h>
-#include <ATen/ops/empty.h>
-#include <ATen/ops/from_blob.h>
 #include <c10/core/InferenceMode.h>
 
 #include "error.h"
@@ -46,31 +44,19 @@ const nequip_md_options &checked(const nequip_md_options &options)
     return options;
 }
 
-at::Tensor upload_positions(const nequip_md_system &system, const at::Device &device)
-{
-    const int64_t count = 3 * static_cast<int64_t>(system.num_all);
-    // A comparison with NaN is false, so that such an atom would merely lose its edges.
-    for (int64_t k = 0; k < count; ++k)
-        if (!std::isfinite(system.positions[k]))
-            throw Error(NEQUIP_MD_BAD_INPUT,
-                        "the position of an atom is not finite; the simulation has become unstable, or its input "
-                        "is damaged",
-                        static_cast<int>(k / 3));
-    const auto options = at::TensorOptions().dtype(at::kDouble);
-    if (count == 0) return at::empty({0, 3}, options.device(device));
-    return at::from_blob(const_cast<double *>(system.positions), {system.num_all, 3}, options).to(device);
-}
-
 }  // namespace
 
 Model::Model(const std::string &path, const nequip_md_options &options)
     : metadata_(open_package(path, checked(options).device ? options.device : "", options.device_index)),
-      device_(metadata_.device == "cpu" ? at::Device(at::kCPU)
-                                        : at::Device(at::kCUDA, static_cast<c10::DeviceIndex>(options.device_index))),
+      compute_(metadata_.device == "cpu" ? at::Device(at::kCPU)
+                                         : at::Device(at::kCUDA, static_cast<c10::DeviceIndex>(options.device_index))),
       num_threads_(options.num_threads),
       energy_factor_(options.energy_factor == 0 ? 1 : options.energy_factor),
-      network_(path, device_, metadata_.precision == "tf32"),
-      chunks_(options.max_edges, device_.is_cuda() && metadata_.message_passing_layers == 0)
+      may_replay_(!options.no_replay),
+      network_(path, compute_.device(), metadata_.precision == "tf32"),
+      table_(compute_, metadata_),
+      pieces_(compute_, options.max_edges, metadata_.message_passing_layers == 0),
+      replay_(compute_)
 {
     if (options.max_edges > 0 && metadata_.message_passing_layers > 0)
         throw Error(NEQUIP_MD_BAD_INPUT,
@@ -82,14 +68,34 @@ void Model::evaluate(const nequip_md_system &system, nequip_md_results &results)
 {
     const c10::InferenceMode no_autograd;
     const ThreadScope threads(num_threads_);
+    const auto stream = compute_.enter();
     if (!results.forces && system.num_all > 0) throw Error(NEQUIP_MD_BAD_INPUT, "evaluate: forces is NULL");
-    table_.update(system, metadata_, device_);
-    const at::Tensor positions = upload_positions(system, device_);
-    const Graph graph = build_graph(table_, positions, metadata_.cutoff);
-    tally(table_, graph, chunks_.run(network_, graph, metadata_.cutoff), system.num_all, energy_factor_, results);
-    results.num_candidates = table_.centre_atom.size(0);
-    results.num_edges = graph.num_real_edges;
-    results.num_pieces = chunks_.num_pieces();
+    table_.update(system);
+
+    const bool energies = results.atom_energies != nullptr;
+    const Tally::Wanted wanted{results.atom_virials != nullptr, results.centroid_virials != nullptr};
+    if (const Tally *replayed = replay_.run(table_, wanted, energies)) {
+        finish(*replayed, results, replayed->num_edges(), 1);
+        return;
+    }
+    for (const bool wide : {false, true}) {
+        Tally tally(compute_, table_.num_centres(), table_.num_atoms(), wanted, wide);
+        pieces_.run(table_, network_, tally);
+        tally.finish();
+        if (!tally.fetch(table_.num_atoms(), energies)) continue;
+        finish(tally, results, pieces_.num_edges(), pieces_.num_pieces());
+        if (may_replay_ && !wide && pieces_.num_pieces() == 1 && replay_.worthwhile(pieces_.num_edges()))
+            replay_.record(table_, network_, wanted, pieces_.num_edges());
+        return;
+    }
+}
+
+void Model::finish(const Tally &tally, nequip_md_results &results, int64_t num_edges, int64_t num_pieces) const
+{
+    tally.add_to(table_, energy_factor_, results);
+    results.num_candidates = table_.num_candidates();
+    results.num_edges = num_edges;
+    results.num_pieces = num_pieces;
 }
 
 }  // namespace nequip_md

@@ -1,15 +1,15 @@
-// One loaded potential: metadata, compiled network and neighbour table.
+// One loaded potential: metadata, compiled network, the caller's atoms, and how they are evaluated.
 #pragma once
 
 #include <string>
 
-#include <ATen/core/Tensor.h>
-
-#include "chunks.h"
+#include "compute.h"
 #include "metadata.h"
 #include "neighbour_table.h"
 #include "nequip_md_engine.h"
 #include "network.h"
+#include "pieces.h"
+#include "replay.h"
 
 namespace nequip_md {
 
@@ -21,13 +21,17 @@ class Model {
     void evaluate(const nequip_md_system &system, nequip_md_results &results);
 
  private:
+    void finish(const Tally &tally, nequip_md_results &results, int64_t num_edges, int64_t num_pieces) const;
+
     Metadata metadata_;
-    at::Device device_;
+    Compute compute_;
     int num_threads_;
     double energy_factor_;
+    bool may_replay_;
     Network network_;
-    Chunks chunks_;
     NeighbourTable table_;
+    Pieces pieces_;
+    Replay replay_;
 };
 
 }  // namespace nequip_md

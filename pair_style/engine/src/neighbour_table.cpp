@@ -1,17 +1,29 @@
 #include "neighbour_table.h"
 
 #include <algorithm>
+#include <cmath>
+#include <cstring>
 #include <string>
 
-#include <ATen/ops/empty.h>
 #include <ATen/Parallel.h>
+#include <ATen/TensorOperators.h>
+#include <ATen/ops/aminmax.h>
+#include <ATen/ops/arange.h>
+#include <ATen/ops/cat.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/from_blob.h>
+#include <ATen/ops/searchsorted.h>
+#include <ATen/ops/sort.h>
+#include <ATen/ops/tensor.h>
+#include <ATen/ops/zeros.h>
 
 #include "error.h"
 
 namespace nequip_md {
 namespace {
 
-constexpr int64_t GRAIN = 256;  // centres per task
+constexpr int64_t GRAIN = 256;      // centres per task
+constexpr double MOST_CELLS = 1e7;  // atoms far apart need few cells, not many empty ones
 
 std::string number(int64_t value) { return std::to_string(value); }
 
@@ -24,26 +36,58 @@ void check_system(const nequip_md_system &system, const Metadata &metadata)
             "needs 0 <= num_centres <= num_all");
     require(system.num_all == 0 || (system.positions && system.types && system.type_map),
             "positions, types or type_map is NULL");
-    require(system.num_centres == 0 || (system.centres && system.num_neighbours && system.neighbours),
-            "centres, num_neighbours or neighbours is NULL");
+    require(system.num_centres == 0 || system.centres, "centres is NULL");
+    require(system.num_centres == 0 || (system.num_neighbours != nullptr) == (system.neighbours != nullptr),
+            "one of num_neighbours and neighbours is NULL; give both, or neither to have neighbours searched");
+    require(std::isfinite(system.skin) && system.skin >= 0, "skin must be a number that is not negative");
     require(metadata.message_passing_layers == 0 || system.num_all == 0 || system.owner,
             "this model passes messages, so owner must say which centre each atom is a copy of; it is NULL");
 }
 
-at::Tensor empty_int(int64_t size) { return at::empty({size}, at::TensorOptions().dtype(at::kInt)); }
+template <typename Value>
+at::Tensor on_host(const std::vector<Value> &values, at::ScalarType type)
+{
+    return at::from_blob(const_cast<Value *>(values.data()), {static_cast<int64_t>(values.size())},
+                         at::TensorOptions().dtype(type));
+}
+
+int *ints(const at::Tensor &tensor) { return tensor.data_ptr<int>(); }
+Int64 *longs(const at::Tensor &tensor) { return reinterpret_cast<Int64 *>(tensor.data_ptr<int64_t>()); }
 
 }  // namespace
 
-void NeighbourTable::update(const nequip_md_system &system, const Metadata &metadata, const at::Device &device)
+NeighbourTable::NeighbourTable(const Compute &compute, const Metadata &metadata)
+    : compute_(compute), metadata_(metadata), num_centres_(at::zeros({1}, compute.integers())),
+      cutoff_(at::tensor(metadata.pair_cutoffs, at::TensorOptions().dtype(at::kDouble)).to(compute.device()))
 {
-    check_system(system, metadata);
-    if (valid_ && !system.lists_changed && same_atoms(system)) return;
-    valid_ = false;
-    number_nodes(system, metadata);
-    flatten(system, metadata);
-    for (at::Tensor *tensor :
-         {&node_types, &centre_atom, &centre_node, &neighbour_atom, &neighbour_node, &cutoff_squared})
-        *tensor = tensor->to(device);
+}
+
+// Room for `size` rows and some more, so that few rebuilt lists need new memory.
+void NeighbourTable::reserve(at::Tensor &tensor, int64_t size, const at::TensorOptions &options, at::IntArrayRef rest)
+{
+    if (tensor.defined() && tensor.size(0) >= size) return;
+    std::vector<int64_t> shape{size + size / 16 + 32};
+    shape.insert(shape.end(), rest.begin(), rest.end());
+    tensor = at::Tensor();  // before the new one is made: together they might not fit
+    tensor = at::zeros(shape, options);
+    ++num_moves_;
+}
+
+void NeighbourTable::update(const nequip_md_system &system)
+{
+    check_system(system, metadata_);
+    const bool keep = valid_ && !system.lists_changed && same_atoms(system);
+    if (!keep) {
+        valid_ = false;
+        number_nodes(system);
+    }
+    upload_positions(system);
+    if (keep) return;
+    if (system.neighbours || num_centres() == 0)
+        copy_lists(system);
+    else
+        search(system.skin);
+    ++num_updates_;
     valid_ = true;
 }
 
@@ -53,7 +97,26 @@ bool NeighbourTable::same_atoms(const nequip_md_system &system) const
            std::equal(caller_types_.begin(), caller_types_.end(), system.types);
 }
 
-void NeighbourTable::number_nodes(const nequip_md_system &system, const Metadata &metadata)
+void NeighbourTable::upload_positions(const nequip_md_system &system)
+{
+    const int64_t count = 3 * static_cast<int64_t>(system.num_all);
+    // A comparison with NaN is false, so that such an atom would merely lose its edges.
+    for (int64_t k = 0; k < count; ++k)
+        if (!std::isfinite(system.positions[k]))
+            throw Error(NEQUIP_MD_BAD_INPUT,
+                        "the position of an atom is not finite; the simulation has become unstable, or its input "
+                        "is damaged",
+                        static_cast<int>(k / 3));
+    if (!compute_.gpu()) {
+        positions_ = at::from_blob(const_cast<double *>(system.positions), {system.num_all, 3}, compute_.doubles());
+        return;
+    }
+    if (count == 0) return;
+    std::memcpy(staged_.data_ptr<double>(), system.positions, count * sizeof(double));
+    positions_.narrow(0, 0, system.num_all).copy_(staged_.narrow(0, 0, system.num_all), /*non_blocking=*/true);
+}
+
+void NeighbourTable::number_nodes(const nequip_md_system &system)
 {
     listed_ = system.num_centres;
     caller_types_.assign(system.types, system.types + system.num_all);
@@ -63,49 +126,58 @@ void NeighbourTable::number_nodes(const nequip_md_system &system, const Metadata
         if (type < 0 || type >= system.num_caller_types)
             throw Error(NEQUIP_MD_BAD_INPUT, "evaluate: type " + number(type) + " lies outside type_map", atom);
         const int mapped = system.type_map[type];
-        if (mapped < -1 || mapped >= metadata.num_types())
+        if (mapped < -1 || mapped >= metadata_.num_types())
             throw Error(NEQUIP_MD_BAD_INPUT,
                         "evaluate: type_map holds " + number(mapped) + ", the model has types 0 to " +
-                            number(metadata.num_types() - 1),
+                            number(metadata_.num_types() - 1),
                         atom);
         model_types_[atom] = mapped;
     }
 
-    node_of_atom_.assign(system.num_all, -1);
+    std::vector<int64_t> node_of_atom(system.num_all, -1);
     centres_.clear();
     for (int k = 0; k < system.num_centres; ++k) {
         const int atom = system.centres[k];
-        if (atom < 0 || atom >= system.num_all || node_of_atom_[atom] >= 0)
+        if (atom < 0 || atom >= system.num_all || node_of_atom[atom] >= 0)
             throw Error(NEQUIP_MD_BAD_INPUT, "evaluate: centres[" + number(k) + "] = " + number(atom) +
                                                  " lies outside the atoms or is there twice");
         if (model_types_[atom] < 0) continue;
-        node_of_atom_[atom] = static_cast<int>(centres_.size());
+        node_of_atom[atom] = num_centres();
         centres_.push_back(atom);
     }
 
-    std::vector<int64_t> types(num_nodes(), 0);
-    for (int64_t node = 0; node < num_centres(); ++node) types[node] = model_types_[centres_[node]];
-    const bool passes_messages = metadata.message_passing_layers > 0;
-    std::vector<int> node_of_centre;
-    if (passes_messages) node_of_centre = node_of_atom_;
-    for (int atom = 0; atom < system.num_all; ++atom) {
-        if (node_of_atom_[atom] >= 0 || model_types_[atom] < 0) continue;
-        if (passes_messages) {
+    const auto fill = [&](at::Tensor &tensor, const at::Tensor &values, at::ScalarType type) {
+        reserve(tensor, values.size(0), compute_.integers().dtype(type));
+        tensor.narrow(0, 0, values.size(0)).copy_(values);
+    };
+    fill(type_, on_host(model_types_, at::kInt), at::kLong);
+    fill(centre_atom_, on_host(centres_, at::kInt), at::kInt);
+    num_centres_.fill_(num_centres());
+    if (metadata_.message_passing_layers > 0) {
+        const std::vector<int64_t> node_of_centre = node_of_atom;
+        for (int atom = 0; atom < system.num_all; ++atom) {
+            if (node_of_atom[atom] >= 0 || model_types_[atom] < 0) continue;
             const int owner = system.owner[atom];
             if (owner < 0 || owner >= system.num_all || node_of_centre[owner] < 0)
                 throw Error(NEQUIP_MD_BAD_INPUT,
                             "evaluate: owner of an atom is " + number(owner) + ", which is no centre", atom);
-            node_of_atom_[atom] = node_of_centre[owner];
-        } else {
-            node_of_atom_[atom] = static_cast<int>(types.size());
-            types.push_back(model_types_[atom]);
+            node_of_atom[atom] = node_of_centre[owner];
         }
+        fill(node_of_atom_, on_host(node_of_atom, at::kLong), at::kLong);
     }
-    node_types = at::empty({static_cast<int64_t>(types.size())}, at::TensorOptions().dtype(at::kLong));
-    std::copy(types.begin(), types.end(), node_types.data_ptr<int64_t>());
+    reserve(list_offset_, centre_capacity() + 1, compute_.integers());
+    if (!compute_.gpu()) return;
+    reserve(positions_, system.num_all, compute_.doubles(), {3});
+    reserve(staged_, system.num_all, at::TensorOptions().dtype(at::kDouble).pinned_memory(true), {3});
 }
 
-void NeighbourTable::flatten(const nequip_md_system &system, const Metadata &metadata)
+void NeighbourTable::reserve_list(int64_t candidates)
+{
+    num_candidates_ = candidates;
+    reserve(list_, candidates, compute_.integers().dtype(at::kInt));
+}
+
+void NeighbourTable::copy_lists(const nequip_md_system &system)
 {
     const int mask = system.neighbour_mask ? system.neighbour_mask : ~0;
     const auto neighbour = [&](int centre, int k) {
@@ -126,30 +198,92 @@ void NeighbourTable::flatten(const nequip_md_system &system, const Metadata &met
     });
     for (int64_t node = 0; node < num_centres(); ++node) offset[node + 1] += offset[node];
 
-    const int64_t candidates = offset.back();
-    for (at::Tensor *tensor : {&centre_atom, &centre_node, &neighbour_atom, &neighbour_node})
-        *tensor = empty_int(candidates);
-    cutoff_squared = at::empty({candidates}, at::TensorOptions().dtype(at::kDouble));
-    int *const centre_atoms = centre_atom.data_ptr<int>(), *const centre_nodes = centre_node.data_ptr<int>();
-    int *const neighbour_atoms = neighbour_atom.data_ptr<int>(), *const neighbour_nodes =
-                                                                     neighbour_node.data_ptr<int>();
-    double *const radii = cutoff_squared.data_ptr<double>();
+    reserve_list(offset.back());
+    const bool direct = !compute_.gpu();
+    const at::Tensor host = direct ? list_ : at::empty({offset.back()}, at::TensorOptions().dtype(at::kInt).pinned_memory(true));
+    int *const list = ints(host);
     at::parallel_for(0, num_centres(), GRAIN, [&](int64_t begin, int64_t end) {
         for (int64_t node = begin; node < end; ++node) {
             const int centre = centres_[node];
             int64_t slot = offset[node];
             for (int k = 0; k < system.num_neighbours[centre]; ++k) {
                 const int atom = neighbour(centre, k);
-                if (model_types_[atom] < 0) continue;
-                const double radius = metadata.pair_cutoff(model_types_[centre], model_types_[atom]);
-                centre_atoms[slot] = centre;
-                centre_nodes[slot] = static_cast<int>(node);
-                neighbour_atoms[slot] = atom;
-                neighbour_nodes[slot] = node_of_atom_[atom];
-                radii[slot++] = radius * radius;
+                if (model_types_[atom] >= 0) list[slot++] = atom;
             }
         }
     });
+    if (!direct) list_.narrow(0, 0, offset.back()).copy_(host);
+    list_offset_.narrow(0, 0, num_centres() + 1).copy_(on_host(offset, at::kLong));
+}
+
+// All other atoms within cutoff + skin, from cells of that width.
+void NeighbourTable::search(double skin)
+{
+    const int64_t count = num_atoms();
+    const at::Tensor used = positions_.narrow(0, 0, count);
+    const auto [lowest, highest] = at::aminmax(used, 0);
+    const at::Tensor low = lowest.cpu(), high = highest.cpu();
+
+    CellArguments a{};
+    a.atoms = atoms();
+    a.num_atoms = count;
+    a.skin = skin;
+    double cells = 1;
+    double width = metadata_.cutoff + skin;
+    double extent[3];
+    for (int axis = 0; axis < 3; ++axis) {
+        a.origin[axis] = low.data_ptr<double>()[axis];
+        extent[axis] = high.data_ptr<double>()[axis] - a.origin[axis];
+        cells *= std::max(1.0, extent[axis] / width);
+    }
+    if (cells > MOST_CELLS) width *= std::cbrt(cells / MOST_CELLS);
+    for (int axis = 0; axis < 3; ++axis) {
+        a.width[axis] = width;
+        a.cells[axis] = std::max<int64_t>(1, static_cast<int64_t>(std::min(extent[axis] / width, MOST_CELLS)));
+        if (a.cells[axis] == 1) a.width[axis] = std::max(width, extent[axis] + 1);
+    }
+    const int64_t num_cells = a.cells[0] * a.cells[1] * a.cells[2];
+
+    const at::Tensor cell = at::empty({count}, compute_.integers());
+    a.cell = longs(cell);
+    NEQUIP_MD_RUN(compute_, find_cell, a, (count + compute_.lanes() - 1) / compute_.lanes());
+    // a stable sort: the order of the atoms in a cell, and with it that of every sum, is always the same
+    const auto [sorted, order] = at::sort(cell, /*stable=*/true, /*dim=*/0, /*descending=*/false);
+    const at::Tensor first = at::searchsorted(sorted, at::arange(num_cells + 1, compute_.integers()));
+    a.atom_of_rank = longs(order);
+    a.first_of_cell = longs(first);
+    a.list_offset = longs(list_offset_);
+    NEQUIP_MD_RUN(compute_, count_candidates, a, num_centres());
+    list_offset_.narrow(0, 1, num_centres()).cumsum_(0);
+    reserve_list(list_offset_[num_centres()].item<int64_t>());
+    a.list = ints(list_);
+    NEQUIP_MD_RUN(compute_, write_candidates, a, num_centres());
+}
+
+Atoms NeighbourTable::atoms() const
+{
+    return {num_atoms() ? positions_.data_ptr<double>() : nullptr, longs(type_), ints(centre_atom_), longs(num_centres_),
+            cutoff_.data_ptr<double>(), metadata_.num_types()};
+}
+
+EdgeArguments NeighbourTable::arguments() const
+{
+    EdgeArguments a{};
+    a.atoms = atoms();
+    a.list_offset = longs(list_offset_);
+    a.list = ints(list_);
+    a.node_of_atom = node_of_atom_.defined() ? longs(node_of_atom_) : nullptr;
+    a.padding = 2 * metadata_.cutoff;
+    return a;
+}
+
+at::Tensor NeighbourTable::node_types(int64_t first, int64_t count, int64_t num_nodes, int64_t num_atoms) const
+{
+    const at::Tensor own = type_.index_select(0, centre_atom_.narrow(0, first, count));
+    std::vector<at::Tensor> parts{own, at::zeros({num_nodes - count}, own.options())};
+    // atoms outside the model are never neighbours; any type will do for them
+    if (!node_of_atom_.defined()) parts.push_back(type_.narrow(0, 0, num_atoms).clamp_min(0));
+    return at::cat(parts);
 }
 
 }  // namespace nequip_md

@@ -1,52 +1,75 @@
-// The caller's neighbour lists as flat arrays on the device: all that stays the same until the lists are rebuilt.
+// The caller's atoms and their possible neighbours, on the device: all that stays the same until lists are rebuilt, and
+// the positions of each step.
 #pragma once
 
 #include <vector>
 
 #include <ATen/core/Tensor.h>
 
+#include "compute.h"
 #include "metadata.h"
 #include "nequip_md_engine.h"
 
 namespace nequip_md {
 
-// Nodes are numbered: centres in the caller's order, then PHANTOMS, then the other atoms. Phantoms have no counterpart
-// among the atoms. They carry the padding edges, and being always there they spare every other part of the code a
-// special case.
-constexpr int64_t PHANTOMS = 2;
+// Nodes of a graph are numbered: centres in the caller's order, at least so many phantoms, then (for models without message
+// passing) the caller's atoms as ghosts. Phantoms have no counterpart among the atoms. They carry the padding edges, and
+// being always there they spare every other part of the code a special case.
+constexpr int64_t MIN_PHANTOMS = 2;
 
 class NeighbourTable {
  public:
-    // Bring the table up to date. It is rebuilt when the caller says that the lists have changed, and whenever the
-    // types or the counts differ from last time: programs that swap types do so without rebuilding neighbour lists.
-    // Throws Error (BAD_INPUT) for indices and types out of range.
-    void update(const nequip_md_system &system, const Metadata &metadata, const at::Device &device);
+    NeighbourTable(const Compute &compute, const Metadata &metadata);
 
+    // Bring table and positions up to date. The table is made anew when the caller says that the lists have changed, and
+    // whenever the types or the counts differ from last time: programs that swap types do so without rebuilding
+    // neighbour lists. Throws Error (BAD_INPUT) for indices, types and positions that cannot be.
+    void update(const nequip_md_system &system);
+
+    int64_t num_atoms() const { return static_cast<int64_t>(caller_types_.size()); }
     int64_t num_centres() const { return static_cast<int64_t>(centres_.size()); }
-    int64_t num_nodes() const { return num_centres() + PHANTOMS; }  // without the other atoms
-    const std::vector<int> &centres() const
-    {
-        return centres_;
-    }  // atoms, in node order; those of unmapped types left out
+    const std::vector<int> &centres() const { return centres_; }  // atoms; those of unmapped types left out
+    int64_t num_candidates() const { return num_candidates_; }
+    int64_t num_updates() const { return num_updates_; }  // how often the table was made
 
-    at::Tensor node_types;      // [N + PHANTOMS + others] int64, model types
-    at::Tensor centre_atom;     // [P] int32, of each candidate edge, ascending by centre node
-    at::Tensor centre_node;     // [P] int32
-    at::Tensor neighbour_atom;  // [P] int32
-    at::Tensor neighbour_node;  // [P] int32
-    at::Tensor cutoff_squared;  // [P] float64, by the ordered pair of types
+    // Arrays have room for more than there is, so that they can stay where they are: this counts how often one moved.
+    int64_t num_moves() const { return num_moves_; }
+    int64_t centre_capacity() const { return centre_atom_.numel(); }
+    int64_t atom_capacity() const { return type_.numel(); }
+
+    Atoms atoms() const;              // arrays on the device
+    EdgeArguments arguments() const;  // with the table's part filled in
+
+    // Types of the nodes of a graph: the centres from `first` on, phantoms up to `num_nodes`, and the ghosts.
+    at::Tensor node_types(int64_t first, int64_t count, int64_t num_nodes, int64_t num_atoms) const;
 
  private:
     bool same_atoms(const nequip_md_system &system) const;
-    void number_nodes(const nequip_md_system &system, const Metadata &metadata);
-    void flatten(const nequip_md_system &system, const Metadata &metadata);
+    void upload_positions(const nequip_md_system &system);
+    void number_nodes(const nequip_md_system &system);
+    void copy_lists(const nequip_md_system &system);
+    void search(double skin);
+    void reserve_list(int64_t candidates);
+    void reserve(at::Tensor &tensor, int64_t size, const at::TensorOptions &options, at::IntArrayRef rest = {});
 
+    const Compute &compute_;
+    const Metadata &metadata_;
     bool valid_ = false;
     int listed_ = 0;                 // num_centres of the caller
-    std::vector<int> caller_types_;  // [num_all]
-    std::vector<int> model_types_;   // [num_all], -1: not in the model
-    std::vector<int> node_of_atom_;  // [num_all], -1: not in the model
+    std::vector<int> caller_types_;  // [atoms]
+    std::vector<int> model_types_;   // [atoms], -1: not in the model
     std::vector<int> centres_;
+    int64_t num_candidates_ = 0, num_updates_ = 0, num_moves_ = 0;
+
+    at::Tensor staged_;       // [atoms, 3], pinned host memory, GPU only
+    at::Tensor positions_;    // [atoms, 3] float64
+    at::Tensor type_;         // [atoms] int64
+    at::Tensor centre_atom_;  // [centres] int32
+    at::Tensor num_centres_;  // [1] int64
+    at::Tensor cutoff_;       // [types, types] float64
+    at::Tensor list_offset_;  // [centres + 1] int64
+    at::Tensor list_;         // [candidates] int32
+    at::Tensor node_of_atom_;  // [atoms] int64, of models with message passing
 };
 
 }  // namespace nequip_md

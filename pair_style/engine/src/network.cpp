@@ -39,7 +39,8 @@ class TF32Scope {
 Network::Network(const std::string &path, const at::Device &device, bool allow_tf32)
     : path_(path), allow_tf32_(allow_tf32)
 {
-    constexpr bool run_single_threaded = false;
+    // One handle is used by one thread at a time; and only so can a GPU's work be recorded (gpu.h).
+    constexpr bool run_single_threaded = true;
     constexpr size_t num_runners = 1;
     try {
         // Without the index the weights would land on whatever device is current.
@@ -55,16 +56,14 @@ Network::Network(const std::string &path, const at::Device &device, bool allow_t
 Evaluation Network::run(const Graph &graph)
 {
     const TF32Scope precision(allow_tf32_);
-    const int64_t nodes = graph.row_ptr.size(0) - 1;
-    const int64_t edges = graph.edge_vectors.size(0);
-    const std::vector<at::Tensor> outputs = loader_->run(
-        {graph.edge_vectors.contiguous(), graph.edge_index.contiguous(), graph.row_ptr.contiguous(), graph.node_types});
+    const std::vector<at::Tensor> outputs =
+        loader_->run({graph.edge_vectors, graph.edge_index, graph.row_ptr, graph.node_types});
     if (outputs.size() != 2)
         throw Error(NEQUIP_MD_BAD_MODEL, "artifact '" + path_ + "' returned " + std::to_string(outputs.size()) +
                                              " outputs where the contract says 2; export the model again");
-    check_output(path_, "node_energy", outputs[0], {nodes});
-    check_output(path_, "edge_gradient", outputs[1], {edges, 3});
-    return {outputs[0].narrow(0, 0, nodes - PHANTOMS), outputs[1].narrow(0, 0, graph.num_real_edges)};
+    check_output(path_, "node_energy", outputs[0], {graph.num_nodes()});
+    check_output(path_, "edge_gradient", outputs[1], {graph.num_edges(), 3});
+    return {outputs[0].contiguous(), outputs[1].contiguous()};
 }
 
 }  // namespace nequip_md

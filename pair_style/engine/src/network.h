@@ -12,8 +12,8 @@
 namespace nequip_md {
 
 struct Evaluation {
-    at::Tensor node_energy;    // [N] float64, eV
-    at::Tensor edge_gradient;  // [real edges, 3] float64, eV/angstrom: dE/d(edge vector)
+    at::Tensor node_energy;    // [nodes] float64, eV
+    at::Tensor edge_gradient;  // [E, 3] float64, eV/angstrom: dE/d(edge vector)
 };
 
 class Network {

@@ -1,11 +1,10 @@
 #include "tally.h"
 
-#include <array>
 #include <cmath>
 
 #include <ATen/TensorOperators.h>
-#include <ATen/ops/mm.h>
-#include <ATen/ops/tensor.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/sum.h>
 #include <ATen/ops/zeros.h>
 
 #include "error.h"
@@ -13,95 +12,120 @@
 namespace nequip_md {
 namespace {
 
-// Row-major components of a 3x3 tensor in the order that the header names.
-const std::array<int64_t, 9> COMPONENTS = {0, 4, 8, 1, 2, 5, 3, 6, 7};  // xx yy zz xy xz yz yx zx zy
+enum Sum { VIRIAL = 0, ENERGY = 6, TOO_LARGE = 7, EDGES = 8 };
 
-at::Tensor to_host(const at::Tensor &tensor) { return tensor.to(at::kCPU).contiguous(); }
+const Int64 *longs(const at::Tensor &tensor) { return reinterpret_cast<const Int64 *>(tensor.data_ptr<int64_t>()); }
 
-void add_to(double *array, const at::Tensor &values, double factor)
+}  // namespace
+
+Tally::Tally(const Compute &compute, int64_t num_centres, int64_t num_atoms, const Wanted &wanted, bool wide)
+    : compute_(compute), wanted_(wanted), wide_(wide)
 {
-    const at::Tensor host = to_host(values);
-    const double *const data = host.data_ptr<double>();
-    for (int64_t k = 0; k < host.numel(); ++k) array[k] += factor * data[k];
+    const at::TensorOptions numbers = wide ? compute.doubles() : compute.integers();
+    forces_ = at::zeros({num_atoms, 3}, numbers);
+    if (wanted.atom_virials) virials_ = at::zeros({num_atoms, 6}, numbers);
+    if (wanted.centroid_virials) centroids_ = at::zeros({num_atoms, 9}, numbers);
+    sums_ = at::zeros({num_centres, SUMS}, compute.doubles());
 }
 
-void add_energies(const NeighbourTable &table, const at::Tensor &node_energy, double factor, nequip_md_results &results)
+void Tally::clear()
 {
-    const at::Tensor host = to_host(node_energy);
-    const double *const energy = host.data_ptr<double>();
-    double sum = 0;
-    for (int64_t node = 0; node < table.num_centres(); ++node) {
-        const int atom = table.centres()[node];
-        if (!std::isfinite(energy[node]))
+    for (at::Tensor *tensor : {&forces_, &virials_, &centroids_, &sums_})
+        if (tensor->defined()) tensor->zero_();
+}
+
+void Tally::add(const NeighbourTable &table, const at::Tensor &edge_offset, const Graph &graph, const Evaluation &evaluation)
+{
+    const Atoms atoms = table.atoms();
+    TallyArguments a{};
+    a.row_ptr = longs(graph.row_ptr);
+    a.edge_offset = longs(edge_offset);
+    a.vectors = graph.edge_vectors.data_ptr<double>();
+    a.gradient = evaluation.edge_gradient.data_ptr<double>();
+    a.node_energy = evaluation.node_energy.data_ptr<double>();
+    a.neighbour_atom = graph.neighbour_atom.data_ptr<int>();
+    a.centre_atom = atoms.centre_atom;
+    a.num_centres = atoms.num_centres;
+    a.first = graph.first;
+    a.forces = forces_.data_ptr();
+    a.virials = virials_.defined() ? virials_.data_ptr() : nullptr;
+    a.centroids = centroids_.defined() ? centroids_.data_ptr() : nullptr;
+    a.sums = sums_.data_ptr<double>();
+    if (wide_)
+        NEQUIP_MD_RUN(compute_, tally_double, a, graph.count);
+    else
+        NEQUIP_MD_RUN(compute_, tally_fixed, a, graph.count);
+}
+
+void Tally::finish() { total_ = sums_.sum(0); }
+
+bool Tally::fetch(int64_t num_atoms, bool atom_energies)
+{
+    const auto bring = [&](at::Tensor &host, const at::Tensor &here) {
+        if (!compute_.gpu()) {
+            host = here;
+            return;
+        }
+        if (!host.defined() || host.sizes() != here.sizes() || host.scalar_type() != here.scalar_type())
+            host = at::empty(here.sizes(), at::TensorOptions().dtype(here.scalar_type()).pinned_memory(true));
+        host.copy_(here, /*non_blocking=*/true);
+    };
+    bring(host_total_, total_);
+    bring(host_forces_, forces_.narrow(0, 0, num_atoms));
+    if (virials_.defined()) bring(host_virials_, virials_.narrow(0, 0, num_atoms));
+    if (centroids_.defined()) bring(host_centroids_, centroids_.narrow(0, 0, num_atoms));
+    have_energies_ = wide_ || atom_energies;
+    if (have_energies_) bring(host_sums_, sums_);
+    if (compute_.gpu()) compute_.gpu()->synchronize();
+    const double *const total = host_total_.data_ptr<double>();
+    return wide_ || (total[TOO_LARGE] == 0 && std::isfinite(total[ENERGY]));
+}
+
+int64_t Tally::num_edges() const { return static_cast<int64_t>(host_total_.data_ptr<double>()[EDGES]); }
+
+void Tally::add_array(double *array, const at::Tensor &values, double factor) const
+{
+    const int64_t count = values.numel();
+    if (wide_) {
+        const double *const numbers = values.data_ptr<double>();
+        for (int64_t k = 0; k < count; ++k) array[k] += factor * numbers[k];
+    } else {
+        const int64_t *const numbers = values.data_ptr<int64_t>();
+        factor /= UNITS;
+        for (int64_t k = 0; k < count; ++k) array[k] += factor * static_cast<double>(numbers[k]);
+    }
+}
+
+void Tally::check_finite(const NeighbourTable &table) const
+{
+    const double *const sums = host_sums_.data_ptr<double>();
+    for (int64_t node = 0; node < table.num_centres(); ++node)
+        if (!std::isfinite(sums[SUMS * node + ENERGY]))
             throw Error(NEQUIP_MD_BAD_RESULT,
                         "the model's energy of an atom is not finite; look for atoms on top of each other, or "
                         "a configuration far from the training data",
-                        atom);
-        sum += energy[node];
-        if (results.atom_energies) results.atom_energies[atom] += factor * energy[node];
-    }
-    results.energy = factor * sum;
-}
-
-void add_forces(const Graph &graph, const at::Tensor &gradient, int64_t num_all, double factor,
-                nequip_md_results &results)
-{
-    at::Tensor forces = at::zeros({num_all, 3}, gradient.options());
-    forces.index_add_(0, graph.centre_atom, gradient);
-    forces.index_add_(0, graph.neighbour_atom, gradient, -1);
-    forces = to_host(forces);
-    const double *const force = forces.data_ptr<double>();
-    for (int64_t k = 0; k < 3 * num_all; ++k)
+                        table.centres()[node]);
+    const double *const force = host_forces_.data_ptr<double>();
+    for (int64_t k = 0; k < host_forces_.numel(); ++k)
         if (!std::isfinite(force[k]))
             throw Error(NEQUIP_MD_BAD_RESULT,
                         "the model's force on an atom is not finite; look for atoms on top of each other, or a "
                         "configuration far from the training data",
                         static_cast<int>(k / 3));
-    add_to(results.forces, forces, factor);
 }
 
-// The total is symmetric by rotational invariance, the share of one edge is not.
-at::Tensor symmetric_six(const at::Tensor &nine)
+void Tally::add_to(const NeighbourTable &table, double energy_factor, nequip_md_results &results) const
 {
-    at::Tensor six = nine.narrow(-1, 0, 6).clone();
-    six.narrow(-1, 3, 3).add_(nine.narrow(-1, 6, 3)).mul_(0.5);
-    return six;
-}
-
-void add_virials(const Graph &graph, const at::Tensor &gradient, int64_t num_all, double factor,
-                 nequip_md_results &results)
-{
-    const at::Tensor vectors = graph.edge_vectors.narrow(0, 0, graph.num_real_edges);
-    const at::Tensor order = at::tensor(at::ArrayRef<int64_t>(COMPONENTS), gradient.options().dtype(at::kLong));
-    const at::Tensor total = at::mm(vectors.t(), gradient).neg().reshape({9}).index_select(0, order);
-    for (double &component : results.virial) component = 0;
-    add_to(results.virial, symmetric_six(total), factor);
-    if (!results.atom_virials && !results.centroid_virials) return;
-
-    const at::Tensor edges =
-        (vectors.unsqueeze(2) * gradient.unsqueeze(1)).neg().reshape({-1, 9}).index_select(1, order);
-    if (results.atom_virials) {
-        const at::Tensor half = symmetric_six(edges).mul_(0.5);
-        at::Tensor shares = at::zeros({num_all, 6}, gradient.options());
-        shares.index_add_(0, graph.centre_atom, half);
-        shares.index_add_(0, graph.neighbour_atom, half);
-        add_to(results.atom_virials, shares, factor);
-    }
-    if (results.centroid_virials) {
-        at::Tensor shares = at::zeros({num_all, 9}, gradient.options());
-        shares.index_add_(0, graph.neighbour_atom, edges);
-        add_to(results.centroid_virials, shares, factor);
-    }
-}
-
-}  // namespace
-
-void tally(const NeighbourTable &table, const Graph &graph, const Evaluation &evaluation, int64_t num_all,
-           double energy_factor, nequip_md_results &results)
-{
-    add_energies(table, evaluation.node_energy, energy_factor, results);
-    add_forces(graph, evaluation.edge_gradient, num_all, energy_factor, results);
-    add_virials(graph, evaluation.edge_gradient, num_all, energy_factor, results);
+    if (wide_) check_finite(table);  // what is not finite is too large for fixed point
+    const double *const total = host_total_.data_ptr<double>();
+    results.energy = energy_factor * total[ENERGY];
+    for (int k = 0; k < 6; ++k) results.virial[k] = energy_factor * total[VIRIAL + k];
+    add_array(results.forces, host_forces_, energy_factor);
+    if (wanted_.atom_virials) add_array(results.atom_virials, host_virials_, energy_factor);
+    if (wanted_.centroid_virials) add_array(results.centroid_virials, host_centroids_, energy_factor);
+    if (results.atom_energies)
+        for (int64_t node = 0; node < table.num_centres(); ++node)
+            results.atom_energies[table.centres()[node]] += energy_factor * host_sums_.data_ptr<double>()[SUMS * node + ENERGY];
 }
 
 }  // namespace nequip_md

@@ -1,0 +1,370 @@
+// The engine's loops over atoms and edges, written once for two devices.
+//
+// The C++ compiler includes this file for the CPU, where a kernel is called for one index after the other; for a GPU the
+// same text is compiled when a model is loaded (gpu.cpp), and a warp of LANES threads shares each index. So nothing is
+// included here but fixed-width names, and what differs between the devices stands in the first block.
+//
+// Sums that many atoms add to are kept in fixed-point numbers: integers add up to the same whatever their order, so
+// results do not depend on threads, warps or pieces.
+#pragma once
+
+#ifdef __CUDACC_RTC__
+
+#define NEQUIP_MD_DEVICE __device__ inline
+#define NEQUIP_MD_KERNEL(name, Arguments)                                                             \
+    extern "C" __global__ void name##_kernel(const Arguments arguments, long long count)              \
+    {                                                                                                 \
+        const long long index = (blockIdx.x * (long long)blockDim.x + threadIdx.x) / nequip_md::LANES; \
+        if (index < count) nequip_md::name(arguments, index);                                         \
+    }
+
+namespace nequip_md {
+
+typedef long long Int64;
+constexpr int LANES = 32;
+NEQUIP_MD_DEVICE int lane() { return threadIdx.x % LANES; }
+NEQUIP_MD_DEVICE unsigned ballot(bool yes) { return __ballot_sync(~0u, yes); }
+NEQUIP_MD_DEVICE int count_bits(unsigned bits) { return __popc(bits); }
+NEQUIP_MD_DEVICE Int64 over_lanes(Int64 value)
+{
+    for (int step = LANES / 2; step > 0; step /= 2) value += __shfl_xor_sync(~0u, value, step);
+    return value;
+}
+NEQUIP_MD_DEVICE double over_lanes(double value)
+{
+    for (int step = LANES / 2; step > 0; step /= 2) value += __shfl_xor_sync(~0u, value, step);
+    return value;
+}
+NEQUIP_MD_DEVICE void add_to(Int64 *sum, Int64 value) { atomicAdd((unsigned long long *)sum, (unsigned long long)value); }
+NEQUIP_MD_DEVICE void add_to(double *sum, double value) { atomicAdd(sum, value); }
+NEQUIP_MD_DEVICE Int64 rounded(double value) { return __double2ll_rn(value); }
+
+}  // namespace nequip_md
+
+#else
+
+#include <atomic>
+#include <cmath>
+
+#define NEQUIP_MD_DEVICE inline
+#define NEQUIP_MD_KERNEL(name, Arguments)
+
+namespace nequip_md {
+
+typedef long long Int64;
+constexpr int LANES = 1;
+inline int lane() { return 0; }
+inline unsigned ballot(bool yes) { return yes; }
+inline int count_bits(unsigned bits) { return static_cast<int>(bits); }
+inline Int64 over_lanes(Int64 value) { return value; }
+inline double over_lanes(double value) { return value; }
+template <typename Number>
+void add_to(Number *sum, Number value)
+{
+    std::atomic_ref<Number>(*sum).fetch_add(value, std::memory_order_relaxed);
+}
+inline Int64 rounded(double value) { return std::llrint(value); }
+
+}  // namespace nequip_md
+
+#endif
+
+namespace nequip_md {
+
+// ---- the caller's atoms, and pairs of them that may be edges ----------------------------------------------------------
+
+struct Atoms {
+    const double *positions;       // [atoms][3], angstrom
+    const Int64 *type;             // [atoms], of the model; -1: not in the model
+    const int *centre_atom;        // [centres]
+    const Int64 *num_centres;      // [1]
+    const double *cutoff;          // [types][types], angstrom, ordered pair
+    Int64 num_types;
+};
+
+NEQUIP_MD_DEVICE double squared_distance(const Atoms &atoms, int i, int j)
+{
+    double sum = 0;
+    for (int k = 0; k < 3; ++k) {
+        const double d = atoms.positions[3 * (Int64)j + k] - atoms.positions[3 * (Int64)i + k];
+        sum += d * d;
+    }
+    return sum;
+}
+
+NEQUIP_MD_DEVICE bool within_cutoff(const Atoms &atoms, int i, int j, double skin)
+{
+    const Int64 from = atoms.type[i], to = atoms.type[j];
+    if (from < 0 || to < 0) return false;
+    const double reach = atoms.cutoff[from * atoms.num_types + to] + skin;
+    return squared_distance(atoms, i, j) < reach * reach;
+}
+
+// ---- candidates from cells ------------------------------------------------------------------------------------------
+
+struct CellArguments {
+    Atoms atoms;
+    double origin[3], width[3];  // of the grid and of a cell, angstrom
+    Int64 cells[3];              // along x (running fastest), y and z
+    Int64 num_atoms;
+    double skin;
+    Int64 *cell;                  // [atoms], number of the cell; the number of cells for atoms outside the model
+    const Int64 *atom_of_rank;    // [atoms], in the order of cells
+    const Int64 *first_of_cell;   // [cells + 1], rank of a cell's first atom
+    Int64 *list_offset;           // [centres + 1]: counts from the second entry on, then their sums
+    int *list;                    // the candidates of each centre, once they have been counted
+};
+
+NEQUIP_MD_DEVICE Int64 cell_along(const CellArguments &a, int axis, int atom)
+{
+    const Int64 cell = (Int64)((a.atoms.positions[3 * (Int64)atom + axis] - a.origin[axis]) / a.width[axis]);
+    return cell < 0 ? 0 : cell >= a.cells[axis] ? a.cells[axis] - 1 : cell;
+}
+
+// index: block of LANES atoms
+NEQUIP_MD_DEVICE void find_cell(const CellArguments &a, Int64 index)
+{
+    const Int64 atom = index * LANES + lane();
+    if (atom >= a.num_atoms) return;
+    const Int64 number = (cell_along(a, 2, atom) * a.cells[1] + cell_along(a, 1, atom)) * a.cells[0] + cell_along(a, 0, atom);
+    a.cell[atom] = a.atoms.type[atom] < 0 ? a.cells[0] * a.cells[1] * a.cells[2] : number;
+}
+
+// Cells are as wide as the longest reach, so a centre's neighbours are in its own cell and those around it.
+// list: where to write; nothing is written if it is null. Returns the number of candidates.
+NEQUIP_MD_DEVICE Int64 search_cells(const CellArguments &a, Int64 centre, int *list)
+{
+    const int atom = a.atoms.centre_atom[centre];
+    Int64 at[3], found = 0;
+    for (int axis = 0; axis < 3; ++axis) at[axis] = cell_along(a, axis, atom);
+    const Int64 left = at[0] > 0 ? at[0] - 1 : 0, right = at[0] + 1 < a.cells[0] ? at[0] + 1 : at[0];
+    for (Int64 z = at[2] - 1; z <= at[2] + 1; ++z)
+        for (Int64 y = at[1] - 1; y <= at[1] + 1; ++y) {
+            if (z < 0 || z >= a.cells[2] || y < 0 || y >= a.cells[1]) continue;
+            const Int64 row = (z * a.cells[1] + y) * a.cells[0];
+            const Int64 end = a.first_of_cell[row + right + 1];
+            for (Int64 rank = a.first_of_cell[row + left]; rank < end; rank += LANES) {
+                const bool there = rank + lane() < end;
+                const int other = there ? (int)a.atom_of_rank[rank + lane()] : atom;
+                const bool near = there && other != atom && within_cutoff(a.atoms, atom, other, a.skin);
+                const unsigned all = ballot(near);
+                if (list && near) list[found + count_bits(all & ((1u << lane()) - 1))] = other;
+                found += count_bits(all);
+            }
+        }
+    return found;
+}
+
+// index: centre
+NEQUIP_MD_DEVICE void count_candidates(const CellArguments &a, Int64 index)
+{
+    const Int64 found = search_cells(a, index, nullptr);
+    if (lane() == 0) a.list_offset[index + 1] = found;
+}
+
+NEQUIP_MD_DEVICE void write_candidates(const CellArguments &a, Int64 index)
+{
+    search_cells(a, index, a.list + a.list_offset[index]);
+}
+
+// ---- edges ----------------------------------------------------------------------------------------------------------
+
+struct EdgeArguments {
+    Atoms atoms;
+    const Int64 *list_offset;   // [centres + 1], of the candidates of each centre
+    const int *list;            // atoms
+    const Int64 *node_of_atom;  // of models with message passing; null: every atom is a ghost, which has only a type
+    Int64 *edge_offset;         // [centres + 1]: counts from the second entry on, then their sums
+
+    // a graph: the centres `first` ... `first + count`, those of them that exist
+    Int64 first, count;
+    Int64 num_nodes;  // with phantoms, which are the nodes after the last existing centre
+    Int64 num_edges;  // with padding, which is shared among the phantoms
+    double padding;   // angstrom, length of an edge that does nothing
+    double *vectors;          // [num_edges][3]
+    Int64 *centre_node;       // [num_edges]
+    Int64 *neighbour_node;    // [num_edges]
+    int *neighbour_atom;      // [num_edges]; not of the padding
+    Int64 *row_ptr;           // [num_nodes + 1]
+};
+
+NEQUIP_MD_DEVICE bool is_edge(const EdgeArguments &a, int centre, Int64 k, Int64 end)
+{
+    return k < end && within_cutoff(a.atoms, centre, a.list[k], 0);
+}
+
+// index: centre
+NEQUIP_MD_DEVICE void count_edges(const EdgeArguments &a, Int64 index)
+{
+    Int64 found = 0;
+    if (index < *a.atoms.num_centres) {
+        const int centre = a.atoms.centre_atom[index];
+        const Int64 end = a.list_offset[index + 1];
+        for (Int64 k = a.list_offset[index]; k < end; k += LANES) found += count_bits(ballot(is_edge(a, centre, k + lane(), end)));
+    }
+    if (lane() == 0) a.edge_offset[index + 1] = found;
+}
+
+NEQUIP_MD_DEVICE void write_edge(const EdgeArguments &a, Int64 edge, Int64 node, int centre, int neighbour)
+{
+    if (edge >= a.num_edges) return;  // the caller sees that there are too many
+    for (int k = 0; k < 3; ++k)
+        a.vectors[3 * edge + k] = a.atoms.positions[3 * (Int64)neighbour + k] - a.atoms.positions[3 * (Int64)centre + k];
+    a.centre_node[edge] = node;
+    a.neighbour_node[edge] = a.node_of_atom ? a.node_of_atom[neighbour] : a.num_nodes + neighbour;
+    a.neighbour_atom[edge] = neighbour;
+}
+
+// Edges from a node to itself at a distance where every model is zero with all its derivatives.
+NEQUIP_MD_DEVICE void write_padding(const EdgeArguments &a, Int64 node, Int64 begin, Int64 end)
+{
+    for (Int64 edge = begin + lane(); edge < end; edge += LANES) {
+        a.vectors[3 * edge] = a.padding;
+        a.vectors[3 * edge + 1] = a.vectors[3 * edge + 2] = 0;
+        a.centre_node[edge] = a.neighbour_node[edge] = node;
+    }
+}
+
+// index: node
+NEQUIP_MD_DEVICE void write_edges(const EdgeArguments &a, Int64 index)
+{
+    const Int64 left = *a.atoms.num_centres - a.first, real = a.count < left ? a.count : left;
+    const Int64 start = a.edge_offset[a.first];
+    if (index < real) {
+        const int centre = a.atoms.centre_atom[a.first + index];
+        const Int64 end = a.list_offset[a.first + index + 1];
+        Int64 edge = a.edge_offset[a.first + index] - start;
+        if (lane() == 0) a.row_ptr[index] = edge < a.num_edges ? edge : a.num_edges;
+        for (Int64 k = a.list_offset[a.first + index]; k < end; k += LANES) {
+            const bool yes = is_edge(a, centre, k + lane(), end);
+            const unsigned all = ballot(yes);
+            if (yes) write_edge(a, edge + count_bits(all & ((1u << lane()) - 1)), index, centre, a.list[k + lane()]);
+            edge += count_bits(all);
+        }
+    } else {
+        const Int64 used = a.edge_offset[a.first + real] - start, spare = used < a.num_edges ? a.num_edges - used : 0;
+        const Int64 phantoms = a.num_nodes - real, phantom = index - real;
+        const Int64 begin = a.num_edges - spare + spare * phantom / phantoms;
+        const Int64 end = a.num_edges - spare + spare * (phantom + 1) / phantoms;
+        write_padding(a, index, begin, end);
+        if (lane() == 0) {
+            a.row_ptr[index] = begin;
+            if (index + 1 == a.num_nodes) a.row_ptr[a.num_nodes] = a.num_edges;
+        }
+    }
+}
+
+// ---- from the gradients of edges to forces and virials ----------------------------------------------------------------
+
+// Fixed point: a unit of the integers is 2^-42 (eV/angstrom, eV). A force of more than LARGEST on one edge is left to
+// floating-point sums, and so is one that is not a number.
+constexpr double UNITS = 4398046511104.0;
+constexpr double LARGEST = 16384.0;
+constexpr int SUMS = 9;  // of one centre: virial xx yy zz xy xz yz, energy, edges that exceed LARGEST, all its edges
+
+struct TallyArguments {
+    const Int64 *row_ptr;        // of the graph
+    const Int64 *edge_offset;    // [centres + 1]
+    const double *vectors;       // [edges][3]
+    const double *gradient;      // [edges][3], of the total energy by the vectors
+    const double *node_energy;   // [nodes]
+    const int *neighbour_atom;   // [edges]
+    const int *centre_atom;      // [centres]
+    const Int64 *num_centres;    // [1]
+    Int64 first;                 // centre of the graph's first node
+    void *forces;                // [atoms][3]
+    void *virials;               // [atoms][6], half of each edge at either end; or null
+    void *centroids;             // [atoms][9], each edge at its neighbour; or null
+    double *sums;                // [centres][SUMS]
+};
+
+template <typename Number>
+NEQUIP_MD_DEVICE Number number(double value);
+template <>
+NEQUIP_MD_DEVICE Int64 number<Int64>(double value)
+{
+    return rounded(value * UNITS);
+}
+template <>
+NEQUIP_MD_DEVICE double number<double>(double value)
+{
+    return value;
+}
+
+// The virial of one edge, -r (x) g: xx yy zz xy xz yz yx zx zy.
+NEQUIP_MD_DEVICE void edge_virial(const double *r, const double *g, double *w)
+{
+    w[0] = -r[0] * g[0], w[1] = -r[1] * g[1], w[2] = -r[2] * g[2];
+    w[3] = -r[0] * g[1], w[4] = -r[0] * g[2], w[5] = -r[1] * g[2];
+    w[6] = -r[1] * g[0], w[7] = -r[2] * g[0], w[8] = -r[2] * g[1];
+}
+
+// Number: Int64 for fixed-point sums, which leave out edges that are too large, or double. Either counts those edges.
+template <typename Number>
+NEQUIP_MD_DEVICE void tally(const TallyArguments &a, Int64 index, bool skip_large)
+{
+    const Int64 centre = a.first + index;
+    if (centre >= *a.num_centres) return;
+    const int atom = a.centre_atom[centre];
+    Number *const forces = (Number *)a.forces, *const virials = (Number *)a.virials, *const centroids = (Number *)a.centroids;
+    Number force[3] = {0, 0, 0}, share[6] = {0, 0, 0, 0, 0, 0};
+    double virial[6] = {0, 0, 0, 0, 0, 0}, large = 0;
+    for (Int64 edge = a.row_ptr[index] + lane(); edge < a.row_ptr[index + 1]; edge += LANES) {
+        const double *const r = a.vectors + 3 * edge, *const g = a.gradient + 3 * edge;
+        bool small = true;
+        for (int k = 0; k < 3; ++k) small = small && g[k] < LARGEST && g[k] > -LARGEST;
+        if (!small) large += 1;
+        if (!small && skip_large) continue;
+        const Int64 other = a.neighbour_atom[edge];
+        for (int k = 0; k < 3; ++k) {
+            const Number component = number<Number>(g[k]);
+            force[k] += component;
+            add_to(forces + 3 * other + k, (Number)-component);
+        }
+        double w[9];
+        edge_virial(r, g, w);
+        for (int k = 0; k < 6; ++k) {
+            // the total is symmetric by rotational invariance, the share of one edge is not
+            const double symmetric = k < 3 ? w[k] : 0.5 * (w[k] + w[k + 3]);
+            virial[k] += symmetric;
+            if (!virials) continue;
+            const Number half = number<Number>(0.5 * symmetric);
+            share[k] += half;
+            add_to(virials + 6 * other + k, half);
+        }
+        if (centroids)
+            for (int k = 0; k < 9; ++k) add_to(centroids + 9 * other + k, number<Number>(w[k]));
+    }
+    for (int k = 0; k < 3; ++k) {
+        const Number total = over_lanes(force[k]);
+        if (lane() == 0) add_to(forces + 3 * (Int64)atom + k, total);
+    }
+    for (int k = 0; k < 6 && virials; ++k) {
+        const Number total = over_lanes(share[k]);
+        if (lane() == 0) add_to(virials + 6 * (Int64)atom + k, total);
+    }
+    double *const sums = a.sums + SUMS * centre;
+    for (int k = 0; k < 6; ++k) {
+        const double total = over_lanes(virial[k]);
+        if (lane() == 0) sums[k] = total;
+    }
+    large = over_lanes(large);
+    if (lane() != 0) return;
+    sums[6] = a.node_energy[index];
+    sums[7] = large;
+    sums[8] = (double)(a.edge_offset[centre + 1] - a.edge_offset[centre]);
+}
+
+// index: node of the graph
+NEQUIP_MD_DEVICE void tally_fixed(const TallyArguments &a, Int64 index) { tally<Int64>(a, index, true); }
+NEQUIP_MD_DEVICE void tally_double(const TallyArguments &a, Int64 index) { tally<double>(a, index, false); }
+
+}  // namespace nequip_md
+
+NEQUIP_MD_KERNEL(find_cell, nequip_md::CellArguments)
+NEQUIP_MD_KERNEL(count_candidates, nequip_md::CellArguments)
+NEQUIP_MD_KERNEL(write_candidates, nequip_md::CellArguments)
+NEQUIP_MD_KERNEL(count_edges, nequip_md::EdgeArguments)
+NEQUIP_MD_KERNEL(write_edges, nequip_md::EdgeArguments)
+NEQUIP_MD_KERNEL(tally_fixed, nequip_md::TallyArguments)
+NEQUIP_MD_KERNEL(tally_double, nequip_md::TallyArguments)

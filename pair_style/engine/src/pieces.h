@@ -1,0 +1,43 @@
+// Evaluation of a configuration, some centres at a time where it is big, so that memory is bounded.
+#pragma once
+
+#include <cstdint>
+
+#include <ATen/core/Tensor.h>
+
+#include "network.h"
+#include "tally.h"
+
+namespace nequip_md {
+
+class Pieces {
+ public:
+    // max_edges: of one piece; 0: no limit of the caller's. divisible: of a model without message passing, where a centre's
+    // energy depends on its own edges alone, so that pieces are exact. A centre is never divided, so a piece may have more
+    // edges than the limit.
+    //
+    // On a GPU a piece has as many edges as are sure to fit into its free memory, by what a first small piece took, but no
+    // more than make it busy; should memory run out all the same, pieces become smaller.
+    Pieces(const Compute &compute, int64_t max_edges, bool divisible);
+
+    // Evaluate all centres of the table and add them up.
+    void run(const NeighbourTable &table, Network &network, Tally &tally);
+
+    int64_t num_pieces() const { return num_pieces_; }  // of the last run
+    int64_t num_edges() const { return num_edges_; }
+
+ private:
+    void run_piece(const NeighbourTable &table, Network &network, Tally &tally, const at::Tensor &edge_offset, int64_t first,
+                   int64_t count, int64_t num_edges);
+    void learn_limit(int64_t bytes, int64_t num_edges);
+
+    const Compute &compute_;
+    int64_t max_edges_;
+    bool divisible_;
+    bool learned_ = false;
+    int64_t num_pieces_ = 0, num_edges_ = 0;
+    at::Tensor node_types_;  // of the whole, of the table's update number `types_of_`
+    int64_t types_of_ = -1;
+};
+
+}  // namespace nequip_md

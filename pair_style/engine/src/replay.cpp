@@ -1,0 +1,68 @@
+#include "replay.h"
+
+#include <exception>
+
+namespace nequip_md {
+namespace {
+
+constexpr int64_t MOST_EDGES = 1 << 18;  // beyond, the time of launching hides behind that of computing
+
+}  // namespace
+
+bool Replay::worthwhile(int64_t num_edges) const { return compute_.gpu() && possible_ && num_edges <= MOST_EDGES; }
+
+void Replay::forget()
+{
+    for (std::unique_ptr<Recorded> &recorded : recorded_) recorded.reset();
+    num_nodes_ = num_edges_ = 0;
+}
+
+// The arrays that recordings read are where they were, and large enough.
+bool Replay::fits(const NeighbourTable &table) const
+{
+    return num_nodes_ > 0 && moves_ == table.num_moves() && table.num_centres() + MIN_PHANTOMS <= num_nodes_;
+}
+
+void Replay::record(const NeighbourTable &table, Network &network, const Tally::Wanted &wanted, int64_t num_edges)
+{
+    if (!fits(table) || num_edges > num_edges_) {
+        forget();
+        moves_ = table.num_moves();
+        updates_ = table.num_updates();
+        num_nodes_ = table.centre_capacity();
+        num_edges_ = num_edges + num_edges / 16 + 64;
+        node_types_ = table.node_types(0, table.num_centres(), num_nodes_, table.atom_capacity());
+    }
+    auto recorded = std::make_unique<Recorded>(
+        Recorded{Tally(compute_, num_nodes_, table.atom_capacity(), wanted, /*wide=*/false), nullptr});
+    Tally &tally = recorded->tally;
+    try {
+        recorded->recording = compute_.gpu()->record([&] {
+            tally.clear();
+            const at::Tensor edge_offset = count_edges(compute_, table, num_nodes_);
+            const Graph graph = build_graph(compute_, table, edge_offset, 0, num_nodes_, num_nodes_, num_edges_, node_types_);
+            tally.add(table, edge_offset, graph, network.run(graph));
+            tally.finish();
+        });
+        of(wanted) = std::move(recorded);
+    } catch (const std::exception &) {
+        possible_ = false;
+        forget();
+    }
+}
+
+const Tally *Replay::run(const NeighbourTable &table, const Tally::Wanted &wanted, bool atom_energies)
+{
+    if (!of(wanted) || !fits(table)) return nullptr;
+    if (updates_ != table.num_updates()) {
+        node_types_.copy_(table.node_types(0, table.num_centres(), num_nodes_, table.atom_capacity()));
+        updates_ = table.num_updates();
+    }
+    Recorded &recorded = *of(wanted);
+    recorded.recording->replay();
+    // more edges than there was room for, or forces beyond fixed point, are for the other way
+    const bool right = recorded.tally.fetch(table.num_atoms(), atom_energies) && recorded.tally.num_edges() <= num_edges_;
+    return right ? &recorded.tally : nullptr;
+}
+
+}  // namespace nequip_md
