@@ -256,10 +256,10 @@ NEQUIP_MD_DEVICE void write_edges(const EdgeArguments &a, Int64 index)
 
 // ---- from the gradients of edges to forces and virials ----------------------------------------------------------------
 
-// Fixed point: a unit of the integers is 2^-42 (eV/angstrom, eV). A force of more than LARGEST on one edge is left to
+// Fixed point: a unit of the integers is 2^-46 (eV/angstrom, eV). A force of more than LARGEST on one edge is left to
 // floating-point sums, and so is one that is not a number.
-constexpr double UNITS = 4398046511104.0;
-constexpr double LARGEST = 16384.0;
+constexpr double UNITS = 70368744177664.0;
+constexpr double LARGEST = 1024.0;
 constexpr int SUMS = 9;  // of one centre: virial xx yy zz xy xz yz, energy, edges that exceed LARGEST, all its edges
 
 struct TallyArguments {

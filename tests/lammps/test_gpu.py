@@ -1,0 +1,146 @@
+"""LAMMPS on a GPU: the same numbers as on the CPU in float64, whichever way the engine takes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from support.lammps_run import measurement, read_measurement, run_lammps
+from support.lammps_systems import SYSTEMS, nequip
+from test_models import DENSE
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here"),
+]
+TOLERANCE = {"fp64": 1e-9, "fp32": 3e-5, "tf32": 1e-2}
+WAYS = {
+    "default": "",
+    "lists of LAMMPS": "neighbors lammps",
+    "not recorded": "replay no",
+    "pieces": "max_edges 300",
+    "pieces, lists of LAMMPS": "max_edges 300 neighbors lammps",
+}
+MOTION = """
+velocity all create 300 87287 loop geom
+timestep 0.0005
+neighbor 0.4 bin
+neigh_modify every 1 delay 0 check yes
+fix move all nve
+thermo 20
+thermo_modify format float %.12g
+run 60
+"""
+
+
+@pytest.fixture(scope="session")
+def gpu_models(small_models, tmp_path_factory):
+    """``gpu_models("allegro_fp32")``: the artifact of a model of ``small_models``, compiled for CUDA."""
+    from nequip_md.export.cli import export
+
+    folder = tmp_path_factory.mktemp("cuda")
+
+    def make(name: str) -> Path:
+        kind, precision = name.split("_")
+        path = folder / f"{name}.pt2"
+        if not path.exists():
+            checkpoint, _ = small_models(f"{kind}_fp64" if precision == "fp64" else f"{kind}_fp32")
+            export(checkpoint, path, device="cuda", precision=precision)
+        return path
+
+    return make
+
+
+def measured_thrice(key: str) -> str:
+    """Evaluate, move every atom a little, evaluate again, and once more: what was recorded is then replayed."""
+    head, record = measurement(key + "_0").split("run 0", 1)
+    lines = head + "run 0" + record
+    for k in (1, 2):
+        lines += f"displace_atoms all random 0.01 0.01 0.01 {4710 + k} units box\nrun 0" + record.replace(f"{key}_0", f"{key}_{k}")
+    return lines
+
+
+@pytest.fixture(scope="session")
+def on_cpu(small_models, plugin_folder, tmp_path_factory):
+    """Numbers of the float64 artifact on the CPU, by kind of model, with the systems' keys."""
+    folder = tmp_path_factory.mktemp("cpu")
+    made: dict[str, dict] = {}
+
+    def measure(kind: str) -> dict:
+        if kind not in made:
+            _, artifact = small_models(f"{kind}_fp64")
+            script = "clear\n".join(system.start(folder / key[:3]) + nequip(artifact, "H O") + measured_thrice(key[:3])
+                                    for key, system in DENSE.items())
+            outcome = run_lammps(script, folder)
+            assert outcome.status == 0, outcome.text
+            made[kind] = {f"{key[:3]}_{k}": read_measurement(folder, f"{key[:3]}_{k}") for key in DENSE for k in range(3)}
+        return made[kind]
+
+    return measure
+
+
+CASES = [(name, 1, way) for name in ("allegro_fp64", "allegro_fp32") for way in WAYS]
+CASES += [("allegro_fp64", 2, "default"), ("allegro_fp32", 2, "pieces"), ("allegro_tf32", 1, "default")]
+CASES += [("nequip_fp64", 1, "default"), ("nequip_fp64", 1, "lists of LAMMPS")]
+
+
+@pytest.mark.parametrize("name, ranks, way", CASES)
+def test_gpu_equals_cpu(name, ranks, way, gpu_models, on_cpu, tmp_path):
+    kind, precision = name.split("_")
+    script = "clear\n".join(
+        system.start(tmp_path / key[:3]) + nequip(gpu_models(name), "H O", keywords=WAYS[way]) + measured_thrice(key[:3])
+        for key, system in DENSE.items()
+    )
+    outcome = run_lammps(script, tmp_path, ranks=ranks)
+    assert outcome.status == 0, outcome.text
+    for key, reference in on_cpu(kind).items():
+        ours = read_measurement(tmp_path, key)
+        for quantity in ("energy", "pressure", "forces", "energies", "virials", "centroid"):
+            value = reference[quantity]
+            np.testing.assert_allclose(ours[quantity], value, rtol=0, atol=TOLERANCE[precision] * np.abs(value).max(),
+                                       err_msg=f"{key} {quantity}")
+
+
+@pytest.mark.parametrize("way", ["default", "not recorded", "lists of LAMMPS"])
+def test_trajectory(way, gpu_models, small_models, plugin_folder, tmp_path):
+    """Sixty steps with rebuilt lists, float64: the same energies as on the CPU; and twice the same digits on the GPU."""
+    texts = {}
+    for run, artifact, keywords in (("cpu", small_models("allegro_fp64")[1], ""), ("gpu", gpu_models("allegro_fp64"), WAYS[way]),
+                                    ("again", gpu_models("allegro_fp64"), WAYS[way])):
+        outcome = run_lammps(DENSE["triclinic"].start(tmp_path) + nequip(artifact, "H O", keywords=keywords) + MOTION, tmp_path)
+        assert outcome.status == 0, outcome.text
+        rows = [line.split() for line in outcome.text.splitlines() if line.split()[:1] in (["0"], ["20"], ["40"], ["60"])]
+        assert len(rows) == 4 and all(len(row) == 6 for row in rows), outcome.text
+        texts[run] = rows
+    assert texts["gpu"] == texts["again"]
+    np.testing.assert_allclose(np.array(texts["gpu"], float), np.array(texts["cpu"], float), rtol=1e-7, atol=1e-7)
+
+
+def test_forces_beyond_fixed_point(gpu_models, small_models, plugin_folder, tmp_path):
+    """Two atoms 0.02 angstrom apart: thousands of eV/angstrom, the same as on the CPU."""
+    system = SYSTEMS["one atom on each side"]
+    for run, artifact in (("cpu", small_models("allegro_fp64")[1]), ("gpu", gpu_models("allegro_fp64"))):
+        script = system.start(tmp_path) + nequip(artifact, "H O") + "set atom 2 x 18.32\nset atom 2 y 10\nset atom 2 z 11\n"
+        outcome = run_lammps(script + measurement(run), tmp_path)
+        assert outcome.status == 0, outcome.text
+    cpu, gpu = read_measurement(tmp_path, "cpu"), read_measurement(tmp_path, "gpu")
+    np.testing.assert_allclose(gpu["forces"], cpu["forces"], rtol=1e-9)
+
+
+def test_out_of_memory_is_survived_or_said(gpu_models, plugin_folder, tmp_path):
+    """Most of the GPU is taken by others: pieces become smaller, and the numbers stay the same."""
+    free, _ = torch.cuda.mem_get_info()
+    script = (DENSE["triclinic"].start(tmp_path) + "replicate 12 12 12\n" + nequip(gpu_models("allegro_fp32"), "H O")
+              + "compute counts all pair nequip\nthermo_style custom step pe c_counts[3]\n"
+              "thermo_modify format float %.9g norm yes\nrun 2\n")
+    results = {}
+    for run, left in (("free", None), ("full", 3 << 30)):
+        taken = None if left is None else torch.empty(free - left, dtype=torch.uint8, device="cuda")
+        outcome = run_lammps(script, tmp_path)
+        del taken
+        torch.cuda.empty_cache()
+        assert outcome.status == 0, outcome.text
+        results[run] = [float(line.split()[1]) for line in outcome.text.splitlines() if line.split()[:1] == ["0"]][0]
+    assert results["full"] == pytest.approx(results["free"], rel=1e-7)
