@@ -11,5 +11,5 @@ from nequip_md.ops.segment import segment_sum
 from nequip_md.ops.tensor_product_convolution import tensor_product_convolution
 
 __all__ = ["MAX_PARTS", "channel_product", "decompositions", "dense", "edge_contract", "edge_contract_shared", "edge_dot",
-           "edge_embedding", "edge_moment", "edge_moment_shared", "edge_spread", "ghost_exchange", "mix_orders", "mlp_energy", "mlp_hidden",
-           "segment_sum", "tensor_product_convolution"]
+           "edge_embedding", "edge_moment", "edge_moment_shared", "edge_spread", "ghost_exchange", "mix_orders",
+           "mlp_energy", "mlp_hidden", "segment_sum", "tensor_product_convolution"]

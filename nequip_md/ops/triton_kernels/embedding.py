@@ -1,9 +1,9 @@
 """Kernels of the edges' embedding: lengths, directions, Bessel functions and harmonics, and their gradient.
 
-One program has EDGES edges, one for each lane in what is float64; the embedding of width W is a tile [EDGES, BLOCK_W], the
-harmonics up to l_max = L - 1 <= 3 are a tile [EDGES, 16]. The type embeddings lie one below the other: ``table`` is
-[2 T, W / 2]. What depends on the length is float64 until it meets the weights; directions are rounded to the network's
-dtype before the harmonics, which are polynomials of them.
+One program has EDGES edges, one for each lane in what is float64; the embedding of width W is made in tiles
+[EDGES, BLOCK_W], the harmonics up to l_max = L - 1 <= 3 are one tile [EDGES, 16]. The type embeddings lie one below the
+other: ``table`` is [2 T, W / 2]. What depends on the length is float64 until it meets the weights; directions are rounded to
+the network's dtype before the harmonics, which are polynomials of them.
 
 Pointers are moved by 64-bit scalars to the first edge of a program, and 32-bit offsets lead on from there.
 """
@@ -164,6 +164,7 @@ def harmonics_gradient(g, x, y, z, L: tl.constexpr):
 def embedding_kernel(
     vectors, edge_index, node_types, cutoffs, roots, table, weights, g, harmonics, count, T: tl.constexpr, B: tl.constexpr,
     W: tl.constexpr, BLOCK_W: tl.constexpr, L: tl.constexpr, P: tl.constexpr, EDGES: tl.constexpr,
+    UNROLL: tl.constexpr,
 ):
     M: tl.constexpr = L * L
     row0 = tl.program_id(0).to(tl.int64) * EDGES
@@ -177,19 +178,21 @@ def embedding_kernel(
     x = 1.0 / (inverse * cutoff)
     u, _ = envelope(x, P)
     scale = u * (inverse * cutoff) * 0.3183098861837907
-    w = tl.arange(0, BLOCK_W)
-    total = tl.zeros([EDGES, BLOCK_W], dtype=dtype)
-    for n in tl.static_range(B):
-        sine, _ = sine_cosine(x * (0.5 * tl.load(roots + n)))
-        total += (scale * sine).to(dtype)[:, None] * tl.load(weights + n * W + w, mask=w < W, other=0.0)[None, :]
-    total *= load_types(table, first, second, w, W, T)
-    tl.store(g + row0 * W + e * W + w[None, :], total, mask=(e < count - row0) & (w < W)[None, :])
+    for w0 in range(0, W, BLOCK_W):
+        w = w0 + tl.arange(0, BLOCK_W)
+        total = tl.zeros([EDGES, BLOCK_W], dtype=dtype)
+        for n in tl.range(B, loop_unroll_factor=UNROLL):
+            sine, _ = sine_cosine(x * (0.5 * tl.load(roots + n)))
+            total += (scale * sine).to(dtype)[:, None] * tl.load(weights + n * W + w, mask=w < W, other=0.0)[None, :]
+        total *= load_types(table, first, second, w, W, T)
+        tl.store(g + row0 * W + e * W + w[None, :], total, mask=(e < count - row0) & (w < W)[None, :])
 
 
 @triton.jit
 def embedding_backward_kernel(
     dg, dharmonics, vectors, edge_index, node_types, cutoffs, roots, table, weights, dvectors, count, T: tl.constexpr,
     B: tl.constexpr, W: tl.constexpr, BLOCK_W: tl.constexpr, L: tl.constexpr, P: tl.constexpr, EDGES: tl.constexpr,
+    UNROLL: tl.constexpr,
 ):
     M: tl.constexpr = L * L
     row0 = tl.program_id(0).to(tl.int64) * EDGES
@@ -204,22 +207,23 @@ def embedding_backward_kernel(
     u, du = envelope(x, P)
     of_cosine = u * inverse_x
     of_sine = (du - of_cosine) * inverse_x * 0.3183098861837907
-    w = tl.arange(0, BLOCK_W)
-    total = tl.zeros([EDGES, BLOCK_W], dtype=dtype)
-    for n in tl.static_range(B):
-        root = tl.load(roots + n)
-        sine, cosine = sine_cosine(x * (0.5 * root))
-        slope = (of_cosine * root * cosine + of_sine * sine).to(dtype)
-        total += slope[:, None] * tl.load(weights + n * W + w, mask=w < W, other=0.0)[None, :]
-    total *= load_types(table, first, second, w, W, T)
-    inside = (e < count - row0) & (w < W)[None, :]
-    total *= tl.load(dg + row0 * W + e * W + w[None, :], mask=inside, other=0.0)
-    along = tl.sum(total, axis=1).to(tl.float64) / cutoff
+    along = tl.zeros([EDGES], dtype=dtype)
+    for w0 in range(0, W, BLOCK_W):
+        w = w0 + tl.arange(0, BLOCK_W)
+        total = tl.zeros([EDGES, BLOCK_W], dtype=dtype)
+        for n in tl.range(B, loop_unroll_factor=UNROLL):
+            root = tl.load(roots + n)
+            sine, cosine = sine_cosine(x * (0.5 * root))
+            slope = (of_cosine * root * cosine + of_sine * sine).to(dtype)
+            total += slope[:, None] * tl.load(weights + n * W + w, mask=w < W, other=0.0)[None, :]
+        total *= load_types(table, first, second, w, W, T)
+        inside = (e < count - row0) & (w < W)[None, :]
+        along += tl.sum(total * tl.load(dg + row0 * W + e * W + w[None, :], mask=inside, other=0.0), axis=1)
 
     tile = tl.load(dharmonics + row0 * M + e * M + m, mask=(e < count - row0) & (m < M), other=0.0)
     dx, dy, dz = harmonics_gradient(tile, ux.to(dtype), uy.to(dtype), uz.to(dtype), L)
     dx, dy, dz = dx.to(tl.float64), dy.to(tl.float64), dz.to(tl.float64)
-    along -= inverse * (dx * ux + dy * uy + dz * uz)
+    along = along.to(tl.float64) / cutoff - inverse * (dx * ux + dy * uy + dz * uz)
     e = tl.arange(0, EDGES)
     at = dvectors + row0 * 3 + e * 3
     tl.store(at, along * ux + inverse * dx, mask=e < count - row0)
