@@ -148,7 +148,7 @@ def _embedding_constants(table: Tensor, weights: Tensor, p: float, l_max: int) -
     bessels, width = weights.shape
     # 32 edges for each warp: with fewer, the compiler repeats the float64 part in every lane of a row
     return {"T": table.shape[0] // 2, "B": bessels, "W": width, "BLOCK_W": min(_block(width), 32), "L": l_max + 1,
-            "P": int(p) if p == int(p) else p, "EDGES": 64, "UNROLL": 2, "num_warps": 2}
+            "P": int(p) if p == int(p) else p, "EDGES": 64, "UNROLL": 1, "num_warps": 2}
 
 
 @triton_op("nequip_md::edge_embedding_triton", mutates_args={})
