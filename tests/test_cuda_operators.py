@@ -104,6 +104,56 @@ def test_perceptrons(precision, widths, inner, outer):
     check("mix_orders", precision, random(precision, 9, 16, inner), w, True)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(("width", "bessels", "l_max", "types", "p", "trained"), [
+    (32, 8, 3, 2, 6.0, False), (64, 8, 2, 1, 6.0, True), (20, 5, 1, 3, 5.5, True), (6, 1, 0, 2, 1.0, False),
+    (130, 12, 3, 4, 2.0, True),
+])
+def test_edge_embedding(dtype, width, bessels, l_max, types, p, trained):
+    """157 edges, which fill no number of programs; about half of them beyond the cutoff of their ordered pair of types."""
+    count, nodes = 157, 23
+    vectors = 1.8 * random("fp64", count, 3)
+    vectors[0] = torch.tensor([0.0, 0.0, 5000.0])
+    edge_index = torch.randint(0, nodes, (2, count), device=DEVICE)
+    node_types = torch.randint(0, types, (nodes,), device=DEVICE)
+    cutoffs = 2 + 2 * torch.rand(types, types, dtype=torch.float64, device=DEVICE)
+    roots = torch.arange(1, bessels + 1, dtype=torch.float64, device=DEVICE)
+    roots += 0.2 * trained * random("fp64", bessels)
+    shapes = ((types, width // 2), (types, width // 2), (bessels, width))
+    tables = [torch.randn(*shape, dtype=dtype, device=DEVICE) for shape in shapes]
+    arguments = (vectors, edge_index, node_types, cutoffs, roots, *tables, p, l_max)
+    cotangents = [torch.randn(count, n, dtype=dtype, device=DEVICE) for n in (width, (l_max + 1) ** 2)]
+    outside = vectors.norm(dim=1) >= cutoffs[node_types[edge_index[0]], node_types[edge_index[1]]]
+    assert 10 < outside.sum() < count - 10
+
+    forms, tolerance = FORMS["fp32"], 3e-7 if dtype == torch.float32 else 1e-12
+    values = forms[OPERATORS.edge_embedding.default](*arguments)
+    gradient = forms[OPERATORS.edge_embedding_backward.default](*cotangents, *arguments)
+    exact = upcast(list(arguments[:-2])), arguments[-2:]
+    expected = OPERATORS.edge_embedding(*exact[0], *exact[1])
+    expected_gradient = OPERATORS.edge_embedding_backward(*upcast(cotangents), *exact[0], *exact[1])
+    for got, want in zip([*values, gradient], [*expected, expected_gradient]):
+        assert got.shape == want.shape
+        assert (got - want).norm() <= tolerance * want.norm()
+    assert [v.dtype for v in (*values, gradient)] == [dtype, dtype, torch.float64]
+    assert not values[0][outside].any()
+    no_harmonics = [cotangents[0], torch.zeros_like(cotangents[1])]
+    assert not forms[OPERATORS.edge_embedding_backward.default](*no_harmonics, *arguments)[outside].any()
+
+
+def test_edge_embedding_near_the_cutoff_keeps_its_digits():
+    """u_p(x) ends with the third power of 1 - x: rounding of x to fp32 would be seen."""
+    x = 1 - torch.logspace(-6, -1, 40, dtype=torch.float64, device=DEVICE)
+    vectors = x.unsqueeze(1) * torch.tensor([[0.0, 1.2, 1.6]], dtype=torch.float64, device=DEVICE)
+    index, types = torch.zeros(2, len(x), dtype=torch.int64, device=DEVICE), torch.zeros(1, dtype=torch.int64, device=DEVICE)
+    cutoffs, roots = 2 * x.new_ones(1, 1), torch.arange(1, 9, dtype=torch.float64, device=DEVICE)
+    tables = [random("fp32", *shape) for shape in ((1, 16), (1, 16), (8, 32))]
+    arguments = (vectors, index, types, cutoffs, roots, *tables, 6.0, 1)
+    got, want = FORMS["fp32"][OPERATORS.edge_embedding.default](*arguments)[0], OPERATORS.edge_embedding(*upcast(arguments))[0]
+    noise_of_float64 = 1e-12 * (1 - x)
+    assert ((got - want).norm(dim=1) <= 3e-7 * want.norm(dim=1) + noise_of_float64).all()
+
+
 @pytest.mark.parametrize("size", [1e-12, 1e-6, 1e6, 1e17])
 def test_scales_follow_the_rows(size):
     """fp16 ends at 65,504; rows of any size keep the accuracy of fp32."""
@@ -142,7 +192,8 @@ def test_whole_model(name, precision):
     program = trace(model, config.cutoff, 2, device=DEVICE, decompositions={**decompositions(), **FORMS[precision]},
                     message_passing=False)
     targets = {str(node.target) for node in program.graph.nodes}
-    assert ("nequip_md.mlp_hidden_triton.default" in targets) == (precision != "fp64")
+    for operator in ("mlp_hidden", "edge_embedding", "edge_embedding_backward"):
+        assert (f"nequip_md.{operator}_triton.default" in targets) == (precision != "fp64")
     inputs = example_inputs(5, 3, 9, 2, config.cutoff, seed=5, device=DEVICE)
     for got, want in zip(program.module()(*inputs), energy_and_gradient(exact, *inputs)):
         assert (got - want).norm() <= TOLERANCE[precision] * want.norm()

@@ -5,8 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from nequip_md.model.clebsch_gordan import product_table
+from nequip_md.model import build_model, preset
 from nequip_md.model.allegro import tensor_track
+from nequip_md.model.clebsch_gordan import product_table
+from nequip_md.model.spherical_harmonics import spherical_harmonics
 from nequip_md.ops import channel_product, cpu, edge_contract, edge_dot, edge_moment, edge_spread, segment_sum
 
 COUNTS = [3, 0, 5, 1, 0, 19]  # edges of each centre, empty ones among them
@@ -55,6 +57,36 @@ def test_contract_is_the_sum_over_components(l_max):
     w, y, z = random(len(centre), l_max + 1, 4), random(len(centre), components), random(len(COUNTS), components, 4)
     expected = sum(w[:, order_of(m)] * y[:, m : m + 1] * z[centre, m] for m in range(components))
     torch.testing.assert_close(edge_contract(w, y, z, centre, row_ptr), expected)
+
+
+@pytest.mark.parametrize(("l_max", "p"), [(0, 6.0), (2, 2.5), (3, 1.0)])
+def test_edge_embedding_is_what_a_model_composes(l_max, p):
+    """The operator and its gradient against autograd through a model's modules; edges beyond the cutoff included."""
+    torch.manual_seed(5)
+    bessels = {"kind": "bessel", "num_bessels": 5, "bessel_trainable": True}
+    model = build_model(preset("small", type_names=["H", "O"], dtype="float64", l_max=l_max, polynomial_cutoff_p=p, cutoff=4.0,
+                               pair_cutoffs={"H": {"O": 3.0}}, radial_embedding=bessels))
+    with torch.no_grad():
+        model.embedding.basis.roots.add_(0.3 * random(5))
+    vectors = 1.7 * random(60, 3)
+    edge_index = torch.stack([torch.arange(60) // 10, torch.arange(60) % 9])
+    node_types = torch.arange(9) % 2
+    vectors.requires_grad_(True)
+    geometry = model.geometry(vectors, edge_index, node_types)
+    assert 5 < (geometry.x >= 1).sum() < 55
+    composed = model.embedding(geometry), spherical_harmonics(geometry.unit, l_max)
+    fused = model.embedding.with_harmonics(vectors, edge_index, node_types, model.geometry.cutoffs, l_max)
+    torch.testing.assert_close(fused, composed)
+    cotangents = [random(*t.shape, seed=3) for t in composed]
+    sums = [sum((c * t).sum() for c, t in zip(cotangents, results)) for results in (fused, composed)]
+    gradients = [torch.autograd.grad(total, vectors)[0] for total in sums]
+    torch.testing.assert_close(*gradients)
+    embedding = model.requires_grad_(False).embedding
+    arguments = (vectors.detach(), edge_index, node_types, model.geometry.cutoffs, embedding.basis.roots, embedding.centre,
+                 embedding.neighbour, embedding.linear.last(), p, l_max)
+    for operator, leading in (("edge_embedding", []), ("edge_embedding_backward", cotangents)):
+        torch.library.opcheck(getattr(torch.ops.nequip_md, operator).default, (*leading, *arguments),
+                              test_utils=("test_schema", "test_faketensor"))
 
 
 def cases():

@@ -72,6 +72,13 @@ class BesselTypeEmbedding(nn.Module):
                            self.neighbour.index_select(0, edges.neighbour_type)], dim=-1)
         return types * self.linear(self.basis(edges.x).to(types.dtype))
 
+    def with_harmonics(
+        self, edge_vectors: Tensor, edge_index: Tensor, node_types: Tensor, cutoffs: Tensor, l_max: int
+    ) -> tuple[Tensor, Tensor]:
+        """The same from the edge vectors, and the spherical harmonics, as one operator for inference."""
+        return ops.edge_embedding(edge_vectors, edge_index, node_types, cutoffs, self.basis.roots, self.centre, self.neighbour,
+                                  self.linear.last(), self.basis.p, l_max)
+
 
 class SplineTypeEmbedding(nn.Module):
     """g_ed = sum_k W[t_i, t_j, d, k] phi_k(x): one spline for each ordered pair of types and channel."""
@@ -173,21 +180,28 @@ class Allegro(Potential):
     def forward(self, edge_vectors: Tensor, edge_index: Tensor, row_ptr: Tensor, node_types: Tensor) -> Tensor:
         edges = self.geometry(edge_vectors, edge_index, node_types)
         owned_types = node_types[: row_ptr.shape[0] - 1]
-        energy = self.pair_energies(edges, row_ptr, owned_types).to(torch.float64)
+        if self.fused and isinstance(self.embedding, BesselTypeEmbedding):
+            embedded, harmonics = self.embedding.with_harmonics(
+                edge_vectors, edge_index, node_types, self.geometry.cutoffs, self.config.l_max)
+        else:
+            embedded = self.embedding(edges)
+            harmonics = spherical_harmonics(edges.unit, self.config.l_max).to(self.dtype)
+        energy = self.pair_energies(embedded, harmonics, edges.centre, row_ptr, owned_types).to(torch.float64)
         energy = segment_sum(energy.unsqueeze(-1), edges.centre, row_ptr).squeeze(-1)
         energy = self.scale_shift(self.norm(energy, owned_types) * sqrt(0.5), owned_types)
         if self.zbl is not None:
             energy = energy + segment_sum(self.zbl(edges).unsqueeze(-1), edges.centre, row_ptr).squeeze(-1)
         return energy
 
-    def pair_energies(self, edges: EdgeGeometry, row_ptr: Tensor, owned_types: Tensor) -> Tensor:
-        """Network output eps of each edge, [E]."""
+    def pair_energies(
+        self, embedded: Tensor, harmonics: Tensor, centre: Tensor, row_ptr: Tensor, owned_types: Tensor
+    ) -> Tensor:
+        """Network output eps of each edge, [E], from the embedding of its types and length and its harmonics."""
         config = self.config
         scalars, channels, orders = config.num_scalar_features, config.num_tensor_features, config.l_max + 1
-        harmonics = spherical_harmonics(edges.unit, config.l_max).to(self.dtype)
 
-        hidden = self.two_body_mlp.hidden(self.embedding(edges))
-        moment, hidden = self._moment(hidden, harmonics, edges.centre, row_ptr)
+        hidden = self.two_body_mlp.hidden(embedded)
+        moment, hidden = self._moment(hidden, harmonics, centre, row_ptr)
         two_body = self.two_body_mlp.last()
         tensor_weights = self._product(hidden, self._by_order(two_body @ self.tensor_weights.last()).flatten(1))
         tensor_weights = tensor_weights.view(-1, orders, channels)
@@ -204,9 +218,9 @@ class Allegro(Potential):
             for earlier in reversed(range(k)):
                 z = self.layers[earlier].chain_step(z, environments[earlier])
             if self.fused:
-                q, tensor_weights = ops.edge_contract_shared(tensor_weights, harmonics, z, edges.centre, row_ptr)
+                q, tensor_weights = ops.edge_contract_shared(tensor_weights, harmonics, z, centre, row_ptr)
             else:
-                q = edge_contract(tensor_weights, harmonics, z, edges.centre, row_ptr)
+                q = edge_contract(tensor_weights, harmonics, z, centre, row_ptr)
 
             inputs = [*features, q]
             if k == config.num_layers - 1 and self._ends_in_one_operator(layer.mlp, inputs):
@@ -217,7 +231,7 @@ class Allegro(Potential):
             else:
                 hidden, last = torch.cat(inputs, dim=-1), self._merge(layer.mlp.last(), maps)
             if k < config.num_layers - 1:
-                moment, hidden = self._moment(hidden, harmonics, edges.centre, row_ptr)
+                moment, hidden = self._moment(hidden, harmonics, centre, row_ptr)
                 features.append(self._product(hidden, last[:, :scalars]))
                 maps.append(None)
                 environment_map = last[:, scalars:]

@@ -10,9 +10,10 @@ MAX_WIDTH = 512
 
 
 def fuse(model: Potential) -> list[str]:
-    """Let a float32 model use fused operators for inference (:mod:`nequip_md.ops.mlp`), in place.
+    """Let a float32 model use fused operators for inference, in place.
 
-    A perceptron takes them with silu and hidden widths up to 512.
+    A perceptron takes them (:mod:`nequip_md.ops.mlp`) with silu and hidden widths up to 512; an Allegro model with Bessel
+    functions makes its edges' embedding and harmonics in one (:mod:`nequip_md.ops.edge_embedding`).
 
     Returns:
         What stays as it is, and why: one sentence for each.

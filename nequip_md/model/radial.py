@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from nequip_md.model.config import PotentialConfig
+from nequip_md.ops.edge_embedding import envelope
 
 
 class EdgeGeometry(NamedTuple):
@@ -44,16 +45,6 @@ class Geometry(nn.Module):
         cutoff = self.cutoffs.view(-1).index_select(0, centre_type * self.cutoffs.shape[0] + neighbour_type)
         length = edge_vectors.square().sum(dim=-1).sqrt()
         return EdgeGeometry(centre, centre_type, neighbour_type, length, edge_vectors / length.unsqueeze(-1), length / cutoff)
-
-
-def envelope(x: Tensor, p: float) -> Tensor:
-    """Polynomial cutoff u_p(x): 1 at 0, and 0 with two derivatives at and beyond x = 1.
-
-    u_p(x) = 1 - (p+1)(p+2)/2 x^p + p(p+2) x^(p+1) - p(p+1)/2 x^(p+2)   (Gasteiger et al., arXiv 2003.03123, eq. 8)
-    """
-    power = x.pow(p)
-    value = 1.0 + power * (-(p + 1) * (p + 2) / 2 + x * (p * (p + 2) - x * (p * (p + 1) / 2)))
-    return torch.where(x < 1.0, value, 0.0)
 
 
 class BesselBasis(nn.Module):

@@ -17,6 +17,7 @@ from torch.library import triton_op, wrap_triton
 from torch.nn.functional import silu
 
 from nequip_md.ops.mlp import silu_derivative
+from nequip_md.ops.triton_kernels import embedding
 from nequip_md.ops.triton_kernels import mlp as mlp_kernels
 from nequip_md.ops.triton_kernels import segments
 
@@ -138,6 +139,40 @@ def channel_product(x: Tensor, y: Tensor, w: Tensor, table: Tensor, values: Tens
     _launch(segments.channel_product_kernel, (triton.cdiv(count, atoms) * dim,), x, y, w, table, values, offsets, out, count,
             A=components, B=y.shape[1], D=dim, TERMS=terms, U=channels, BLOCK_U=_block(channels), ATOMS=atoms, num_warps=4)
     return out
+
+
+# ---- embedding of edges -------------------------------------------------------------------------------------------
+
+
+def _embedding_constants(table: Tensor, weights: Tensor, p: float, l_max: int) -> dict:
+    bessels, width = weights.shape
+    # 32 edges for each warp: with fewer, the compiler repeats the float64 part in every lane of a row
+    return {"T": table.shape[0] // 2, "B": bessels, "W": width, "BLOCK_W": min(_block(width), 32), "L": l_max + 1,
+            "P": int(p) if p == int(p) else p, "EDGES": 64, "UNROLL": 1, "num_warps": 2}
+
+
+@triton_op("nequip_md::edge_embedding_triton", mutates_args={})
+def edge_embedding(
+    vectors: Tensor, edge_index: Tensor, node_types: Tensor, cutoffs: Tensor, roots: Tensor, table: Tensor, weights: Tensor,
+    p: float, l_max: int,
+) -> list[Tensor]:
+    count, constants = vectors.shape[0], _embedding_constants(table, weights, p, l_max)
+    g, harmonics = weights.new_empty((count, weights.shape[1])), weights.new_empty((count, (l_max + 1) ** 2))
+    _launch(embedding.embedding_kernel, (triton.cdiv(count, constants["EDGES"]),), vectors, edge_index, node_types, cutoffs,
+            roots, table, weights, g, harmonics, count, **constants)
+    return [g, harmonics]
+
+
+@triton_op("nequip_md::edge_embedding_backward_triton", mutates_args={})
+def edge_embedding_backward(
+    dg: Tensor, dharmonics: Tensor, vectors: Tensor, edge_index: Tensor, node_types: Tensor, cutoffs: Tensor, roots: Tensor,
+    table: Tensor, weights: Tensor, p: float, l_max: int,
+) -> Tensor:
+    count, constants = vectors.shape[0], _embedding_constants(table, weights, p, l_max)
+    dvectors = torch.empty_like(vectors)
+    _launch(embedding.embedding_backward_kernel, (triton.cdiv(count, constants["EDGES"]),), dg, dharmonics, vectors, edge_index,
+            node_types, cutoffs, roots, table, weights, dvectors, count, **constants)
+    return dvectors
 
 
 # ---- multilayer perceptrons ---------------------------------------------------------------------------------------
@@ -330,6 +365,16 @@ def replacements(precision: str) -> dict[torch._ops.OpOverload, Callable]:
         v = pad(v, (0, _block(len(v)) - len(v)))
         return mlp_energy(parts, *split(w1, widths), *split(w2, [w2.shape[0]]), v, r, *w2.shape, products)
 
+    def embedding_form(vectors, edge_index, node_types, cutoffs, roots, centre, neighbour, *rest):
+        table = torch.cat([centre, neighbour])
+        return tuple(edge_embedding(vectors, edge_index, node_types, cutoffs, roots, table, *rest))
+
+    def embedding_backward_form(
+        dg, dharmonics, vectors, edge_index, node_types, cutoffs, roots, centre, neighbour, *rest
+    ):
+        table = torch.cat([centre, neighbour])
+        return edge_embedding_backward(dg, dharmonics, vectors, edge_index, node_types, cutoffs, roots, table, *rest)
+
     return {
         ops.segment_sum.default: lambda values, centre, row_ptr: segment_sum(values, row_ptr),
         ops.edge_moment.default: lambda a, y, centre, row_ptr: edge_moment(a, y, row_ptr, dot),
@@ -347,4 +392,6 @@ def replacements(precision: str) -> dict[torch._ops.OpOverload, Callable]:
         ops.mlp_hidden.default: hidden_form,
         ops.mlp_hidden_backward.default: hidden_backward_form,
         ops.mlp_energy.default: energy_form,
+        ops.edge_embedding.default: embedding_form,
+        ops.edge_embedding_backward.default: embedding_backward_form,
     }

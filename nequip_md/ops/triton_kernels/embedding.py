@@ -1,0 +1,231 @@
+"""Kernels of the edges' embedding: lengths, directions, Bessel functions and harmonics, and their gradient.
+
+One program has EDGES edges, one for each lane in what is float64; the embedding of width W is made in tiles
+[EDGES, BLOCK_W], the harmonics up to l_max = L - 1 <= 3 are one tile [EDGES, 16]. The type embeddings lie one below the
+other: ``table`` is [2 T, W / 2]. What depends on the length is float64 until it meets the weights; directions are rounded to
+the network's dtype before the harmonics, which are polynomials of them.
+
+Pointers are moved by 64-bit scalars to the first edge of a program, and 32-bit offsets lead on from there.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def load_edges(vectors, edge_index, node_types, cutoffs, row0, count, T: tl.constexpr, EDGES: tl.constexpr):
+    """Direction, 1 / length, cutoff and the two types."""
+    e = tl.arange(0, EDGES)
+    valid = e < count - row0
+    at = vectors + row0 * 3 + e * 3
+    x = tl.load(at, mask=valid, other=1.0)
+    y = tl.load(at + 1, mask=valid, other=1.0)
+    z = tl.load(at + 2, mask=valid, other=1.0)
+    inverse = 1.0 / tl.sqrt(x * x + y * y + z * z)
+    at = edge_index + row0 + e
+    first = tl.load(node_types + tl.load(at, mask=valid, other=0), mask=valid, other=0).to(tl.int32)
+    second = tl.load(node_types + tl.load(at + count, mask=valid, other=0), mask=valid, other=0).to(tl.int32)
+    cutoff = tl.load(cutoffs + first * T + second)
+    return x * inverse, y * inverse, z * inverse, inverse, cutoff, first, second
+
+
+@triton.jit
+def load_types(table, first, second, w, W: tl.constexpr, T: tl.constexpr):
+    """[C of the centre | N of the neighbour], [EDGES, BLOCK_W]."""
+    # row T + second begins W / 2 before its first column here
+    row = tl.where((w < W // 2)[None, :], first[:, None], second[:, None] + (T - 1))
+    return tl.load(table + row * (W // 2) + w[None, :], mask=(w < W)[None, :], other=0.0)
+
+
+@triton.jit
+def natural_power(x, N: tl.constexpr):
+    result = tl.full(x.shape, 1.0, x.dtype)
+    for _ in tl.static_range(N):
+        result *= x
+    return result
+
+
+@triton.jit
+def envelope(x, P: tl.constexpr):
+    """u_p(x) and its derivative, for a natural P by products."""
+    if P % 1 == 0:
+        lower = natural_power(x, P - 1)
+    else:
+        lower = tl.exp(tl.log(x) * (P - 1))
+    value = 1.0 + lower * x * (x * (P * (P + 2) - x * (P * (P + 1) / 2)) - (P + 1) * (P + 2) / 2)
+    slope = lower * (1.0 - x) * (1.0 - x) * (-P * (P + 1) * (P + 2) / 2)
+    return tl.where(x < 1.0, value, 0.0), tl.where(x < 1.0, slope, 0.0)
+
+
+@triton.jit
+def sine_cosine(t):
+    """sin and cos of 2 pi t in float64, to 1e-12.
+
+    With t in [-1/2, 1/2] the series of sin(pi t) and cos(pi t) are short; the double angle does the rest. The library's
+    functions cost three times as much, and have a slow path for large arguments.
+    """
+    t -= tl.floor(t + 0.5)
+    q = t * t
+    s = -2.1915353447830204e-05 + q * 7.952054001475508e-07
+    s = -0.007370430945714348 + q * (0.00046630280576761234 + q * s)
+    s = -0.5992645293207919 + q * (0.08214588661112819 + q * s)
+    s = t * (3.141592653589793 + q * (-5.167712780049969 + q * (2.550164039877345 + q * s)))
+    c = -0.00010463810492484565 + q * 4.303069587032944e-06
+    c = -0.02580689139001405 + q * (0.001929574309403922 + q * c)
+    c = -1.3352627688545893 + q * (0.23533063035889312 + q * c)
+    c = 1.0 + q * (-4.934802200544679 + q * (4.058712126416768 + q * c))
+    return 2.0 * s * c, 1.0 - 2.0 * s * s
+
+
+@triton.jit
+def azimuth(x, y, z):
+    """Imaginary and real parts of (z + i x)^m for m = 2 and 3."""
+    s2, c2 = 2.0 * z * x, z * z - x * x
+    return s2, c2, z * s2 + x * c2, z * c2 - x * s2
+
+
+@triton.jit
+def harmonics_tile(x, y, z, L: tl.constexpr):
+    """Y_lm of unit vectors, e3nn's convention (polar axis y), as [EDGES, 16]; zero beyond order L - 1."""
+    zero = tl.zeros_like(x)
+    y1, y2, y3, y4, y5, y6, y7 = zero, zero, zero, zero, zero, zero, zero
+    y8, y9, y10, y11, y12, y13, y14, y15 = zero, zero, zero, zero, zero, zero, zero, zero
+    s2, c2, s3, c3 = azimuth(x, y, z)
+    if L > 1:
+        y1, y2, y3 = 1.7320508075688772 * x, 1.7320508075688772 * y, 1.7320508075688772 * z
+    if L > 2:
+        y4, y8 = 1.9364916731037085 * s2, 1.9364916731037085 * c2
+        y5, y7 = 3.872983346207417 * y * x, 3.872983346207417 * y * z
+        y6 = 1.118033988749895 * (3.0 * y * y - 1.0)
+    if L > 3:
+        y9, y15 = 2.091650066335189 * s3, 2.091650066335189 * c3
+        y10, y14 = 5.123475382979799 * y * s2, 5.123475382979799 * y * c2
+        q = 1.6201851746019651 * (5.0 * y * y - 1.0)
+        y11, y13 = q * x, q * z
+        y12 = 1.3228756555322954 * y * (5.0 * y * y - 3.0)
+    # a join appends the lowest bit of the column's number
+    even = tl.join(tl.join(tl.join(zero + 1.0, y8), tl.join(y4, y12)), tl.join(tl.join(y2, y10), tl.join(y6, y14)))
+    odd = tl.join(tl.join(tl.join(y1, y9), tl.join(y5, y13)), tl.join(tl.join(y3, y11), tl.join(y7, y15)))
+    return tl.reshape(tl.join(even, odd), [x.shape[0], 16])
+
+
+@triton.jit
+def halves(tile, N: tl.constexpr):
+    """Even and odd columns of [EDGES, 2 N]."""
+    even, odd = tl.split(tl.reshape(tile, [tile.shape[0], N, 2]))
+    return even, odd
+
+
+@triton.jit
+def quarters(tile):
+    """The four columns of [EDGES, 4]."""
+    even, odd = halves(tile, 2)
+    g0, g2 = tl.split(even)
+    g1, g3 = tl.split(odd)
+    return g0, g1, g2, g3
+
+
+@triton.jit
+def harmonics_gradient(g, x, y, z, L: tl.constexpr):
+    """Gradient by x, y and z of the sum of g Y, for g [EDGES, 16]; its part along the direction has no meaning."""
+    even, odd = halves(g, 8)
+    first, second = halves(even, 4)
+    _, g4, g8, g12 = quarters(first)
+    g2, g6, g10, g14 = quarters(second)
+    first, second = halves(odd, 4)
+    g1, g5, g9, g13 = quarters(first)
+    g3, g7, g11, g15 = quarters(second)
+    dx, dy, dz = tl.zeros_like(x), tl.zeros_like(x), tl.zeros_like(x)
+    s2, c2, s3, c3 = azimuth(x, y, z)
+    if L > 1:
+        dx, dy, dz = 1.7320508075688772 * g1, 1.7320508075688772 * g2, 1.7320508075688772 * g3
+    if L > 2:
+        ds2, dc2 = 1.9364916731037085 * g4, 1.9364916731037085 * g8
+        dx += 3.872983346207417 * y * g5
+        dz += 3.872983346207417 * y * g7
+        dy += 3.872983346207417 * (x * g5 + z * g7) + 6.708203932499369 * y * g6
+        if L > 3:
+            ds3, dc3 = 2.091650066335189 * g9, 2.091650066335189 * g15
+            q = 1.6201851746019651 * (5.0 * y * y - 1.0)
+            dx += q * g11 + c2 * ds3 - s2 * dc3
+            dz += q * g13 + s2 * ds3 + c2 * dc3
+            dy += 5.123475382979799 * (s2 * g10 + c2 * g14) + 16.201851746019651 * y * (x * g11 + z * g13)
+            dy += 3.968626966596886 * (5.0 * y * y - 1.0) * g12
+            ds2 += 5.123475382979799 * y * g10 + z * ds3 - x * dc3
+            dc2 += 5.123475382979799 * y * g14 + x * ds3 + z * dc3
+        dx += 2.0 * (z * ds2 - x * dc2)
+        dz += 2.0 * (x * ds2 + z * dc2)
+    return dx, dy, dz
+
+
+@triton.jit
+def embedding_kernel(
+    vectors, edge_index, node_types, cutoffs, roots, table, weights, g, harmonics, count, T: tl.constexpr, B: tl.constexpr,
+    W: tl.constexpr, BLOCK_W: tl.constexpr, L: tl.constexpr, P: tl.constexpr, EDGES: tl.constexpr,
+    UNROLL: tl.constexpr,
+):
+    M: tl.constexpr = L * L
+    row0 = tl.program_id(0).to(tl.int64) * EDGES
+    ux, uy, uz, inverse, cutoff, first, second = load_edges(vectors, edge_index, node_types, cutoffs, row0, count, T, EDGES)
+    dtype = g.dtype.element_ty
+    e = tl.arange(0, EDGES)[:, None]
+    m = tl.arange(0, 16)[None, :]
+    tile = harmonics_tile(ux.to(dtype), uy.to(dtype), uz.to(dtype), L)
+    tl.store(harmonics + row0 * M + e * M + m, tile, mask=(e < count - row0) & (m < M))
+
+    x = 1.0 / (inverse * cutoff)
+    u, _ = envelope(x, P)
+    scale = u * (inverse * cutoff) * 0.3183098861837907
+    for w0 in range(0, W, BLOCK_W):
+        w = w0 + tl.arange(0, BLOCK_W)
+        total = tl.zeros([EDGES, BLOCK_W], dtype=dtype)
+        for n in tl.range(B, loop_unroll_factor=UNROLL):
+            sine, _ = sine_cosine(x * (0.5 * tl.load(roots + n)))
+            total += (scale * sine).to(dtype)[:, None] * tl.load(weights + n * W + w, mask=w < W, other=0.0)[None, :]
+        total *= load_types(table, first, second, w, W, T)
+        tl.store(g + row0 * W + e * W + w[None, :], total, mask=(e < count - row0) & (w < W)[None, :])
+
+
+@triton.jit
+def embedding_backward_kernel(
+    dg, dharmonics, vectors, edge_index, node_types, cutoffs, roots, table, weights, dvectors, count, T: tl.constexpr,
+    B: tl.constexpr, W: tl.constexpr, BLOCK_W: tl.constexpr, L: tl.constexpr, P: tl.constexpr, EDGES: tl.constexpr,
+    UNROLL: tl.constexpr,
+):
+    M: tl.constexpr = L * L
+    row0 = tl.program_id(0).to(tl.int64) * EDGES
+    ux, uy, uz, inverse, cutoff, first, second = load_edges(vectors, edge_index, node_types, cutoffs, row0, count, T, EDGES)
+    dtype = dg.dtype.element_ty
+    e = tl.arange(0, EDGES)[:, None]
+    m = tl.arange(0, 16)[None, :]
+
+    # the derivative of g by x has the form of g, with another number in place of each Bessel function
+    inverse_x = inverse * cutoff
+    x = 1.0 / inverse_x
+    u, du = envelope(x, P)
+    of_cosine = u * inverse_x
+    of_sine = (du - of_cosine) * inverse_x * 0.3183098861837907
+    along = tl.zeros([EDGES], dtype=dtype)
+    for w0 in range(0, W, BLOCK_W):
+        w = w0 + tl.arange(0, BLOCK_W)
+        total = tl.zeros([EDGES, BLOCK_W], dtype=dtype)
+        for n in tl.range(B, loop_unroll_factor=UNROLL):
+            root = tl.load(roots + n)
+            sine, cosine = sine_cosine(x * (0.5 * root))
+            slope = (of_cosine * root * cosine + of_sine * sine).to(dtype)
+            total += slope[:, None] * tl.load(weights + n * W + w, mask=w < W, other=0.0)[None, :]
+        total *= load_types(table, first, second, w, W, T)
+        inside = (e < count - row0) & (w < W)[None, :]
+        along += tl.sum(total * tl.load(dg + row0 * W + e * W + w[None, :], mask=inside, other=0.0), axis=1)
+
+    tile = tl.load(dharmonics + row0 * M + e * M + m, mask=(e < count - row0) & (m < M), other=0.0)
+    dx, dy, dz = harmonics_gradient(tile, ux.to(dtype), uy.to(dtype), uz.to(dtype), L)
+    dx, dy, dz = dx.to(tl.float64), dy.to(tl.float64), dz.to(tl.float64)
+    along = along.to(tl.float64) / cutoff - inverse * (dx * ux + dy * uy + dz * uz)
+    e = tl.arange(0, EDGES)
+    at = dvectors + row0 * 3 + e * 3
+    tl.store(at, along * ux + inverse * dx, mask=e < count - row0)
+    tl.store(at + 1, along * uy + inverse * dy, mask=e < count - row0)
+    tl.store(at + 2, along * uz + inverse * dz, mask=e < count - row0)
