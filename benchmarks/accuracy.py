@@ -35,7 +35,9 @@ def relative_error(value: Tensor, reference: Tensor) -> float:
     return float(torch.linalg.vector_norm(value.double() - reference) / torch.linalg.vector_norm(reference))
 
 
-def errors(config: PotentialConfig, graph: Graph, device: str, report: Callable[[str], None] = print) -> dict[str, dict[str, float]]:
+def errors(
+    config: PotentialConfig, graph: Graph, device: str, report: Callable[[str], None] = print
+) -> dict[str, dict[str, float]]:
     """Errors of ``energies`` and ``edge_gradients`` by the form that was evaluated, for random weights."""
     torch.backends.cuda.matmul.allow_tf32 = False
     graph = graph.to(device)
@@ -75,7 +77,8 @@ def main() -> None:
         for name, pair_potential in (("without ZBL", None), ("with ZBL", config.pair_potential)):
             print(f"{options.preset} {name}, {len(atoms)} atoms of water, {options.device}", flush=True)
             result[name] = errors(config.model_copy(update={"pair_potential": pair_potential}), graph, options.device)
-        result |= {"machine": machine(options.device), "date": date.today().isoformat(), "command": "python " + " ".join(sys.argv)}
+        result |= {"machine": machine(options.device), "date": date.today().isoformat(),
+                   "command": "python " + " ".join(sys.argv)}
         if options.output:
             options.output.write_text(json.dumps(result, indent=2) + "\n")
 

@@ -25,7 +25,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from nequip_md.bench.compilation import compile_all, model_config
 from nequip_md.bench.measure import machine, time_alternately
-from nequip_md.bench.structures import check_types, systems
+from nequip_md.bench.structures import check_types, read_structure, systems
 from nequip_md.cli import run
 from nequip_md.errors import NequIPMDError
 from nequip_md.graph import build_graph
@@ -85,8 +85,9 @@ def main() -> None:
         if options.size < 1 or options.repeats < 1:
             raise NequIPMDError("--size and --repeats must be 1 or more")
         precisions = options.precision or (["fp32", "tf32"] if options.device == "cuda" else ["fp32"])
-        (atoms,) = systems([options.size], options.structure)
-        config = model_config(options.model, atoms)
+        structure = read_structure(options.structure) if options.structure else None
+        (atoms,) = systems([options.size], structure)
+        config = model_config(options.model, structure)
         if config is None:
             raise NequIPMDError(f"{options.model} is compiled; give its checkpoint or a preset")
         check_types(atoms, config.type_names)
@@ -106,8 +107,8 @@ def main() -> None:
                                 "whole_ms": 1e3 * timed[0], "sum_ms": sum(row["ms"] for row in kernels), "kernels": kernels})
                 print_table(results[-1])
         if options.output:
-            facts = {"model": options.model, "system": str(options.structure or "liquid water"), "machine": machine(options.device),
-                     "date": date.today().isoformat(), "command": "python " + " ".join(sys.argv)}
+            facts = {"model": options.model, "system": str(options.structure or "liquid water"),
+                     "machine": machine(options.device), "date": date.today().isoformat(), "command": "python " + " ".join(sys.argv)}
             options.output.write_text(json.dumps({**facts, "results": results}, indent=2) + "\n")
 
     run(program)

@@ -84,7 +84,8 @@ def summary(precision: str, table: np.ndarray, seconds: float, options: argparse
     return {
         "work": f"NVE, {atoms} atoms of water, {options.picoseconds} ps of 0.5 fs steps, {precision}",
         "drift_meV_per_atom_per_ps": slope, "end_minus_start_meV_per_atom": energy[-10:].mean() - energy[:10].mean(),
-        "rms_fluctuation_meV_per_atom": float(np.std(energy - slope * time_ps - offset)), "mean_temperature_K": table[:, 2].mean(),
+        "rms_fluctuation_meV_per_atom": float(np.std(energy - slope * time_ps - offset)),
+        "mean_temperature_K": table[:, 2].mean(),
         "seconds": seconds, "ranks": options.ranks, "machine": facts["gpu"] or facts["cpu"],
         "torch": facts["torch"].split("+")[0], "date": date.today().isoformat(), "command": "python " + " ".join(sys.argv),
     }

@@ -128,7 +128,8 @@ class Session:
         Raises:
             NequIPMDError: something was not measured.
         """
-        rows = bench(bench_parser().parse_args([str(a) for a in (model, "--device", self.device, *arguments)]), report=self.report)
+        options = bench_parser().parse_args([str(a) for a in (model, "--device", self.device, *arguments)])
+        rows = bench(options, report=self.report)
         for row in rows:
             if row.error:
                 raise NequIPMDError(f"{row.engine}, {row.who}, {row.atoms:,} atoms: {row.error}")
@@ -251,7 +252,8 @@ ROWS: dict[str, Work] = {
         Target("small, fp32-accurate, molecule of 25 atoms (octanal), open box, LAMMPS", "steps/s", 8000.0)],
         (("small", "molecule", "fp32"),)),
     "overhead": Work(overhead, [
-        Target("medium, fp32-accurate, 98,304 atoms of water, LAMMPS beyond the graph evaluation", "µs/atom/step", 0.3)], (_MEDIUM,)),
+        Target("medium, fp32-accurate, 98,304 atoms of water, LAMMPS beyond the graph evaluation", "µs/atom/step", 0.3)],
+        (_MEDIUM,)),
     "dhfr": Work(dhfr, [
         Target("medium, fp32-accurate, DHFR in water, 23,558 atoms, LAMMPS", "steps/s", None),
         Target("medium, fp32-accurate, DHFR in water, 23,558 atoms, LAMMPS, 0.5 fs", "ns/day", None)],

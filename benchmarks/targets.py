@@ -40,10 +40,12 @@ def parser() -> argparse.ArgumentParser:
     add("--list", action="store_true", help="print keys, rows and targets, and measure nothing")
     add("--device", choices=("cuda", "cpu"), default="cuda", help="of all rows but the key cpu (default: cuda)")
     add("--no-peer", action="store_true", help="do not measure nequip-allegro in medium-fp32 although it is installed")
-    add("--dhfr", type=Path, default=DHFR, metavar="FILE", help="LAMMPS data file of DHFR in water (default: beside the repository)")
+    add("--dhfr", type=Path, default=DHFR, metavar="FILE",
+        help="LAMMPS data file of DHFR in water (default: shared/data/dhfr/dhfr_minimized.data beside the repository)")
     add("--from-atoms", type=int, default=2 * 131712, help="largest: where doubling begins (default: 263,424)")
     add("--max-atoms", type=int, default=4300000, help="largest: no larger system is tried (default: 4,300,000)")
-    add("--artifacts", type=Path, metavar="DIR", help="keep artifacts there and use those that lie there already, from the same code")
+    add("--artifacts", type=Path, metavar="DIR",
+        help="keep artifacts there and use those that lie there already (of the same code: this is not checked)")
     add("--jobs", type=int, default=max(1, (os.cpu_count() or 1) // 3), help="artifacts compiled at a time (default: cores / 3)")
     add("--output", type=Path, default=RESULTS, help="the file to write into (default: benchmarks/results/targets.json)")
     return result

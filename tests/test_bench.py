@@ -15,6 +15,7 @@ from support.structures import single_atom, slab, small_molecule, triclinic_crys
 import nequip_md.lammps
 from nequip_md.bench import peer
 from nequip_md.bench.cli import bench, parser
+from nequip_md.bench.compilation import preset_config
 from nequip_md.bench.lammps_run import boundary, parse_output, write_data
 from nequip_md.bench.measure import failure_of, time_alternately
 from nequip_md.bench.structures import octanal, read_structure, repeated, systems, water_box
@@ -249,3 +250,9 @@ def test_different_models_are_not_compared(small_models):
     assert Scaled(1.0).compare(artifact, box) == 0
     with pytest.raises(NequIPMDError, match="cannot be compared"):
         Scaled(1.01).compare(artifact, box)
+
+
+def test_presets_take_the_elements_of_the_structure():
+    config = preset_config("small", octanal())
+    assert config.type_names == ["C", "H", "O"] == config.pair_potential.chemical_species
+    assert config.avg_num_neighbors == build_graph(octanal(), ["C", "H", "O"], 6.0).num_edges / 25

@@ -69,11 +69,12 @@ def bench(options: argparse.Namespace, report: Report = print) -> list[Row]:
     from nequip_md.bench.compilation import Compiled, compile_all, model_config
     from nequip_md.bench.lammps_run import lammps_row
     from nequip_md.bench.report import check_files, plot, write_json
-    from nequip_md.bench.structures import check_types, systems
+    from nequip_md.bench.structures import check_types, read_structure, systems
     from nequip_md.export import load_artifact
 
-    boxes = systems(options.sizes, options.structure)
-    config = model_config(options.model, boxes[0], options.allow_pickle)
+    structure = read_structure(options.structure) if options.structure else None
+    boxes = systems(options.sizes, structure)
+    config = model_config(options.model, structure, options.allow_pickle)
     compiled = Compiled()
     if config is None:
         artifact = load_artifact(options.model, device=options.device)

@@ -11,6 +11,7 @@ import torch
 from ase import Atoms
 
 from nequip_md.bench import peer
+from nequip_md.bench.structures import water_box
 from nequip_md.checkpoint import read_info, save
 from nequip_md.errors import NequIPMDError
 from nequip_md.export import Artifact, load_artifact
@@ -43,11 +44,11 @@ def preset_config(name: str, atoms: Atoms) -> AllegroConfig | NequIPConfig:
                   energy_shifts=0.0, pair_potential={"chemical_species": elements})
 
 
-def model_config(model: str, atoms: Atoms, allow_pickle: bool = False) -> PotentialConfig | None:
+def model_config(model: str, structure: Atoms | None, allow_pickle: bool = False) -> PotentialConfig | None:
     """Configuration of the checkpoint or preset that is named; None for an artifact.
 
     Args:
-        atoms: a preset is made for these elements.
+        structure: a preset is made for its elements; None means water.
 
     Raises:
         NequIPMDError: there is no such model.
@@ -57,7 +58,7 @@ def model_config(model: str, atoms: Atoms, allow_pickle: bool = False) -> Potent
         return None if path.suffix == ".pt2" else read_info(path, allow_pickle=allow_pickle).config
     if model not in PRESETS:
         raise NequIPMDError(f"{model} is neither a file nor a preset; presets are {', '.join(PRESETS)}")
-    return preset_config(model, atoms)
+    return preset_config(model, structure or water_box(192))
 
 
 def random_checkpoint(config: PotentialConfig, path: Path) -> Path:

@@ -126,19 +126,18 @@ def repeated(atoms: Atoms, size: int) -> Atoms:
     return atoms.repeat(repeats)
 
 
-def systems(sizes: Sequence[int] | None, structure: Path | None) -> list[Atoms]:
+def systems(sizes: Sequence[int] | None, structure: Atoms | None) -> list[Atoms]:
     """One structure for each size, smallest first; sizes that come out the same are taken once.
 
     Args:
         sizes: wanted numbers of atoms; None means :data:`DEFAULT_SIZES` of water, or the structure as it is.
-        structure: a file for :func:`read_structure`, instead of water.
+        structure: instead of water.
 
     Raises:
-        NequIPMDError: the file cannot be read, or its structure cannot be repeated.
+        NequIPMDError: the structure cannot be repeated.
     """
-    base = read_structure(structure) if structure else None
-    sizes = sizes or ([len(base)] if base else DEFAULT_SIZES)
-    made = [repeated(base, size) if base else water_box(size) for size in sorted(sizes)]
+    sizes = sizes or ([len(structure)] if structure else DEFAULT_SIZES)
+    made = [repeated(structure, size) if structure else water_box(size) for size in sorted(sizes)]
     return list({len(atoms): atoms for atoms in made}.values())
 
 
