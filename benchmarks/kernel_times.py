@@ -108,7 +108,8 @@ def main() -> None:
                 print_table(results[-1])
         if options.output:
             facts = {"model": options.model, "system": str(options.structure or "liquid water"),
-                     "machine": machine(options.device), "date": date.today().isoformat(), "command": "python " + " ".join(sys.argv)}
+                     "machine": machine(options.device), "date": date.today().isoformat(),
+                     "command": "python " + " ".join(sys.argv)}
             options.output.write_text(json.dumps({**facts, "results": results}, indent=2) + "\n")
 
     run(program)

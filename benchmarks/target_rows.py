@@ -7,6 +7,7 @@ Allegro with random weights throughout. Molecular dynamics is that of ``nequip-m
 from __future__ import annotations
 
 import multiprocessing
+import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
@@ -29,8 +30,6 @@ KNOWN = "measured earlier on such a GPU: fp32 without TF32, AOTInductor and enab
 MANY_STEPS, STEPS = 2000, 20
 REFERENCE_ATOMS = 98304
 """8 times 12,288: what the largest system's time for an atom is compared with."""
-LARGEST_STEPS = 10
-"""Neighbour lists are checked every 10 steps, so every size has one check in its timed steps."""
 FEMTOSECONDS = 0.5
 
 Need = tuple[str, str, str]
@@ -77,6 +76,8 @@ class Session:
     peer: bool = True
     from_atoms: int = 2 * 131712
     max_atoms: int = 4300000
+    seconds: float = 450.0
+    """Of the key largest: no size is begun that would exceed them, the first after the reference excepted."""
     many_steps: int = MANY_STEPS
     report: Callable[[str], None] = print
     artifacts: dict[Need, Path | NequIPMDError] = field(default_factory=dict)
@@ -182,13 +183,18 @@ def little(preset: str, elements: str, structure: str, published: float) -> Call
 
 
 def largest(session: Session) -> list[Figure]:
-    """Twice the atoms until LAMMPS fails or ``max_atoms`` is exceeded, whatever the reason of the failure."""
+    """Twice the atoms until LAMMPS fails, whatever the reason, or ``max_atoms`` or ``seconds`` are exceeded."""
     artifact = session.artifact("medium", "water", "fp32")
     ran: list[Row] = []
     size, end = REFERENCE_ATOMS, f"no larger system than {session.max_atoms:,} atoms was tried"
+    start = before = time.perf_counter()
     while size <= session.max_atoms:
+        last, before = time.perf_counter() - before, time.perf_counter()
+        if len(ran) > 1 and before - start + 2 * last > session.seconds:
+            end = f"{size:,} atoms were not tried, for want of time"
+            break
         try:
-            ran += session.bench(artifact, "--sizes", size, "--engine", "lammps", "--steps", LARGEST_STEPS)
+            ran += session.bench(artifact, "--sizes", size, "--engine", "lammps", "--steps", STEPS)
         except NequIPMDError as error:
             if not ran:
                 raise

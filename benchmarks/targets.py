@@ -1,6 +1,6 @@
 """Measure the rows of the issue "Allegro at the speed of the hardware" beside their targets.
 
-    python benchmarks/targets.py                              # all rows, about 12 minutes on an H200
+    python benchmarks/targets.py                              # all rows
     python benchmarks/targets.py --only medium-fp32 molecule  # rows by their keys; --list names them
 
 Every row that was measured takes its place in benchmarks/results/targets.json; the others stay as they are. A row that fails
@@ -44,6 +44,8 @@ def parser() -> argparse.ArgumentParser:
         help="LAMMPS data file of DHFR in water (default: shared/data/dhfr/dhfr_minimized.data beside the repository)")
     add("--from-atoms", type=int, default=2 * 131712, help="largest: where doubling begins (default: 263,424)")
     add("--max-atoms", type=int, default=4300000, help="largest: no larger system is tried (default: 4,300,000)")
+    add("--seconds", type=float, default=450.0,
+        help="largest: no size is begun that would exceed this, except the first after 98,304 atoms (default: 450)")
     add("--artifacts", type=Path, metavar="DIR",
         help="keep artifacts there and use those that lie there already (of the same code: this is not checked)")
     add("--jobs", type=int, default=max(1, (os.cpu_count() or 1) // 3), help="artifacts compiled at a time (default: cores / 3)")
@@ -91,7 +93,7 @@ def command_of(key: str, options: argparse.Namespace) -> str:
         words += ["--no-peer"]
     if key == "dhfr" and options.dhfr != DHFR:
         words += ["--dhfr", options.dhfr.name]
-    for name in ("from_atoms", "max_atoms") if key == "largest" else ():
+    for name in ("from_atoms", "max_atoms", "seconds") if key == "largest" else ():
         if getattr(options, name) != parser().get_default(name):
             words += [f"--{name.replace('_', '-')}", str(getattr(options, name))]
     return shlex.join(words)
@@ -133,7 +135,7 @@ def main() -> int:
     with nullcontext(options.artifacts) if options.artifacts else tempfile.TemporaryDirectory() as folder:
         session = Session(device=options.device if on_gpu or options.device == "cpu" else "cpu",
                           gpu=torch.cuda.get_device_name() if on_gpu else "", folder=Path(folder).resolve(), dhfr=options.dhfr,
-                          peer=peer, from_atoms=options.from_atoms, max_atoms=options.max_atoms)
+                          peer=peer, from_atoms=options.from_atoms, max_atoms=options.max_atoms, seconds=options.seconds)
         # with the peer, medium-fp32 compiles an artifact with upstream's weights
         session.compile([need for key in keys if not (peer and key == "medium-fp32") for need in ROWS[key].needs], options.jobs)
         entries = []

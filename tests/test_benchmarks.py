@@ -80,6 +80,9 @@ def test_doubling_ends_at_the_first_failure(session, monkeypatch):
     run = target_rows.Session.bench
     monkeypatch.setattr(target_rows.Session, "bench", bench)
     assert target_rows.largest(session)[0].ours == 192
+    session.seconds = 0.0
+    atoms, _ = target_rows.largest(session)
+    assert atoms.ours == 192 and atoms.note == "384 atoms were not tried, for want of time"
     monkeypatch.setattr(target_rows, "REFERENCE_ATOMS", 301)
     with pytest.raises(NequIPMDError, match="out of memory"):
         target_rows.largest(session)
