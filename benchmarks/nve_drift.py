@@ -1,37 +1,42 @@
 """Energy drift of liquid water in LAMMPS, NVE, with the example's potential.
 
     python benchmarks/nve_drift.py --precision fp32 --picoseconds 10 --output benchmarks/results/nve_fp32.json
+    python benchmarks/nve_drift.py --device cuda --repeat 2 --precision fp32 tf32 --output nve.json --plot nve.png
 
-Starts from examples/lammps/water/water.data at 300 K, 192 atoms, 0.5 fs steps; 0.5 ps before the clock starts are for
-equilibration. The drift is the slope of a straight line through the total energy. Needs nequip-md[lammps] and a built plugin.
+Starts from examples/lammps/water/water.data, 192 atoms, repeated if asked for, at 300 K, 0.5 fs steps; 0.5 ps before the
+clock starts are for equilibration. The drift is the slope of a straight line through the total energy. Needs
+nequip-md[lammps] and a built plugin. The result of several precisions is a list.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
-import subprocess
 import sys
-import sysconfig
 import tempfile
 import time
 from datetime import date
 from pathlib import Path
 
 import numpy as np
-import torch
 
+from nequip_md.bench.lammps_run import failure, run_lammps
+from nequip_md.bench.measure import machine
+from nequip_md.bench.report import check_files
+from nequip_md.cli import run
+from nequip_md.errors import NequIPMDError
 from nequip_md.export.cli import export
 
 ROOT = Path(__file__).resolve().parents[1]
 WATER = ROOT / "examples" / "lammps" / "water"
-SCRIPTS = Path(sysconfig.get_path("scripts"))
+ATOMS = 192
+PICOSECONDS_PER_STEP = 0.0005
 
 INPUT = """
 units metal
 atom_style atomic
 read_data {data}
+replicate {repeat} {repeat} {repeat}
 mass 1 15.999
 mass 2 1.008
 pair_style nequip
@@ -50,41 +55,88 @@ run {steps}
 """
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--precision", choices=("fp32", "fp64"), default="fp32")
-    parser.add_argument("--picoseconds", type=float, default=10.0)
-    parser.add_argument("--ranks", type=int, default=2)
-    parser.add_argument("--output", type=Path)
-    arguments = parser.parse_args()
-    steps = round(arguments.picoseconds / 0.0005)
+def trajectory(precision: str, options: argparse.Namespace) -> tuple[np.ndarray, float]:
+    """Step, total energy (eV) and temperature (K) every 20 steps, [rows, 3], and the seconds that LAMMPS took in all.
+
+    Raises:
+        NequIPMDError: the artifact cannot be made, or LAMMPS failed.
+    """
+    steps = round(options.picoseconds / PICOSECONDS_PER_STEP)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        export(WATER / "water.nqmd", folder / "water.pt2", device="cpu", precision=arguments.precision)
-        (folder / "in.nve").write_text(INPUT.format(data=WATER / "water.data", artifact="water.pt2", steps=steps))
+        export(WATER / "water.nqmd", folder / "water.pt2", device=options.device, precision=precision)
+        script = INPUT.format(data=WATER / "water.data", artifact="water.pt2", steps=steps, repeat=options.repeat)
         start = time.perf_counter()
-        subprocess.run([SCRIPTS / "mpiexec", "-n", str(arguments.ranks), SCRIPTS / "lmp", "-in", "in.nve", "-screen", "none"], cwd=folder,
-                       env={**os.environ, "OMP_NUM_THREADS": "1"}, check=True)
+        done = run_lammps(script, folder, ranks=options.ranks, threads=1)
         seconds = time.perf_counter() - start
-        rows = []
-        for line in (folder / "nve.log").read_text().splitlines():
-            words = line.split()
-            if len(words) == 3 and words[0].isdigit():
-                rows.append([float(w) for w in words])
-    table = np.array(rows)
-    time_ps, energy = table[:, 0] * 0.0005, table[:, 1] / 192 * 1000
+        if done.returncode:
+            raise failure(done, ATOMS * options.repeat**3)
+        lines = [line.split() for line in (folder / "nve.log").read_text().splitlines()]
+    rows = [[float(w) for w in words] for words in lines if len(words) == 3 and words[0].isdigit()]
+    return np.array(rows), seconds
+
+
+def summary(precision: str, table: np.ndarray, seconds: float, options: argparse.Namespace) -> dict:
+    atoms = ATOMS * options.repeat**3
+    time_ps, energy = table[:, 0] * PICOSECONDS_PER_STEP, table[:, 1] / atoms * 1000
     slope, offset = np.polyfit(time_ps, energy, 1)
-    result = {
-        "work": f"NVE, 192 atoms of water, {arguments.picoseconds} ps of 0.5 fs steps, {arguments.precision}",
+    facts = machine(options.device)
+    return {
+        "work": f"NVE, {atoms} atoms of water, {options.picoseconds} ps of 0.5 fs steps, {precision}",
         "drift_meV_per_atom_per_ps": slope, "end_minus_start_meV_per_atom": energy[-10:].mean() - energy[:10].mean(),
-        "rms_fluctuation_meV_per_atom": float(np.std(energy - slope * time_ps - offset)), "mean_temperature_K": table[:, 2].mean(),
-        "seconds": seconds, "ranks": arguments.ranks, "torch": torch.__version__.split("+")[0], "date": date.today().isoformat(),
-        "command": "python " + " ".join(sys.argv),
+        "rms_fluctuation_meV_per_atom": float(np.std(energy - slope * time_ps - offset)),
+        "mean_temperature_K": table[:, 2].mean(),
+        "seconds": seconds, "ranks": options.ranks, "machine": facts["gpu"] or facts["cpu"],
+        "torch": facts["torch"].split("+")[0], "date": date.today().isoformat(), "command": "python " + " ".join(sys.argv),
     }
-    print(json.dumps(result, indent=2))
-    if arguments.output:
-        arguments.output.parent.mkdir(parents=True, exist_ok=True)
-        arguments.output.write_text(json.dumps(result, indent=2) + "\n")
+
+
+def plot(path: Path, tables: dict[str, np.ndarray], results: list[dict], atoms: int) -> None:
+    """Energy for each atom beyond its first value over time, one line for each precision."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
+    for (precision, table), result in zip(tables.items(), results):
+        energy = (table[:, 1] - table[0, 1]) / atoms * 1000
+        label = f"{precision}: {result['drift_meV_per_atom_per_ps']:+.1e} meV/atom/ps"
+        axes.plot(table[:, 0] * PICOSECONDS_PER_STEP, energy, linewidth=0.8, label=label)
+    axes.set(xlabel="time, ps", ylabel="total energy - start, meV/atom")
+    axes.set_title(f"NVE, {atoms:,} atoms of water, {results[0]['machine']}", fontsize="medium")
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize="small")
+    figure.savefig(path, dpi=150)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--precision", choices=("fp32", "fp64", "tf32"), nargs="+", default=["fp32"])
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--repeat", type=int, default=1, help="n: n^3 times the example's 192 atoms (default 1; 2: 1,536 atoms)")
+    parser.add_argument("--picoseconds", type=float, default=10.0)
+    parser.add_argument("--ranks", type=int, help="default: 2 on the CPU, 1 on CUDA")
+    parser.add_argument("--output", type=Path)
+    parser.add_argument("--plot", type=Path, help="picture of the energy over time")
+    options = parser.parse_args()
+    options.ranks = options.ranks or (1 if options.device == "cuda" else 2)
+
+    def program() -> None:
+        if options.repeat < 1 or options.picoseconds < 0.02:
+            raise NequIPMDError("--repeat must be 1 or more, --picoseconds 0.02 or more: there is nothing to fit otherwise")
+        if options.output:
+            options.output.parent.mkdir(parents=True, exist_ok=True)
+        check_files(options.output, options.plot)
+        tables, results = {}, []
+        for precision in dict.fromkeys(options.precision):
+            tables[precision], seconds = trajectory(precision, options)
+            results.append(summary(precision, tables[precision], seconds, options))
+            print(json.dumps(results[-1], indent=2), flush=True)
+            if options.output:
+                options.output.write_text(json.dumps(results if len(results) > 1 else results[0], indent=2) + "\n")
+        if options.plot:
+            plot(options.plot, tables, results, ATOMS * options.repeat**3)
+
+    run(program)
 
 
 if __name__ == "__main__":

@@ -10,14 +10,15 @@ import numpy as np
 import pytest
 import torch
 from support.lammps_run import run_lammps
-from support.structures import small_molecule, triclinic_crystal, water_box as reference_water
+from support.structures import single_atom, slab, small_molecule, triclinic_crystal, water_box as reference_water
 
 import nequip_md.lammps
 from nequip_md.bench import peer
 from nequip_md.bench.cli import bench, parser
-from nequip_md.bench.lammps_run import parse_output, write_data
+from nequip_md.bench.compilation import preset_config
+from nequip_md.bench.lammps_run import boundary, parse_output, write_data
 from nequip_md.bench.measure import failure_of, time_alternately
-from nequip_md.bench.structures import repeated, systems, water_box
+from nequip_md.bench.structures import octanal, read_structure, repeated, systems, water_box
 from nequip_md.checkpoint import save
 from nequip_md.errors import NequIPMDError
 from nequip_md.export import load_artifact
@@ -84,19 +85,75 @@ def test_both_engines_and_all_files(name, small_models, tmp_path):
     assert (tmp_path / "p.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_lammps_reads_the_same_system(small_models, tmp_path):
-    """A triclinic data file, types in the model's order: LAMMPS' energy is the artifact's."""
+def tilted_open(axis: int):
+    """Periodic in two directions that are not normal to each other; the third cell vector is not normal to them."""
+    crystal = triclinic_crystal()
+    crystal.pbc = [k != axis for k in range(3)]
+    return crystal
+
+
+@pytest.mark.parametrize("atoms", [triclinic_crystal(), slab(), tilted_open(0), tilted_open(1), tilted_open(2), single_atom("O"),
+                                   reference_water(1)[:3]], ids=["crystal", "slab", "yz", "xz", "xy", "atom", "water"])
+def test_lammps_reads_the_same_system(atoms, small_models, tmp_path):
+    """Triclinic and open boxes, types in the model's order: LAMMPS' energy is the artifact's, also after some steps."""
     _, path = small_models("allegro_fp64")
-    artifact, crystal = load_artifact(path), triclinic_crystal()
-    write_data(tmp_path / "box.data", crystal, artifact.type_names)
+    artifact = load_artifact(path)
+    write_data(tmp_path / "box.data", atoms, artifact.type_names)
     nequip_md.lammps.build()
-    outcome = run_lammps(f"""units metal\nbox tilt large\nread_data box.data\npair_style nequip\npair_coeff * * "{path}" H O
-run 0\nprint "energy $(pe:%.12g) mass $(mass(all):%.12g)"\n""", tmp_path)
-    assert outcome.status == 0, outcome.text
+    outcome = run_lammps(f"""units metal\nboundary {boundary(atoms)}\nbox tilt large\nread_data box.data\npair_style nequip
+pair_coeff * * "{path}" H O\nrun 0\nprint "energy $(pe:%.12g) mass $(mass(all):%.12g)"\nvelocity all set 40 50 60\nfix 1 all nve
+run 20\nprint "count $(atoms)"\n""", tmp_path)
+    assert outcome.status == 0 and outcome.text.count(f"count {len(atoms)}\n") == 1, outcome.text
     energy, mass = (float(word) for word in outcome.text.rsplit("\nenergy ", 1)[1].split()[0:3:2])
-    graph = build_graph(crystal, artifact.type_names, artifact.pair_cutoffs)
+    graph = build_graph(atoms, artifact.type_names, artifact.pair_cutoffs)
     assert energy == pytest.approx(artifact(graph)[0].sum().item(), abs=1e-7)
-    assert mass == pytest.approx(crystal.get_masses().sum())
+    assert mass == pytest.approx(atoms.get_masses().sum())
+
+
+DATA_FILE = """LAMMPS data file via write_data
+
+3 atoms
+2 atom types
+
+-1 9 xlo xhi
+0 11 ylo yhi
+0 12 zlo zhi
+
+Masses
+
+1 15.999
+2 1.008
+
+Atoms # full/kk
+
+3 7 2 0 1.5 1.2 1 0 0 1
+1 7 1 0 0.5 1 1 0 0 0
+2 7 2 0 8.75 2 1 -1 0 0
+
+Velocities
+
+1 0 0 0
+2 0 0 0
+3 0 0 0
+"""
+
+
+def test_data_files_of_lammps(tmp_path):
+    (tmp_path / "some.data").write_text(DATA_FILE)
+    atoms = read_structure(tmp_path / "some.data")
+    assert atoms.get_chemical_symbols() == ["O", "H", "H"] and atoms.pbc.all()
+    np.testing.assert_allclose(atoms.cell[:], np.diag([10, 11, 12]))
+    vectors = atoms.get_distances(0, [1, 2], mic=True, vector=True)
+    np.testing.assert_allclose(vectors, [[-1.75, 1, 0], [1, 0.2, 0]], atol=1e-12)
+
+
+def test_octanal_is_one_sane_molecule():
+    molecule = octanal()
+    assert molecule.get_chemical_formula() == "C8H16O" and not molecule.pbc.any()
+    distances = molecule.get_all_distances() + 9 * np.eye(25)
+    bonds = (distances < 1.6).sum(1)
+    assert [set(bonds[molecule.symbols == symbol]) for symbol in "CHO"] == [{3, 4}, {1}, {1}] and list(bonds).count(3) == 1
+    assert distances[distances > 1.6].min() > 1.7
 
 
 def test_the_last_timing_of_lammps_counts():
@@ -136,15 +193,13 @@ def test_a_failure_leaves_the_others():
 def test_bad_input_is_named(small_models, tmp_path, monkeypatch):
     checkpoint, artifact = small_models("allegro_fp32")
     ase.io.write(tmp_path / "ethanol.xyz", small_molecule())
-    slab = reference_water(1)
-    slab.pbc = (True, True, False)
-    ase.io.write(tmp_path / "slab.extxyz", slab)
+    (tmp_path / "massless.data").write_text(DATA_FILE.replace("Masses\n\n1 15.999\n2 1.008\n", ""))
     cases = [
         ("neither a file nor a preset", "tiny"),
         ("no type for C; its types are H, O", artifact, "--structure", tmp_path / "ethanol.xyz", "--sizes", 9),
         ("cannot be repeated", artifact, "--structure", tmp_path / "ethanol.xyz", "--sizes", 10),
         ("ASE cannot read", artifact, "--structure", tmp_path / "none.xyz"),
-        ("periodic in three directions", artifact, "--structure", tmp_path / "slab.extxyz", "--sizes", 3, "--engine", "lammps"),
+        ("without a section Masses", artifact, "--structure", tmp_path / "massless.data"),
         ("give its checkpoint", artifact, "--precision", "fp64"),
         ("give its checkpoint", artifact, "--peer"),
         ("engine graph", checkpoint, "--peer", "--engine", "lammps"),
@@ -195,3 +250,9 @@ def test_different_models_are_not_compared(small_models):
     assert Scaled(1.0).compare(artifact, box) == 0
     with pytest.raises(NequIPMDError, match="cannot be compared"):
         Scaled(1.01).compare(artifact, box)
+
+
+def test_presets_take_the_elements_of_the_structure():
+    config = preset_config("small", octanal())
+    assert config.type_names == ["C", "H", "O"] == config.pair_potential.chemical_species
+    assert config.avg_num_neighbors == build_graph(octanal(), ["C", "H", "O"], 6.0).num_edges / 25

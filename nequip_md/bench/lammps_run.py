@@ -17,9 +17,13 @@ from ase.data import atomic_masses, atomic_numbers
 
 from nequip_md.bench.measure import OURS, Row
 from nequip_md.errors import NequIPMDError
+from nequip_md.graph.neighbors import periodic_cell
 from nequip_md.lammps import build
 
 WARM_UP = 5
+"""Steps before the timed ones, or a tenth of these if that is more."""
+MARGIN = 3.0
+"""Between the atoms and an open side of the box, angstrom."""
 TAIL = 15
 """Lines of LAMMPS' output in an error message."""
 
@@ -27,6 +31,7 @@ TAIL = 15
 # atoms slow enough for the neighbour list, which they could otherwise outrun between two checks.
 INPUT = """units metal
 atom_style atomic
+boundary {boundary}
 box tilt large
 read_data box.data
 pair_style nequip
@@ -60,16 +65,25 @@ def _environment(lmp: str, threads: int) -> dict[str, str]:
     return environment
 
 
+def boundary(atoms: Atoms) -> str:
+    """Arguments of LAMMPS' ``boundary``: open sides follow the atoms (m), so that none is ever lost."""
+    return " ".join("p" if periodic else "m" for periodic in atoms.pbc)
+
+
 def write_data(path: Path, atoms: Atoms, type_names: Sequence[str]) -> None:
     """A data file: atomic style, metal units, LAMMPS type k + 1 for type k of the model.
 
+    In an open direction the box is normal to the periodic ones and holds the atoms with a margin of 3 angstrom.
+
     Raises:
-        NequIPMDError: a direction is not periodic.
+        NequIPMDError: a periodic direction without a cell vector.
     """
-    if not atoms.pbc.all():
-        raise NequIPMDError("the engine lammps needs a structure that is periodic in three directions; use --engine graph")
-    prism = Prism(atoms.cell[:])
+    prism = Prism(periodic_cell(atoms))
     sizes, tilts = np.split(prism.get_lammps_prism(), 2)
+    positions = prism.vector_to_lammps(atoms.positions)
+    lows = np.where(atoms.pbc, 0.0, positions.min(0) - MARGIN)
+    highs = np.where(atoms.pbc, sizes, positions.max(0) + MARGIN)
+    tilts[np.abs(tilts) < 1e-12 * sizes.max()] = 0.0  # open directions are normal up to rounding, which LAMMPS would refuse
     numbers = [atomic_numbers.get(name, 0) for name in type_names]
     types = np.zeros(len(atomic_masses), dtype=int)
     types[numbers] = range(1, len(numbers) + 1)
@@ -77,10 +91,10 @@ def write_data(path: Path, atoms: Atoms, type_names: Sequence[str]) -> None:
     masses = [atomic_masses[z] if z else 1.0 for z in numbers]
     with open(path, "w") as file:
         file.write(f"nequip-md-bench\n\n{len(atoms)} atoms\n{len(type_names)} atom types\n\n")
-        file.writelines(f"0 {size:.15g} {axis}lo {axis}hi\n" for axis, size in zip("xyz", sizes))
+        file.writelines(f"{low:.15g} {high:.15g} {axis}lo {axis}hi\n" for axis, low, high in zip("xyz", lows, highs))
         file.write("{:.15g} {:.15g} {:.15g} xy xz yz\n".format(*tilts) if tilts.any() else "")
         file.write("\nMasses\n\n" + "".join(f"{k} {mass:.9g}\n" for k, mass in enumerate(masses, 1)) + "\nAtoms # atomic\n\n")
-        table = np.column_stack([np.arange(1, len(atoms) + 1), types[atoms.numbers], prism.vector_to_lammps(atoms.positions)])
+        table = np.column_stack([np.arange(1, len(atoms) + 1), types[atoms.numbers], positions])
         np.savetxt(file, table, fmt="%d %d %.10f %.10f %.10f")
 
 
@@ -102,6 +116,30 @@ def parse_output(text: str) -> tuple[float, float]:
     return float(loops[-1][0]) / steps, float(pairs[-1]) / steps
 
 
+def run_lammps(script: str, folder: Path, *, ranks: int, threads: int) -> subprocess.CompletedProcess:
+    """Run an input under ``lmp``, with ``mpiexec`` if there are several ranks; what it prints is in ``stdout``.
+
+    Args:
+        folder: where the input is written and LAMMPS runs.
+        threads: OpenMP threads of each rank.
+
+    Raises:
+        NequIPMDError: LAMMPS or the plugin is missing.
+    """
+    lmp = _program("lmp")
+    environment = _environment(lmp, threads)
+    (folder / "in.bench").write_text(script)
+    command = [_program("mpiexec"), "-n", str(ranks)] if ranks > 1 else []
+    return subprocess.run([*command, lmp, "-in", "in.bench", "-log", "none"], cwd=folder, env=environment, text=True,
+                          errors="replace", stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+
+
+def failure(done: subprocess.CompletedProcess, atoms: int) -> NequIPMDError:
+    """What to raise after a failed run: status and the end of its output."""
+    return NequIPMDError(f"LAMMPS failed with status {done.returncode} at {atoms} atoms; its output ended with\n"
+                         + _tail(done.stdout))
+
+
 def lammps_row(
     artifact: Path, type_names: Sequence[str], precision: str, atoms: Atoms, folder: Path, *, steps: int, ranks: int, threads: int
 ) -> Row:
@@ -114,22 +152,17 @@ def lammps_row(
     Raises:
         NequIPMDError: LAMMPS or the plugin is missing, or the run failed for another reason than memory.
     """
-    lmp = _program("lmp")
-    environment = _environment(lmp, threads)
     write_data(folder / "box.data", atoms, type_names)
-    script = INPUT.format(artifact=artifact.resolve(), types=" ".join(type_names), steps=steps, warm_up=WARM_UP)
-    (folder / "in.bench").write_text(script)
-    command = [_program("mpiexec"), "-n", str(ranks)] if ranks > 1 else []
-    done = subprocess.run([*command, lmp, "-in", "in.bench", "-log", "none"], cwd=folder, env=environment, text=True,
-                          errors="replace", stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    script = INPUT.format(artifact=artifact.resolve(), types=" ".join(type_names), steps=steps, boundary=boundary(atoms),
+                          warm_up=max(WARM_UP, steps // 10))
+    done = run_lammps(script, folder, ranks=ranks, threads=threads)
     row = Row("lammps", OURS, precision, len(atoms))
     if done.returncode:
         # the kernel ends a process that takes too much memory with signal 9, which arrives here in several forms
         if done.returncode in (-9, 9, 137, 247) or re.search("out of memory|bad_alloc", done.stdout, re.IGNORECASE):
             row.error = "out of memory"
             return row
-        raise NequIPMDError(f"LAMMPS failed with status {done.returncode} at {len(atoms)} atoms; its output ended with\n"
-                            + _tail(done.stdout))
+        raise failure(done, len(atoms))
     seconds, pair = parse_output(done.stdout)
     row.timed(seconds)
     row.pair_ms_per_step = 1e3 * pair

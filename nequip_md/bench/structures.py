@@ -1,8 +1,10 @@
-"""What is measured: liquid water of any size, or a user's structure repeated."""
+"""What is measured: liquid water of any size, a molecule, or a user's structure repeated."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
+from io import StringIO
 from math import ceil, floor
 from pathlib import Path
 
@@ -13,10 +15,14 @@ from ase.data import atomic_masses
 
 from nequip_md.errors import NequIPMDError
 
+DEFAULT_SIZES = (192, 1536, 12288)
 DENSITY = 0.997
 """Of the water, g/cm^3 (298 K, 1 bar)."""
 OH_LENGTH, HOH_ANGLE = 0.9572, np.radians(104.52)
 """Of a free molecule: angstrom, radian."""
+CC_LENGTH, CH_LENGTH, CO_LENGTH = 1.53, 1.09, 1.21
+"""Of octanal: single bonds of carbon and the carbonyl group, angstrom."""
+CCC_ANGLE, HCH_ANGLE = np.radians(112), np.radians(107)
 
 
 def water_box(size: int, seed: int = 0) -> Atoms:
@@ -53,9 +59,50 @@ def _rotations(count: int, rng: np.random.Generator) -> np.ndarray:
     return np.moveaxis(np.array(rows), -1, 0)
 
 
-def _read(path: Path) -> Atoms:
+def octanal() -> Atoms:
+    """A molecule of 25 atoms, C8H16O, all-trans: open in all directions, no cell.
+
+    Textbook bond lengths and angles (module constants; 120 degrees around the carbonyl group), not a relaxed geometry.
+    """
+    half = CCC_ANGLE / 2
+    step = CC_LENGTH * np.array([np.sin(half), np.cos(half), 0])
+    carbons = np.stack([np.array([k, 0.5 * (-1) ** k, 0]) * step for k in range(8)])
+    hydrogens = []
+    for k, carbon in enumerate(carbons[:-1]):
+        outwards = np.array([0, (-1) ** k * np.cos(HCH_ANGLE / 2), 0])
+        sideways = np.array([0, 0, np.sin(HCH_ANGLE / 2)])
+        hydrogens += [carbon + CH_LENGTH * (outwards + sideways), carbon + CH_LENGTH * (outwards - sideways)]
+    hydrogens.append(carbons[0] - CH_LENGTH * np.array([np.sin(half), np.cos(half), 0]))  # the methyl group's third
+    back = (carbons[-2] - carbons[-1]) / CC_LENGTH
+    normal = np.array([0, 0, 1])
+    around = [-0.5 * back + sign * np.sqrt(0.75) * np.cross(normal, back) for sign in (1, -1)]
+    oxygen, hydrogen = sorted(around, key=lambda direction: -direction[0])  # trans: oxygen goes on along the chain
+    hydrogens.append(carbons[-1] + CH_LENGTH * hydrogen)
+    return Atoms("C8H16O", positions=[*carbons, *hydrogens, carbons[-1] + CO_LENGTH * oxygen])
+
+
+def _lammps_data(text: str, path: Path) -> Atoms:
+    """A LAMMPS data file in metal or real units; elements are those of the nearest masses, all directions periodic."""
+    if not re.search(r"^\s*Masses\b", text, re.MULTILINE):
+        raise NequIPMDError(f"{path} is a LAMMPS data file without a section Masses, so its elements are unknown; "
+                            "write it with masses")
+    # a suffix such as in "Atoms # full/kk" says how LAMMPS computed, not how the lines look
+    text = re.sub(r"^(\s*Atoms\s*#\s*\w+)/\S+", r"\1", text, flags=re.MULTILINE)
+    return ase.io.read(StringIO(text), format="lammps-data")
+
+
+def read_structure(path: Path) -> Atoms:
+    """Elements, positions, cell and periodicity of a structure in any format of ASE's, LAMMPS data files included.
+
+    Raises:
+        NequIPMDError: the file cannot be read, holds no atoms, or does not tell the elements.
+    """
     try:
-        atoms = ase.io.read(path)
+        with open(path, errors="replace") as file:
+            is_data = re.search(r"^\s*\d+\s+atom types\b", file.read(4096), re.MULTILINE)
+        atoms = _lammps_data(path.read_text(), path) if is_data else ase.io.read(path)
+    except NequIPMDError:
+        raise
     except Exception as error:  # ASE's readers raise errors of every kind
         raise NequIPMDError(f"ASE cannot read a structure from {path} ({type(error).__name__}: {error})") from error
     if not len(atoms):
@@ -79,17 +126,18 @@ def repeated(atoms: Atoms, size: int) -> Atoms:
     return atoms.repeat(repeats)
 
 
-def systems(sizes: Sequence[int], structure: Path | None) -> list[Atoms]:
+def systems(sizes: Sequence[int] | None, structure: Atoms | None) -> list[Atoms]:
     """One structure for each size, smallest first; sizes that come out the same are taken once.
 
     Args:
-        structure: a file that ASE reads, instead of water.
+        sizes: wanted numbers of atoms; None means :data:`DEFAULT_SIZES` of water, or the structure as it is.
+        structure: instead of water.
 
     Raises:
-        NequIPMDError: the file cannot be read, or its structure cannot be repeated.
+        NequIPMDError: the structure cannot be repeated.
     """
-    base = _read(structure) if structure else None
-    made = [repeated(base, size) if base else water_box(size) for size in sorted(sizes)]
+    sizes = sizes or ([len(structure)] if structure else DEFAULT_SIZES)
+    made = [repeated(structure, size) if structure else water_box(size) for size in sorted(sizes)]
     return list({len(atoms): atoms for atoms in made}.values())
 
 

@@ -1,0 +1,89 @@
+"""Errors of node energies and edge gradients, relative to the same weights in float64.
+
+    python benchmarks/accuracy.py --device cuda --output benchmarks/results/accuracy.json
+
+The reference is the model in eager PyTorch in float64, on water, with random weights, with and without ZBL repulsion (which is
+computed in float64 in every form and, being large, hides errors of the network). An error is the norm of the difference over
+the norm of the reference. Compared are eager PyTorch in fp32 with TF32 off and the artifacts of each precision.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+from collections.abc import Callable
+from datetime import date
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from nequip_md.bench.compilation import preset_config, random_checkpoint
+from nequip_md.bench.measure import machine
+from nequip_md.bench.structures import water_box
+from nequip_md.checkpoint import load
+from nequip_md.cli import run
+from nequip_md.export import load_artifact
+from nequip_md.export.cli import export
+from nequip_md.graph import Graph, build_graph
+from nequip_md.model import PRESETS, PotentialConfig, energy_and_gradient, with_dtype
+
+
+def relative_error(value: Tensor, reference: Tensor) -> float:
+    return float(torch.linalg.vector_norm(value.double() - reference) / torch.linalg.vector_norm(reference))
+
+
+def errors(
+    config: PotentialConfig, graph: Graph, device: str, report: Callable[[str], None] = print
+) -> dict[str, dict[str, float]]:
+    """Errors of ``energies`` and ``edge_gradients`` by the form that was evaluated, for random weights."""
+    torch.backends.cuda.matmul.allow_tf32 = False
+    graph = graph.to(device)
+    result = {}
+    with tempfile.TemporaryDirectory() as folder:
+        checkpoint = random_checkpoint(config, Path(folder) / "model.nqmd")
+        model = load(checkpoint).to(device)
+        exact = energy_and_gradient(with_dtype(model, "float64").to(device), *graph.tensors)
+
+        def compare(name: str, value: tuple[Tensor, Tensor]) -> None:
+            parts = zip(("energies", "edge_gradients"), value, exact)
+            result[name] = {part: relative_error(mine, reference) for part, mine, reference in parts}
+            report(f"  {name:30} energies {result[name]['energies']:.1e}   edge gradients {result[name]['edge_gradients']:.1e}")
+
+        compare("eager PyTorch, fp32, TF32 off", energy_and_gradient(model, *graph.tensors))
+        for precision in ("fp32", "tf32") if device == "cuda" else ("fp32",):
+            path = Path(folder) / f"{precision}.pt2"
+            export(checkpoint, path, device=device, precision=precision, report=lambda _: None)
+            compare(f"artifact {precision}", load_artifact(path)(graph))
+    return result
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--preset", default="medium", choices=PRESETS)
+    parser.add_argument("--size", type=int, default=375, help="about so many atoms of water (default 375)")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--output", type=Path)
+    options = parser.parse_args()
+
+    def program() -> None:
+        atoms = water_box(options.size)
+        config = preset_config(options.preset, atoms)
+        graph = build_graph(atoms, config.type_names, config.cutoff)
+        result = {"work": f"{options.preset}, {len(atoms)} atoms of water, {graph.num_edges / len(atoms):.1f} edges/atom: "
+                          "norm of the difference to float64 over its norm"}
+        for name, pair_potential in (("without ZBL", None), ("with ZBL", config.pair_potential)):
+            print(f"{options.preset} {name}, {len(atoms)} atoms of water, {options.device}", flush=True)
+            result[name] = errors(config.model_copy(update={"pair_potential": pair_potential}), graph, options.device)
+        result |= {"machine": machine(options.device), "date": date.today().isoformat(),
+                   "command": "python " + " ".join(sys.argv)}
+        if options.output:
+            options.output.write_text(json.dumps(result, indent=2) + "\n")
+
+    run(program)
+
+
+if __name__ == "__main__":
+    main()

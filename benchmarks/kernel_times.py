@@ -1,0 +1,119 @@
+"""GPU time of one evaluation by kernel.
+
+    python benchmarks/kernel_times.py medium --size 12288 --precision fp32 tf32 --output benchmarks/results/kernels.json
+
+Exports the preset (random weights) or checkpoint for each precision and evaluates it on water or a structure. The table is
+from PyTorch's profiler, the whole evaluation from CUDA events without the profiler: what exceeds the sum is time between kernels.
+On a CPU the table holds the operators of PyTorch that the artifact calls; the rest of the evaluation are loops that Inductor
+and this package compiled into it, which the profiler does not see.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+import tempfile
+from collections.abc import Callable
+from datetime import date
+from pathlib import Path
+
+import torch
+from torch.autograd import DeviceType
+from torch.profiler import ProfilerActivity, profile
+
+from nequip_md.bench.compilation import compile_all, model_config
+from nequip_md.bench.measure import machine, time_alternately
+from nequip_md.bench.structures import check_types, read_structure, systems
+from nequip_md.cli import run
+from nequip_md.errors import NequIPMDError
+from nequip_md.graph import build_graph
+
+NAME_WIDTH = 70
+
+
+def kernel_table(call: Callable[[], object], device: str, repeats: int) -> list[dict]:
+    """Kernels of ``call`` (operators on the CPU): name, calls and ms for one call, the longest first."""
+    cuda = device == "cuda"
+    with profile(activities=[ProfilerActivity.CUDA if cuda else ProfilerActivity.CPU]) as profiler:
+        for _ in range(repeats):
+            call()
+        if cuda:
+            torch.cuda.synchronize()
+    rows = []
+    for event in profiler.key_averages():
+        wanted = DeviceType.CUDA if cuda else DeviceType.CPU
+        microseconds = event.self_device_time_total if cuda else event.self_cpu_time_total
+        if event.device_type == wanted and microseconds > 0 and not getattr(event, "is_user_annotation", False):
+            rows.append({"name": event.key, "calls": event.count / repeats, "ms": 1e-3 * microseconds / repeats})
+    if not rows:
+        raise NequIPMDError(f"PyTorch's profiler saw nothing on {device}; is another profiler using this device?")
+    return sorted(rows, key=lambda row: -row["ms"])
+
+
+def short(name: str) -> str:
+    """A kernel's name without C++ template arguments, cut to the width of the table."""
+    while (shorter := re.sub(r"<[^<>]*>", "", name)) != name:
+        name = shorter
+    name = re.sub(r"^void |\(.*\)$", "", name)
+    return name if len(name) <= NAME_WIDTH else name[:NAME_WIDTH - 1] + "…"
+
+
+def print_table(result: dict) -> None:
+    print(f"\n{result['precision']}, {result['atoms']:,} atoms, {result['edges']:,} edges, {result['device']}")
+    print(f"{'kernel':{NAME_WIDTH}} {'calls':>7} {'ms':>9}")
+    for row in result["kernels"]:
+        print(f"{short(row['name']):{NAME_WIDTH}} {row['calls']:7g} {row['ms']:9.4f}")
+    print(f"{'sum':{NAME_WIDTH}} {sum(row['calls'] for row in result['kernels']):7g} {result['sum_ms']:9.4f}")
+    print(f"{'whole evaluation, by events' if result['device'] == 'cuda' else 'whole evaluation':{NAME_WIDTH}} {'':7} "
+          f"{result['whole_ms']:9.4f}", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", nargs="?", default="medium", help="preset or checkpoint (default: medium)")
+    parser.add_argument("--size", type=int, default=12288, help="about so many atoms (default 12288)")
+    parser.add_argument("--structure", type=Path, help="repeat this structure instead of water")
+    parser.add_argument("--precision", choices=("fp64", "fp32", "tf32"), nargs="+", help="default: fp32 tf32, on a CPU fp32")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--repeats", type=int, default=11)
+    parser.add_argument("--output", type=Path)
+    options = parser.parse_args()
+
+    def program() -> None:
+        if options.size < 1 or options.repeats < 1:
+            raise NequIPMDError("--size and --repeats must be 1 or more")
+        precisions = options.precision or (["fp32", "tf32"] if options.device == "cuda" else ["fp32"])
+        structure = read_structure(options.structure) if options.structure else None
+        (atoms,) = systems([options.size], structure)
+        config = model_config(options.model, structure)
+        if config is None:
+            raise NequIPMDError(f"{options.model} is compiled; give its checkpoint or a preset")
+        check_types(atoms, config.type_names)
+        results = []
+        with tempfile.TemporaryDirectory() as folder:
+            compiled = compile_all(options.model, config, precisions, options.device, atoms, Path(folder), with_peer=False)
+            graph = build_graph(atoms, config.type_names, config.cutoff_matrix()).to(options.device)
+            for precision, artifact in compiled.artifacts.items():
+                def call(artifact=artifact):
+                    return artifact(graph)
+
+                timed = time_alternately({precision: call}, options.device, options.repeats)[precision]
+                if isinstance(timed, str):
+                    raise NequIPMDError(f"the evaluation failed: {timed}")
+                kernels = kernel_table(call, options.device, options.repeats)
+                results.append({"precision": precision, "device": options.device, "atoms": len(atoms), "edges": graph.num_edges,
+                                "whole_ms": 1e3 * timed[0], "sum_ms": sum(row["ms"] for row in kernels), "kernels": kernels})
+                print_table(results[-1])
+        if options.output:
+            facts = {"model": options.model, "system": str(options.structure or "liquid water"),
+                     "machine": machine(options.device), "date": date.today().isoformat(),
+                     "command": "python " + " ".join(sys.argv)}
+            options.output.write_text(json.dumps({**facts, "results": results}, indent=2) + "\n")
+
+    run(program)
+
+
+if __name__ == "__main__":
+    main()

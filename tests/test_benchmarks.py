@@ -1,0 +1,122 @@
+"""The scripts in ``benchmarks/``, on small artifacts and systems. No times are asserted."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
+import accuracy
+import kernel_times
+import target_rows
+import targets
+
+from nequip_md.bench.structures import water_box
+from nequip_md.errors import NequIPMDError
+from nequip_md.export import load_artifact
+from nequip_md.graph import build_graph
+from nequip_md.model import AllegroConfig
+
+WATER = ("medium", "water", "fp32")
+
+
+@pytest.fixture
+def session(small_models, tmp_path, monkeypatch):
+    """A small artifact in the place of the presets', and fewer atoms."""
+    artifact = small_models("allegro_fp32")[1]
+    monkeypatch.setattr(target_rows, "REFERENCE_ATOMS", 81)
+    needs = [need for work in target_rows.ROWS.values() for need in work.needs]
+    return target_rows.Session(device="cpu", gpu="NVIDIA H100", folder=tmp_path, dhfr=tmp_path / "absent.data", peer=False,
+                               from_atoms=192, max_atoms=400, many_steps=10, report=lambda line: None,
+                               artifacts={need: artifact for need in needs})
+
+
+def test_every_work_has_its_own_name():
+    names = [target.work for work in target_rows.ROWS.values() for target in work.targets]
+    assert len(set(names)) == len(names)
+
+
+def test_results_are_merged(tmp_path):
+    first, second = (target_rows.ROWS[key].targets[0] for key in ("medium-tf32", "small"))
+    path = tmp_path / "targets.json"
+    old = targets.entry(second, target_rows.Figure(3.0, 12.2, "a paper", "a note"), "GPU A", "command")
+    stale = {**old, "work": "a row that is no longer measured"}
+    targets.write(path, [stale, old])
+    targets.write(path, [targets.entry(first, target_rows.Figure(1.23456789), "GPU B", "command")])
+    assert [e["work"] for e in json.loads(path.read_text())] == [first.work, second.work, stale["work"]]
+    targets.write(path, [targets.entry(first, None, "GPU C", "command")])
+    merged = json.loads(path.read_text())
+    assert merged[1:] == [old, stale] and merged[0]["machine"] == "GPU C"
+    assert (merged[0]["peer"], merged[0]["ours"], merged[0]["target"]) == (None, None, first.target)
+    assert {"work", "peer", "ours", "target", "unit", "machine", "command", "date"} <= set(merged[0])
+    assert old["peer_source"] == "a paper" and old["note"] == "a note"
+
+
+def test_rows_are_measured_and_a_failure_is_recorded(session):
+    entries, reason = targets.measure("96-atoms", session, "command")
+    assert reason is None and entries[0]["ours"] > 0 and entries[0]["peer"] == 310 and "PyTorch" in entries[0]["machine"]
+    entries, reason = targets.measure("dhfr", session, "command")
+    assert [e["ours"] for e in entries] == [None, None] and "absent.data; name the LAMMPS data file" in reason
+    entries, reason = targets.measure("molecule", session, "command")  # this artifact has no carbon
+    assert entries[0]["ours"] is None and "no type for C" in reason
+
+
+def test_the_largest_system(session):
+    atoms, loss = target_rows.largest(session)
+    assert atoms.ours == 375 and "than 400 atoms was tried" in atoms.note and atoms.peer == 29000
+    assert loss.ours > -100 and "375 atoms" in loss.note and "against 81 atoms" in loss.note
+
+
+def test_doubling_ends_at_the_first_failure(session, monkeypatch):
+    def bench(self, model, *arguments):
+        if arguments[1] > 300:
+            raise NequIPMDError("out of memory")
+        return run(self, model, *arguments)
+
+    run = target_rows.Session.bench
+    monkeypatch.setattr(target_rows.Session, "bench", bench)
+    assert target_rows.largest(session)[0].ours == 192
+    session.seconds = 0.0
+    atoms, _ = target_rows.largest(session)
+    assert atoms.ours == 192 and atoms.note == "384 atoms were not tried, for want of time"
+    monkeypatch.setattr(target_rows, "REFERENCE_ATOMS", 301)
+    with pytest.raises(NequIPMDError, match="out of memory"):
+        target_rows.largest(session)
+
+
+def test_overhead_is_the_difference(session):
+    (figure,) = target_rows.overhead(session)
+    numbers = [float(word) for word in figure.note.replace(",", "").split() if word[0].isdigit()]
+    assert figure.ours == pytest.approx(numbers[0] - numbers[2], abs=2e-3) and numbers[1] == numbers[3] == 81
+
+
+def test_artifacts_that_are_there_are_used_and_failures_kept(session, small_models, tmp_path):
+    artifact = small_models("allegro_fp32")[1]
+    (tmp_path / "medium-water-fp32-cpu.pt2").write_bytes(artifact.read_bytes())
+    session.compile([WATER, ("medium", "dhfr", "fp32")], jobs=1)
+    assert session.artifact(*WATER).parent == tmp_path
+    with pytest.raises(NequIPMDError, match="absent.data"):
+        session.artifact("medium", "dhfr", "fp32")
+
+
+def test_errors_against_float64():
+    config = AllegroConfig(type_names=["H", "O"], cutoff=4.0, avg_num_neighbors=18.0, l_max=1, num_layers=1,
+                           num_scalar_features=8, num_tensor_features=4, pair_potential={"chemical_species": ["H", "O"]})
+    graph = build_graph(water_box(24), config.type_names, config.cutoff)
+    result = accuracy.errors(config, graph, "cpu", report=lambda line: None)
+    assert set(result) == {"eager PyTorch, fp32, TF32 off", "artifact fp32"}
+    for row in result.values():
+        assert 0 < row["energies"] < 1e-5 and 0 < row["edge_gradients"] < 1e-5
+
+
+def test_times_by_operator(small_models):
+    artifact = load_artifact(small_models("allegro_fp32")[1])
+    graph = build_graph(water_box(24), artifact.type_names, artifact.pair_cutoffs)
+    rows = kernel_times.kernel_table(lambda: artifact(graph), "cpu", 2)
+    assert all(row["ms"] > 0 and row["calls"] > 0 for row in rows) and np.all(np.diff([row["ms"] for row in rows]) <= 0)
+    assert kernel_times.short("void at::native::kernel<4, at::Functor<float>, char*>(int, char*)") == "at::native::kernel"
+    assert len(kernel_times.short("triton_poi_fused_" * 9)) == kernel_times.NAME_WIDTH
