@@ -73,8 +73,21 @@ NEGATIVE_CONTROLS = {
         "pair_style nequip\npair_coeff * * {lj} Ar Ne\npair_style nequip",
         "coeffs are not set",
     ),
-    "unknown keyword": ("pair_style nequip thread 2", "'thread'|device cpu|cuda, max_edges N, neighbors engine|lammps, replay yes|no, threads N"),
+    "unknown keyword": (
+        "pair_style nequip thread 2",
+        "'thread'|device cpu|cuda, max_edges N, neighbors engine|lammps, replay yes|no, threads N",
+    ),
     "keyword without value": ("pair_style nequip threads", "'threads' has no value"),
+    "bad neighbors": ("pair_style nequip neighbors gpu", "neighbors is 'gpu'|engine or lammps"),
+    "bad replay": ("pair_style nequip replay maybe", "replay is 'maybe'|yes or no"),
+    "own search with exclusions": (
+        "pair_style nequip neighbors engine\npair_coeff * * {lj} Ar Ne\nneigh_modify exclude type 1 1",
+        "neighbors engine|neigh_modify exclude|neighbors lammps",
+    ),
+    "own search in hybrid": (
+        "pair_style hybrid nequip neighbors engine\npair_coeff * * nequip {lj} Ar Ne",
+        "neighbors engine|pair style hybrid|neighbors lammps",
+    ),
     "bad device": ("pair_style nequip device gpu", "'gpu'|cpu or cuda"),
     "zero edges": ("pair_style nequip max_edges 0", "max_edges is 0|1 or more"),
     "zero threads": ("pair_style nequip threads 0", "threads is 0|1 or more"),

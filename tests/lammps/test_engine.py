@@ -364,6 +364,57 @@ def test_pieces_are_exact(library, load, lj_artifact, max_edges, centres):
         np.testing.assert_allclose(np.array(getattr(pieces, name)), np.array(getattr(whole, name)), atol=1e-13, err_msg=name)
 
 
+def found_by_engine(atoms: Atoms, skin: float) -> Atoms:
+    atoms.overrides |= {"neighbours": None, "num_neighbours": None, "skin": skin}
+    return atoms
+
+
+@pytest.mark.parametrize("centres", [None, [3, 5], []])
+@pytest.mark.parametrize("spread", [1.0, 4.0, (1.0, 1.0, 30.0), 2e4])
+def test_neighbours_found_by_the_engine(library, load, lj_artifact, centres, spread):
+    """Without lists the engine finds all neighbours itself: dense, sparse, in a row of cells, and very far apart."""
+    systems = []
+    for _ in range(2):
+        atoms = some_atoms(40, centres=centres)
+        atoms.positions = atoms.positions * spread
+        atoms.types[7] = 0  # of no model type
+        systems.append(atoms)
+    listed = systems[0].evaluate(library, load(lj_artifact))
+    searched = found_by_engine(systems[1], skin=0.3).evaluate(library, load(lj_artifact))
+    assert (searched.status, searched.message) == (OK, "")
+    assert searched.energy == pytest.approx(listed.energy, rel=1e-14)
+    for name in ("forces", "energies", "virials", "centroid"):
+        np.testing.assert_allclose(np.array(getattr(searched, name)), np.array(getattr(listed, name)), atol=1e-12, err_msg=name)
+
+
+def test_found_neighbours_last_for_the_skin(library, load, lj_artifact):
+    """lists_changed = 0: atoms that move into reach within the skin are seen, the list stays."""
+    handle = load(lj_artifact)
+    atoms = found_by_engine(Atoms([[0, 0, 0], [6.4, 0, 0]], [1, 1]), skin=1.0)
+    assert atoms.evaluate(library, handle).status == OK and max(map(abs, atoms.forces)) == 0
+    atoms.positions[1, 0] = 5.7
+    atoms.lists_changed = 0
+    assert atoms.evaluate(library, handle).status == OK and max(map(abs, atoms.forces)) > 0
+
+
+@pytest.mark.parametrize("field, value, words", [
+    ("num_neighbours", None, "one of num_neighbours and neighbours is NULL"), ("skin", -1.0, "skin"), ("skin", float("nan"), "skin"),
+])
+def test_bad_neighbour_input(library, load, lj_artifact, field, value, words):
+    atoms = some_atoms(5)
+    atoms.overrides[field] = value
+    assert atoms.evaluate(library, load(lj_artifact)).status == BAD_INPUT
+    assert words in atoms.message
+
+
+def test_large_forces_leave_fixed_point(library, load, lj_artifact, lj_model):
+    """Forces on one edge of 1e5 eV/angstrom and more are summed as floating-point numbers, with the same results."""
+    atoms = Atoms([[0, 0, 0], [1.1, 0, 0], [0, 3.9, 0], [3.5, 3.5, 1]], [1, 1, 2, 1]).evaluate(library, load(lj_artifact))
+    energies, forces = reference(lj_model, atoms)
+    assert np.abs(forces).max() > 1e4 and atoms.status == OK
+    np.testing.assert_allclose(np.array(atoms.forces).reshape(-1, 3), forces, rtol=1e-12, atol=1e-12 * np.abs(forces).max())
+
+
 def test_short_message_buffer(library):
     handle, message = c_void_p(), ctypes.create_string_buffer(b"#" * 20, 20)
     assert library.nequip_md_load(b"/nowhere.pt2", None, byref(handle), message, 10) == BAD_FILE

@@ -105,7 +105,8 @@ def measured(request, lj_artifact, tmp_path_factory):
     """``measured(potential, feature)``: what LAMMPS' own style and what the pair style measured after it."""
 
     def get(potential: str, name: str) -> tuple[dict, dict]:
-        artifact, native = (lj_artifact, NATIVE) if potential == "lj" else request.getfixturevalue("eam")
+        artifact, native = request.getfixturevalue("eam") if potential == "eam" else (lj_artifact, NATIVE)
+        keywords = "neighbors engine" if potential == "lj, own search" else ""
         feature = FEATURES[name]
         folder = tmp_path_factory.mktemp("feature")
         system = SYSTEMS[feature.system]
@@ -116,7 +117,7 @@ def measured(request, lj_artifact, tmp_path_factory):
             # a command of the feature takes the place of the system's own
             start = "\n".join(line for line in start.splitlines() if not line.startswith(words) or line == feature.before) + "\n"
         script = ""
-        for who, pair in (("native", native), ("ours", nequip(artifact))):
+        for who, pair in (("native", native), ("ours", nequip(artifact, keywords=keywords))):
             mine = folder / who
             mine.mkdir()
             lines = feature.after.replace("{pair}", pair).replace("{folder}", str(mine)).replace("{start}", start)
@@ -134,7 +135,15 @@ MANY_BODY = ["tiled and rebalanced", "processor grid", "sorted atoms", "shrink-w
              "box smaller than the cutoff in NVE"]
 
 
-@pytest.mark.parametrize(("potential", "feature"), [("lj", f) for f in FEATURES] + [("eam", f) for f in MANY_BODY])
+# where neighbours are found by the engine, what changes atoms, boxes or the time of a rebuilt list
+OWN_SEARCH = ["tiled and rebalanced", "processor grid", "sorted atoms", "shrink-wrapped box", "slab", "full skin",
+              "deleted between runs", "created between runs", "types swapped by Monte Carlo", "group of moving atoms",
+              "NPT, triclinic", "sheared until the box flips", "box smaller than the cutoff in NVE", "minimised", "run 0 twice",
+              "rerun of a dump", "restart written and read", "cleared and begun again"]
+
+
+@pytest.mark.parametrize(("potential", "feature"), [("lj", f) for f in FEATURES] + [("eam", f) for f in MANY_BODY]
+                         + [("lj, own search", f) for f in OWN_SEARCH])
 def test_feature(potential, feature, measured):
     reference, result = measured(potential, feature)
     assert np.abs(reference["forces"]).max() > 1e-3, "without forces this shows nothing"
