@@ -1,4 +1,4 @@
-"""Measure the rows of the issue "Allegro at the speed of the hardware" beside their targets.
+"""Measure what this project aims at in speed and size, row by row, beside the targets.
 
     python benchmarks/targets.py                              # all rows
     python benchmarks/targets.py --only medium-fp32 molecule  # rows by their keys; --list names them
