@@ -14,9 +14,8 @@ import triton
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.library import triton_op, wrap_triton
-from torch.nn.functional import silu
 
-from nequip_md.ops.mlp import silu_derivative
+from nequip_md.ops.mlp import silu_and_derivative
 from nequip_md.ops.triton_kernels import mlp as mlp_kernels
 from nequip_md.ops.triton_kernels import segments
 
@@ -180,10 +179,11 @@ _TILES = {
 }
 
 
-def _tiles(kernel: str, widths: list[int], outer: int) -> dict | None:
-    """Tile sizes of a kernel for input parts of these widths and a second layer of width ``outer``; None: too wide for it."""
+def _tiles(kernel: str, widths: list[int], inner: int, outer: int) -> dict | None:
+    """Tile sizes of a kernel for input parts of these widths and layers of widths ``inner`` and ``outer``; None: too wide."""
     inputs, outputs = sum(_block(k) for k in widths), _block(outer)
     for rows, chunk, warps, stages in _TILES[kernel]:
+        chunk = min(chunk, _block(inner))
         weights = chunk * (inputs + outputs)
         forward, backward = (rows * (held + chunk) + stages * weights for held in (inputs, outputs))
         # the kernel of both directions reuses the memory of the first for the second, whose weights need not be doubled
@@ -192,6 +192,11 @@ def _tiles(kernel: str, widths: list[int], outer: int) -> dict | None:
         if 4 * shared <= _SHARED_MEMORY and registers <= 128:
             return {"ROWS": rows, "CHUNK": chunk, "num_warps": warps, "num_stages": stages}
     return None
+
+
+def _derivative_dtype(products: int) -> torch.dtype:
+    """Of silu', which lies in (-0.1, 1.1): halves have the accuracy of one product."""
+    return torch.float16 if products == 1 else torch.float32
 
 
 def _part_constants(widths: list[int]) -> dict:
@@ -234,23 +239,24 @@ def mlp_hidden(
     inner: int, outer: int, products: int,
 ) -> list[Tensor]:
     widths, count = [p.shape[1] for p in parts], parts[0].shape[0]
-    out, pre1, pre2 = (parts[0].new_empty((count, n)) for n in (outer, inner, outer))
-    tiles = _tiles("hidden", widths, outer)
+    out = parts[0].new_empty((count, outer))
+    d1, d2 = (parts[0].new_empty((count, n), dtype=_derivative_dtype(products)) for n in (inner, outer))
+    tiles = _tiles("hidden", widths, inner, outer)
     _launch(mlp_kernels.hidden_kernel, (triton.cdiv(count, tiles["ROWS"]),), *_four(parts), w1_hi, w1_lo, w1_info, w2_hi, w2_lo,
-            w2_info, out, pre1, pre2, count, **_part_constants(widths), N1=inner, N2=outer, P1=_block(inner), P2=_block(outer),
+            w2_info, out, d1, d2, count, **_part_constants(widths), N1=inner, N2=outer, P1=_block(inner), P2=_block(outer),
             PRODUCTS=products, **tiles)
-    return [out, pre1, pre2]
+    return [out, d1, d2]
 
 
 @triton_op("nequip_md::mlp_hidden_backward_triton", mutates_args={})
 def mlp_hidden_backward(
-    g: Tensor, pre1: Tensor, pre2: Tensor, w1_hi: Tensor, w1_lo: Tensor, w1_info: Tensor, w2_hi: Tensor, w2_lo: Tensor,
+    g: Tensor, d1: Tensor, d2: Tensor, w1_hi: Tensor, w1_lo: Tensor, w1_info: Tensor, w2_hi: Tensor, w2_lo: Tensor,
     w2_info: Tensor, widths: list[int], products: int,
 ) -> list[Tensor]:
-    (count, inner), outer = pre1.shape, pre2.shape[1]
+    (count, inner), outer = d1.shape, d2.shape[1]
     out = [g.new_empty((count, k)) for k in widths]
-    tiles = _tiles("backward", widths, outer)
-    _launch(mlp_kernels.hidden_backward_kernel, (triton.cdiv(count, tiles["ROWS"]),), g, pre1, pre2, w1_hi, w1_lo, w1_info, w2_hi,
+    tiles = _tiles("backward", widths, inner, outer)
+    _launch(mlp_kernels.hidden_backward_kernel, (triton.cdiv(count, tiles["ROWS"]),), g, d1, d2, w1_hi, w1_lo, w1_info, w2_hi,
             w2_lo, w2_info, *_four(out), count, **_part_constants(widths), N1=inner, N2=outer, P1=_block(inner), P2=_block(outer),
             PRODUCTS=products, **tiles)
     return out
@@ -264,8 +270,8 @@ def mlp_energy(
     widths, count = [p.shape[1] for p in parts], parts[0].shape[0]
     energy = parts[0].new_empty((count,))
     gradients = [torch.empty_like(p) for p in parts]
-    tiles = _tiles("energy", widths, outer)
-    scratch = parts[0].new_empty((_PROGRAMS, tiles["ROWS"], _block(inner)))
+    tiles = _tiles("energy", widths, inner, outer)
+    scratch = parts[0].new_empty((_PROGRAMS, tiles["ROWS"], _block(inner)), dtype=_derivative_dtype(products))
     _launch(mlp_kernels.energy_kernel, (_PROGRAMS,), *_four(parts), w1_hi, w1_lo, w1_info, w2_hi, w2_lo, w2_info, v, r, energy,
             *_four(gradients), scratch, count, **_part_constants(widths), P1=_block(inner), P2=_block(outer),
             PRODUCTS=products, **tiles)
@@ -306,25 +312,25 @@ def replacements(precision: str) -> dict[torch._ops.OpOverload, Callable]:
         return dense_form(x.contiguous(), w.contiguous(), False)
 
     def hidden_form(parts, w1, w2):
-        if _tiles("hidden", [p.shape[1] for p in parts], w2.shape[1]) is None:
-            p1 = product(torch.cat(parts, dim=-1), w1)
-            p2 = product(silu(p1), w2)
-            return silu(p2), p1, p2
+        if _tiles("hidden", [p.shape[1] for p in parts], *w2.shape) is None:
+            h1, d1 = silu_and_derivative(product(torch.cat(parts, dim=-1), w1))
+            h2, d2 = silu_and_derivative(product(h1, w2))
+            return h2, d1, d2
         first, second = split(w1, [p.shape[1] for p in parts]), split(w2, [w2.shape[0]])
         return tuple(mlp_hidden(parts, *first, *second, *w2.shape, products))
 
-    def hidden_backward_form(g, p1, p2, w1, w2, widths):
-        if _tiles("backward", widths, w2.shape[1]) is None:
-            dx = product(product(g * silu_derivative(p2), w2.T) * silu_derivative(p1), w1.T)
+    def hidden_backward_form(g, d1, d2, w1, w2, widths):
+        if _tiles("backward", widths, *w2.shape) is None:
+            dx = product(product(g * d2, w2.T) * d1, w1.T)
             return [part.contiguous() for part in dx.split(widths, dim=-1)]
-        return mlp_hidden_backward(g, p1, p2, *split(w1, widths), *split(w2, [w2.shape[0]]), widths, products)
+        return mlp_hidden_backward(g, d1, d2, *split(w1, widths), *split(w2, [w2.shape[0]]), widths, products)
 
     def energy_form(parts, w1, w2, v, r):
         widths = [p.shape[1] for p in parts]
         pad = torch.nn.functional.pad
-        if _tiles("energy", widths, w2.shape[1]) is None:
-            h, p1, p2 = hidden_form(parts, w1, w2)
-            gradient = hidden_backward_form(v.expand_as(p2), p1, p2, w1, w2, widths)
+        if _tiles("energy", widths, *w2.shape) is None:
+            h, d1, d2 = hidden_form(parts, w1, w2)
+            gradient = hidden_backward_form(v.expand_as(d2), d1, d2, w1, w2, widths)
             return [h @ v + torch.cat(parts, dim=-1) @ r, *(g + c for g, c in zip(gradient, r.split(widths)))]
         r = torch.cat([pad(c, (0, _block(k) - k)) for c, k in zip(r.split(widths), widths)])
         v = pad(v, (0, _block(len(v)) - len(v)))
