@@ -103,6 +103,10 @@ def test_perceptrons(precision, widths, inner, outer):
     g, d1, d2 = (random(precision, rows, n) for n in (outer, inner, outer))
     d1, d2 = d1.clamp(-0.1, 1.1), d2.clamp(-0.1, 1.1)
     check("mlp_hidden_backward", precision, g, d1, d2, w1, w2, widths)
+    for last in (48, 160):
+        w3 = random(precision, outer, last) / outer**0.5
+        check("mlp_hidden_dense", precision, parts, w1, w2, w3, results=2)
+        check("mlp_hidden_dense_backward", precision, g, 10 * random(precision, rows, last), d1, d2, w1, w2, w3, widths)
     check("dense", precision, torch.cat(parts, dim=-1), w1, False)
     check("dense", precision, d1, w1, True)
     w = random(precision, 4, widths[0], inner)
@@ -158,6 +162,8 @@ def test_whole_model(name, precision):
                     message_passing=False)
     targets = {str(node.target) for node in program.graph.nodes}
     assert ("nequip_md.mlp_hidden_triton.default" in targets) == (precision != "fp64")
+    # with two hidden layers, what reads a hidden layer is in its kernel
+    assert ("nequip_md.dense_triton.default" in targets) == (name == "large")
     inputs = example_inputs(5, 3, 9, 2, config.cutoff, seed=5, device=DEVICE)
     for got, want in zip(program.module()(*inputs), energy_and_gradient(exact, *inputs)):
         assert (got - want).norm() <= TOLERANCE[precision] * want.norm()

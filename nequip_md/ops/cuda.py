@@ -207,6 +207,11 @@ def _part_constants(widths: list[int]) -> dict:
     return constants
 
 
+def _last_constants(width: int) -> dict:
+    """For the matrix that reads the hidden layer; width 0: there is none."""
+    return {"N3": width, "P3": _block(width), "BLOCK3": min(32, _block(width))}
+
+
 @triton_op("nequip_md::dense_triton", mutates_args={})
 def dense(
     x: Tensor, w_hi: Tensor, w_lo: Tensor, w_info: Tensor, inner: int, outer: int, transposed: bool, products: int
@@ -236,28 +241,30 @@ def mix_orders(x: Tensor, w_hi: Tensor, w_lo: Tensor, w_info: Tensor, outer: int
 @triton_op("nequip_md::mlp_hidden_triton", mutates_args={})
 def mlp_hidden(
     parts: list[Tensor], w1_hi: Tensor, w1_lo: Tensor, w1_info: Tensor, w2_hi: Tensor, w2_lo: Tensor, w2_info: Tensor,
-    inner: int, outer: int, products: int,
+    w3: list[Tensor], inner: int, outer: int, last: int, products: int,
 ) -> list[Tensor]:
     widths, count = [p.shape[1] for p in parts], parts[0].shape[0]
     out = parts[0].new_empty((count, outer))
     d1, d2 = (parts[0].new_empty((count, n), dtype=_derivative_dtype(products)) for n in (inner, outer))
+    y = [out.new_empty((count, last))] if last else []
     tiles = _tiles("hidden", widths, inner, outer)
     _launch(mlp_kernels.hidden_kernel, (triton.cdiv(count, tiles["ROWS"]),), *_four(parts), w1_hi, w1_lo, w1_info, w2_hi, w2_lo,
-            w2_info, out, d1, d2, count, **_part_constants(widths), N1=inner, N2=outer, P1=_block(inner), P2=_block(outer),
-            PRODUCTS=products, **tiles)
-    return [out, d1, d2]
+            w2_info, *(w3 or [w2_hi, w2_lo, w2_info]), out, d1, d2, *(y or [out]), count, **_part_constants(widths), N1=inner,
+            N2=outer, P1=_block(inner), P2=_block(outer), **_last_constants(last), PRODUCTS=products, **tiles)
+    return [out, *y, d1, d2]
 
 
 @triton_op("nequip_md::mlp_hidden_backward_triton", mutates_args={})
 def mlp_hidden_backward(
-    g: Tensor, d1: Tensor, d2: Tensor, w1_hi: Tensor, w1_lo: Tensor, w1_info: Tensor, w2_hi: Tensor, w2_lo: Tensor,
-    w2_info: Tensor, widths: list[int], products: int,
+    g: Tensor, dy: list[Tensor], d1: Tensor, d2: Tensor, w1_hi: Tensor, w1_lo: Tensor, w1_info: Tensor, w2_hi: Tensor,
+    w2_lo: Tensor, w2_info: Tensor, w3: list[Tensor], widths: list[int], products: int,
 ) -> list[Tensor]:
     (count, inner), outer = d1.shape, d2.shape[1]
     out = [g.new_empty((count, k)) for k in widths]
     tiles = _tiles("backward", widths, inner, outer)
-    _launch(mlp_kernels.hidden_backward_kernel, (triton.cdiv(count, tiles["ROWS"]),), g, d1, d2, w1_hi, w1_lo, w1_info, w2_hi,
-            w2_lo, w2_info, *_four(out), count, **_part_constants(widths), N1=inner, N2=outer, P1=_block(inner), P2=_block(outer),
+    _launch(mlp_kernels.hidden_backward_kernel, (triton.cdiv(count, tiles["ROWS"]),), g, *(dy or [g]), d1, d2, w1_hi, w1_lo,
+            w1_info, w2_hi, w2_lo, w2_info, *(w3 or [w2_hi, w2_lo, w2_info]), *_four(out), count, **_part_constants(widths),
+            N1=inner, N2=outer, P1=_block(inner), P2=_block(outer), **_last_constants(dy[0].shape[1] if dy else 0),
             PRODUCTS=products, **tiles)
     return out
 
@@ -311,19 +318,23 @@ def replacements(precision: str) -> dict[torch._ops.OpOverload, Callable]:
     def product(x, w):
         return dense_form(x.contiguous(), w.contiguous(), False)
 
-    def hidden_form(parts, w1, w2):
+    def hidden_form(parts, w1, w2, w3=None):
+        """h, (h w3,) and the derivatives of silu."""
         if _tiles("hidden", [p.shape[1] for p in parts], *w2.shape) is None:
             h1, d1 = silu_and_derivative(product(torch.cat(parts, dim=-1), w1))
             h2, d2 = silu_and_derivative(product(h1, w2))
-            return h2, d1, d2
+            return h2, *([] if w3 is None else [product(h2, w3)]), d1, d2
+        last, width = ([], 0) if w3 is None else (split(w3, [w3.shape[0]]), w3.shape[1])
         first, second = split(w1, [p.shape[1] for p in parts]), split(w2, [w2.shape[0]])
-        return tuple(mlp_hidden(parts, *first, *second, *w2.shape, products))
+        return tuple(mlp_hidden(parts, *first, *second, list(last), *w2.shape, width, products))
 
-    def hidden_backward_form(g, d1, d2, w1, w2, widths):
+    def hidden_backward_form(g, d1, d2, w1, w2, widths, dy=None, w3=None):
         if _tiles("backward", widths, *w2.shape) is None:
+            g = g if w3 is None else g + product(dy, w3.T)
             dx = product(product(g * d2, w2.T) * d1, w1.T)
             return [part.contiguous() for part in dx.split(widths, dim=-1)]
-        return mlp_hidden_backward(g, d1, d2, *split(w1, widths), *split(w2, [w2.shape[0]]), widths, products)
+        dy, last = ([], []) if w3 is None else ([dy], list(split(w3, [w3.shape[0]])))
+        return mlp_hidden_backward(g, dy, d1, d2, *split(w1, widths), *split(w2, [w2.shape[0]]), last, widths, products)
 
     def energy_form(parts, w1, w2, v, r):
         widths = [p.shape[1] for p in parts]
@@ -352,5 +363,8 @@ def replacements(precision: str) -> dict[torch._ops.OpOverload, Callable]:
         ops.dense.default: dense_form,
         ops.mlp_hidden.default: hidden_form,
         ops.mlp_hidden_backward.default: hidden_backward_form,
+        ops.mlp_hidden_dense.default: hidden_form,
+        ops.mlp_hidden_dense_backward.default:
+            lambda g, dy, d1, d2, w1, w2, w3, widths: hidden_backward_form(g, d1, d2, w1, w2, widths, dy, w3),
         ops.mlp_energy.default: energy_form,
     }

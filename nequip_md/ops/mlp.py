@@ -102,6 +102,42 @@ define(
 )
 
 
+# ---- two layers and the matrix that reads them --------------------------------------------------------------------
+
+
+def _hidden_dense_reference(parts: list[Tensor], w1: Tensor, w2: Tensor, w3: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    h, d1, d2 = _hidden_reference(parts, w1, w2)
+    return h, h @ w3, d1, d2
+
+
+def _hidden_dense_backward_reference(
+    g: Tensor, dy: Tensor, d1: Tensor, d2: Tensor, w1: Tensor, w2: Tensor, w3: Tensor, widths: list[int]
+) -> list[Tensor]:
+    return _hidden_backward_reference(g + dy @ w3.T, d1, d2, w1, w2, widths)
+
+
+def _hidden_dense_setup(ctx, inputs, output):
+    parts, *weights = inputs
+    ctx.widths = [part.shape[1] for part in parts]
+    ctx.save_for_backward(*output[2:], *weights)
+
+
+def _hidden_dense_backward(ctx, g, dy, *_):
+    gradient = torch.ops.nequip_md.mlp_hidden_dense_backward(g.contiguous(), dy.contiguous(), *ctx.saved_tensors, ctx.widths)
+    return gradient, None, None, None
+
+
+define(
+    "mlp_hidden_dense(Tensor[] parts, Tensor w1, Tensor w2, Tensor w3) -> (Tensor, Tensor, Tensor, Tensor)",
+    _hidden_dense_reference, backward=_hidden_dense_backward, setup_context=_hidden_dense_setup,
+)
+define(
+    "mlp_hidden_dense_backward(Tensor g, Tensor dy, Tensor d1, Tensor d2, Tensor w1, Tensor w2, Tensor w3, int[] widths) "
+    "-> Tensor[]",
+    _hidden_dense_backward_reference,
+)
+
+
 # ---- two layers and a scalar output -------------------------------------------------------------------------------
 
 
@@ -155,6 +191,17 @@ def mlp_hidden(parts: list[Tensor], w1: Tensor, w2: Tensor) -> Tensor:
     if len(parts) > MAX_PARTS:
         parts = [torch.cat(parts, dim=-1)]
     return torch.ops.nequip_md.mlp_hidden([p.contiguous() for p in parts], w1.contiguous(), w2.contiguous())[0]
+
+
+def mlp_hidden_dense(parts: list[Tensor], w1: Tensor, w2: Tensor, w3: Tensor) -> tuple[Tensor, Tensor]:
+    """h = :func:`mlp_hidden` of the first three, [E, N2], and h w3, [E, N3]; w3 is [N2, N3].
+
+    Both have to be used: the gradients of both are read. Differentiable once, by ``parts`` only.
+    """
+    if len(parts) > MAX_PARTS:
+        parts = [torch.cat(parts, dim=-1)]
+    return torch.ops.nequip_md.mlp_hidden_dense([p.contiguous() for p in parts], w1.contiguous(), w2.contiguous(),
+                                                w3.contiguous())[:2]
 
 
 def mlp_energy(parts: list[Tensor], w1: Tensor, w2: Tensor, v: Tensor, r: Tensor) -> Tensor:

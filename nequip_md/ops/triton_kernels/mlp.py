@@ -266,9 +266,9 @@ def second_sum(
 
 
 @triton.jit
-def through_first(t_hi, t_lo, w_hi, w_lo, row0, rows: tl.constexpr, c0, CHUNK: tl.constexpr, P1: tl.constexpr, total,
+def through_transposed(t_hi, t_lo, w_hi, w_lo, row0, rows: tl.constexpr, c0, CHUNK: tl.constexpr, P1: tl.constexpr, total,
                   PRODUCTS: tl.constexpr):
-    """total + t W^T for the rows of W that belong to one part of the input."""
+    """total + t W^T for ``rows`` rows of W, of ``CHUNK`` columns each; W has ``P1`` columns."""
     return product(t_hi, t_lo, tl.trans(weight_tile(w_hi, row0, rows, c0, CHUNK, P1)),
                    tl.trans(weight_tile(w_lo, row0, rows, c0, CHUNK, P1)), total, PRODUCTS)
 
@@ -296,13 +296,13 @@ def input_gradients(
                     tl.trans(weight_tile(w2_lo, c0, CHUNK, 0, P2, P2)), t, PRODUCTS)
         d = load_fragment(d1, d_row0, d_count, N1, c0, ROWS, CHUNK)
         t_hi, t_lo = halves(t * unscale2 * d)
-        total0 = through_first(t_hi, t_lo, w1_hi, w1_lo, 0, B0, c0, CHUNK, P1, total0, PRODUCTS)
+        total0 = through_transposed(t_hi, t_lo, w1_hi, w1_lo, 0, B0, c0, CHUNK, P1, total0, PRODUCTS)
         if PARTS > 1:
-            total1 = through_first(t_hi, t_lo, w1_hi, w1_lo, B0, B1, c0, CHUNK, P1, total1, PRODUCTS)
+            total1 = through_transposed(t_hi, t_lo, w1_hi, w1_lo, B0, B1, c0, CHUNK, P1, total1, PRODUCTS)
         if PARTS > 2:
-            total2 = through_first(t_hi, t_lo, w1_hi, w1_lo, B0 + B1, B2, c0, CHUNK, P1, total2, PRODUCTS)
+            total2 = through_transposed(t_hi, t_lo, w1_hi, w1_lo, B0 + B1, B2, c0, CHUNK, P1, total2, PRODUCTS)
         if PARTS > 3:
-            total3 = through_first(t_hi, t_lo, w1_hi, w1_lo, B0 + B1 + B2, B3, c0, CHUNK, P1, total3, PRODUCTS)
+            total3 = through_transposed(t_hi, t_lo, w1_hi, w1_lo, B0 + B1 + B2, B3, c0, CHUNK, P1, total3, PRODUCTS)
     return total0 * unscale1, total1 * unscale1, total2 * unscale1, total3 * unscale1
 
 
@@ -323,15 +323,15 @@ def store_parts(
 
 @triton.jit
 def hidden_kernel(
-    x0, x1, x2, x3, w1_hi, w1_lo, w1_info, w2_hi, w2_lo, w2_info, out, d1, d2, count,
+    x0, x1, x2, x3, w1_hi, w1_lo, w1_info, w2_hi, w2_lo, w2_info, w3_hi, w3_lo, w3_info, out, d1, d2, y, count,
     PARTS: tl.constexpr, K0: tl.constexpr, K1: tl.constexpr, K2: tl.constexpr, K3: tl.constexpr,
     B0: tl.constexpr, B1: tl.constexpr, B2: tl.constexpr, B3: tl.constexpr,
-    N1: tl.constexpr, N2: tl.constexpr, P1: tl.constexpr, P2: tl.constexpr,
-    ROWS: tl.constexpr, CHUNK: tl.constexpr, PRODUCTS: tl.constexpr,
+    N1: tl.constexpr, N2: tl.constexpr, N3: tl.constexpr, P1: tl.constexpr, P2: tl.constexpr, P3: tl.constexpr,
+    BLOCK3: tl.constexpr, ROWS: tl.constexpr, CHUNK: tl.constexpr, PRODUCTS: tl.constexpr,
 ):
     """out = silu(p2), p2 = silu(p1) W2, p1 = x W1; x [count, K0 + K1 + ...], W1 [B0 + B1 + ..., P1], W2 [P1, P2].
 
-    Beside it d1 = silu'(p1) [count, N1] and d2 = silu'(p2) [count, N2].
+    Beside it d1 = silu'(p1) [count, N1], d2 = silu'(p2) [count, N2] and, unless N3 = 0, y = out W3 [count, N3], W3 [P2, P3].
     """
     row0 = tl.program_id(0).to(tl.int64) * ROWS
     total = second_sum(x0, x1, x2, x3, row0, count, d1, row0, count, w1_hi, w1_lo, w1_info, w2_hi, w2_lo, w2_info,
@@ -339,19 +339,42 @@ def hidden_kernel(
     h, d = silu_and_derivative(total)
     store_fragment(d2, d, row0, count, N2, 0, ROWS, P2)
     store_fragment(out, h, row0, count, N2, 0, ROWS, P2)
+    if N3 > 0:
+        scale = power_of_two(tl.sqrt(tl.sum(h * h, axis=1)))
+        unscale = (inverse_power_of_two(scale) * tl.load(w3_info))[:, None]
+        h_hi, h_lo = halves(h * scale[:, None])
+        for n0 in range(0, P3, BLOCK3):
+            part = tl.zeros([ROWS, BLOCK3], dtype=tl.float32)
+            part = product(h_hi, h_lo, weight_tile(w3_hi, 0, P2, n0, BLOCK3, P3), weight_tile(w3_lo, 0, P2, n0, BLOCK3, P3),
+                           part, PRODUCTS)
+            store_fragment(y, part * unscale, row0, count, N3, n0, ROWS, BLOCK3)
 
 
 @triton.jit
 def hidden_backward_kernel(
-    g, d1, d2, w1_hi, w1_lo, w1_info, w2_hi, w2_lo, w2_info, dx0, dx1, dx2, dx3, count,
+    g, dy, d1, d2, w1_hi, w1_lo, w1_info, w2_hi, w2_lo, w2_info, w3_hi, w3_lo, w3_info, dx0, dx1, dx2, dx3, count,
     PARTS: tl.constexpr, K0: tl.constexpr, K1: tl.constexpr, K2: tl.constexpr, K3: tl.constexpr,
     B0: tl.constexpr, B1: tl.constexpr, B2: tl.constexpr, B3: tl.constexpr,
-    N1: tl.constexpr, N2: tl.constexpr, P1: tl.constexpr, P2: tl.constexpr,
-    ROWS: tl.constexpr, CHUNK: tl.constexpr, PRODUCTS: tl.constexpr,
+    N1: tl.constexpr, N2: tl.constexpr, N3: tl.constexpr, P1: tl.constexpr, P2: tl.constexpr, P3: tl.constexpr,
+    BLOCK3: tl.constexpr, ROWS: tl.constexpr, CHUNK: tl.constexpr, PRODUCTS: tl.constexpr,
 ):
-    """dx = ((g * d2) W2^T * d1) W1^T, in the parts of x."""
+    """dx = ((g2 * d2) W2^T * d1) W1^T, in the parts of x; g2 = g or, unless N3 = 0, g + dy W3^T."""
     row0 = tl.program_id(0).to(tl.int64) * ROWS
-    g2 = load_rows(g, row0, count, N2, 0, ROWS, P2) * load_rows(d2, row0, count, N2, 0, ROWS, P2)
+    if N3 > 0:
+        square = tl.zeros([ROWS], dtype=tl.float32)
+        for n0 in tl.static_range(0, P3, BLOCK3):
+            part = load_rows(dy, row0, count, N3, n0, ROWS, BLOCK3)
+            square += tl.sum(part * part, axis=1)
+        scale = power_of_two(tl.sqrt(square))
+        total = tl.zeros([ROWS, P2], dtype=tl.float32)
+        for n0 in range(0, P3, BLOCK3):
+            part = load_rows(dy, row0, count, N3, n0, ROWS, BLOCK3)
+            y_hi, y_lo = halves(part * scale[:, None])
+            total = through_transposed(y_hi, y_lo, w3_hi, w3_lo, 0, P2, n0, BLOCK3, P3, total, PRODUCTS)
+        total *= (inverse_power_of_two(scale) * tl.load(w3_info))[:, None]
+        g2 = (total + load_fragment(g, row0, count, N2, 0, ROWS, P2)) * load_fragment(d2, row0, count, N2, 0, ROWS, P2)
+    else:
+        g2 = load_rows(g, row0, count, N2, 0, ROWS, P2) * load_rows(d2, row0, count, N2, 0, ROWS, P2)
     total0, total1, total2, total3 = input_gradients(
         g2, d1, row0, count, w1_hi, w1_lo, w1_info, w2_hi, w2_lo, w2_info, PARTS, B0, B1, B2, B3, N1, P1, P2, ROWS, CHUNK,
         PRODUCTS)
