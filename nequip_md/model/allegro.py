@@ -189,7 +189,8 @@ class Allegro(Potential):
         two_body = self.two_body_mlp.last()
         matrix = self._by_order(two_body @ self.tensor_weights.last()).flatten(1)
         if self.two_body_mlp.fuses_last:
-            hidden, tensor_weights = self.two_body_mlp.hidden_and_product([self.embedding(edges)], self.two_body_mlp.first(), matrix)
+            first = self.two_body_mlp.first()
+            hidden, tensor_weights = self.two_body_mlp.hidden_and_product([self.embedding(edges)], first, matrix)
             moment, hidden = self._moment(hidden, harmonics, edges.centre, row_ptr)
         else:
             moment, hidden = self._moment(self.two_body_mlp.hidden(self.embedding(edges)), harmonics, edges.centre, row_ptr)

@@ -171,10 +171,13 @@ def split(w: Tensor, widths: list[int], pad: Callable[[int], int] = _block) -> t
 
 
 _SHARED_MEMORY = 227 * 1024
+_BLOCK_LAST = 32
+"""Columns at a time of the matrix that reads the hidden layer."""
 _TILES = {
     # rows, chunk, warps, stages; the first that fits is taken. From timings on an H200 (docs/performance.md)
     "hidden": ((128, 32, 8, 2), (64, 16, 4, 3), (64, 16, 4, 2), (64, 16, 8, 2)),
     "backward": ((64, 32, 4, 3), (64, 16, 4, 2), (64, 16, 8, 2)),
+    "backward_dense": ((128, 32, 8, 2), (64, 16, 4, 2)),
     "energy": ((128, 32, 8, 2), (64, 16, 4, 2), (64, 16, 8, 2)),
 }
 
@@ -185,11 +188,18 @@ def _tiles(kernel: str, widths: list[int], inner: int, outer: int) -> dict | Non
     for rows, chunk, warps, stages in _TILES[kernel]:
         chunk = min(chunk, _block(inner))
         weights = chunk * (inputs + outputs)
-        forward, backward = (rows * (held + chunk) + stages * weights for held in (inputs, outputs))
-        # the kernel of both directions reuses the memory of the first for the second, whose weights need not be doubled
-        shared = {"hidden": forward, "backward": backward, "energy": max(forward, rows * (outputs + chunk) + weights)}[kernel]
-        registers = rows * max(outputs, inputs if kernel != "hidden" else 0) / (32 * warps)
-        if 4 * shared <= _SHARED_MEMORY and registers <= 128:
+        forward, backward = rows * inputs + stages * weights, rows * (outputs + chunk) + stages * weights
+        shared = {
+            "hidden": forward,
+            "backward": backward,
+            # the gradient of the hidden layer stays in registers
+            "backward_dense": max(stages * weights, stages * _BLOCK_LAST * (outputs + rows) + rows * _BLOCK_LAST),
+            # reuses the memory of one direction for the other, whose weights need not be doubled
+            "energy": max(forward, rows * (outputs + chunk) + weights),
+        }[kernel]
+        accumulators = {"hidden": outputs, "backward_dense": inputs + outputs}.get(kernel, max(inputs, outputs))
+        registers = rows * accumulators / (32 * warps)
+        if 4 * shared <= _SHARED_MEMORY and registers <= (224 if kernel == "backward_dense" else 128):
             return {"ROWS": rows, "CHUNK": chunk, "num_warps": warps, "num_stages": stages}
     return None
 
@@ -207,9 +217,13 @@ def _part_constants(widths: list[int]) -> dict:
     return constants
 
 
+_WIDEST_BEFORE_LAST = 256
+"""Widest hidden layer that is multiplied by the next matrix in its own kernel: its halves are held in registers."""
+
+
 def _last_constants(width: int) -> dict:
     """For the matrix that reads the hidden layer; width 0: there is none."""
-    return {"N3": width, "P3": _block(width), "BLOCK3": min(32, _block(width))}
+    return {"N3": width, "P3": _block(width), "BLOCK3": min(_BLOCK_LAST, _block(width))}
 
 
 @triton_op("nequip_md::dense_triton", mutates_args={})
@@ -261,7 +275,7 @@ def mlp_hidden_backward(
 ) -> list[Tensor]:
     (count, inner), outer = d1.shape, d2.shape[1]
     out = [g.new_empty((count, k)) for k in widths]
-    tiles = _tiles("backward", widths, inner, outer)
+    tiles = _tiles("backward_dense" if w3 else "backward", widths, inner, outer)
     _launch(mlp_kernels.hidden_backward_kernel, (triton.cdiv(count, tiles["ROWS"]),), g, *(dy or [g]), d1, d2, w1_hi, w1_lo,
             w1_info, w2_hi, w2_lo, w2_info, *(w3 or [w2_hi, w2_lo, w2_info]), *_four(out), count, **_part_constants(widths),
             N1=inner, N2=outer, P1=_block(inner), P2=_block(outer), **_last_constants(dy[0].shape[1] if dy else 0),
@@ -324,13 +338,17 @@ def replacements(precision: str) -> dict[torch._ops.OpOverload, Callable]:
             h1, d1 = silu_and_derivative(product(torch.cat(parts, dim=-1), w1))
             h2, d2 = silu_and_derivative(product(h1, w2))
             return h2, *([] if w3 is None else [product(h2, w3)]), d1, d2
+        if w3 is not None and w2.shape[1] > _WIDEST_BEFORE_LAST:
+            h, d1, d2 = hidden_form(parts, w1, w2)
+            return h, product(h, w3), d1, d2
         last, width = ([], 0) if w3 is None else (split(w3, [w3.shape[0]]), w3.shape[1])
         first, second = split(w1, [p.shape[1] for p in parts]), split(w2, [w2.shape[0]])
         return tuple(mlp_hidden(parts, *first, *second, list(last), *w2.shape, width, products))
 
     def hidden_backward_form(g, d1, d2, w1, w2, widths, dy=None, w3=None):
-        if _tiles("backward", widths, *w2.shape) is None:
-            g = g if w3 is None else g + product(dy, w3.T)
+        if w3 is not None and _tiles("backward_dense", widths, *w2.shape) is None:
+            g, w3 = g + product(dy, w3.T), None
+        if w3 is None and _tiles("backward", widths, *w2.shape) is None:
             dx = product(product(g * d2, w2.T) * d1, w1.T)
             return [part.contiguous() for part in dx.split(widths, dim=-1)]
         dy, last = ([], []) if w3 is None else ([dy], list(split(w3, [w3.shape[0]])))
