@@ -37,12 +37,12 @@ def upcast(value):
     return value.double() if torch.is_tensor(value) and value.is_floating_point() else value
 
 
-def check(name, precision, *arguments):
-    """The Triton form in its precision against the reference in float64, relative to the norm."""
+def check(name, precision, *arguments, results=None):
+    """The Triton form in its precision against the reference in float64, relative to the norm; the first ``results`` of it."""
     operator = getattr(OPERATORS, name).default
     expected, result = operator(*upcast(arguments)), FORMS[precision][operator](*arguments)
     single = torch.is_tensor(expected)
-    for got, want in zip([result] if single else result, [expected] if single else expected):
+    for got, want in list(zip([result] if single else result, [expected] if single else expected))[:results]:
         assert got.shape == want.shape
         error = (got.double() - want).norm() / want.norm().clamp(min=1e-30)
         assert error <= TOLERANCE[precision], f"{name}: {error:.1e}"
@@ -93,12 +93,22 @@ def test_perceptrons(precision, widths, inner, outer):
     parts[0][3] = 0.0
     w1 = random(precision, sum(widths), inner) / sum(widths) ** 0.5
     w2 = random(precision, inner, outer) / inner**0.5
-    check("mlp_hidden", precision, parts, w1, w2)
-    check("mlp_energy", precision, parts, w1, w2, random(precision, outer), random(precision, sum(widths)))
-    g, p1, p2 = (random(precision, rows, n) for n in (outer, inner, outer))
-    check("mlp_hidden_backward", precision, g, p1, p2, w1, w2, widths)
+    v, r = random(precision, outer), random(precision, sum(widths))
+    check("mlp_hidden", precision, parts, w1, w2, results=1)
+    check("mlp_energy", precision, parts, w1, w2, v, r, results=1)
+    # silu' of a small difference of large numbers is as inaccurate as that difference
+    even = [random(precision, rows, k) for k in widths]
+    check("mlp_hidden", precision, even, w1, w2)
+    check("mlp_energy", precision, even, w1, w2, v, r)
+    g, d1, d2 = (random(precision, rows, n) for n in (outer, inner, outer))
+    d1, d2 = d1.clamp(-0.1, 1.1), d2.clamp(-0.1, 1.1)
+    check("mlp_hidden_backward", precision, g, d1, d2, w1, w2, widths)
+    for last in (48, 160) if outer <= 256 else (48,):
+        w3 = random(precision, outer, last) / outer**0.5
+        check("mlp_hidden_dense", precision, parts, w1, w2, w3, results=2)
+        check("mlp_hidden_dense_backward", precision, g, 10 * random(precision, rows, last), d1, d2, w1, w2, w3, widths)
     check("dense", precision, torch.cat(parts, dim=-1), w1, False)
-    check("dense", precision, p1, w1, True)
+    check("dense", precision, d1, w1, True)
     w = random(precision, 4, widths[0], inner)
     check("mix_orders", precision, random(precision, 9, 16, widths[0]), w, False)
     check("mix_orders", precision, random(precision, 9, 16, inner), w, True)
@@ -161,7 +171,7 @@ def test_scales_follow_the_rows(size):
     x = torch.cat(parts, dim=-1)
     check("dense", "fp32", x, random("fp32", 64, 48), False)
     # for silu ~ identity the whole network scales; for large arguments it is the identity or zero
-    check("mlp_hidden", "fp32", parts, random("fp32", 64, 64), random("fp32", 64, 64))
+    check("mlp_hidden", "fp32", parts, random("fp32", 64, 64), random("fp32", 64, 64), results=1)
 
 
 @pytest.mark.parametrize("size", [1e-38, 1e-30, 1e-19, 1e-17])
@@ -170,6 +180,15 @@ def test_rows_near_zero_stay_near_zero(size):
     parts, w1, w2 = [size * random("fp32", 40, 64)], random("fp32", 64, 64) / 8, random("fp32", 64, 64) / 8
     result = FORMS["fp32"][OPERATORS.mlp_hidden.default](parts, w1, w2)[0]
     assert (result - OPERATORS.mlp_hidden(parts, w1, w2)[0]).abs().max() <= 1e-3 * size + 1e-25
+
+
+def test_limits_of_silu():
+    """Where exp overflows, silu and its derivative are 0 or x and 1; nothing is NaN on finite input."""
+    parts = [torch.diag(torch.tensor([-1e15, -200.0, -90.0, -1.0, 0.0, 1.0, 90.0, 1e15], device=DEVICE))]
+    unit = torch.eye(8, device=DEVICE)
+    check("mlp_hidden", "fp32", parts, unit, unit)
+    for value in FORMS["fp32"][OPERATORS.mlp_hidden.default](parts, unit, unit):
+        assert torch.isfinite(value).all()
 
 
 def test_not_a_number_is_not_hidden():
@@ -194,6 +213,8 @@ def test_whole_model(name, precision):
     targets = {str(node.target) for node in program.graph.nodes}
     for operator in ("mlp_hidden", "edge_embedding", "edge_embedding_backward"):
         assert (f"nequip_md.{operator}_triton.default" in targets) == (precision != "fp64")
+    # with two hidden layers, what reads a hidden layer is in its kernel
+    assert ("nequip_md.dense_triton.default" in targets) == (name == "large")
     inputs = example_inputs(5, 3, 9, 2, config.cutoff, seed=5, device=DEVICE)
     for got, want in zip(program.module()(*inputs), energy_and_gradient(exact, *inputs)):
         assert (got - want).norm() <= TOLERANCE[precision] * want.norm()

@@ -200,10 +200,15 @@ class Allegro(Potential):
         config = self.config
         scalars, channels, orders = config.num_scalar_features, config.num_tensor_features, config.l_max + 1
 
-        hidden = self.two_body_mlp.hidden(embedded)
-        moment, hidden = self._moment(hidden, harmonics, centre, row_ptr)
         two_body = self.two_body_mlp.last()
-        tensor_weights = self._product(hidden, self._by_order(two_body @ self.tensor_weights.last()).flatten(1))
+        matrix = self._by_order(two_body @ self.tensor_weights.last()).flatten(1)
+        if self.two_body_mlp.fuses_last:
+            first = self.two_body_mlp.first()
+            hidden, tensor_weights = self.two_body_mlp.hidden_and_product([embedded], first, matrix)
+            moment, hidden = self._moment(hidden, harmonics, centre, row_ptr)
+        else:
+            moment, hidden = self._moment(self.two_body_mlp.hidden(embedded), harmonics, centre, row_ptr)
+            tensor_weights = self._product(hidden, matrix)
         tensor_weights = tensor_weights.view(-1, orders, channels)
         projection = two_body @ self.first_projection.last()
 
@@ -225,6 +230,15 @@ class Allegro(Potential):
             inputs = [*features, q]
             if k == config.num_layers - 1 and self._ends_in_one_operator(layer.mlp, inputs):
                 return self._linear_readout_operator(layer.mlp, inputs, maps)
+            if k < config.num_layers - 1 and layer.mlp.fuses_last:
+                last = layer.mlp.last()
+                hidden, feature = layer.mlp.hidden_and_product(inputs, self._merge(layer.mlp.first(), maps), last[:, :scalars])
+                # nothing else reads the hidden layer: its two gradients meet in the operator
+                moment = edge_moment(hidden.unsqueeze(1), harmonics, centre, row_ptr)
+                features.append(feature)
+                maps.append(None)
+                environment_map = last[:, scalars:]
+                continue
             if layer.mlp.nonlinearity:
                 hidden = layer.mlp.hidden_from(inputs, self._merge(layer.mlp.first(), maps))
                 last = layer.mlp.last()

@@ -67,6 +67,15 @@ class MLP(nn.Module):
             x = activation(ops.dense(x, matrix) if self.fused else x @ matrix)
         return x
 
+    @property
+    def fuses_last(self) -> bool:
+        """Whether one operator makes both the hidden layer and its product with a matrix (:meth:`hidden_and_product`)."""
+        return self.fused and len(self.weights) == 3
+
+    def hidden_and_product(self, parts: list[Tensor], first: Tensor, matrix: Tensor) -> tuple[Tensor, Tensor]:
+        """:meth:`hidden_from`, and its product with a matrix, in one pass."""
+        return ops.mlp_hidden_dense(parts, first, self.weights[1] * self.gains[1], matrix)
+
     def first(self) -> Tensor:
         """Matrix of the first layer, gain included."""
         return self.weights[0] * self.gains[0]

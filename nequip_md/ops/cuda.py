@@ -14,9 +14,8 @@ import triton
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.library import triton_op, wrap_triton
-from torch.nn.functional import silu
 
-from nequip_md.ops.mlp import silu_derivative
+from nequip_md.ops.mlp import silu_and_derivative
 from nequip_md.ops.triton_kernels import embedding
 from nequip_md.ops.triton_kernels import mlp as mlp_kernels
 from nequip_md.ops.triton_kernels import segments
@@ -207,26 +206,42 @@ def split(w: Tensor, widths: list[int], pad: Callable[[int], int] = _block) -> t
 
 
 _SHARED_MEMORY = 227 * 1024
+_BLOCK_LAST = 32
+"""Columns at a time of the matrix that reads the hidden layer."""
 _TILES = {
     # rows, chunk, warps, stages; the first that fits is taken. From timings on an H200 (docs/performance.md)
     "hidden": ((128, 32, 8, 2), (64, 16, 4, 3), (64, 16, 4, 2), (64, 16, 8, 2)),
     "backward": ((64, 32, 4, 3), (64, 16, 4, 2), (64, 16, 8, 2)),
+    "backward_dense": ((128, 32, 8, 2), (64, 16, 4, 2)),
     "energy": ((128, 32, 8, 2), (64, 16, 4, 2), (64, 16, 8, 2)),
 }
 
 
-def _tiles(kernel: str, widths: list[int], outer: int) -> dict | None:
-    """Tile sizes of a kernel for input parts of these widths and a second layer of width ``outer``; None: too wide for it."""
+def _tiles(kernel: str, widths: list[int], inner: int, outer: int) -> dict | None:
+    """Tile sizes of a kernel for input parts of these widths and layers of widths ``inner`` and ``outer``; None: too wide."""
     inputs, outputs = sum(_block(k) for k in widths), _block(outer)
     for rows, chunk, warps, stages in _TILES[kernel]:
+        chunk = min(chunk, _block(inner))
         weights = chunk * (inputs + outputs)
-        forward, backward = (rows * (held + chunk) + stages * weights for held in (inputs, outputs))
-        # the kernel of both directions reuses the memory of the first for the second, whose weights need not be doubled
-        shared = {"hidden": forward, "backward": backward, "energy": max(forward, rows * (outputs + chunk) + weights)}[kernel]
-        registers = rows * max(outputs, inputs if kernel != "hidden" else 0) / (32 * warps)
-        if 4 * shared <= _SHARED_MEMORY and registers <= 128:
+        forward, backward = rows * inputs + stages * weights, rows * (outputs + chunk) + stages * weights
+        shared = {
+            "hidden": forward,
+            "backward": backward,
+            # the gradient of the hidden layer stays in registers
+            "backward_dense": max(stages * weights, stages * _BLOCK_LAST * (outputs + rows) + rows * _BLOCK_LAST),
+            # reuses the memory of one direction for the other, whose weights need not be doubled
+            "energy": max(forward, rows * (outputs + chunk) + weights),
+        }[kernel]
+        accumulators = {"hidden": outputs, "backward_dense": inputs + outputs}.get(kernel, max(inputs, outputs))
+        registers = rows * accumulators / (32 * warps)
+        if 4 * shared <= _SHARED_MEMORY and registers <= (224 if kernel == "backward_dense" else 128):
             return {"ROWS": rows, "CHUNK": chunk, "num_warps": warps, "num_stages": stages}
     return None
+
+
+def _derivative_dtype(products: int) -> torch.dtype:
+    """Of silu', which lies in (-0.1, 1.1): halves have the accuracy of one product."""
+    return torch.float16 if products == 1 else torch.float32
 
 
 def _part_constants(widths: list[int]) -> dict:
@@ -235,6 +250,15 @@ def _part_constants(widths: list[int]) -> dict:
     for j, width in enumerate(filled):
         constants |= {f"K{j}": width, f"B{j}": _block(width)}
     return constants
+
+
+_WIDEST_BEFORE_LAST = 256
+"""Widest hidden layer that is multiplied by the next matrix in its own kernel: its halves are held in registers."""
+
+
+def _last_constants(width: int) -> dict:
+    """For the matrix that reads the hidden layer; width 0: there is none."""
+    return {"N3": width, "P3": _block(width), "BLOCK3": min(_BLOCK_LAST, _block(width))}
 
 
 @triton_op("nequip_md::dense_triton", mutates_args={})
@@ -266,27 +290,30 @@ def mix_orders(x: Tensor, w_hi: Tensor, w_lo: Tensor, w_info: Tensor, outer: int
 @triton_op("nequip_md::mlp_hidden_triton", mutates_args={})
 def mlp_hidden(
     parts: list[Tensor], w1_hi: Tensor, w1_lo: Tensor, w1_info: Tensor, w2_hi: Tensor, w2_lo: Tensor, w2_info: Tensor,
-    inner: int, outer: int, products: int,
+    w3: list[Tensor], inner: int, outer: int, last: int, products: int,
 ) -> list[Tensor]:
     widths, count = [p.shape[1] for p in parts], parts[0].shape[0]
-    out, pre1, pre2 = (parts[0].new_empty((count, n)) for n in (outer, inner, outer))
-    tiles = _tiles("hidden", widths, outer)
+    out = parts[0].new_empty((count, outer))
+    d1, d2 = (parts[0].new_empty((count, n), dtype=_derivative_dtype(products)) for n in (inner, outer))
+    y = [out.new_empty((count, last))] if last else []
+    tiles = _tiles("hidden", widths, inner, outer)
     _launch(mlp_kernels.hidden_kernel, (triton.cdiv(count, tiles["ROWS"]),), *_four(parts), w1_hi, w1_lo, w1_info, w2_hi, w2_lo,
-            w2_info, out, pre1, pre2, count, **_part_constants(widths), N1=inner, N2=outer, P1=_block(inner), P2=_block(outer),
-            PRODUCTS=products, **tiles)
-    return [out, pre1, pre2]
+            w2_info, *(w3 or [w2_hi, w2_lo, w2_info]), out, d1, d2, *(y or [out]), count, **_part_constants(widths), N1=inner,
+            N2=outer, P1=_block(inner), P2=_block(outer), **_last_constants(last), PRODUCTS=products, **tiles)
+    return [out, *y, d1, d2]
 
 
 @triton_op("nequip_md::mlp_hidden_backward_triton", mutates_args={})
 def mlp_hidden_backward(
-    g: Tensor, pre1: Tensor, pre2: Tensor, w1_hi: Tensor, w1_lo: Tensor, w1_info: Tensor, w2_hi: Tensor, w2_lo: Tensor,
-    w2_info: Tensor, widths: list[int], products: int,
+    g: Tensor, dy: list[Tensor], d1: Tensor, d2: Tensor, w1_hi: Tensor, w1_lo: Tensor, w1_info: Tensor, w2_hi: Tensor,
+    w2_lo: Tensor, w2_info: Tensor, w3: list[Tensor], widths: list[int], products: int,
 ) -> list[Tensor]:
-    (count, inner), outer = pre1.shape, pre2.shape[1]
+    (count, inner), outer = d1.shape, d2.shape[1]
     out = [g.new_empty((count, k)) for k in widths]
-    tiles = _tiles("backward", widths, outer)
-    _launch(mlp_kernels.hidden_backward_kernel, (triton.cdiv(count, tiles["ROWS"]),), g, pre1, pre2, w1_hi, w1_lo, w1_info, w2_hi,
-            w2_lo, w2_info, *_four(out), count, **_part_constants(widths), N1=inner, N2=outer, P1=_block(inner), P2=_block(outer),
+    tiles = _tiles("backward_dense" if w3 else "backward", widths, inner, outer)
+    _launch(mlp_kernels.hidden_backward_kernel, (triton.cdiv(count, tiles["ROWS"]),), g, *(dy or [g]), d1, d2, w1_hi, w1_lo,
+            w1_info, w2_hi, w2_lo, w2_info, *(w3 or [w2_hi, w2_lo, w2_info]), *_four(out), count, **_part_constants(widths),
+            N1=inner, N2=outer, P1=_block(inner), P2=_block(outer), **_last_constants(dy[0].shape[1] if dy else 0),
             PRODUCTS=products, **tiles)
     return out
 
@@ -299,8 +326,8 @@ def mlp_energy(
     widths, count = [p.shape[1] for p in parts], parts[0].shape[0]
     energy = parts[0].new_empty((count,))
     gradients = [torch.empty_like(p) for p in parts]
-    tiles = _tiles("energy", widths, outer)
-    scratch = parts[0].new_empty((_PROGRAMS, tiles["ROWS"], _block(inner)))
+    tiles = _tiles("energy", widths, inner, outer)
+    scratch = parts[0].new_empty((_PROGRAMS, tiles["ROWS"], _block(inner)), dtype=_derivative_dtype(products))
     _launch(mlp_kernels.energy_kernel, (_PROGRAMS,), *_four(parts), w1_hi, w1_lo, w1_info, w2_hi, w2_lo, w2_info, v, r, energy,
             *_four(gradients), scratch, count, **_part_constants(widths), P1=_block(inner), P2=_block(outer),
             PRODUCTS=products, **tiles)
@@ -340,26 +367,34 @@ def replacements(precision: str) -> dict[torch._ops.OpOverload, Callable]:
     def product(x, w):
         return dense_form(x.contiguous(), w.contiguous(), False)
 
-    def hidden_form(parts, w1, w2):
-        if _tiles("hidden", [p.shape[1] for p in parts], w2.shape[1]) is None:
-            p1 = product(torch.cat(parts, dim=-1), w1)
-            p2 = product(silu(p1), w2)
-            return silu(p2), p1, p2
+    def hidden_form(parts, w1, w2, w3=None):
+        """h, (h w3,) and the derivatives of silu."""
+        if _tiles("hidden", [p.shape[1] for p in parts], *w2.shape) is None:
+            h1, d1 = silu_and_derivative(product(torch.cat(parts, dim=-1), w1))
+            h2, d2 = silu_and_derivative(product(h1, w2))
+            return h2, *([] if w3 is None else [product(h2, w3)]), d1, d2
+        if w3 is not None and w2.shape[1] > _WIDEST_BEFORE_LAST:
+            h, d1, d2 = hidden_form(parts, w1, w2)
+            return h, product(h, w3), d1, d2
+        last, width = ([], 0) if w3 is None else (split(w3, [w3.shape[0]]), w3.shape[1])
         first, second = split(w1, [p.shape[1] for p in parts]), split(w2, [w2.shape[0]])
-        return tuple(mlp_hidden(parts, *first, *second, *w2.shape, products))
+        return tuple(mlp_hidden(parts, *first, *second, list(last), *w2.shape, width, products))
 
-    def hidden_backward_form(g, p1, p2, w1, w2, widths):
-        if _tiles("backward", widths, w2.shape[1]) is None:
-            dx = product(product(g * silu_derivative(p2), w2.T) * silu_derivative(p1), w1.T)
+    def hidden_backward_form(g, d1, d2, w1, w2, widths, dy=None, w3=None):
+        if w3 is not None and _tiles("backward_dense", widths, *w2.shape) is None:
+            g, w3 = g + product(dy, w3.T), None
+        if w3 is None and _tiles("backward", widths, *w2.shape) is None:
+            dx = product(product(g * d2, w2.T) * d1, w1.T)
             return [part.contiguous() for part in dx.split(widths, dim=-1)]
-        return mlp_hidden_backward(g, p1, p2, *split(w1, widths), *split(w2, [w2.shape[0]]), widths, products)
+        dy, last = ([], []) if w3 is None else ([dy], list(split(w3, [w3.shape[0]])))
+        return mlp_hidden_backward(g, dy, d1, d2, *split(w1, widths), *split(w2, [w2.shape[0]]), last, widths, products)
 
     def energy_form(parts, w1, w2, v, r):
         widths = [p.shape[1] for p in parts]
         pad = torch.nn.functional.pad
-        if _tiles("energy", widths, w2.shape[1]) is None:
-            h, p1, p2 = hidden_form(parts, w1, w2)
-            gradient = hidden_backward_form(v.expand_as(p2), p1, p2, w1, w2, widths)
+        if _tiles("energy", widths, *w2.shape) is None:
+            h, d1, d2 = hidden_form(parts, w1, w2)
+            gradient = hidden_backward_form(v.expand_as(d2), d1, d2, w1, w2, widths)
             return [h @ v + torch.cat(parts, dim=-1) @ r, *(g + c for g, c in zip(gradient, r.split(widths)))]
         r = torch.cat([pad(c, (0, _block(k) - k)) for c, k in zip(r.split(widths), widths)])
         v = pad(v, (0, _block(len(v)) - len(v)))
@@ -391,6 +426,9 @@ def replacements(precision: str) -> dict[torch._ops.OpOverload, Callable]:
         ops.dense.default: dense_form,
         ops.mlp_hidden.default: hidden_form,
         ops.mlp_hidden_backward.default: hidden_backward_form,
+        ops.mlp_hidden_dense.default: hidden_form,
+        ops.mlp_hidden_dense_backward.default:
+            lambda g, dy, d1, d2, w1, w2, w3, widths: hidden_backward_form(g, d1, d2, w1, w2, widths, dy, w3),
         ops.mlp_energy.default: energy_form,
         ops.edge_embedding.default: embedding_form,
         ops.edge_embedding_backward.default: embedding_backward_form,

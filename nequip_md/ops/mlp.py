@@ -4,7 +4,8 @@ Two layers and their nonlinearity at a time,
 
 .. math:: h = \mathrm{silu}(p_2), \quad p_2 = \mathrm{silu}(p_1) W_2, \quad p_1 = [x_0 | x_1 | \dots] W_1,
 
-with the input in parts, side by side. The references are plain PyTorch. The fast forms (:mod:`nequip_md.ops.cuda`) are for
+with the input in parts, side by side; :math:`\mathrm{silu}'(p_1)` and :math:`\mathrm{silu}'(p_2)` are left for the
+gradient. The references are plain PyTorch. The fast forms (:mod:`nequip_md.ops.cuda`) are for
 inference: gradients go to the inputs, not to the weights, and once only. A model uses these operators when it is exported
 for a device that has them, and plain PyTorch otherwise.
 """
@@ -13,7 +14,6 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn.functional import silu
 
 from nequip_md.ops._operator import define
 
@@ -22,9 +22,10 @@ MAX_PARTS = 4
 """Parts of an input that the fast forms take."""
 
 
-def silu_derivative(x: Tensor) -> Tensor:
+def silu_and_derivative(x: Tensor) -> tuple[Tensor, Tensor]:
     s = torch.sigmoid(x)
-    return s * (1 + x * (1 - s))
+    h = x * s
+    return h, s + h * (1 - s)
 
 
 # ---- one matrix ---------------------------------------------------------------------------------------------------
@@ -69,26 +70,26 @@ define("mix_orders(Tensor x, Tensor w, bool transposed) -> Tensor", _mix_referen
 
 
 def _hidden_reference(parts: list[Tensor], w1: Tensor, w2: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    p1 = torch.cat(parts, dim=-1) @ w1
-    p2 = silu(p1) @ w2
-    return silu(p2), p1, p2
+    h1, d1 = silu_and_derivative(torch.cat(parts, dim=-1) @ w1)
+    h2, d2 = silu_and_derivative(h1 @ w2)
+    return h2, d1, d2
 
 
-def _hidden_backward_reference(g: Tensor, p1: Tensor, p2: Tensor, w1: Tensor, w2: Tensor, widths: list[int]) -> list[Tensor]:
-    dx = (((g * silu_derivative(p2)) @ w2.T) * silu_derivative(p1)) @ w1.T
+def _hidden_backward_reference(g: Tensor, d1: Tensor, d2: Tensor, w1: Tensor, w2: Tensor, widths: list[int]) -> list[Tensor]:
+    dx = (((g * d2) @ w2.T) * d1) @ w1.T
     return [part.clone(memory_format=torch.contiguous_format) for part in dx.split(widths, dim=-1)]
 
 
 def _hidden_setup(ctx, inputs, output):
     parts, w1, w2 = inputs
-    _, p1, p2 = output
+    _, d1, d2 = output
     ctx.widths = [part.shape[1] for part in parts]
-    ctx.save_for_backward(p1, p2, w1, w2)
+    ctx.save_for_backward(d1, d2, w1, w2)
 
 
 def _hidden_backward(ctx, g, *_):
-    p1, p2, w1, w2 = ctx.saved_tensors
-    return torch.ops.nequip_md.mlp_hidden_backward(g.contiguous(), p1, p2, w1, w2, ctx.widths), None, None
+    d1, d2, w1, w2 = ctx.saved_tensors
+    return torch.ops.nequip_md.mlp_hidden_backward(g.contiguous(), d1, d2, w1, w2, ctx.widths), None, None
 
 
 define(
@@ -96,8 +97,44 @@ define(
     _hidden_reference, backward=_hidden_backward, setup_context=_hidden_setup,
 )
 define(
-    "mlp_hidden_backward(Tensor g, Tensor p1, Tensor p2, Tensor w1, Tensor w2, int[] widths) -> Tensor[]",
+    "mlp_hidden_backward(Tensor g, Tensor d1, Tensor d2, Tensor w1, Tensor w2, int[] widths) -> Tensor[]",
     _hidden_backward_reference,
+)
+
+
+# ---- two layers and the matrix that reads them --------------------------------------------------------------------
+
+
+def _hidden_dense_reference(parts: list[Tensor], w1: Tensor, w2: Tensor, w3: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    h, d1, d2 = _hidden_reference(parts, w1, w2)
+    return h, h @ w3, d1, d2
+
+
+def _hidden_dense_backward_reference(
+    g: Tensor, dy: Tensor, d1: Tensor, d2: Tensor, w1: Tensor, w2: Tensor, w3: Tensor, widths: list[int]
+) -> list[Tensor]:
+    return _hidden_backward_reference(g + dy @ w3.T, d1, d2, w1, w2, widths)
+
+
+def _hidden_dense_setup(ctx, inputs, output):
+    parts, *weights = inputs
+    ctx.widths = [part.shape[1] for part in parts]
+    ctx.save_for_backward(*output[2:], *weights)
+
+
+def _hidden_dense_backward(ctx, g, dy, *_):
+    gradient = torch.ops.nequip_md.mlp_hidden_dense_backward(g.contiguous(), dy.contiguous(), *ctx.saved_tensors, ctx.widths)
+    return gradient, None, None, None
+
+
+define(
+    "mlp_hidden_dense(Tensor[] parts, Tensor w1, Tensor w2, Tensor w3) -> (Tensor, Tensor, Tensor, Tensor)",
+    _hidden_dense_reference, backward=_hidden_dense_backward, setup_context=_hidden_dense_setup,
+)
+define(
+    "mlp_hidden_dense_backward(Tensor g, Tensor dy, Tensor d1, Tensor d2, Tensor w1, Tensor w2, Tensor w3, int[] widths) "
+    "-> Tensor[]",
+    _hidden_dense_backward_reference,
 )
 
 
@@ -105,9 +142,9 @@ define(
 
 
 def _energy_reference(parts: list[Tensor], w1: Tensor, w2: Tensor, v: Tensor, r: Tensor) -> list[Tensor]:
-    h, p1, p2 = _hidden_reference(parts, w1, w2)
+    h, d1, d2 = _hidden_reference(parts, w1, w2)
     widths = [part.shape[1] for part in parts]
-    gradient = _hidden_backward_reference(v.expand_as(p2), p1, p2, w1, w2, widths)
+    gradient = _hidden_backward_reference(v.expand_as(d2), d1, d2, w1, w2, widths)
     energy = h @ v + torch.cat(parts, dim=-1) @ r
     return [energy, *(g + c for g, c in zip(gradient, r.split(widths)))]
 
@@ -154,6 +191,17 @@ def mlp_hidden(parts: list[Tensor], w1: Tensor, w2: Tensor) -> Tensor:
     if len(parts) > MAX_PARTS:
         parts = [torch.cat(parts, dim=-1)]
     return torch.ops.nequip_md.mlp_hidden([p.contiguous() for p in parts], w1.contiguous(), w2.contiguous())[0]
+
+
+def mlp_hidden_dense(parts: list[Tensor], w1: Tensor, w2: Tensor, w3: Tensor) -> tuple[Tensor, Tensor]:
+    """h = :func:`mlp_hidden` of the first three, [E, N2], and h w3, [E, N3]; w3 is [N2, N3].
+
+    Both have to be used: the gradients of both are read. Differentiable once, by ``parts`` only.
+    """
+    if len(parts) > MAX_PARTS:
+        parts = [torch.cat(parts, dim=-1)]
+    return torch.ops.nequip_md.mlp_hidden_dense([p.contiguous() for p in parts], w1.contiguous(), w2.contiguous(),
+                                                w3.contiguous())[:2]
 
 
 def mlp_energy(parts: list[Tensor], w1: Tensor, w2: Tensor, v: Tensor, r: Tensor) -> Tensor:

@@ -17,13 +17,20 @@ Tiles
     ``ROWS`` edges for each program. The hidden layer is made ``CHUNK`` columns at a time and multiplied into the next
     layer's sum at once, so a two-layer network needs one pass and only its input and output tiles are held.
     Inputs come in up to four parts, side by side, which spares their concatenation. All widths are powers of two here;
-    the weights are padded with zeros (:func:`nequip_md.ops.mlp.split`).
+    the weights are padded with zeros (:func:`nequip_md.ops.cuda.split`).
+
+Results
+    A result of the tensor cores is written, and what multiplies one is read, as its threads hold it (:func:`fragment`):
+    otherwise Triton brings it into another order through shared memory, with two barriers for every chunk.
+    The forward kernels leave silu' for the backward ones, which then need no exponential; with ``PRODUCTS`` = 1 as fp16.
 """
 
 from __future__ import annotations
 
 import triton
 import triton.language as tl
+
+THREADS_FROM_LAST_AXIS: tl.constexpr = tl.constexpr(tuple(map(int, triton.__version__.split(".")[:2])) >= (3, 7))
 
 
 @triton.jit
@@ -58,14 +65,16 @@ def product(a_hi, a_lo, b_hi, b_lo, total, PRODUCTS: tl.constexpr):
 
 
 @triton.jit
-def silu(x):
-    return x * tl.sigmoid(x)
+def silu_and_derivative(x):
+    """silu(x) and silu'(x) of s = 1 / (1 + e), e = exp(-x): x s and s + x s (1 - s), with 1 - s = e s.
 
-
-@triton.jit
-def silu_derivative(x):
-    s = tl.sigmoid(x)
-    return s * (1.0 + x * (1.0 - s))
+    The quotient is made as a square, since a division takes many instructions. e stays finite, so e s has no NaN.
+    """
+    e = tl.exp2(tl.minimum(x * -1.4426950408889634, 126.0))
+    root = tl.rsqrt(1.0 + e)
+    s = root * root
+    h = x * s
+    return h, s + h * (e * s)
 
 
 @triton.jit
@@ -78,11 +87,58 @@ def load_rows(x, row0, count, WIDTH: tl.constexpr, column0, ROWS: tl.constexpr, 
 
 
 @triton.jit
-def store_rows(out, values, row0, count, WIDTH: tl.constexpr, column0, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    row = tl.arange(0, ROWS)
-    column = column0 + tl.arange(0, COLUMNS)
-    inside = (row < count - row0)[:, None] & (column < WIDTH)[None, :]
-    tl.store(out + row0 * WIDTH + row[:, None] * WIDTH + column[None, :], values, mask=inside)
+def fragment(values, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """[ROWS, COLUMNS] with six axes, in an order for which Triton gives a store to the threads that hold the values.
+
+    A warp holds 16 rows of a result: lane 4 a + b the rows a and a + 8, and of every 8 columns 2 b and 2 b + 1. Threads of
+    a store go along the last axis, then along those whose addresses are not adjacent: from the last one on or, before
+    Triton 3.7, from the first one on.
+    """
+    values = tl.reshape(values, [ROWS // 16, 2, 8, COLUMNS // 8, 4, 2])
+    return tl.permute(values, (3, 1, 0, 2, 4, 5) if THREADS_FROM_LAST_AXIS else (4, 2, 0, 1, 3, 5))
+
+
+@triton.jit
+def from_fragment(values, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    return tl.reshape(tl.permute(values, (2, 1, 3, 0, 4, 5) if THREADS_FROM_LAST_AXIS else (2, 3, 1, 4, 0, 5)), [ROWS, COLUMNS])
+
+
+@triton.jit
+def fragment_rows(ROWS: tl.constexpr):
+    """Row of each element of a :func:`fragment`."""
+    half, lane = tl.arange(0, 2) * 8, tl.arange(0, 8)
+    if THREADS_FROM_LAST_AXIS:
+        within = half[None, :, None, None, None, None] + lane[None, None, None, :, None, None]
+    else:
+        within = lane[None, :, None, None, None, None] + half[None, None, None, :, None, None]
+    return within + tl.arange(0, ROWS // 16)[None, None, :, None, None, None] * 16
+
+
+@triton.jit
+def fragment_columns(COLUMNS: tl.constexpr):
+    group, lane = tl.arange(0, COLUMNS // 8) * 8, tl.arange(0, 4) * 2
+    if THREADS_FROM_LAST_AXIS:
+        pair = group[:, None, None, None, None, None] + lane[None, None, None, None, :, None]
+    else:
+        pair = lane[:, None, None, None, None, None] + group[None, None, None, None, :, None]
+    return pair + tl.arange(0, 2)[None, None, None, None, None, :]
+
+
+@triton.jit
+def load_fragment(x, row0, count, WIDTH: tl.constexpr, column0, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """As :func:`load_rows`, for what multiplies or adds to a result of the tensor cores."""
+    row, column = fragment_rows(ROWS), column0 + fragment_columns(COLUMNS)
+    inside = (row < count - row0) & (column < WIDTH)
+    values = tl.load(x + row0 * WIDTH + (row * WIDTH + column), mask=inside, other=0.0)
+    return from_fragment(values, ROWS, COLUMNS)
+
+
+@triton.jit
+def store_fragment(out, values, row0, count, WIDTH: tl.constexpr, column0, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    row, column = fragment_rows(ROWS), column0 + fragment_columns(COLUMNS)
+    inside = (row < count - row0) & (column < WIDTH)
+    values = fragment(values.to(out.dtype.element_ty), ROWS, COLUMNS)
+    tl.store(out + row0 * WIDTH + (row * WIDTH + column), values, mask=inside)
 
 
 @triton.jit
@@ -115,7 +171,7 @@ def dense_kernel(
             b_lo = weight_tile(w_lo, k0, CHUNK, column0, BLOCK_N, PADDED_N)
         total = product(x_hi, x_lo, b_hi, b_lo, total, PRODUCTS)
     total *= (inverse_power_of_two(scale) * tl.load(w_info))[:, None]
-    store_rows(out, total, row0, count, N, column0, ROWS, BLOCK_N)
+    store_fragment(out, total, row0, count, N, column0, ROWS, BLOCK_N)
 
 
 @triton.jit
@@ -157,12 +213,12 @@ def mix_kernel(
 
 @triton.jit
 def second_sum(
-    x0, x1, x2, x3, row0, count, pre1, pre_row0, pre_count, w1_hi, w1_lo, w1_info, w2_hi, w2_lo, w2_info,
+    x0, x1, x2, x3, row0, count, d1, d_row0, d_count, w1_hi, w1_lo, w1_info, w2_hi, w2_lo, w2_info,
     PARTS: tl.constexpr, K0: tl.constexpr, K1: tl.constexpr, K2: tl.constexpr, K3: tl.constexpr,
     B0: tl.constexpr, B1: tl.constexpr, B2: tl.constexpr, B3: tl.constexpr,
     N1: tl.constexpr, P1: tl.constexpr, P2: tl.constexpr, ROWS: tl.constexpr, CHUNK: tl.constexpr, PRODUCTS: tl.constexpr,
 ):
-    """silu(x W1) W2 for one tile of rows; x W1 is stored in ``pre1`` [pre_count, N1] from row ``pre_row0`` on."""
+    """silu(x W1) W2 for one tile of rows; silu'(x W1) is stored in ``d1`` [d_count, N1] from row ``d_row0`` on."""
     # parts that are not there repeat the first; what is made of them is never used
     part0 = load_rows(x0, row0, count, K0, 0, ROWS, B0)
     part1, part2, part3 = part0, part0, part0
@@ -201,32 +257,33 @@ def second_sum(
             p = product(x3_hi, x3_lo, weight_tile(w1_hi, B0 + B1 + B2, B3, c0, CHUNK, P1),
                         weight_tile(w1_lo, B0 + B1 + B2, B3, c0, CHUNK, P1), p, PRODUCTS)
         p *= unscale1
-        store_rows(pre1, p, pre_row0, pre_count, N1, c0, ROWS, CHUNK)
-        h_hi, h_lo = halves(silu(p) * scale2[:, None])
+        h, d = silu_and_derivative(p)
+        store_fragment(d1, d, d_row0, d_count, N1, c0, ROWS, CHUNK)
+        h_hi, h_lo = halves(h * scale2[:, None])
         total = product(h_hi, h_lo, weight_tile(w2_hi, c0, CHUNK, 0, P2, P2), weight_tile(w2_lo, c0, CHUNK, 0, P2, P2),
                         total, PRODUCTS)
     return total * unscale2
 
 
 @triton.jit
-def through_first(t_hi, t_lo, w_hi, w_lo, row0, rows: tl.constexpr, c0, CHUNK: tl.constexpr, P1: tl.constexpr, total,
+def through_transposed(t_hi, t_lo, w_hi, w_lo, row0, rows: tl.constexpr, c0, CHUNK: tl.constexpr, P1: tl.constexpr, total,
                   PRODUCTS: tl.constexpr):
-    """total + t W^T for the rows of W that belong to one part of the input."""
+    """total + t W^T for ``rows`` rows of W, of ``CHUNK`` columns each; W has ``P1`` columns."""
     return product(t_hi, t_lo, tl.trans(weight_tile(w_hi, row0, rows, c0, CHUNK, P1)),
                    tl.trans(weight_tile(w_lo, row0, rows, c0, CHUNK, P1)), total, PRODUCTS)
 
 
 @triton.jit
 def input_gradients(
-    g2, pre1, pre_row0, pre_count, w1_hi, w1_lo, w1_info, w2_hi, w2_lo, w2_info,
+    g2, d1, d_row0, d_count, w1_hi, w1_lo, w1_info, w2_hi, w2_lo, w2_info,
     PARTS: tl.constexpr, B0: tl.constexpr, B1: tl.constexpr, B2: tl.constexpr, B3: tl.constexpr,
     N1: tl.constexpr, P1: tl.constexpr, P2: tl.constexpr, ROWS: tl.constexpr, CHUNK: tl.constexpr, PRODUCTS: tl.constexpr,
 ):
-    """(g2 W2^T * silu'(pre1)) W1^T for one tile of rows, in the parts of x; those that are not there are zeros."""
+    """(g2 W2^T * d1) W1^T for one tile of rows, in the parts of x; those that are not there are zeros."""
     norm = tl.sqrt(tl.sum(g2 * g2, axis=1))
     scale2 = power_of_two(norm)
     scale1 = power_of_two(norm * tl.load(w2_info + 2) * 1.1)
-    unscale2 = (inverse_power_of_two(scale2) * tl.load(w2_info))[:, None]
+    unscale2 = (inverse_power_of_two(scale2) * tl.load(w2_info) * scale1)[:, None]
     unscale1 = (inverse_power_of_two(scale1) * tl.load(w1_info))[:, None]
     g_hi, g_lo = halves(g2 * scale2[:, None])
     total0 = tl.zeros([ROWS, B0], dtype=tl.float32)
@@ -237,16 +294,15 @@ def input_gradients(
         t = tl.zeros([ROWS, CHUNK], dtype=tl.float32)
         t = product(g_hi, g_lo, tl.trans(weight_tile(w2_hi, c0, CHUNK, 0, P2, P2)),
                     tl.trans(weight_tile(w2_lo, c0, CHUNK, 0, P2, P2)), t, PRODUCTS)
-        p = load_rows(pre1, pre_row0, pre_count, N1, c0, ROWS, CHUNK)
-        t = t * unscale2 * silu_derivative(p)
-        t_hi, t_lo = halves(t * scale1[:, None])
-        total0 = through_first(t_hi, t_lo, w1_hi, w1_lo, 0, B0, c0, CHUNK, P1, total0, PRODUCTS)
+        d = load_fragment(d1, d_row0, d_count, N1, c0, ROWS, CHUNK)
+        t_hi, t_lo = halves(t * unscale2 * d)
+        total0 = through_transposed(t_hi, t_lo, w1_hi, w1_lo, 0, B0, c0, CHUNK, P1, total0, PRODUCTS)
         if PARTS > 1:
-            total1 = through_first(t_hi, t_lo, w1_hi, w1_lo, B0, B1, c0, CHUNK, P1, total1, PRODUCTS)
+            total1 = through_transposed(t_hi, t_lo, w1_hi, w1_lo, B0, B1, c0, CHUNK, P1, total1, PRODUCTS)
         if PARTS > 2:
-            total2 = through_first(t_hi, t_lo, w1_hi, w1_lo, B0 + B1, B2, c0, CHUNK, P1, total2, PRODUCTS)
+            total2 = through_transposed(t_hi, t_lo, w1_hi, w1_lo, B0 + B1, B2, c0, CHUNK, P1, total2, PRODUCTS)
         if PARTS > 3:
-            total3 = through_first(t_hi, t_lo, w1_hi, w1_lo, B0 + B1 + B2, B3, c0, CHUNK, P1, total3, PRODUCTS)
+            total3 = through_transposed(t_hi, t_lo, w1_hi, w1_lo, B0 + B1 + B2, B3, c0, CHUNK, P1, total3, PRODUCTS)
     return total0 * unscale1, total1 * unscale1, total2 * unscale1, total3 * unscale1
 
 
@@ -256,44 +312,71 @@ def store_parts(
     PARTS: tl.constexpr, K0: tl.constexpr, K1: tl.constexpr, K2: tl.constexpr, K3: tl.constexpr,
     B0: tl.constexpr, B1: tl.constexpr, B2: tl.constexpr, B3: tl.constexpr,
 ):
-    store_rows(dx0, total0, row0, count, K0, 0, ROWS, B0)
+    store_fragment(dx0, total0, row0, count, K0, 0, ROWS, B0)
     if PARTS > 1:
-        store_rows(dx1, total1, row0, count, K1, 0, ROWS, B1)
+        store_fragment(dx1, total1, row0, count, K1, 0, ROWS, B1)
     if PARTS > 2:
-        store_rows(dx2, total2, row0, count, K2, 0, ROWS, B2)
+        store_fragment(dx2, total2, row0, count, K2, 0, ROWS, B2)
     if PARTS > 3:
-        store_rows(dx3, total3, row0, count, K3, 0, ROWS, B3)
+        store_fragment(dx3, total3, row0, count, K3, 0, ROWS, B3)
 
 
 @triton.jit
 def hidden_kernel(
-    x0, x1, x2, x3, w1_hi, w1_lo, w1_info, w2_hi, w2_lo, w2_info, out, pre1, pre2, count,
+    x0, x1, x2, x3, w1_hi, w1_lo, w1_info, w2_hi, w2_lo, w2_info, w3_hi, w3_lo, w3_info, out, d1, d2, y, count,
     PARTS: tl.constexpr, K0: tl.constexpr, K1: tl.constexpr, K2: tl.constexpr, K3: tl.constexpr,
     B0: tl.constexpr, B1: tl.constexpr, B2: tl.constexpr, B3: tl.constexpr,
-    N1: tl.constexpr, N2: tl.constexpr, P1: tl.constexpr, P2: tl.constexpr,
-    ROWS: tl.constexpr, CHUNK: tl.constexpr, PRODUCTS: tl.constexpr,
+    N1: tl.constexpr, N2: tl.constexpr, N3: tl.constexpr, P1: tl.constexpr, P2: tl.constexpr, P3: tl.constexpr,
+    BLOCK3: tl.constexpr, ROWS: tl.constexpr, CHUNK: tl.constexpr, PRODUCTS: tl.constexpr,
 ):
-    """out = silu(pre2), pre2 = silu(pre1) W2, pre1 = x W1; x [count, K0 + K1 + ...], W1 [B0 + B1 + ..., P1], W2 [P1, P2]."""
+    """out = silu(p2), p2 = silu(p1) W2, p1 = x W1; x [count, K0 + K1 + ...], W1 [B0 + B1 + ..., P1], W2 [P1, P2].
+
+    Beside it d1 = silu'(p1) [count, N1], d2 = silu'(p2) [count, N2] and, unless N3 = 0, y = out W3 [count, N3], W3 [P2, P3].
+    """
     row0 = tl.program_id(0).to(tl.int64) * ROWS
-    total = second_sum(x0, x1, x2, x3, row0, count, pre1, row0, count, w1_hi, w1_lo, w1_info, w2_hi, w2_lo, w2_info,
+    total = second_sum(x0, x1, x2, x3, row0, count, d1, row0, count, w1_hi, w1_lo, w1_info, w2_hi, w2_lo, w2_info,
                        PARTS, K0, K1, K2, K3, B0, B1, B2, B3, N1, P1, P2, ROWS, CHUNK, PRODUCTS)
-    store_rows(pre2, total, row0, count, N2, 0, ROWS, P2)
-    store_rows(out, silu(total), row0, count, N2, 0, ROWS, P2)
+    h, d = silu_and_derivative(total)
+    store_fragment(d2, d, row0, count, N2, 0, ROWS, P2)
+    store_fragment(out, h, row0, count, N2, 0, ROWS, P2)
+    if N3 > 0:
+        scale = power_of_two(tl.sqrt(tl.sum(h * h, axis=1)))
+        unscale = (inverse_power_of_two(scale) * tl.load(w3_info))[:, None]
+        h_hi, h_lo = halves(h * scale[:, None])
+        for n0 in range(0, P3, BLOCK3):
+            part = tl.zeros([ROWS, BLOCK3], dtype=tl.float32)
+            part = product(h_hi, h_lo, weight_tile(w3_hi, 0, P2, n0, BLOCK3, P3), weight_tile(w3_lo, 0, P2, n0, BLOCK3, P3),
+                           part, PRODUCTS)
+            store_fragment(y, part * unscale, row0, count, N3, n0, ROWS, BLOCK3)
 
 
 @triton.jit
 def hidden_backward_kernel(
-    g, pre1, pre2, w1_hi, w1_lo, w1_info, w2_hi, w2_lo, w2_info, dx0, dx1, dx2, dx3, count,
+    g, dy, d1, d2, w1_hi, w1_lo, w1_info, w2_hi, w2_lo, w2_info, w3_hi, w3_lo, w3_info, dx0, dx1, dx2, dx3, count,
     PARTS: tl.constexpr, K0: tl.constexpr, K1: tl.constexpr, K2: tl.constexpr, K3: tl.constexpr,
     B0: tl.constexpr, B1: tl.constexpr, B2: tl.constexpr, B3: tl.constexpr,
-    N1: tl.constexpr, N2: tl.constexpr, P1: tl.constexpr, P2: tl.constexpr,
-    ROWS: tl.constexpr, CHUNK: tl.constexpr, PRODUCTS: tl.constexpr,
+    N1: tl.constexpr, N2: tl.constexpr, N3: tl.constexpr, P1: tl.constexpr, P2: tl.constexpr, P3: tl.constexpr,
+    BLOCK3: tl.constexpr, ROWS: tl.constexpr, CHUNK: tl.constexpr, PRODUCTS: tl.constexpr,
 ):
-    """dx = ((g * silu'(pre2)) W2^T * silu'(pre1)) W1^T, in the parts of x."""
+    """dx = ((g2 * d2) W2^T * d1) W1^T, in the parts of x; g2 = g or, unless N3 = 0, g + dy W3^T."""
     row0 = tl.program_id(0).to(tl.int64) * ROWS
-    g2 = load_rows(g, row0, count, N2, 0, ROWS, P2) * silu_derivative(load_rows(pre2, row0, count, N2, 0, ROWS, P2))
+    if N3 > 0:
+        square = tl.zeros([ROWS], dtype=tl.float32)
+        for n0 in tl.static_range(0, P3, BLOCK3):
+            part = load_rows(dy, row0, count, N3, n0, ROWS, BLOCK3)
+            square += tl.sum(part * part, axis=1)
+        scale = power_of_two(tl.sqrt(square))
+        total = tl.zeros([ROWS, P2], dtype=tl.float32)
+        for n0 in range(0, P3, BLOCK3):
+            part = load_rows(dy, row0, count, N3, n0, ROWS, BLOCK3)
+            y_hi, y_lo = halves(part * scale[:, None])
+            total = through_transposed(y_hi, y_lo, w3_hi, w3_lo, 0, P2, n0, BLOCK3, P3, total, PRODUCTS)
+        total *= (inverse_power_of_two(scale) * tl.load(w3_info))[:, None]
+        g2 = (total + load_fragment(g, row0, count, N2, 0, ROWS, P2)) * load_fragment(d2, row0, count, N2, 0, ROWS, P2)
+    else:
+        g2 = load_rows(g, row0, count, N2, 0, ROWS, P2) * load_rows(d2, row0, count, N2, 0, ROWS, P2)
     total0, total1, total2, total3 = input_gradients(
-        g2, pre1, row0, count, w1_hi, w1_lo, w1_info, w2_hi, w2_lo, w2_info, PARTS, B0, B1, B2, B3, N1, P1, P2, ROWS, CHUNK,
+        g2, d1, row0, count, w1_hi, w1_lo, w1_info, w2_hi, w2_lo, w2_info, PARTS, B0, B1, B2, B3, N1, P1, P2, ROWS, CHUNK,
         PRODUCTS)
     store_parts(dx0, dx1, dx2, dx3, total0, total1, total2, total3, row0, count, ROWS, PARTS, K0, K1, K2, K3, B0, B1, B2, B3)
 
@@ -312,7 +395,7 @@ def energy_kernel(
 ):
     """energy = v silu(silu(x W1) W2) + r x and its gradient by x, in one pass; r [B0 + B1 + ...], v [P2], padded with zeros.
 
-    Each program takes every num_programs-th block of rows and keeps pre1 in its own [ROWS, P1] of ``scratch``, which never
+    Each program takes every num_programs-th block of rows and keeps silu'(x W1) in its own [ROWS, P1] of ``scratch``, which never
     leaves the second-level cache.
     """
     lane = tl.arange(0, ROWS)
@@ -329,13 +412,14 @@ def energy_kernel(
         total = second_sum(x0, x1, x2, x3, row0, count, mine, 0, ROWS, w1_hi, w1_lo, w1_info, w2_hi, w2_lo, w2_info,
                            PARTS, K0, K1, K2, K3, B0, B1, B2, B3, P1, P1, P2, ROWS, CHUNK, PRODUCTS)
         v_n = tl.load(v + tl.arange(0, P2))[None, :]
-        result += tl.sum(silu(total) * v_n, axis=1)
+        h, d = silu_and_derivative(total)
+        result += tl.sum(h * v_n, axis=1)
         tl.store(energy + row0 + lane, result, mask=lane < count - row0)
 
-        # backward: v is the gradient of the hidden layer; pre1 was written by other threads of this program
+        # backward: v is the gradient of the hidden layer; the derivative was written by other threads of this program
         tl.debug_barrier()
         total0, total1, total2, total3 = input_gradients(
-            v_n * silu_derivative(total), mine, 0, ROWS, w1_hi, w1_lo, w1_info, w2_hi, w2_lo, w2_info, PARTS, B0, B1, B2, B3, P1,
+            v_n * d, mine, 0, ROWS, w1_hi, w1_lo, w1_info, w2_hi, w2_lo, w2_info, PARTS, B0, B1, B2, B3, P1,
             P1, P2, ROWS, CHUNK, PRODUCTS)
         tl.debug_barrier()
 
