@@ -1,6 +1,6 @@
 """GPU time of one evaluation by kernel.
 
-    python benchmarks/kernel_times.py medium --size 12288 --precision fp32 tf32 --output benchmarks/results/kernels.json
+    python benchmarks/kernel_times.py medium --sizes 81 12288 --precision fp32 tf32 --output benchmarks/results/kernels.json
 
 Exports the preset (random weights) or checkpoint for each precision and evaluates it on water or a structure. The table is
 from PyTorch's profiler, the whole evaluation from CUDA events without the profiler: what exceeds the sum is time between kernels.
@@ -20,14 +20,17 @@ from datetime import date
 from pathlib import Path
 
 import torch
+from ase import Atoms
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
+from nequip_md.bench.cli import positive
 from nequip_md.bench.compilation import compile_all, model_config
 from nequip_md.bench.measure import machine, time_alternately
 from nequip_md.bench.structures import check_types, read_structure, systems
 from nequip_md.cli import run
 from nequip_md.errors import NequIPMDError
+from nequip_md.export import Artifact, load_artifact
 from nequip_md.graph import build_graph
 
 NAME_WIDTH = 70
@@ -70,42 +73,52 @@ def print_table(result: dict) -> None:
           f"{result['whole_ms']:9.4f}", flush=True)
 
 
+def times(artifact: Artifact, precision: str, atoms: Atoms, repeats: int) -> dict:
+    """Measure one size, and print its table."""
+    device = artifact.device.type
+    graph = build_graph(atoms, artifact.type_names, artifact.pair_cutoffs).to(device)
+
+    def call():
+        return artifact(graph)
+
+    timed = time_alternately({precision: call}, device, repeats)[precision]
+    if isinstance(timed, str):
+        raise NequIPMDError(f"the evaluation failed: {timed}")
+    kernels = kernel_table(call, device, repeats)
+    result = {"precision": precision, "device": device, "atoms": len(atoms), "edges": graph.num_edges,
+              "whole_ms": 1e3 * timed[0], "sum_ms": sum(row["ms"] for row in kernels), "kernels": kernels}
+    print_table(result)
+    return result
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", nargs="?", default="medium", help="preset or checkpoint (default: medium)")
-    parser.add_argument("--size", type=int, default=12288, help="about so many atoms (default 12288)")
+    parser.add_argument("model", nargs="?", default="medium", help="preset, checkpoint or artifact (default: medium)")
+    parser.add_argument("--sizes", type=positive, nargs="+", default=[12288], metavar="ATOMS",
+                        help="about so many atoms each (default 12288)")
     parser.add_argument("--structure", type=Path, help="repeat this structure instead of water")
     parser.add_argument("--precision", choices=("fp64", "fp32", "tf32"), nargs="+", help="default: fp32 tf32, on a CPU fp32")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--repeats", type=int, default=11)
+    parser.add_argument("--repeats", type=positive, default=11)
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()
 
     def program() -> None:
-        if options.size < 1 or options.repeats < 1:
-            raise NequIPMDError("--size and --repeats must be 1 or more")
-        precisions = options.precision or (["fp32", "tf32"] if options.device == "cuda" else ["fp32"])
         structure = read_structure(options.structure) if options.structure else None
-        (atoms,) = systems([options.size], structure)
+        boxes = systems(options.sizes, structure)
         config = model_config(options.model, structure)
-        if config is None:
-            raise NequIPMDError(f"{options.model} is compiled; give its checkpoint or a preset")
-        check_types(atoms, config.type_names)
         results = []
         with tempfile.TemporaryDirectory() as folder:
-            compiled = compile_all(options.model, config, precisions, options.device, atoms, Path(folder), with_peer=False)
-            graph = build_graph(atoms, config.type_names, config.cutoff_matrix()).to(options.device)
-            for precision, artifact in compiled.artifacts.items():
-                def call(artifact=artifact):
-                    return artifact(graph)
-
-                timed = time_alternately({precision: call}, options.device, options.repeats)[precision]
-                if isinstance(timed, str):
-                    raise NequIPMDError(f"the evaluation failed: {timed}")
-                kernels = kernel_table(call, options.device, options.repeats)
-                results.append({"precision": precision, "device": options.device, "atoms": len(atoms), "edges": graph.num_edges,
-                                "whole_ms": 1e3 * timed[0], "sum_ms": sum(row["ms"] for row in kernels), "kernels": kernels})
-                print_table(results[-1])
+            if config is None:
+                artifact = load_artifact(options.model)
+                artifacts = {artifact.metadata["precision"]: artifact}
+            else:
+                precisions = options.precision or (["fp32", "tf32"] if options.device == "cuda" else ["fp32"])
+                artifacts = compile_all(options.model, config, precisions, options.device, boxes[0], Path(folder),
+                                        with_peer=False).artifacts
+            for precision, artifact in artifacts.items():
+                check_types(boxes[0], artifact.type_names)
+                results += [times(artifact, precision, atoms, options.repeats) for atoms in boxes]
         if options.output:
             facts = {"model": options.model, "system": str(options.structure or "liquid water"),
                      "machine": machine(options.device), "date": date.today().isoformat(),
