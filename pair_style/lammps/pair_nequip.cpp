@@ -36,7 +36,8 @@ static constexpr int MESSAGE_SIZE = 1024;
 // ----------------------------------------------------------------------
 
 PairNequIP::PairNequIP(LAMMPS *lmp) :
-    Pair(lmp), model(nullptr), cutoff(0.0), num_threads(0), max_edges(0), replay(true), own_search(false),
+    Pair(lmp), model(nullptr), cutoff(0.0), num_threads(0), max_edges(0), replay(true), verbose(false),
+    own_search(false),
     last_build(-1), in_transit(nullptr)
 {
   single_enable = 0;
@@ -125,6 +126,14 @@ void PairNequIP::compute(int eflag, int vflag)
     error->one(FLERR, message);
   }
 
+  work.steps += 1;
+  work.replayed += results.replayed;
+  work.pieces += results.num_pieces;
+  work.edges += results.num_edges;
+  work.lists += results.seconds_lists;
+  work.model += results.seconds_model;
+  work.results += results.seconds_results;
+
   // for compute pair, which sums over ranks
 
   pvector[0] = static_cast<double>(results.num_edges);
@@ -170,6 +179,7 @@ void PairNequIP::settings(int narg, char **arg)
   max_edges = 0;
   neighbors.clear();
   replay = true;
+  verbose = false;
 
   const auto one_of = [this](const std::string &keyword, const std::string &value,
                              const std::string &first, const std::string &second) {
@@ -181,11 +191,11 @@ void PairNequIP::settings(int narg, char **arg)
   for (int iarg = 0; iarg < narg; iarg += 2) {
     const std::string keyword = arg[iarg];
     const bool known = keyword == "device" || keyword == "max_edges" || keyword == "neighbors" ||
-        keyword == "replay" || keyword == "threads";
+        keyword == "replay" || keyword == "threads" || keyword == "verbose";
     if (!known)
       error->all(FLERR, "Unknown pair_style nequip keyword '" + keyword +
                             "'; known are: device cpu|cuda, max_edges N, neighbors engine|lammps, "
-                            "replay yes|no, threads N");
+                            "replay yes|no, threads N, verbose yes|no");
     if (iarg + 1 == narg)
       error->all(FLERR, "Pair_style nequip keyword '" + keyword + "' has no value");
     const std::string value = arg[iarg + 1];
@@ -195,6 +205,8 @@ void PairNequIP::settings(int narg, char **arg)
       neighbors = one_of(keyword, value, "engine", "lammps");
     } else if (keyword == "replay") {
       replay = one_of(keyword, value, "yes", "no") == "yes";
+    } else if (keyword == "verbose") {
+      verbose = one_of(keyword, value, "yes", "no") == "yes";
     } else if (keyword == "max_edges") {
       max_edges = utils::bnumeric(FLERR, value, false, lmp);
       if (max_edges < 1)
@@ -272,6 +284,7 @@ void PairNequIP::init_style()
       (neighbors == "engine" || (neighbors.empty() && text("device") == "cuda"));
   if (!own_search) neighbor->add_request(this, NeighConst::REQ_FULL);
   last_build = -1;
+  work = Work();
 }
 
 /* ----------------------------------------------------------------------
@@ -354,6 +367,36 @@ double PairNequIP::memory_usage()
   return bytes + (owner.capacity() + centres.capacity()) * sizeof(int);
 }
 
+/* ----------------------------------------------------------------------
+   at the end of a run: what its evaluations consisted of, and what they took
+------------------------------------------------------------------------- */
+
+void PairNequIP::finish()
+{
+  if (!verbose) return;
+  constexpr int COUNT = sizeof(Work) / sizeof(double);
+  Work sum, most;
+  MPI_Reduce(&work, &sum, COUNT, MPI_DOUBLE, MPI_SUM, 0, world);
+  MPI_Reduce(&work, &most, COUNT, MPI_DOUBLE, MPI_MAX, 0, world);
+  if (comm->me != 0 || most.steps == 0) return;
+  const double ranks = comm->nprocs, steps = most.steps;
+  const auto line = [&](const char *what, double total, double largest, double unit, const char *name) {
+    char text[160];
+    snprintf(text, sizeof(text), "  %-34s %14.6g %14.6g  %s\n", what, unit * total / ranks / steps,
+             unit * largest / steps, name);
+    return std::string(text);
+  };
+  std::string text = "Pair style nequip, " + std::to_string(static_cast<bigint>(steps)) +
+      " evaluations: mean and maximum over MPI processes of\n";
+  text += line("edges", sum.edges, most.edges, 1.0, "");
+  text += line("evaluations of the model per step", sum.pieces, most.pieces, 1.0, "");
+  text += line("of these replayed", sum.replayed, most.replayed, 1.0, "");
+  text += line("positions and neighbors", sum.lists, most.lists, 1e3, "ms");
+  text += line("edges, model and sums", sum.model, most.model, 1e3, "ms");
+  text += line("adding forces", sum.results, most.results, 1e3, "ms");
+  utils::logmesg(lmp, text);
+}
+
 // ----------------------------------------------------------------------
 
 double *PairNequIP::Collected::start(int natoms, int components)
@@ -417,6 +460,7 @@ void PairNequIP::write_restart_settings(FILE *fp)
   write_text(fp, std::to_string(max_edges));
   write_text(fp, neighbors);
   write_text(fp, replay ? "yes" : "no");
+  write_text(fp, verbose ? "yes" : "no");
 }
 
 void PairNequIP::read_restart_settings(FILE *fp)
@@ -426,6 +470,7 @@ void PairNequIP::read_restart_settings(FILE *fp)
   max_edges = std::stoll(read_text(fp, lmp, world));
   neighbors = read_text(fp, lmp, world);
   replay = read_text(fp, lmp, world) == "yes";
+  verbose = read_text(fp, lmp, world) == "yes";
 }
 
 /* ----------------------------------------------------------------------

@@ -36,6 +36,7 @@ class PairNequIP : public Pair {
   int pack_reverse_comm(int, int, double *) override;
   void unpack_reverse_comm(int, int *, double *) override;
   double memory_usage() override;
+  void finish() override;
 
  protected:
   nequip_md_model *model;
@@ -45,6 +46,7 @@ class PairNequIP : public Pair {
   bigint max_edges;      // keyword max_edges; 0: no limit of the user's
   std::string neighbors;  // keyword neighbors: lammps, engine, or empty for the faster one of the device
   bool replay;            // keyword replay
+  bool verbose;           // keyword verbose
   bool own_search;        // the engine searches neighbors, no list is requested from LAMMPS
   std::vector<int> type_to_model;    // model type of each LAMMPS type, -1 for NULL
   std::string path;                  // of the artifact
@@ -68,6 +70,13 @@ class PairNequIP : public Pair {
   };
   Collected forces, virials, centroids;
   Collected *in_transit;    // what pack/unpack_reverse_comm carries
+
+  // What this rank did since the run began, for verbose.
+
+  struct Work {
+    double steps = 0, replayed = 0, pieces = 0, edges = 0, lists = 0, model = 0, results = 0;
+  };
+  Work work;
 
   std::vector<int> owner;      // atom that each atom is or is a copy of; for models with message passing
   std::vector<int> centres;    // 0 ... nlocal - 1, where there is no list of LAMMPS

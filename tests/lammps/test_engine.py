@@ -52,6 +52,10 @@ class Results(Structure):
         ("num_candidates", c_longlong),
         ("num_edges", c_longlong),
         ("num_pieces", c_longlong),
+        ("replayed", c_int),
+        ("seconds_lists", c_double),
+        ("seconds_model", c_double),
+        ("seconds_results", c_double),
     ]
 
 

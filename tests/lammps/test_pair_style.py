@@ -295,3 +295,21 @@ def test_counts(ranks, lj_artifact, tmp_path):
     assert whole[1] == pieces[1] > edges
     assert whole[2] == ranks
     assert edges / 1000 <= pieces[2] <= edges / 1000 + 2 * ranks + 0.1 * edges / 1000
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_verbose(ranks, lj_artifact, plugin_folder, tmp_path):
+    """At the end of a run: numbers of edges as compute pair has them, and times of each phase."""
+    start = SYSTEMS["orthogonal"].start(tmp_path)
+    script = (start + nequip(lj_artifact, keywords="verbose yes") + "compute c all pair nequip\nthermo_style custom step c_c[1]\n"
+              "fix move all nve\nrun 3\n")
+    outcome = run_lammps(script, tmp_path, ranks=ranks)
+    assert outcome.status == 0, outcome.text
+    printed = outcome.text.split("Pair style nequip, 4 evaluations")[1]
+    table = {line[2:36].strip(): [float(x) for x in line[36:].split()[:2]] for line in printed.splitlines()[1:7]}
+    edges = [float(line.split()[1]) for line in outcome.text.splitlines() if line.split()[:1] == ["0"] and len(line.split()) == 2]
+    assert table["edges"][0] * ranks == pytest.approx(edges[0], rel=0.02)
+    assert table["evaluations of the model per step"] == [1, 1] and table["of these replayed"] == [0, 0]
+    for phase in ("positions and neighbors", "edges, model and sums", "adding forces"):
+        assert 0 < table[phase][0] <= table[phase][1]
+    assert "Pair style nequip, " not in run_lammps(script.replace("verbose yes", ""), tmp_path).text.split("Loop time")[1]

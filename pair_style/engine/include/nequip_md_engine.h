@@ -108,6 +108,10 @@ typedef struct nequip_md_results {
     long long num_candidates; /* entries of the neighbour lists, given or found, between atoms of the model */
     long long num_edges;      /* those within the cutoff of their types, which the model saw */
     long long num_pieces;     /* evaluations of the model, see max_edges */
+    int replayed;             /* 1: a recording was replayed, see no_replay */
+    double seconds_lists;     /* wall time of checking and sending positions, and of neighbours where lists changed */
+    double seconds_model;     /* of edges, model and sums, until they are back in host memory */
+    double seconds_results;   /* of adding them to the arrays above */
 } nequip_md_results;
 
 /* The NEQUIP_MD_ABI_VERSION that the library was built with. */

@@ -1,5 +1,6 @@
 #include "model.h"
 
+#include <chrono>
 #include <cmath>
 
 #include <ATen/Parallel.h>
@@ -29,6 +30,14 @@ class ThreadScope {
  private:
     const int before_;
     const bool changed_;
+};
+
+class Stopwatch {
+ public:
+    double seconds() const { return std::chrono::duration<double>(std::chrono::steady_clock::now() - start_).count(); }
+
+ private:
+    const std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now();
 };
 
 const nequip_md_options &checked(const nequip_md_options &options)
@@ -70,32 +79,39 @@ void Model::evaluate(const nequip_md_system &system, nequip_md_results &results)
     const ThreadScope threads(num_threads_);
     const auto stream = compute_.enter();
     if (!results.forces && system.num_all > 0) throw Error(NEQUIP_MD_BAD_INPUT, "evaluate: forces is NULL");
+    const Stopwatch watch;
     table_.update(system);
-
-    const bool energies = results.atom_energies != nullptr;
-    const Tally::Wanted wanted{results.atom_virials != nullptr, results.centroid_virials != nullptr};
-    if (const Tally *replayed = replay_.run(table_, wanted, energies)) {
-        finish(*replayed, results, replayed->num_edges(), 1);
-        return;
-    }
-    for (const bool wide : {false, true}) {
-        Tally tally(compute_, table_.num_centres(), table_.num_atoms(), wanted, wide);
-        pieces_.run(table_, network_, tally);
-        tally.finish();
-        if (!tally.fetch(table_.num_atoms(), energies)) continue;
-        finish(tally, results, pieces_.num_edges(), pieces_.num_pieces());
-        if (may_replay_ && !wide && pieces_.num_pieces() == 1 && replay_.worthwhile(pieces_.num_edges()))
-            replay_.record(table_, network_, wanted, pieces_.num_edges());
-        return;
-    }
+    results.seconds_lists = watch.seconds();
+    const Tally &tally = evaluate_table({results.atom_virials != nullptr, results.centroid_virials != nullptr},
+                                        results.atom_energies != nullptr, results);
+    results.seconds_model = watch.seconds() - results.seconds_lists;
+    tally.add_to(table_, energy_factor_, results);
+    results.seconds_results = watch.seconds() - results.seconds_lists - results.seconds_model;
+    results.num_candidates = table_.num_candidates();
 }
 
-void Model::finish(const Tally &tally, nequip_md_results &results, int64_t num_edges, int64_t num_pieces) const
+const Tally &Model::evaluate_table(const Tally::Wanted &wanted, bool atom_energies, nequip_md_results &results)
 {
-    tally.add_to(table_, energy_factor_, results);
-    results.num_candidates = table_.num_candidates();
-    results.num_edges = num_edges;
-    results.num_pieces = num_pieces;
+    if (const Tally *replayed = replay_.run(table_, wanted, atom_energies)) {
+        results.replayed = 1;
+        results.num_pieces = 1;
+        results.num_edges = replayed->num_edges();
+        return *replayed;
+    }
+    const auto sums_are_right = [&](bool wide) {
+        tally_.emplace(compute_, table_.num_centres(), table_.num_atoms(), wanted, wide);
+        pieces_.run(table_, network_, *tally_);
+        tally_->finish();
+        return tally_->fetch(table_.num_atoms(), atom_energies);
+    };
+    const bool fixed = sums_are_right(/*wide=*/false);
+    if (!fixed) sums_are_right(/*wide=*/true);
+    results.replayed = 0;
+    results.num_pieces = pieces_.num_pieces();
+    results.num_edges = pieces_.num_edges();
+    if (may_replay_ && fixed && pieces_.num_pieces() == 1 && replay_.worthwhile(pieces_.num_edges()))
+        replay_.record(table_, network_, wanted, pieces_.num_edges());
+    return *tally_;
 }
 
 }  // namespace nequip_md

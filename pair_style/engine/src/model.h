@@ -1,6 +1,7 @@
 // One loaded potential: metadata, compiled network, the caller's atoms, and how they are evaluated.
 #pragma once
 
+#include <optional>
 #include <string>
 
 #include "compute.h"
@@ -21,7 +22,7 @@ class Model {
     void evaluate(const nequip_md_system &system, nequip_md_results &results);
 
  private:
-    void finish(const Tally &tally, nequip_md_results &results, int64_t num_edges, int64_t num_pieces) const;
+    const Tally &evaluate_table(const Tally::Wanted &wanted, bool atom_energies, nequip_md_results &results);
 
     Metadata metadata_;
     Compute compute_;
@@ -32,6 +33,7 @@ class Model {
     NeighbourTable table_;
     Pieces pieces_;
     Replay replay_;
+    std::optional<Tally> tally_;  // of the last evaluation that was not replayed
 };
 
 }  // namespace nequip_md
