@@ -327,7 +327,7 @@ def mlp_energy(
     energy = parts[0].new_empty((count,))
     gradients = [torch.empty_like(p) for p in parts]
     tiles = _tiles("energy", widths, inner, outer)
-    scratch = parts[0].new_empty((_PROGRAMS, tiles["ROWS"], _block(inner)), dtype=_derivative_dtype(products))
+    scratch = parts[0].new_empty((_PROGRAMS, tiles["ROWS"], _block(inner) + _block(outer)), dtype=_derivative_dtype(products))
     _launch(mlp_kernels.energy_kernel, (_PROGRAMS,), *_four(parts), w1_hi, w1_lo, w1_info, w2_hi, w2_lo, w2_info, v, r, energy,
             *_four(gradients), scratch, count, **_part_constants(widths), P1=_block(inner), P2=_block(outer),
             PRODUCTS=products, **tiles)

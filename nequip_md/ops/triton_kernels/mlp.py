@@ -275,17 +275,27 @@ def through_transposed(t_hi, t_lo, w_hi, w_lo, row0, rows: tl.constexpr, c0, CHU
 
 @triton.jit
 def input_gradients(
-    g2, d1, d_row0, d_count, w1_hi, w1_lo, w1_info, w2_hi, w2_lo, w2_info,
+    g2, d1, d_row0, d_count, w1_hi, w1_lo, w1_info, w2_hi, w2_lo, w2_info, spare, LOW_TO_SHARED: tl.constexpr,
     PARTS: tl.constexpr, B0: tl.constexpr, B1: tl.constexpr, B2: tl.constexpr, B3: tl.constexpr,
     N1: tl.constexpr, P1: tl.constexpr, P2: tl.constexpr, ROWS: tl.constexpr, CHUNK: tl.constexpr, PRODUCTS: tl.constexpr,
 ):
-    """(g2 W2^T * d1) W1^T for one tile of rows, in the parts of x; those that are not there are zeros."""
+    """(g2 W2^T * d1) W1^T for one tile of rows, in the parts of x; those that are not there are zeros.
+
+    With ``LOW_TO_SHARED`` the lower half of g2 goes through ``spare``, fp32 [ROWS, P2] or more, which makes Triton put it into
+    shared memory. In registers, both halves may leave too few of them: the compiler then waits for every single instruction
+    of the tensor cores (ptxas says so, C7512).
+    """
     norm = tl.sqrt(tl.sum(g2 * g2, axis=1))
     scale2 = power_of_two(norm)
     scale1 = power_of_two(norm * tl.load(w2_info + 2) * 1.1)
     unscale2 = (inverse_power_of_two(scale2) * tl.load(w2_info) * scale1)[:, None]
     unscale1 = (inverse_power_of_two(scale1) * tl.load(w1_info))[:, None]
     g_hi, g_lo = halves(g2 * scale2[:, None])
+    if LOW_TO_SHARED:
+        low = spare.to(tl.pointer_type(tl.float16))
+        store_fragment(low, g_lo, 0, ROWS, P2, 0, ROWS, P2)
+        tl.debug_barrier()
+        g_lo = load_rows(low, 0, ROWS, P2, 0, ROWS, P2)
     total0 = tl.zeros([ROWS, B0], dtype=tl.float32)
     total1 = tl.zeros([ROWS, B1], dtype=tl.float32)
     total2 = tl.zeros([ROWS, B2], dtype=tl.float32)
@@ -376,7 +386,7 @@ def hidden_backward_kernel(
     else:
         g2 = load_rows(g, row0, count, N2, 0, ROWS, P2) * load_rows(d2, row0, count, N2, 0, ROWS, P2)
     total0, total1, total2, total3 = input_gradients(
-        g2, d1, row0, count, w1_hi, w1_lo, w1_info, w2_hi, w2_lo, w2_info, PARTS, B0, B1, B2, B3, N1, P1, P2, ROWS, CHUNK,
+        g2, d1, row0, count, w1_hi, w1_lo, w1_info, w2_hi, w2_lo, w2_info, d1, False, PARTS, B0, B1, B2, B3, N1, P1, P2, ROWS, CHUNK,
         PRODUCTS)
     store_parts(dx0, dx1, dx2, dx3, total0, total1, total2, total3, row0, count, ROWS, PARTS, K0, K1, K2, K3, B0, B1, B2, B3)
 
@@ -395,11 +405,11 @@ def energy_kernel(
 ):
     """energy = v silu(silu(x W1) W2) + r x and its gradient by x, in one pass; r [B0 + B1 + ...], v [P2], padded with zeros.
 
-    Each program takes every num_programs-th block of rows and keeps silu'(x W1) in its own [ROWS, P1] of ``scratch``, which never
-    leaves the second-level cache.
+    Each program takes every num_programs-th block of rows and keeps silu'(x W1) in its own [ROWS, P1 + P2] of ``scratch``, which
+    never leaves the second-level cache.
     """
     lane = tl.arange(0, ROWS)
-    mine = scratch + tl.program_id(0).to(tl.int64) * ROWS * P1
+    mine = scratch + tl.program_id(0).to(tl.int64) * ROWS * (P1 + P2)
     for block in range(tl.program_id(0).to(tl.int64), tl.cdiv(count, ROWS), tl.num_programs(0)):
         row0 = block * ROWS
         result = tl.sum(load_rows(x0, row0, count, K0, 0, ROWS, B0) * readout_row(r, 0, B0), axis=1)
@@ -419,8 +429,8 @@ def energy_kernel(
         # backward: v is the gradient of the hidden layer; the derivative was written by other threads of this program
         tl.debug_barrier()
         total0, total1, total2, total3 = input_gradients(
-            v_n * d, mine, 0, ROWS, w1_hi, w1_lo, w1_info, w2_hi, w2_lo, w2_info, PARTS, B0, B1, B2, B3, P1,
-            P1, P2, ROWS, CHUNK, PRODUCTS)
+            v_n * d, mine, 0, ROWS, w1_hi, w1_lo, w1_info, w2_hi, w2_lo, w2_info, mine + ROWS * P1, PRODUCTS == 3, PARTS, B0, B1,
+            B2, B3, P1, P1, P2, ROWS, CHUNK, PRODUCTS)
         tl.debug_barrier()
 
         total0 += readout_row(r, 0, B0)
