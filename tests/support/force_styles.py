@@ -68,7 +68,7 @@ class ForceStyle:
         if "checkpoint" in self.model:
             export(ROOT / self.model["checkpoint"], path, device="cpu", precision=self.model["precision"], report=lambda text: None)
         else:
-            write_artifact(self.analytic_model(), path, artifact_metadata(kind=self.name, **self.model["metadata"]))
+            write_artifact(self.analytic_model(), path, artifact_metadata(**self.model["metadata"]))
 
     def start(self, folder: Path, newton: str, before: str = "") -> str:
         """Input lines that read the structure."""

@@ -31,7 +31,14 @@ def from_lammps(style: ForceStyle) -> dict:
             lines = lines.replace("{setfl}", str(folder / "tables.setfl"))
         outcome = run_lammps(style.start(folder, "on") + lines + style.measure("native"), folder)
         assert outcome.status == 0, outcome.text
-        return style.read(folder, "native")
+        results = style.read(folder, "native")
+    # LAMMPS' styles know no energies of isolated atoms
+    names, shifts = style.model["metadata"]["type_names"], style.model["arguments"]["shifts"]
+    given = style.pair_coeff.split()[3:]
+    isolated = sum(shifts[names.index(name)] for name in read_data(style.data, given)[0].symbols)
+    for result in results.values():
+        result["energy"] = result["energy"] + isolated
+    return results
 
 
 def from_eager(style: ForceStyle) -> dict:
@@ -71,7 +78,8 @@ def read_data(text: str, names: list[str]) -> tuple[ase.Atoms, np.ndarray]:
     table = table[np.argsort(table[:, 0])]
     types = table[:, 1].astype(int)
     cell = [[lx, 0, 0], [xy, ly, 0], [xz, yz, lz]]
-    return ase.Atoms([names[t - 1] for t in types], table[:, 2:], cell=cell, pbc=True), np.array([mass[t] for t in types])
+    elements = [names[t - 1] for t in types]
+    return ase.Atoms(elements, table[:, 2:], cell=cell, pbc=True), np.array([mass[t] for t in types])
 
 
 def main() -> None:
