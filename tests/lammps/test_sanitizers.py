@@ -48,7 +48,7 @@ def instrumented(tmp_path_factory) -> Callable:
     cmake("-G", "Ninja", "-S", source, "-B", tree, f"-DCMAKE_MAKE_PROGRAM={SCRIPTS / 'ninja'}", "-DNEQUIP_MD_SANITIZE=ON",
           f"-DNEQUIP_MD_CMAKE_DIR={installation.modules}", f"-DNEQUIP_MD_TORCH_ROOT={installation.torch}",
           f"-DNEQUIP_MD_LAMMPS_ROOT={installation.lammps}", f"-DNEQUIP_MD_MPI_INCLUDE_DIR={installation.mpi_include}",
-          "-DCMAKE_CXX_FLAGS_RELEASE=-O1")
+          "-DCMAKE_CXX_FLAGS_RELEASE=-O0")
 
     def build(file: str = "", before: str = "", after: str = "") -> Callable[..., Outcome]:
         cache = folder / f"cache{len(list(folder.glob('cache*')))}"
@@ -132,7 +132,8 @@ FAULTS = {
     "write beyond an array": ("lammps/pair_nequip.cpp", "values.assign(static_cast<size_t>(natoms) * width, 0.0);",
                               "values.assign(static_cast<size_t>(natoms), 0.0);", "heap-buffer-overflow"),
     "signed overflow": ("lammps/pair_nequip.cpp", "  const int size = n * in_transit->width;",
-                        "  int size = 2147483647;\n  size += n;\n  size = n * in_transit->width;", "signed integer overflow"),
+                        "  volatile int large = 2147483647;\n  const int size = n * in_transit->width + (large + 1 == 7);",
+                        "signed integer overflow"),
 }
 
 
