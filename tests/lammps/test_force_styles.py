@@ -16,16 +16,16 @@ FILES = sorted(path.stem for path in FOLDER.glob("*.yaml"))
 NEWTON = ("on", "off")
 
 # lines before the measurement, from what starts the system, gives the pair style, and the artifact
+RESTART = "run 0\nwrite_restart kept\nclear\nnewton {newton}\nread_restart kept\n"
+OTHER = {"on": "off", "off": "on"}
 VARIANTS: dict[str, Callable[[ForceStyle, str, Path, Path], str]] = {
     "plain": lambda style, newton, folder, artifact: style.start(folder, newton) + style.pair(artifact),
     "restart": lambda style, newton, folder, artifact: (
-        style.start(folder, newton) + style.pair(artifact) + f"run 0\nwrite_restart kept\nclear\nnewton {newton}\nread_restart kept\n"),
+        style.start(folder, newton) + style.pair(artifact) + RESTART.format(newton=newton)),
     "restart, pair style again": lambda style, newton, folder, artifact: (
-        style.start(folder, newton) + style.pair(artifact) + f"run 0\nwrite_restart kept\nclear\nnewton {newton}\nread_restart kept\n"
-        + style.pair(artifact)),
+        style.start(folder, newton) + style.pair(artifact) + RESTART.format(newton=newton) + style.pair(artifact)),
     "restart for the other newton": lambda style, newton, folder, artifact: (
-        style.start(folder, "off" if newton == "on" else "on") + style.pair(artifact)
-        + f"run 0\nwrite_restart kept\nclear\nnewton {newton}\nread_restart kept\n"),
+        style.start(folder, OTHER[newton]) + style.pair(artifact) + RESTART.format(newton=newton)),
     "data": lambda style, newton, folder, artifact: (
         style.start(folder, newton) + style.pair(artifact)
         + f"run 0\nwrite_data kept.data\nclear\nunits metal\nnewton {newton}\nread_data kept.data\n" + style.pair(artifact)),

@@ -19,7 +19,8 @@ CMAKE, NINJA = SCRIPTS / "cmake", SCRIPTS / "ninja"
 
 
 def cmake(*arguments, ok: bool = True, limit: float = 120) -> str:
-    done = subprocess.run([CMAKE, *map(str, arguments)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=limit)
+    done = subprocess.run([CMAKE, *map(str, arguments)], text=True, timeout=limit,
+                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     assert (done.returncode == 0) == ok, done.stdout
     return done.stdout
 

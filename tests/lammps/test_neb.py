@@ -8,8 +8,11 @@ from support.lammps_systems import NATIVE, System, nequip
 
 REPLICAS = 3
 SPACING = 5.25
-
+# as for any band, the ends are minima: the first by the minimisation, the last by symmetry
 NEB = """
+min_style cg
+minimize 0 1e-8 100 400
+reset_timestep 0
 fix band all neb 1.0 parallel neigh
 timestep 0.01
 min_style quickmin
@@ -33,15 +36,15 @@ def test_barrier(lj_artifact, tmp_path):
     system, hop = crystal_with_vacancy()
     (tmp_path / "hop").write_text(hop)
     script = "clear\n".join(
-        # as for any band, the ends are minima: the first by this, the last by symmetry
-        system.start(tmp_path) + pair + "min_style cg\nminimize 0 1e-8 100 400\nreset_timestep 0\n" + NEB.format(hop=tmp_path / "hop")
+        system.start(tmp_path) + pair + NEB.format(hop=tmp_path / "hop")
         for pair in (NATIVE, nequip(lj_artifact))
     )
-    outcome = run_lammps(script, tmp_path, ranks=REPLICAS, limit=240, arguments=("-partition", f"{REPLICAS}x1", "-screen", "none"))
+    arguments = ("-partition", f"{REPLICAS}x1", "-screen", "none")
+    outcome = run_lammps(script, tmp_path, ranks=REPLICAS, limit=240, arguments=arguments)
     assert outcome.status == 0, outcome.text
     log = (tmp_path / "log.lammps").read_text()
     # columns: step, forces (5), barriers forward and back, length of the path, then position and energy of each replica
-    rows = [np.array(line.split(), dtype=float) for line in log.splitlines() if line[:1].isdigit() or line.lstrip()[:1].isdigit()]
+    rows = [np.array(line.split(), dtype=float) for line in log.splitlines() if line.lstrip()[:1].isdigit()]
     rows = [row for row in rows if len(row) == 9 + 2 * REPLICAS]
     begins = [k for k, row in enumerate(rows) if row[0] == 0]
     assert len(begins) == 2, log

@@ -21,7 +21,13 @@ pytestmark = pytest.mark.slow
 ASAN_OPTIONS = "detect_leaks=0:detect_stack_use_after_return=1:exitcode=66"
 REPORT = re.compile(r"AddressSanitizer|runtime error:")
 
-MOVE = "neighbor 0.3 bin\nneigh_modify every 1 delay 0 check yes\nvelocity all create 200 87287 loop geom\nfix move all nve\nrun 10\n"
+MOVE = """
+neighbor 0.3 bin
+neigh_modify every 1 delay 0 check yes
+velocity all create 200 87287 loop geom
+fix move all nve
+run 10
+"""
 
 
 def runtime(name: str) -> str:
@@ -42,7 +48,8 @@ def instrumented(tmp_path_factory) -> Callable:
     shutil.copytree(installation.source, source)
 
     def cmake(*arguments) -> None:
-        done = subprocess.run([SCRIPTS / "cmake", *map(str, arguments)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        done = subprocess.run([SCRIPTS / "cmake", *map(str, arguments)], text=True,
+                              stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
         assert done.returncode == 0, done.stdout[-3000:]
 
     cmake("-G", "Ninja", "-S", source, "-B", tree, f"-DCMAKE_MAKE_PROGRAM={SCRIPTS / 'ninja'}", "-DNEQUIP_MD_SANITIZE=ON",
@@ -90,7 +97,8 @@ def test_runs(ranks, clean, lj_artifact, doctored, tmp_path):
         for k, name in enumerate(systems):
             start = "clear\n" + SYSTEMS[name].start(tmp_path / str(k), newton)
             script += start + NATIVE + measurement(f"native_{k}_{newton}")
-            script += start + nequip(lj_artifact, keywords="threads 2 max_edges 700" if k == 0 else "") + measurement(f"ours_{k}_{newton}")
+            keywords = "threads 2 max_edges 700" if k == 0 else ""
+            script += start + nequip(lj_artifact, keywords=keywords) + measurement(f"ours_{k}_{newton}")
         start = "clear\n" + SYSTEMS["orthogonal"].start(tmp_path, newton)
         script += start + nequip(lj_artifact) + MOVE + f"write_restart kept\nclear\nnewton {newton}\nread_restart kept\nrun 2\n"
         script += f'pair_coeff * * "{lj_artifact}" Ne Ar\nrun 2\n'

@@ -66,7 +66,7 @@ class ForceStyle:
         from nequip_md.export.cli import export
 
         if "checkpoint" in self.model:
-            export(ROOT / self.model["checkpoint"], path, device="cpu", precision=self.model["precision"], report=lambda text: None)
+            export(ROOT / self.model["checkpoint"], path, device="cpu", precision=self.model["precision"])
         else:
             write_artifact(self.analytic_model(), path, artifact_metadata(**self.model["metadata"]))
 
