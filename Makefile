@@ -34,4 +34,4 @@ $(VENV)/.installed-%: $(SOURCES) | $(BIN)/python
 	@touch $@
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info examples/lammps/water/out
+	rm -rf $(VENV) build dist *.egg-info examples/lammps/*/out

@@ -18,6 +18,10 @@ torch.set_num_threads(1)
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
+def pytest_addoption(parser):
+    parser.addoption("--lammps-source", metavar="DIR", help="LAMMPS source tree to build with the pair style in it")
+
+
 @pytest.fixture(scope="session")
 def data_folder() -> Path:
     """Reference data that lies beside the project; a test that needs it is skipped where it is absent."""

@@ -25,7 +25,8 @@ for name in ("ops", "model", "graph", "checkpoint", "calculators", "lammps", "tr
 from importlib.resources import files
 assert (files("nequip_md.ops") / "csrc" / "cpu_kernels.cpp").is_file()
 from nequip_md.lammps.installation import package_folder
-assert list(package_folder("nequip_md.pair_style", "").rglob("pair_nequip.cpp"))
+for name in ("pair_nequip.cpp", "pair_nequip_intree.h", "install.cmake"):
+    assert list(package_folder("nequip_md.pair_style", "").rglob(name)), name
 assert list(package_folder("nequip_md.cmake", "").glob("*.cmake"))
 scripts = {e.name for e in importlib.metadata.distribution("nequip-md").entry_points if e.group == "console_scripts"}
 assert scripts == {"nequip-md-export", "nequip-md-validate", "nequip-md-train", "nequip-md-lammps", "nequip-md-bench"}, scripts

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 import time
 
 from nequip_md.errors import NequIPMDError
 from nequip_md.lammps.build import PLUGIN, build, failure_note, is_built
-from nequip_md.lammps.installation import Installation, cache_folder, version
+from nequip_md.lammps.installation import Installation, cache_folder, in_tree_options, version
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -23,10 +24,11 @@ def main(argv: list[str] | None = None) -> int:
     builder.add_argument("-o", "--output", metavar="DIR", help="folder to make, instead of one in the user's cache")
     builder.add_argument("--force", action="store_true", help="compile even if it has been compiled before")
     commands.add_parser("path", help="print the folder of the plugin, for LAMMPS_PLUGIN_PATH")
+    commands.add_parser("intree", help="print the options with which LAMMPS' own cmake builds the pair style into LAMMPS")
     commands.add_parser("info", help="print what the plugin is built from and whether it is built")
     options = parser.parse_args(argv)
     try:
-        return {"build": _build, "path": _path, "info": _info}[options.command](options)
+        return {"build": _build, "path": _path, "intree": _in_tree, "info": _info}[options.command](options)
     except NequIPMDError as error:
         print(f"nequip-md-lammps: {error}", file=sys.stderr)
         return 1
@@ -44,6 +46,11 @@ def _path(_: argparse.Namespace) -> int:
     if not is_built(folder):
         raise NequIPMDError("the plugin is not built yet; run: nequip-md-lammps build")
     print(folder)
+    return 0
+
+
+def _in_tree(_: argparse.Namespace) -> int:
+    print(shlex.join(in_tree_options()))
     return 0
 
 

