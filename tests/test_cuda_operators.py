@@ -95,11 +95,11 @@ def test_perceptrons(precision, widths, inner, outer):
     w2 = random(precision, inner, outer) / inner**0.5
     v, r = random(precision, outer), random(precision, sum(widths))
     check("mlp_hidden", precision, parts, w1, w2, results=1)
-    check("mlp_energy", precision, parts, w1, w2, v, r, results=1)
+    check("mlp_energy", precision, parts, w1, w2, v, r, None, results=1)
     # silu' of a small difference of large numbers is as inaccurate as that difference
     even = [random(precision, rows, k) for k in widths]
     check("mlp_hidden", precision, even, w1, w2)
-    check("mlp_energy", precision, even, w1, w2, v, r)
+    check("mlp_energy", precision, even, w1, w2, v, r, random(precision, rows))
     g, d1, d2 = (random(precision, rows, n) for n in (outer, inner, outer))
     d1, d2 = d1.clamp(-0.1, 1.1), d2.clamp(-0.1, 1.1)
     check("mlp_hidden_backward", precision, g, d1, d2, w1, w2, widths)
@@ -203,7 +203,10 @@ def test_not_a_number_is_not_hidden():
 @pytest.mark.parametrize(("name", "precision"), [("small", "fp32"), ("small", "fp64"), ("medium", "tf32"), ("large", "fp32")])
 def test_whole_model(name, precision):
     """The graph that an export for CUDA compiles, node by node, against the model in float64."""
-    config = preset(name, type_names=["H", "O"], avg_num_neighbors=20.0, pair_potential={"chemical_species": ["H", "O"]})
+    by_type = {} if name == "small" else {"energy_scales": {"H": 0.7, "O": 1.4}, "energy_shifts": {"H": -1.0, "O": -3.0}}
+    neighbours = 20.0 if name == "small" else {"H": 19.0, "O": 22.0}
+    config = preset(name, type_names=["H", "O"], avg_num_neighbors=neighbours, pair_potential={"chemical_species": ["H", "O"]},
+                    **by_type)
     torch.manual_seed(3)
     exact = with_dtype(build_model(config).eval(), "float64").to(DEVICE)
     model = copy.deepcopy(exact) if precision == "fp64" else with_dtype(exact, "float32").to(DEVICE)
@@ -218,6 +221,15 @@ def test_whole_model(name, precision):
     inputs = example_inputs(5, 3, 9, 2, config.cutoff, seed=5, device=DEVICE)
     for got, want in zip(program.module()(*inputs), energy_and_gradient(exact, *inputs)):
         assert (got - want).norm() <= TOLERANCE[precision] * want.norm()
+
+
+def test_energies_differentiate_as_a_sum():
+    """The operator makes its gradient before it knows what comes after it: anything but a sum is refused."""
+    x = random("fp32", 5, 32).requires_grad_()
+    arguments = [x], random("fp32", 32, 16), random("fp32", 16, 16), random("fp32", 16), random("fp32", 32)
+    (ops.mlp_energy(*arguments).sum()).backward()
+    with pytest.raises(RuntimeError, match="sum of its energies only"):
+        (2 * ops.mlp_energy(*arguments)).sum().backward()
 
 
 def test_what_is_not_fused_is_said():

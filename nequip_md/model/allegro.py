@@ -186,18 +186,24 @@ class Allegro(Potential):
         else:
             embedded = self.embedding(edges)
             harmonics = spherical_harmonics(edges.unit, self.config.l_max).to(self.dtype)
-        energy = self.pair_energies(embedded, harmonics, edges.centre, row_ptr, owned_types).to(torch.float64)
+        energy = self.pair_energies(embedded, harmonics, edges, row_ptr, owned_types).to(torch.float64)
         energy = segment_sum(energy.unsqueeze(-1), edges.centre, row_ptr).squeeze(-1)
-        energy = self.scale_shift(self.norm(energy, owned_types) * sqrt(0.5), owned_types)
+        if self.ends_in_one_operator:
+            energy = self.scale_shift.shifted(energy, owned_types)
+        else:
+            energy = self.scale_shift(self.norm(energy, owned_types) * sqrt(0.5), owned_types)
         if self.zbl is not None:
             energy = energy + segment_sum(self.zbl(edges).unsqueeze(-1), edges.centre, row_ptr).squeeze(-1)
         return energy
 
     def pair_energies(
-        self, embedded: Tensor, harmonics: Tensor, centre: Tensor, row_ptr: Tensor, owned_types: Tensor
+        self, embedded: Tensor, harmonics: Tensor, edges: EdgeGeometry, row_ptr: Tensor, owned_types: Tensor
     ) -> Tensor:
-        """Network output eps of each edge, [E], from the embedding of its types and length and its harmonics."""
-        config = self.config
+        """Network output eps of each edge, [E], from the embedding of its types and length and its harmonics.
+
+        Scaled to an energy already where the network ends in one operator.
+        """
+        config, centre = self.config, edges.centre
         scalars, channels, orders = config.num_scalar_features, config.num_tensor_features, config.l_max + 1
 
         two_body = self.two_body_mlp.last()
@@ -228,8 +234,8 @@ class Allegro(Potential):
                 q = edge_contract(tensor_weights, harmonics, z, centre, row_ptr)
 
             inputs = [*features, q]
-            if k == config.num_layers - 1 and self._ends_in_one_operator(layer.mlp, inputs):
-                return self._linear_readout_operator(layer.mlp, inputs, maps)
+            if k == config.num_layers - 1 and self.ends_in_one_operator:
+                return self._linear_readout_operator(layer.mlp, inputs, maps, edges.centre_type)
             if k < config.num_layers - 1 and layer.mlp.fuses_last:
                 last = layer.mlp.last()
                 hidden, feature = layer.mlp.hidden_and_product(inputs, self._merge(layer.mlp.first(), maps), last[:, :scalars])
@@ -286,17 +292,26 @@ class Allegro(Potential):
             rows.append(block if left_out is None else left_out @ block)
         return torch.cat([*rows, matrix[len(maps) * scalars :]])
 
-    def _ends_in_one_operator(self, mlp: MLP, inputs: list[Tensor]) -> bool:
-        return mlp.fused and len(mlp.weights) == 3 and self.readout.nonlinearity is None and len(inputs) <= ops.MAX_PARTS
+    @property
+    def ends_in_one_operator(self) -> bool:
+        """Whether the last MLP, a readout without nonlinearity and the scale of energies run as one operator."""
+        mlp = self.layers[-1].mlp
+        parts = len(self.layers) + 1
+        return mlp.fused and len(mlp.weights) == 3 and self.readout.nonlinearity is None and parts <= ops.MAX_PARTS
 
-    def _linear_readout_operator(self, mlp: MLP, inputs: list[Tensor], maps: list) -> Tensor:
+    def _linear_readout_operator(self, mlp: MLP, inputs: list[Tensor], maps: list, centre_type: Tensor) -> Tensor:
         """The last MLP and a readout without nonlinearity, with their gradient, in one pass over the edges."""
+        factors = (self.scale_shift.scales * self.norm.factors() * sqrt(0.5)).to(self.dtype)
         vector = self.readout.last()
+        if factors.numel() == 1:
+            vector, factor = vector * factors, None
+        else:
+            factor = factors.index_select(0, centre_type)
         scalars = self.config.num_scalar_features
         direct = self._merge(vector[:-scalars], maps)
         direct = torch.cat([direct, direct.new_zeros(inputs[-1].shape[1], 1)]).squeeze(-1)
         hidden, last = mlp.weights[1] * mlp.gains[1], mlp.last() @ vector[-scalars:]
-        return ops.mlp_energy(inputs, self._merge(mlp.first(), maps), hidden, last.squeeze(-1), direct)
+        return ops.mlp_energy(inputs, self._merge(mlp.first(), maps), hidden, last.squeeze(-1), direct, factor)
 
     def _linear_readout(self, features: list[Tensor], maps: list, hidden: Tensor, last: Tensor) -> Tensor:
         """A readout without nonlinearity is one vector; the last MLP's matrix merges with it."""

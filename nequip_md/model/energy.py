@@ -27,7 +27,11 @@ class ScaleShift(nn.Module):
 
     def forward(self, energy: Tensor, types: Tensor) -> Tensor:
         """[N] network outputs and the types of the N owned atoms to energies, float64 [N]."""
-        return self._of(self.scales, types) * energy.to(torch.float64) + self._of(self.shifts, types)
+        return self.shifted(self._of(self.scales, types) * energy.to(torch.float64), types)
+
+    def shifted(self, energy: Tensor, types: Tensor) -> Tensor:
+        """The same for [N] energies, float64, that have been scaled already."""
+        return energy + self._of(self.shifts, types)
 
     @staticmethod
     def _of(values: Tensor, types: Tensor) -> Tensor:
@@ -43,6 +47,10 @@ class NeighbourNorm(nn.Module):
         self.uniform = norms[0].item() if not isinstance(config.avg_num_neighbors, dict) else None
         if self.uniform is None:
             self.register_buffer("norms", norms, persistent=False)
+
+    def factors(self) -> Tensor | float:
+        """One number, or one for each type, float64 [T]."""
+        return self.norms if self.uniform is None else self.uniform
 
     def forward(self, x: Tensor, types: Tensor) -> Tensor:
         """Scale [N, ...] by the factor of each of the N types."""

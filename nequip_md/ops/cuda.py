@@ -279,11 +279,11 @@ def dense(
 def mix_orders(x: Tensor, w_hi: Tensor, w_lo: Tensor, w_info: Tensor, outer: int, transposed: bool, products: int) -> Tensor:
     count, components, inner = x.shape
     out = x.new_empty((count, components, outer))
-    orders, rows = isqrt(components), 64
-    grid = (triton.cdiv(count * (2 * orders - 1), rows), orders)
+    orders, rows, block = isqrt(components), 64, min(_block(outer), 128)
+    grid = (triton.cdiv(count * (2 * orders - 1), rows), orders, _block(outer) // block)
     _launch(mlp_kernels.mix_kernel, grid, x, w_hi, w_lo, w_info, out, count, K=inner, U=outer, M=components,
-            PADDED_K=_block(inner), PADDED_U=_block(outer), TRANSPOSED=transposed, ROWS=rows,
-            CHUNK=min(64, _block(inner)), PRODUCTS=products, num_warps=8 if _block(outer) > 128 else 4, num_stages=2)
+            PADDED_K=_block(inner), PADDED_U=_block(outer), BLOCK_U=block, TRANSPOSED=transposed, ROWS=rows,
+            CHUNK=min(64, _block(inner)), PRODUCTS=products, num_warps=4, num_stages=2)
     return out
 
 
@@ -321,16 +321,16 @@ def mlp_hidden_backward(
 @triton_op("nequip_md::mlp_energy_triton", mutates_args={})
 def mlp_energy(
     parts: list[Tensor], w1_hi: Tensor, w1_lo: Tensor, w1_info: Tensor, w2_hi: Tensor, w2_lo: Tensor, w2_info: Tensor, v: Tensor,
-    r: Tensor, inner: int, outer: int, products: int,
+    r: Tensor, factor: list[Tensor], inner: int, outer: int, products: int,
 ) -> list[Tensor]:
     widths, count = [p.shape[1] for p in parts], parts[0].shape[0]
     energy = parts[0].new_empty((count,))
     gradients = [torch.empty_like(p) for p in parts]
     tiles = _tiles("energy", widths, inner, outer)
     scratch = parts[0].new_empty((_PROGRAMS, tiles["ROWS"], _block(inner) + _block(outer)), dtype=_derivative_dtype(products))
-    _launch(mlp_kernels.energy_kernel, (_PROGRAMS,), *_four(parts), w1_hi, w1_lo, w1_info, w2_hi, w2_lo, w2_info, v, r, energy,
-            *_four(gradients), scratch, count, **_part_constants(widths), P1=_block(inner), P2=_block(outer),
-            PRODUCTS=products, **tiles)
+    _launch(mlp_kernels.energy_kernel, (_PROGRAMS,), *_four(parts), w1_hi, w1_lo, w1_info, w2_hi, w2_lo, w2_info, v, r,
+            *(factor or [v]), energy, *_four(gradients), scratch, count, **_part_constants(widths), P1=_block(inner), P2=_block(outer),
+            PRODUCTS=products, SCALED=bool(factor), **tiles)
     return [energy, *gradients]
 
 
@@ -389,16 +389,18 @@ def replacements(precision: str) -> dict[torch._ops.OpOverload, Callable]:
         dy, last = ([], []) if w3 is None else ([dy], list(split(w3, [w3.shape[0]])))
         return mlp_hidden_backward(g, dy, d1, d2, *split(w1, widths), *split(w2, [w2.shape[0]]), last, widths, products)
 
-    def energy_form(parts, w1, w2, v, r):
+    def energy_form(parts, w1, w2, v, r, factor):
         widths = [p.shape[1] for p in parts]
         pad = torch.nn.functional.pad
         if _tiles("energy", widths, *w2.shape) is None:
             h, d1, d2 = hidden_form(parts, w1, w2)
             gradient = hidden_backward_form(v.expand_as(d2), d1, d2, w1, w2, widths)
-            return [h @ v + torch.cat(parts, dim=-1) @ r, *(g + c for g, c in zip(gradient, r.split(widths)))]
+            results = [h @ v + torch.cat(parts, dim=-1) @ r, *(g + c for g, c in zip(gradient, r.split(widths)))]
+            return results if factor is None else [results[0] * factor, *(g * factor.unsqueeze(1) for g in results[1:])]
         r = torch.cat([pad(c, (0, _block(k) - k)) for c, k in zip(r.split(widths), widths)])
         v = pad(v, (0, _block(len(v)) - len(v)))
-        return mlp_energy(parts, *split(w1, widths), *split(w2, [w2.shape[0]]), v, r, *w2.shape, products)
+        factors = [] if factor is None else [factor]
+        return mlp_energy(parts, *split(w1, widths), *split(w2, [w2.shape[0]]), v, r, factors, *w2.shape, products)
 
     def embedding_form(vectors, edge_index, node_types, cutoffs, roots, centre, neighbour, *rest):
         table = torch.cat([centre, neighbour])

@@ -141,12 +141,17 @@ define(
 # ---- two layers and a scalar output -------------------------------------------------------------------------------
 
 
-def _energy_reference(parts: list[Tensor], w1: Tensor, w2: Tensor, v: Tensor, r: Tensor) -> list[Tensor]:
+def _energy_reference(
+    parts: list[Tensor], w1: Tensor, w2: Tensor, v: Tensor, r: Tensor, factor: Tensor | None
+) -> list[Tensor]:
     h, d1, d2 = _hidden_reference(parts, w1, w2)
     widths = [part.shape[1] for part in parts]
     gradient = _hidden_backward_reference(v.expand_as(d2), d1, d2, w1, w2, widths)
     energy = h @ v + torch.cat(parts, dim=-1) @ r
-    return [energy, *(g + c for g, c in zip(gradient, r.split(widths)))]
+    gradient = [g + c for g, c in zip(gradient, r.split(widths))]
+    if factor is None:
+        return [energy, *gradient]
+    return [energy * factor, *(g * factor.unsqueeze(1) for g in gradient)]
 
 
 def _energy_setup(ctx, inputs, output):
@@ -154,12 +159,15 @@ def _energy_setup(ctx, inputs, output):
 
 
 def _energy_backward(ctx, gradients):
-    g = gradients[0].unsqueeze(1)
-    return [g * part for part in ctx.saved_tensors], None, None, None, None
+    g = gradients[0]
+    # a traced graph differentiates the sum of the energies (artifact contract), so its cotangents are ones, unseen
+    if type(g) is Tensor and not bool((g == 1).all()):
+        raise RuntimeError("mlp_energy has the gradient of the sum of its energies only")
+    return list(ctx.saved_tensors), None, None, None, None, None
 
 
 define(
-    "mlp_energy(Tensor[] parts, Tensor w1, Tensor w2, Tensor v, Tensor r) -> Tensor[]",
+    "mlp_energy(Tensor[] parts, Tensor w1, Tensor w2, Tensor v, Tensor r, Tensor? factor) -> Tensor[]",
     _energy_reference, backward=_energy_backward, setup_context=_energy_setup,
 )
 
@@ -204,18 +212,25 @@ def mlp_hidden_dense(parts: list[Tensor], w1: Tensor, w2: Tensor, w3: Tensor) ->
                                                 w3.contiguous())[:2]
 
 
-def mlp_energy(parts: list[Tensor], w1: Tensor, w2: Tensor, v: Tensor, r: Tensor) -> Tensor:
-    """silu(silu(x W1) W2) v + x r for x = [x0 | x1 ...].
+def mlp_energy(
+    parts: list[Tensor], w1: Tensor, w2: Tensor, v: Tensor, r: Tensor, factor: Tensor | None = None
+) -> Tensor:
+    """(silu(silu(x W1) W2) v + x r) factor for x = [x0 | x1 ...].
 
-    The gradient by x is made in the same pass: it depends on nothing that comes after.
+    The gradient by x is made in the same pass. It is that of the sum of all results, which is what an artifact gives: nothing that
+    comes after may do anything else with them.
 
     Args:
         parts, w1, w2: as for :func:`mlp_hidden`.
         v: [N2].
         r: [sum of K_j].
+        factor: [E], or None for 1.
 
     Returns:
         [E]; differentiable once, by ``parts`` only.
+
+    Raises:
+        RuntimeError: in the backward pass, if another function than the sum is differentiated.
     """
     return torch.ops.nequip_md.mlp_energy([p.contiguous() for p in parts], w1.contiguous(), w2.contiguous(), v.contiguous(),
-                                          r.contiguous())[0]
+                                          r.contiguous(), factor)[0]

@@ -177,13 +177,15 @@ def dense_kernel(
 @triton.jit
 def mix_kernel(
     x, w_hi, w_lo, w_info, out, N, K: tl.constexpr, U: tl.constexpr, M: tl.constexpr, PADDED_K: tl.constexpr,
-    PADDED_U: tl.constexpr, TRANSPOSED: tl.constexpr, ROWS: tl.constexpr, CHUNK: tl.constexpr, PRODUCTS: tl.constexpr,
+    PADDED_U: tl.constexpr, BLOCK_U: tl.constexpr, TRANSPOSED: tl.constexpr, ROWS: tl.constexpr, CHUNK: tl.constexpr,
+    PRODUCTS: tl.constexpr,
 ):
     """out [N, M, U] = x [N, M, K] W_l, each order l with its own matrix; W [L, PADDED_K, PADDED_U], or its transpose.
 
-    The second index of the grid is l; the rows of order l are the pairs (n, m) with m in l.
+    The second index of the grid is l; the rows of order l are the pairs (n, m) with m in l. The third is a block of columns.
     """
     l = tl.program_id(1)
+    column0 = tl.program_id(2) * BLOCK_U
     width = 2 * l + 1
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     at = (row // width) * M + l * l + row % width
@@ -194,20 +196,20 @@ def mix_kernel(
         part = tl.load(x + at[:, None] * K + k[None, :], mask=valid & (k < K)[None, :], other=0.0)
         square += tl.sum(part * part, axis=1)
     scale = power_of_two(tl.sqrt(square))
-    total = tl.zeros([ROWS, PADDED_U], dtype=tl.float32)
+    total = tl.zeros([ROWS, BLOCK_U], dtype=tl.float32)
     for k0 in range(0, PADDED_K, CHUNK):
         k = k0 + tl.arange(0, CHUNK)
         part = tl.load(x + at[:, None] * K + k[None, :], mask=valid & (k < K)[None, :], other=0.0)
         x_hi, x_lo = halves(part * scale[:, None])
         if TRANSPOSED:
-            b_hi = tl.trans(weight_tile(w_hi, l * PADDED_U, PADDED_U, k0, CHUNK, PADDED_K))
-            b_lo = tl.trans(weight_tile(w_lo, l * PADDED_U, PADDED_U, k0, CHUNK, PADDED_K))
+            b_hi = tl.trans(weight_tile(w_hi, l * PADDED_U + column0, BLOCK_U, k0, CHUNK, PADDED_K))
+            b_lo = tl.trans(weight_tile(w_lo, l * PADDED_U + column0, BLOCK_U, k0, CHUNK, PADDED_K))
         else:
-            b_hi = weight_tile(w_hi, l * PADDED_K + k0, CHUNK, 0, PADDED_U, PADDED_U)
-            b_lo = weight_tile(w_lo, l * PADDED_K + k0, CHUNK, 0, PADDED_U, PADDED_U)
+            b_hi = weight_tile(w_hi, l * PADDED_K + k0, CHUNK, column0, BLOCK_U, PADDED_U)
+            b_lo = weight_tile(w_lo, l * PADDED_K + k0, CHUNK, column0, BLOCK_U, PADDED_U)
         total = product(x_hi, x_lo, b_hi, b_lo, total, PRODUCTS)
     total *= (inverse_power_of_two(scale) * tl.load(w_info))[:, None]
-    u = tl.arange(0, PADDED_U)
+    u = column0 + tl.arange(0, BLOCK_U)
     tl.store(out + at[:, None] * U + u[None, :], total, mask=valid & (u < U)[None, :])
 
 
@@ -398,12 +400,15 @@ def readout_row(r, start: tl.constexpr, B: tl.constexpr):
 
 @triton.jit
 def energy_kernel(
-    x0, x1, x2, x3, w1_hi, w1_lo, w1_info, w2_hi, w2_lo, w2_info, v, r, energy, dx0, dx1, dx2, dx3, scratch, count,
-    PARTS: tl.constexpr, K0: tl.constexpr, K1: tl.constexpr, K2: tl.constexpr, K3: tl.constexpr,
+    x0, x1, x2, x3, w1_hi, w1_lo, w1_info, w2_hi, w2_lo, w2_info, v, r, factor, energy, dx0, dx1, dx2, dx3, scratch,
+    count, PARTS: tl.constexpr, K0: tl.constexpr, K1: tl.constexpr, K2: tl.constexpr, K3: tl.constexpr,
     B0: tl.constexpr, B1: tl.constexpr, B2: tl.constexpr, B3: tl.constexpr,
     P1: tl.constexpr, P2: tl.constexpr, ROWS: tl.constexpr, CHUNK: tl.constexpr, PRODUCTS: tl.constexpr,
+    SCALED: tl.constexpr,
 ):
     """energy = v silu(silu(x W1) W2) + r x and its gradient by x, in one pass; r [B0 + B1 + ...], v [P2], padded with zeros.
+
+    With ``SCALED``, both are multiplied by ``factor`` [count].
 
     Each program takes every num_programs-th block of rows and keeps silu'(x W1) in its own [ROWS, P1 + P2] of ``scratch``, which
     never leaves the second-level cache.
@@ -424,7 +429,11 @@ def energy_kernel(
         v_n = tl.load(v + tl.arange(0, P2))[None, :]
         h, d = silu_and_derivative(total)
         result += tl.sum(h * v_n, axis=1)
-        tl.store(energy + row0 + lane, result, mask=lane < count - row0)
+        inside = lane < count - row0
+        if SCALED:
+            scale = tl.load(factor + row0 + lane, mask=inside, other=0.0)
+            result *= scale
+        tl.store(energy + row0 + lane, result, mask=inside)
 
         # backward: v is the gradient of the hidden layer; the derivative was written by other threads of this program
         tl.debug_barrier()
@@ -440,5 +449,10 @@ def energy_kernel(
             total2 += readout_row(r, B0 + B1, B2)
         if PARTS > 3:
             total3 += readout_row(r, B0 + B1 + B2, B3)
+        if SCALED:
+            total0 *= scale[:, None]
+            total1 *= scale[:, None]
+            total2 *= scale[:, None]
+            total3 *= scale[:, None]
         store_parts(dx0, dx1, dx2, dx3, total0, total1, total2, total3, row0, count, ROWS, PARTS, K0, K1, K2, K3, B0, B1, B2,
                     B3)
