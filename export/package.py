@@ -61,10 +61,10 @@ def write_artifact(model: nn.Module, path: str | Path, metadata: dict[str, str],
     else:
         from nequip_md.ops import cuda
 
-        form, replaced = "triton", {**decompositions(), **cuda.replacements(metadata["precision"])}
+        form, replaced = "triton", {**decompositions(), **cuda.replacements(metadata["precision"], plain)}
         if isinstance(model, Potential):
             model = copy.deepcopy(model)
-            plain = fuse(model)
+            plain += fuse(model)
             form = "triton fused" if model.fused else form
     metadata = {**metadata, "kernels": form}
     program = trace(model, float(metadata["cutoff"]), types, device=device, decompositions=replaced,

@@ -95,7 +95,7 @@ def edge_dot(a: Tensor, z: Tensor, row_ptr: Tensor, precision: str) -> Tensor:
     block = _block(channels)
     if slots == 1 and a.dtype == torch.float32:
         _launch(segments.dot_product_kernel, (count,), a, z, row_ptr, out, C=channels, M=components, BLOCK_M=_block(components),
-                BLOCK_C=block, EDGES=32, PRECISION=precision, num_warps=2)
+                BLOCK_C=block, EDGES=32 if block <= 256 else 16, PRECISION=precision, num_warps=2 if block <= 256 else 4)
     else:
         _launch(segments.dot_kernel, (count,), a, z, row_ptr, out, C=channels, L=isqrt(components), SLOTS=slots, BLOCK_C=block,
                 EDGES=_edges(block), num_warps=4)
@@ -206,35 +206,47 @@ def split(w: Tensor, widths: list[int], pad: Callable[[int], int] = _block) -> t
 
 
 _SHARED_MEMORY = 227 * 1024
-_BLOCK_LAST = 32
-"""Columns at a time of the matrix that reads the hidden layer."""
+_WIDEST_OUTER = 256
+"""Widest second layer of a kernel that holds its sums in registers."""
 _TILES = {
-    # rows, chunk, warps, stages; the first that fits is taken. From timings on an H200 (docs/performance.md)
-    "hidden": ((128, 32, 8, 2), (64, 16, 4, 3), (64, 16, 4, 2), (64, 16, 8, 2)),
-    "backward": ((64, 32, 4, 3), (64, 16, 4, 2), (64, 16, 8, 2)),
-    "backward_dense": ((128, 32, 8, 2), (64, 16, 4, 2)),
-    "energy": ((128, 32, 8, 2), (64, 16, 4, 2), (64, 16, 8, 2)),
+    # rows, chunk, warps, stages, by products; the first that fits is taken. From timings on an H200 (docs/performance.md)
+    3: {
+        "hidden": ((128, 32, 8, 3), (128, 32, 8, 2), (64, 16, 4, 3), (64, 16, 4, 2)),
+        "backward": ((64, 32, 4, 3), (64, 16, 4, 2), (64, 16, 8, 2)),
+        "backward_dense": ((64, 32, 4, 2), (64, 16, 4, 2)),
+        "energy": ((128, 32, 8, 2), (64, 16, 4, 2)),
+    },
+    1: {
+        "hidden": ((64, 32, 4, 3), (64, 16, 4, 2)),
+        "backward": ((64, 16, 4, 3), (64, 16, 4, 2), (64, 16, 8, 2)),
+        "backward_dense": ((64, 16, 4, 3), (64, 16, 4, 2)),
+        "energy": ((64, 16, 4, 3), (64, 16, 4, 2)),
+    },
 }
 
 
-def _tiles(kernel: str, widths: list[int], inner: int, outer: int) -> dict | None:
+def _tiles(kernel: str, widths: list[int], inner: int, outer: int, products: int) -> dict | None:
     """Tile sizes of a kernel for input parts of these widths and layers of widths ``inner`` and ``outer``; None: too wide."""
     inputs, outputs = sum(_block(k) for k in widths), _block(outer)
-    for rows, chunk, warps, stages in _TILES[kernel]:
+    if kernel in ("hidden", "energy") and outputs > _WIDEST_OUTER:
+        return None
+    bytes_each = 4 if products == 3 else 2
+    for rows, chunk, warps, stages in _TILES[products][kernel]:
         chunk = min(chunk, _block(inner))
         weights = chunk * (inputs + outputs)
         forward, backward = rows * inputs + stages * weights, rows * (outputs + chunk) + stages * weights
+        last = _block_last(outer)
         shared = {
             "hidden": forward,
             "backward": backward,
             # the gradient of the hidden layer stays in registers
-            "backward_dense": max(stages * weights, stages * _BLOCK_LAST * (outputs + rows) + rows * _BLOCK_LAST),
+            "backward_dense": max(stages * weights, stages * last * (outputs + rows) + rows * last),
             # reuses the memory of one direction for the other, whose weights need not be doubled
             "energy": max(forward, rows * (outputs + chunk) + weights),
         }[kernel]
         accumulators = {"hidden": outputs, "backward_dense": inputs + outputs}.get(kernel, max(inputs, outputs))
         registers = rows * accumulators / (32 * warps)
-        if 4 * shared <= _SHARED_MEMORY and registers <= (224 if kernel == "backward_dense" else 128):
+        if bytes_each * shared <= _SHARED_MEMORY and registers <= (224 if kernel == "backward_dense" else 128):
             return {"ROWS": rows, "CHUNK": chunk, "num_warps": warps, "num_stages": stages}
     return None
 
@@ -256,9 +268,14 @@ _WIDEST_BEFORE_LAST = 256
 """Widest hidden layer that is multiplied by the next matrix in its own kernel: its halves are held in registers."""
 
 
-def _last_constants(width: int) -> dict:
+def _block_last(outer: int) -> int:
+    """Columns at a time of the matrix that reads a hidden layer of this width."""
+    return 64 if outer <= 64 else 32
+
+
+def _last_constants(width: int, outer: int) -> dict:
     """For the matrix that reads the hidden layer; width 0: there is none."""
-    return {"N3": width, "P3": _block(width), "BLOCK3": min(_BLOCK_LAST, _block(width))}
+    return {"N3": width, "P3": _block(width), "BLOCK3": min(_block_last(outer), _block(width))}
 
 
 @triton_op("nequip_md::dense_triton", mutates_args={})
@@ -296,10 +313,10 @@ def mlp_hidden(
     out = parts[0].new_empty((count, outer))
     d1, d2 = (parts[0].new_empty((count, n), dtype=_derivative_dtype(products)) for n in (inner, outer))
     y = [out.new_empty((count, last))] if last else []
-    tiles = _tiles("hidden", widths, inner, outer)
+    tiles = _tiles("hidden", widths, inner, outer, products)
     _launch(mlp_kernels.hidden_kernel, (triton.cdiv(count, tiles["ROWS"]),), *_four(parts), w1_hi, w1_lo, w1_info, w2_hi, w2_lo,
             w2_info, *(w3 or [w2_hi, w2_lo, w2_info]), out, d1, d2, *(y or [out]), count, **_part_constants(widths), N1=inner,
-            N2=outer, P1=_block(inner), P2=_block(outer), **_last_constants(last), PRODUCTS=products, **tiles)
+            N2=outer, P1=_block(inner), P2=_block(outer), **_last_constants(last, outer), PRODUCTS=products, **tiles)
     return [out, *y, d1, d2]
 
 
@@ -310,10 +327,10 @@ def mlp_hidden_backward(
 ) -> list[Tensor]:
     (count, inner), outer = d1.shape, d2.shape[1]
     out = [g.new_empty((count, k)) for k in widths]
-    tiles = _tiles("backward_dense" if w3 else "backward", widths, inner, outer)
+    tiles = _tiles("backward_dense" if w3 else "backward", widths, inner, outer, products)
     _launch(mlp_kernels.hidden_backward_kernel, (triton.cdiv(count, tiles["ROWS"]),), g, *(dy or [g]), d1, d2, w1_hi, w1_lo,
             w1_info, w2_hi, w2_lo, w2_info, *(w3 or [w2_hi, w2_lo, w2_info]), *_four(out), count, **_part_constants(widths),
-            N1=inner, N2=outer, P1=_block(inner), P2=_block(outer), **_last_constants(dy[0].shape[1] if dy else 0),
+            N1=inner, N2=outer, P1=_block(inner), P2=_block(outer), **_last_constants(dy[0].shape[1] if dy else 0, outer),
             PRODUCTS=products, **tiles)
     return out
 
@@ -326,7 +343,7 @@ def mlp_energy(
     widths, count = [p.shape[1] for p in parts], parts[0].shape[0]
     energy = parts[0].new_empty((count,))
     gradients = [torch.empty_like(p) for p in parts]
-    tiles = _tiles("energy", widths, inner, outer)
+    tiles = _tiles("energy", widths, inner, outer, products)
     scratch = parts[0].new_empty((_PROGRAMS, tiles["ROWS"], _block(inner) + _block(outer)), dtype=_derivative_dtype(products))
     _launch(mlp_kernels.energy_kernel, (_PROGRAMS,), *_four(parts), w1_hi, w1_lo, w1_info, w2_hi, w2_lo, w2_info, v, r,
             *(factor or [v]), energy, *_four(gradients), scratch, count, **_part_constants(widths), P1=_block(inner), P2=_block(outer),
@@ -342,11 +359,23 @@ def _four(tensors: list[Tensor]) -> list[Tensor]:
 # ---- in place of the references -----------------------------------------------------------------------------------
 
 
-def replacements(precision: str) -> dict[torch._ops.OpOverload, Callable]:
-    """Triton forms by operator, for a trace; ``precision`` decides between three products and one."""
+def replacements(precision: str, said: list[str] | None = None) -> dict[torch._ops.OpOverload, Callable]:
+    """Triton forms by operator, for a trace.
+
+    Args:
+        precision: ``fp32`` takes three products, ``tf32`` one.
+        said: gets a sentence for each perceptron that does not fit into one kernel and runs as separate matrix products.
+    """
     ops = torch.ops.nequip_md
     products = 1 if precision == "tf32" else 3
     dot = "tf32" if precision == "tf32" else "tf32x3"
+
+    def too_wide(widths, w2):
+        inner, outer = w2.shape
+        sentence = (f"a perceptron of widths {sum(widths)}, {inner} and {outer} runs as separate matrix products, as it is too wide "
+                    "for one kernel")
+        if said is not None and sentence not in said:
+            said.append(sentence)
 
     def product_form(x, y, w, table, values, dim):
         # of constants, and evaluated once: the terms by output component
@@ -369,7 +398,9 @@ def replacements(precision: str) -> dict[torch._ops.OpOverload, Callable]:
 
     def hidden_form(parts, w1, w2, w3=None):
         """h, (h w3,) and the derivatives of silu."""
-        if _tiles("hidden", [p.shape[1] for p in parts], *w2.shape) is None:
+        widths = [p.shape[1] for p in parts]
+        if _tiles("hidden", widths, *w2.shape, products) is None:
+            too_wide(widths, w2)
             h1, d1 = silu_and_derivative(product(torch.cat(parts, dim=-1), w1))
             h2, d2 = silu_and_derivative(product(h1, w2))
             return h2, *([] if w3 is None else [product(h2, w3)]), d1, d2
@@ -377,13 +408,14 @@ def replacements(precision: str) -> dict[torch._ops.OpOverload, Callable]:
             h, d1, d2 = hidden_form(parts, w1, w2)
             return h, product(h, w3), d1, d2
         last, width = ([], 0) if w3 is None else (split(w3, [w3.shape[0]]), w3.shape[1])
-        first, second = split(w1, [p.shape[1] for p in parts]), split(w2, [w2.shape[0]])
+        first, second = split(w1, widths), split(w2, [w2.shape[0]])
         return tuple(mlp_hidden(parts, *first, *second, list(last), *w2.shape, width, products))
 
     def hidden_backward_form(g, d1, d2, w1, w2, widths, dy=None, w3=None):
-        if w3 is not None and _tiles("backward_dense", widths, *w2.shape) is None:
+        if w3 is not None and _tiles("backward_dense", widths, *w2.shape, products) is None:
             g, w3 = g + product(dy, w3.T), None
-        if w3 is None and _tiles("backward", widths, *w2.shape) is None:
+        if w3 is None and _tiles("backward", widths, *w2.shape, products) is None:
+            too_wide(widths, w2)
             dx = product(product(g * d2, w2.T) * d1, w1.T)
             return [part.contiguous() for part in dx.split(widths, dim=-1)]
         dy, last = ([], []) if w3 is None else ([dy], list(split(w3, [w3.shape[0]])))
@@ -392,7 +424,7 @@ def replacements(precision: str) -> dict[torch._ops.OpOverload, Callable]:
     def energy_form(parts, w1, w2, v, r, factor):
         widths = [p.shape[1] for p in parts]
         pad = torch.nn.functional.pad
-        if _tiles("energy", widths, *w2.shape) is None:
+        if _tiles("energy", widths, *w2.shape, products) is None:
             h, d1, d2 = hidden_form(parts, w1, w2)
             gradient = hidden_backward_form(v.expand_as(d2), d1, d2, w1, w2, widths)
             results = [h @ v + torch.cat(parts, dim=-1) @ r, *(g + c for g, c in zip(gradient, r.split(widths)))]
