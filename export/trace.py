@@ -90,8 +90,11 @@ def fold_constants(module: torch.fx.GraphModule) -> None:
     for node in module.graph.nodes:
         if node.op == "get_attr":
             known[node] = getattr(module, node.target)
-        elif node.op == "call_function" and node.all_input_nodes and all(n in known for n in node.all_input_nodes):
-            if isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable:
+        elif node.op == "call_function" and all(n in known for n in node.all_input_nodes):
+            operator = isinstance(node.target, torch._ops.OpOverload)
+            if operator and (node.target._schema.is_mutable or torch.Tag.nondeterministic_seeded in node.target.tags):
+                continue
+            if not node.all_input_nodes and not operator:
                 continue
             arguments, options = torch.fx.node.map_arg((node.args, node.kwargs), known.__getitem__)
             known[node] = node.target(*arguments, **options)

@@ -187,11 +187,12 @@ class Allegro(Potential):
             embedded = self.embedding(edges)
             harmonics = spherical_harmonics(edges.unit, self.config.l_max).to(self.dtype)
         energy = self.pair_energies(embedded, harmonics, edges, row_ptr, owned_types).to(torch.float64)
-        energy = segment_sum(energy.unsqueeze(-1), edges.centre, row_ptr).squeeze(-1)
         if self.ends_in_one_operator:
-            energy = self.scale_shift.shifted(energy, owned_types)
-        else:
-            energy = self.scale_shift(self.norm(energy, owned_types) * sqrt(0.5), owned_types)
+            energy = energy if self.zbl is None else energy + self.zbl(edges)
+            energy = segment_sum(energy.unsqueeze(-1), edges.centre, row_ptr).squeeze(-1)
+            return self.scale_shift.shifted(energy, owned_types)
+        energy = segment_sum(energy.unsqueeze(-1), edges.centre, row_ptr).squeeze(-1)
+        energy = self.scale_shift(self.norm(energy, owned_types) * sqrt(0.5), owned_types)
         if self.zbl is not None:
             energy = energy + segment_sum(self.zbl(edges).unsqueeze(-1), edges.centre, row_ptr).squeeze(-1)
         return energy
@@ -224,7 +225,11 @@ class Allegro(Potential):
         environment_map = projection[:, scalars:]
         environments: list[Tensor] = []
         for k, layer in enumerate(self.layers):
-            environments.append(self.norm(self._mix_channels(moment, self._by_order(environment_map)), owned_types))
+            matrix = self._by_order(environment_map)
+            if self.norm.uniform is None:
+                environments.append(self.norm(self._mix_channels(moment, matrix), owned_types))
+            else:  # one number: into the matrix, which an export folds
+                environments.append(self._mix_channels(moment, matrix * self.norm.uniform))
             z = layer.chain_start(environments[k])
             for earlier in reversed(range(k)):
                 z = self.layers[earlier].chain_step(z, environments[earlier])

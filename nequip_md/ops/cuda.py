@@ -136,7 +136,7 @@ def channel_product(x: Tensor, y: Tensor, w: Tensor, table: Tensor, values: Tens
     (count, components, channels), terms, atoms = x.shape, table.shape[1], 8
     out = x.new_empty((count, dim, channels))
     _launch(segments.channel_product_kernel, (triton.cdiv(count, atoms) * dim,), x, y, w, table, values, offsets, out, count,
-            A=components, B=y.shape[1], D=dim, TERMS=terms, U=channels, BLOCK_U=_block(channels), ATOMS=atoms, num_warps=4)
+            A=components, B=y.shape[1], D=dim, TERMS=terms, U=channels, BLOCK_U=_block(channels), ATOMS=atoms, UNROLL=4, num_warps=4)
     return out
 
 

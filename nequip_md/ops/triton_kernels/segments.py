@@ -187,7 +187,7 @@ def contract_backward_kernel(
 @triton.jit
 def channel_product_kernel(
     x, y, w, table, values, offsets, out, N, A: tl.constexpr, B: tl.constexpr, D: tl.constexpr, TERMS: tl.constexpr,
-    U: tl.constexpr, BLOCK_U: tl.constexpr, ATOMS: tl.constexpr,
+    U: tl.constexpr, BLOCK_U: tl.constexpr, ATOMS: tl.constexpr, UNROLL: tl.constexpr,
 ):
     """The terms are sorted by output component; those of component d are ``offsets[d] ... offsets[d + 1]``."""
     # the components of one block of atoms run side by side: they read the same x and y
@@ -199,14 +199,19 @@ def channel_product_kernel(
     x += n0 * (A * U)
     y += n0 * (B * U)
     total = tl.zeros([ATOMS, BLOCK_U], dtype=out.dtype.element_ty)
-    for t in range(tl.load(offsets + component), tl.load(offsets + component + 1)):
-        path = tl.load(table + t)
-        first = tl.load(table + TERMS + t).to(tl.int32)
-        second = tl.load(table + 2 * TERMS + t).to(tl.int32)
-        scale = tl.load(values + t) * tl.load(w + path * U + u, mask=u < U, other=0.0)
-        x_t = tl.load(x + (n * A + first)[:, None] * U + u[None, :], mask=inside, other=0.0)
-        y_t = tl.load(y + (n * B + second)[:, None] * U + u[None, :], mask=inside, other=0.0)
-        total += x_t * y_t * scale[None, :]
+    end = tl.load(offsets + component + 1)
+    for t0 in range(tl.load(offsets + component), end, UNROLL):
+        # several terms at a time, so that their loads are in flight together
+        for k in tl.static_range(UNROLL):
+            t = t0 + k
+            valid = t < end
+            path = tl.load(table + t, mask=valid, other=0)
+            first = tl.load(table + TERMS + t, mask=valid, other=0).to(tl.int32)
+            second = tl.load(table + 2 * TERMS + t, mask=valid, other=0).to(tl.int32)
+            scale = tl.load(values + t, mask=valid, other=0.0) * tl.load(w + path * U + u, mask=u < U, other=0.0)
+            x_t = tl.load(x + (n * A + first)[:, None] * U + u[None, :], mask=inside & valid, other=0.0)
+            y_t = tl.load(y + (n * B + second)[:, None] * U + u[None, :], mask=inside & valid, other=0.0)
+            total += x_t * y_t * scale[None, :]
     tl.store(out + n0 * (D * U) + (n * D + component)[:, None] * U + u[None, :], total, mask=inside)
 
 
