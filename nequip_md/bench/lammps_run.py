@@ -154,7 +154,7 @@ def lammps_row(
     """
     write_data(folder / "box.data", atoms, type_names)
     script = INPUT.format(artifact=artifact.resolve(), types=" ".join(type_names), steps=steps, boundary=boundary(atoms),
-                          warm_up=max(WARM_UP, steps // 10))
+                          warm_up=max(min(WARM_UP, steps), steps // 10))
     done = run_lammps(script, folder, ranks=ranks, threads=threads)
     row = Row("lammps", OURS, precision, len(atoms))
     if done.returncode:
