@@ -38,7 +38,7 @@ static constexpr int MESSAGE_SIZE = 1024;
 PairNequIP::PairNequIP(LAMMPS *lmp) :
     Pair(lmp), model(nullptr), cutoff(0.0), num_threads(0), max_edges(0), replay(true), verbose(false),
     own_search(false),
-    last_build(-1), in_transit(nullptr)
+    last_build(-1), in_transit(nullptr), energy_flag(0)
 {
   single_enable = 0;
   one_coeff = 1;
@@ -49,7 +49,7 @@ PairNequIP::PairNequIP(LAMMPS *lmp) :
 
   // pair style hybrid copies these before the model is known
 
-  nextra = 3;
+  nextra = 5;
   pvector = new double[nextra]();
   comm_forward = 1;
   comm_reverse_off = CENTROID_COMPONENTS;
@@ -117,7 +117,11 @@ void PairNequIP::compute(int eflag, int vflag)
     if (vflag_atom) results.atom_virials = virials.start(nall, VIRIAL_COMPONENTS);
     if (cvflag_atom) results.centroid_virials = centroids.start(nall, CENTROID_COMPONENTS);
   }
-  if (eflag_atom) results.atom_energies = nall ? eatom : nullptr;
+  if (energy_flag) energies.assign(nall, 0.0);
+  if (energy_flag)
+    results.atom_energies = energies.data();
+  else if (eflag_atom)
+    results.atom_energies = nall ? eatom : nullptr;
 
   if (nequip_md_evaluate(model, &system, &results) != NEQUIP_MD_OK) {
     std::string message = std::string("Pair style nequip: ") + nequip_md_last_error(model);
@@ -139,6 +143,12 @@ void PairNequIP::compute(int eflag, int vflag)
   pvector[0] = static_cast<double>(results.num_edges);
   pvector[1] = static_cast<double>(results.num_candidates);
   pvector[2] = static_cast<double>(results.num_pieces);
+  pvector[3] = static_cast<double>(results.num_evaluated);
+  pvector[4] = atom->nghost;
+
+  if (energy_flag && eflag_atom)
+    for (int i = 0; i < nall; i++)
+      eatom[i] += energies[i];
 
   if (eflag_global) eng_vdwl += results.energy;
   if (vflag_global)
@@ -317,7 +327,19 @@ void *PairNequIP::extract(const char *str, int &dim)
 {
   dim = 0;
   if (strcmp(str, "cutoff") == 0) return &cutoff;
+  if (strcmp(str, "energy_flag") == 0) return &energy_flag;
   return nullptr;
+}
+
+/* ----------------------------------------------------------------------
+   for fix pair: energies of atoms at each of its steps, without a compute
+------------------------------------------------------------------------- */
+
+void *PairNequIP::extract_peratom(const char *str, int &ncol)
+{
+  if (strcmp(str, "energy") != 0) return nullptr;
+  ncol = 0;
+  return energies.data();
 }
 
 /* ----------------------------------------------------------------------
@@ -364,6 +386,7 @@ double PairNequIP::memory_usage()
   double bytes = Pair::memory_usage();
   for (const Collected *collected : {&forces, &virials, &centroids})
     bytes += collected->values.capacity() * sizeof(double);
+  bytes += energies.capacity() * sizeof(double);
   return bytes + (owner.capacity() + centres.capacity()) * sizeof(int);
 }
 

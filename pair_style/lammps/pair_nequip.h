@@ -31,6 +31,7 @@ class PairNequIP : public Pair {
   void write_restart_settings(FILE *) override;
   void read_restart_settings(FILE *) override;
   void *extract(const char *, int &) override;
+  void *extract_peratom(const char *, int &) override;
   int pack_forward_comm(int, int *, double *, int, int *) override;
   void unpack_forward_comm(int, int, double *) override;
   int pack_reverse_comm(int, int, double *) override;
@@ -77,6 +78,9 @@ class PairNequIP : public Pair {
     double steps = 0, replayed = 0, pieces = 0, edges = 0, lists = 0, model = 0, results = 0;
   };
   Work work;
+
+  int energy_flag;                 // fix pair asks for energies of atoms
+  std::vector<double> energies;    // [nlocal + nghost], if it does
 
   std::vector<int> owner;      // atom that each atom is or is a copy of; for models with message passing
   std::vector<int> centres;    // 0 ... nlocal - 1, where there is no list of LAMMPS

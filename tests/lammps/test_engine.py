@@ -51,6 +51,7 @@ class Results(Structure):
         ("failed_atom", c_int),
         ("num_candidates", c_longlong),
         ("num_edges", c_longlong),
+        ("num_evaluated", c_longlong),
         ("num_pieces", c_longlong),
         ("replayed", c_int),
         ("seconds_lists", c_double),

@@ -278,8 +278,8 @@ def test_partitions(native, lj_artifact, tmp_path):
 def test_counts(ranks, lj_artifact, tmp_path):
     """compute pair gives the edges within the cutoffs, the neighbours in the lists and the evaluations, summed over ranks."""
     system = SYSTEMS["orthogonal"]
-    count = "compute n all pair nequip\nthermo_style custom step pe c_n[1] c_n[2] c_n[3]\nrun 0 post no\n"
-    count += 'print "$(c_n[1]) $(c_n[2]) $(c_n[3])" file NAME\n'
+    count = "compute n all pair nequip\nthermo_style custom step pe c_n[*]\nrun 0 post no\n"
+    count += 'print "$(c_n[1]) $(c_n[2]) $(c_n[3]) $(c_n[4]) $(c_n[5])" file NAME\n'
     script = "".join(
         "clear\n" + system.start(tmp_path) + nequip(lj_artifact, keywords=keywords) + count.replace("NAME", name)
         for name, keywords in (("whole", ""), ("pieces", "max_edges 1000"))
@@ -294,6 +294,8 @@ def test_counts(ranks, lj_artifact, tmp_path):
     assert whole[0] == pieces[0] == edges
     assert whole[1] == pieces[1] > edges
     assert whole[2] == ranks
+    assert whole[3] == pieces[3] == edges  # nothing needed padding
+    assert whole[4] == pieces[4] > len(system.types)  # ghosts: the box is three cutoffs wide
     assert edges / 1000 <= pieces[2] <= edges / 1000 + 2 * ranks + 0.1 * edges / 1000
 
 
@@ -313,3 +315,19 @@ def test_verbose(ranks, lj_artifact, plugin_folder, tmp_path):
     for phase in ("positions and neighbors", "edges, model and sums", "adding forces"):
         assert 0 < table[phase][0] <= table[phase][1]
     assert "Pair style nequip, " not in run_lammps(script.replace("verbose yes", ""), tmp_path).text.split("Loop time")[1]
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_energies_for_fix_pair(ranks, lj_artifact, plugin_folder, tmp_path):
+    """fix pair takes the energies of atoms from the pair style, every so many steps; compute pe/atom has the same."""
+    script = (SYSTEMS["orthogonal"].start(tmp_path) + nequip(lj_artifact) + "compute e all pe/atom pair\n"
+              "fix keep all pair 2 nequip energy 1\nfix move all nve\ntimestep 0.001\n"
+              "dump d all custom 2 both.dump id c_e f_keep\ndump_modify d format float %.15g sort id\nrun 4\n")
+    outcome = run_lammps(script, tmp_path, ranks=ranks)
+    assert outcome.status == 0, outcome.text
+    blocks = (tmp_path / "both.dump").read_text().split("ITEM: ATOMS id c_e f_keep\n")[1:]
+    assert len(blocks) == 3
+    for block in blocks:
+        table = np.array([line.split() for line in block.splitlines() if len(line.split()) == 3], dtype=float)
+        assert len(table) == len(SYSTEMS["orthogonal"].types) and np.ptp(table[:, 1]) > 0.01
+        np.testing.assert_allclose(table[:, 2], table[:, 1], rtol=1e-13)

@@ -107,6 +107,7 @@ typedef struct nequip_md_results {
     int failed_atom;          /* after an error that concerns one atom: that atom; else -1 */
     long long num_candidates; /* entries of the neighbour lists, given or found, between atoms of the model */
     long long num_edges;      /* those within the cutoff of their types, which the model saw */
+    long long num_evaluated;  /* edges with padding: two of each evaluation at least, and the room of a recording */
     long long num_pieces;     /* evaluations of the model, see max_edges */
     int replayed;             /* 1: a recording was replayed, see no_replay */
     double seconds_lists;     /* wall time of checking and sending positions, and of neighbours where lists changed */

@@ -96,6 +96,7 @@ const Tally &Model::evaluate_table(const Tally::Wanted &wanted, bool atom_energi
         results.replayed = 1;
         results.num_pieces = 1;
         results.num_edges = replayed->num_edges();
+        results.num_evaluated = replay_.num_edges();
         return *replayed;
     }
     const auto sums_are_right = [&](bool wide) {
@@ -109,6 +110,7 @@ const Tally &Model::evaluate_table(const Tally::Wanted &wanted, bool atom_energi
     results.replayed = 0;
     results.num_pieces = pieces_.num_pieces();
     results.num_edges = pieces_.num_edges();
+    results.num_evaluated = pieces_.num_evaluated();
     if (may_replay_ && fixed && pieces_.num_pieces() == 1 && replay_.worthwhile(pieces_.num_edges()))
         replay_.record(table_, network_, wanted, pieces_.num_edges());
     return *tally_;

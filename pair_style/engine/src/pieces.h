@@ -25,6 +25,7 @@ class Pieces {
 
     int64_t num_pieces() const { return num_pieces_; }  // of the last run
     int64_t num_edges() const { return num_edges_; }
+    int64_t num_evaluated() const { return num_evaluated_; }  // edges with padding
 
  private:
     void run_piece(const NeighbourTable &table, Network &network, Tally &tally, const at::Tensor &edge_offset, int64_t first,
@@ -35,7 +36,7 @@ class Pieces {
     int64_t max_edges_;
     bool divisible_;
     bool learned_ = false;
-    int64_t num_pieces_ = 0, num_edges_ = 0;
+    int64_t num_pieces_ = 0, num_edges_ = 0, num_evaluated_ = 0;
     at::Tensor node_types_;  // of the whole, of the table's update number `types_of_`
     int64_t types_of_ = -1;
 };

@@ -21,6 +21,8 @@ class Replay {
     // Evaluate the table's centres, if a recording fits them. Null: none does.
     const Tally *run(const NeighbourTable &table, const Tally::Wanted &wanted, bool atom_energies);
 
+    int64_t num_edges() const { return num_edges_; }  // of every recording, with padding
+
     // Make a recording for the table as it is, and for more edges than these. It runs nothing. A model that cannot be
     // recorded is left alone from then on.
     void record(const NeighbourTable &table, Network &network, const Tally::Wanted &wanted, int64_t num_edges);
