@@ -69,7 +69,10 @@ def test_segments(precision, channels, orders):
     w = random(precision, count, orders, channels)
     check("edge_contract", precision, w, y, z, centre, row_ptr)
     check("edge_contract_backward", precision, g, w, y, z, centre, row_ptr)
-    check("edge_contract_backward_add", precision, g, w, y, z, centre, row_ptr, random(precision, *w.shape))
+    check("edge_contract_moment", precision, g, w, y, centre, row_ptr)
+    for layers in (1, 2, 4):
+        cotangents, vectors = ([random(precision, *x.shape) for _ in range(layers)] for x in (g, z))
+        check("edge_contract_gradient", precision, cotangents, w, y, vectors, centre, row_ptr)
     check("segment_sum", precision, g, centre, row_ptr)
 
 
@@ -218,6 +221,14 @@ def test_whole_model(name, precision):
         assert (f"nequip_md.{operator}_triton.default" in targets) == (precision != "fp64")
     # with two hidden layers, what reads a hidden layer is in its kernel
     assert ("nequip_md.dense_triton.default" in targets) == (name == "large")
+    if precision != "fp64":
+        # gradients by the edges' tensor weights meet in a kernel: no addition of arrays of their size, or zeros in it
+        shape = (config.l_max + 1, config.num_tensor_features)
+        made = [str(node.target) for node in program.graph.nodes if tuple(getattr(node.meta.get("val"), "shape", ()))[1:] == shape]
+        assert not [target for target in made if "add" in target or "zeros" in target or "expand" in target], made
+        calls = [str(node.target) for node in program.graph.nodes].count
+        assert calls("nequip_md.edge_contract_gradient_triton.default") == 1
+        assert calls("nequip_md.edge_contract_moment_triton.default") == config.num_layers - 1
     inputs = example_inputs(5, 3, 9, 2, config.cutoff, seed=5, device=DEVICE)
     for got, want in zip(program.module()(*inputs), energy_and_gradient(exact, *inputs)):
         assert (got - want).norm() <= TOLERANCE[precision] * want.norm()

@@ -9,7 +9,7 @@ from nequip_md.model import build_model, preset
 from nequip_md.model.allegro import tensor_track
 from nequip_md.model.clebsch_gordan import product_table
 from nequip_md.model.spherical_harmonics import spherical_harmonics
-from nequip_md.ops import channel_product, cpu, edge_contract, edge_dot, edge_moment, edge_spread, segment_sum
+from nequip_md.ops import EdgeContractions, channel_product, cpu, edge_contract, edge_dot, edge_moment, edge_spread, segment_sum
 
 COUNTS = [3, 0, 5, 1, 0, 19]  # edges of each centre, empty ones among them
 
@@ -57,6 +57,29 @@ def test_contract_is_the_sum_over_components(l_max):
     w, y, z = random(len(centre), l_max + 1, 4), random(len(centre), components), random(len(COUNTS), components, 4)
     expected = sum(w[:, order_of(m)] * y[:, m : m + 1] * z[centre, m] for m in range(components))
     torch.testing.assert_close(edge_contract(w, y, z, centre, row_ptr), expected)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 6])
+@pytest.mark.parametrize("used", ["all", "last", "first", "and w"])
+def test_contractions_in_turn_have_the_gradients_of_contractions_one_by_one(count, used):
+    """Each z depends on the q before it, as in Allegro; 6 are more than one kernel takes."""
+    centre, row_ptr = edges()
+    inputs = random(len(centre), 3, 4, grad=True), random(len(centre), 9, grad=True), random(len(COUNTS), 9, 4, grad=True)
+
+    def result(shared):
+        w, y, z = inputs
+        contractions = EdgeContractions(w, y, centre, row_ptr)
+        results = []
+        for _ in range(count):
+            q = contractions(z) if shared else edge_contract(w, y, z, centre, row_ptr)
+            results.append((q**2).sum())
+            z = z + edge_moment(q.sin().unsqueeze(1), y, centre, row_ptr)
+        total = {"all": sum(results), "last": results[-1], "first": results[0], "and w": sum(results)}[used]
+        return total + ((contractions.w if shared else w) ** 3).sum() if used == "and w" else total
+
+    for got, expected in zip(torch.autograd.grad(result(True), inputs), torch.autograd.grad(result(False), inputs)):
+        torch.testing.assert_close(got, expected)
+
 
 
 @pytest.mark.parametrize(("l_max", "p"), [(0, 6.0), (2, 2.5), (3, 1.0)])

@@ -16,6 +16,7 @@ remain MLPs, one moment (:func:`~nequip_md.ops.edge_moment`) and one contraction
 
 from __future__ import annotations
 
+from functools import partial
 from math import sqrt
 
 import torch
@@ -217,6 +218,10 @@ class Allegro(Potential):
             moment, hidden = self._moment(self.two_body_mlp.hidden(embedded), harmonics, centre, row_ptr)
             tensor_weights = self._product(hidden, matrix)
         tensor_weights = tensor_weights.view(-1, orders, channels)
+        if self.fused:
+            contract = ops.EdgeContractions(tensor_weights, harmonics, centre, row_ptr)
+        else:
+            contract = partial(edge_contract, tensor_weights, harmonics, centre=centre, row_ptr=row_ptr)
         projection = two_body @ self.first_projection.last()
 
         # scalar features of the layers so far, and the same with the map that was left out of each (None: identity):
@@ -233,10 +238,7 @@ class Allegro(Potential):
             z = layer.chain_start(environments[k])
             for earlier in reversed(range(k)):
                 z = self.layers[earlier].chain_step(z, environments[earlier])
-            if self.fused:
-                q, tensor_weights = ops.edge_contract_shared(tensor_weights, harmonics, z, centre, row_ptr)
-            else:
-                q = edge_contract(tensor_weights, harmonics, z, centre, row_ptr)
+            q = contract(z)
 
             inputs = [*features, q]
             if k == config.num_layers - 1 and self.ends_in_one_operator:

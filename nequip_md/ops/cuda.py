@@ -16,9 +16,8 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.library import triton_op, wrap_triton
 
 from nequip_md.ops.mlp import silu_and_derivative
-from nequip_md.ops.triton_kernels import embedding
+from nequip_md.ops.triton_kernels import contract_gradient, embedding, segments
 from nequip_md.ops.triton_kernels import mlp as mlp_kernels
-from nequip_md.ops.triton_kernels import segments
 
 _PROGRAMS = 264
 """Programs of the kernel that keeps a scratch tile: two for each multiprocessor of an H100 or H200."""
@@ -112,23 +111,30 @@ def edge_contract(w: Tensor, y: Tensor, z: Tensor, row_ptr: Tensor) -> Tensor:
     return out
 
 
-def _contract_backward(g: Tensor, w: Tensor, y: Tensor, z: Tensor, row_ptr: Tensor, start: Tensor | None) -> list[Tensor]:
-    (_, orders, channels), count = w.shape, row_ptr.shape[0] - 1
-    dw, dy, dz = w.new_empty(w.shape), torch.empty_like(y), z.new_empty(z.shape)
-    block = _block(channels)
-    _launch(segments.contract_backward_kernel, (count,), g, w, y, z, row_ptr, dw if start is None else start, dw, dy, dz,
-            U=channels, L=orders, BLOCK_U=block, EDGES=_edges(block), ADD=start is not None, num_warps=2)
+def _contract_constants(w: Tensor) -> dict:
+    """Sizes of the tiles of a contraction's gradient: 16 bytes for each thread, at least two threads for each channel."""
+    orders, channels = w.shape[1:]
+    components = triton.next_power_of_2(orders**2)
+    block = max(_block(channels), components)
+    warps = max(4, min(8, block // 16))
+    return {"U": channels, "L": orders, "BLOCK_U": block, "BLOCK_M": components,
+            "EDGES": max(1, 512 * warps // (block * w.element_size())), "num_warps": warps}
+
+
+@triton_op("nequip_md::edge_contract_moment_triton", mutates_args={})
+def edge_contract_moment(g: Tensor, w: Tensor, y: Tensor, row_ptr: Tensor) -> Tensor:
+    count = row_ptr.shape[0] - 1
+    dz = w.new_empty((count, y.shape[1], w.shape[2]))
+    _launch(contract_gradient.contract_moment_kernel, (count,), g, w, y, row_ptr, dz, **_contract_constants(w))
+    return dz
+
+
+@triton_op("nequip_md::edge_contract_gradient_triton", mutates_args={})
+def edge_contract_gradient(g: list[Tensor], w: Tensor, y: Tensor, z: list[Tensor], row_ptr: Tensor) -> list[Tensor]:
+    dw, dy, dz = w.new_empty(w.shape), torch.empty_like(y), z[0].new_empty(z[0].shape)
+    _launch(contract_gradient.contract_gradient_kernel, (row_ptr.shape[0] - 1,), *_four(g), w, y, *_four(z), row_ptr, dw, dy, dz,
+            K=len(g), **_contract_constants(w))
     return [dw, dy, dz]
-
-
-@triton_op("nequip_md::edge_contract_backward_triton", mutates_args={})
-def edge_contract_backward(g: Tensor, w: Tensor, y: Tensor, z: Tensor, row_ptr: Tensor) -> list[Tensor]:
-    return _contract_backward(g, w, y, z, row_ptr, None)
-
-
-@triton_op("nequip_md::edge_contract_backward_add_triton", mutates_args={})
-def edge_contract_backward_add(g: Tensor, w: Tensor, y: Tensor, z: Tensor, row_ptr: Tensor, start: Tensor) -> list[Tensor]:
-    return _contract_backward(g, w, y, z, row_ptr, start)
 
 
 @triton_op("nequip_md::channel_product_triton", mutates_args={})
@@ -452,9 +458,10 @@ def replacements(precision: str, said: list[str] | None = None) -> dict[torch._o
         ops.edge_contract.default: lambda w, y, z, centre, row_ptr: edge_contract(w, y, z, row_ptr),
         ops.edge_spread_add.default: lambda y, z, centre, row_ptr, start: edge_spread_add(y, z, row_ptr, start),
         ops.edge_contract_backward.default:
-            lambda g, w, y, z, centre, row_ptr: tuple(edge_contract_backward(g, w, y, z, row_ptr)),
-        ops.edge_contract_backward_add.default:
-            lambda g, w, y, z, centre, row_ptr, start: tuple(edge_contract_backward_add(g, w, y, z, row_ptr, start)),
+            lambda g, w, y, z, centre, row_ptr: tuple(edge_contract_gradient([g], w, y, [z], row_ptr)),
+        ops.edge_contract_moment.default: lambda g, w, y, centre, row_ptr: edge_contract_moment(g, w, y, row_ptr),
+        ops.edge_contract_gradient.default:
+            lambda g, w, y, z, centre, row_ptr: tuple(edge_contract_gradient(g, w, y, z, row_ptr)),
         ops.channel_product.default: product_form,
         ops.mix_orders.default: mix_form,
         ops.dense.default: dense_form,

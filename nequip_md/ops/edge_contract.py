@@ -26,9 +26,12 @@ def _backward_reference(
     return dw, edge_dot(scaled, z, centre, row_ptr), edge_moment(scaled, y, centre, row_ptr)
 
 
-def _backward_add_reference(g, w, y, z, centre, row_ptr, start):
-    dw, dy, dz = _backward_reference(g, w, y, z, centre, row_ptr)
-    return dw + start, dy, dz
+def _gradient_reference(g, w, y, z, centre, row_ptr):
+    dw, dy, dz = _backward_reference(g[0], w, y, z[0], centre, row_ptr)
+    for g_k, z_k in zip(g[1:], z[1:]):
+        dw_k, dy_k, _ = _backward_reference(g_k, w, y, z_k, centre, row_ptr)
+        dw, dy = dw + dw_k, dy + dy_k
+    return dw, dy, dz
 
 
 def _setup(ctx, inputs, output):
@@ -68,34 +71,81 @@ define(
 
 
 define(
-    "edge_contract_backward_add(Tensor g, Tensor w, Tensor y, Tensor z, Tensor centre, Tensor row_ptr, Tensor start)"
+    "edge_contract_moment(Tensor g, Tensor w, Tensor y, Tensor centre, Tensor row_ptr) -> Tensor",
+    lambda g, w, y, centre, row_ptr: edge_moment(g.unsqueeze(1) * w, y, centre, row_ptr),
+    fake=lambda g, w, y, centre, row_ptr: w.new_empty((row_ptr.shape[0] - 1, y.shape[1], w.shape[2])),
+)
+define(
+    "edge_contract_gradient(Tensor[] g, Tensor w, Tensor y, Tensor[] z, Tensor centre, Tensor row_ptr)"
     " -> (Tensor, Tensor, Tensor)",
-    _backward_add_reference,
-    fake=lambda g, w, y, z, centre, row_ptr, start: (w.new_empty(w.shape), y.new_empty(y.shape), z.new_empty(z.shape)),
+    _gradient_reference,
+    fake=lambda g, w, y, z, centre, row_ptr: (w.new_empty(w.shape), y.new_empty(y.shape), z[0].new_empty(z[0].shape)),
 )
 
+MAX_CONTRACTIONS = 4
+"""Contractions whose gradients one kernel sums."""
 
-class _Shared(torch.autograd.Function):
+
+class _First(torch.autograd.Function):
+    """q of the first contraction; its backward runs last, after ``later`` was filled, as all others read the returned w."""
+
     @staticmethod
-    def forward(ctx, w, y, z, centre, row_ptr):
+    def forward(ctx, w, y, z, centre, row_ptr, later):
         ctx.save_for_backward(w, y, z, centre, row_ptr)
+        ctx.later = later
         ctx.set_materialize_grads(False)
         return torch.ops.nequip_md.edge_contract(w, y, z, centre, row_ptr), w.view_as(w)
 
     @staticmethod
     def backward(ctx, g, start):
-        inputs = g.contiguous(), *ctx.saved_tensors
-        if start is None:
-            return *torch.ops.nequip_md.edge_contract_backward(*inputs), None, None
-        return *torch.ops.nequip_md.edge_contract_backward_add(*inputs, start.contiguous()), None, None
+        w, y, z, centre, row_ptr = ctx.saved_tensors
+        g = w.new_zeros((w.shape[0], w.shape[2])) if g is None else g.contiguous()
+        cotangents, vectors = map(list, zip((g, z), *ctx.later))
+        ctx.later.clear()
+        dw, dy, dz = torch.ops.nequip_md.edge_contract_gradient(cotangents, w, y, vectors, centre, row_ptr)
+        return dw if start is None else dw + start, dy, dz, None, None, None
 
 
-def edge_contract_shared(w: Tensor, y: Tensor, z: Tensor, centre: Tensor, row_ptr: Tensor) -> tuple[Tensor, Tensor]:
-    """:func:`edge_contract` and, for whoever reads w next, w itself.
+class _Later(torch.autograd.Function):
+    """q of another contraction, which leaves its gradients by w and y to the first."""
 
-    Gradients of both are then summed in one kernel, instead of an addition of two [E, L, U] arrays. Differentiable once.
+    @staticmethod
+    def forward(ctx, w, y, z, centre, row_ptr, later):
+        ctx.save_for_backward(w, y, z, centre, row_ptr)
+        ctx.later = later
+        ctx.set_materialize_grads(False)
+        return torch.ops.nequip_md.edge_contract(w, y, z, centre, row_ptr), w.view_as(w)
+
+    @staticmethod
+    def backward(ctx, g, start):
+        if g is None:
+            return start, None, None, None, None, None
+        w, y, z, centre, row_ptr = ctx.saved_tensors
+        g = g.contiguous()
+        ctx.later.append((g, z))
+        return start, None, torch.ops.nequip_md.edge_contract_moment(g, w, y, centre, row_ptr), None, None, None
+
+
+class EdgeContractions:
+    """:func:`edge_contract` of the same w and y with one z after another.
+
+    The gradients by w and y are summed in the kernel that makes the last of them: neither these [E, L, U] arrays nor their
+    sum are formed for each z. Differentiable once, in one backward pass that starts from all results together.
     """
-    return _Shared.apply(w.contiguous(), y.contiguous(), z.contiguous(), centre, row_ptr)
+
+    def __init__(self, w: Tensor, y: Tensor, centre: Tensor, row_ptr: Tensor):
+        self.w, self.y, self.centre, self.row_ptr = w.contiguous(), y.contiguous(), centre, row_ptr
+        self.later: list[tuple[Tensor, Tensor]] = []
+        self.count = 0
+
+    def __call__(self, z: Tensor) -> Tensor:
+        """q, [E, U], of z, [N, M, U]."""
+        if self.count % MAX_CONTRACTIONS == 0:
+            self.later = []
+        function = _Later if self.count % MAX_CONTRACTIONS else _First
+        self.count += 1
+        q, self.w = function.apply(self.w, self.y, z.contiguous(), self.centre, self.row_ptr, self.later)
+        return q
 
 
 def edge_contract(w: Tensor, y: Tensor, z: Tensor, centre: Tensor, row_ptr: Tensor) -> Tensor:

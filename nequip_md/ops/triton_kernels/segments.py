@@ -143,48 +143,6 @@ def contract_kernel(
 
 
 @triton.jit
-def contract_backward_kernel(
-    g, w, y, z, row_ptr, start, dw, dy, dz, U: tl.constexpr, L: tl.constexpr, BLOCK_U: tl.constexpr, EDGES: tl.constexpr,
-    ADD: tl.constexpr,
-):
-    """With ``ADD``, dw is added to ``start``."""
-    M: tl.constexpr = L * L
-    i = tl.program_id(0).to(tl.int64)
-    u = tl.arange(0, BLOCK_U)
-    e = tl.arange(0, EDGES)
-    begin = tl.load(row_ptr + i)
-    end = tl.load(row_ptr + i + 1)
-    z += i * (M * U)
-    dz += i * (M * U)
-    for m in tl.static_range(M):
-        tl.store(dz + m * U + u, tl.zeros([BLOCK_U], dtype=dz.dtype.element_ty), mask=u < U)
-    for e0 in range(begin, end, EDGES):
-        # dz is summed in memory: what another thread of this program has written must be visible
-        tl.debug_barrier()
-        valid = e < end - e0
-        inside = valid[:, None] & (u < U)[None, :]
-        y_0 = y + e0 * M
-        dy_0 = dy + e0 * M
-        w_0 = w + e0 * (L * U)
-        dw_0 = dw + e0 * (L * U)
-        g_e = tl.load(g + e0 * U + e[:, None] * U + u[None, :], mask=inside, other=0.0)
-        for l in tl.static_range(L):
-            scaled = g_e * tl.load(w_0 + (e * L + l)[:, None] * U + u[None, :], mask=inside, other=0.0)
-            s = tl.zeros([EDGES, BLOCK_U], dtype=dw.dtype.element_ty)
-            for m in tl.static_range(l * l, (l + 1) * (l + 1)):
-                y_m = tl.load(y_0 + e * M + m, mask=valid, other=0.0)
-                z_m = tl.load(z + m * U + u, mask=u < U, other=0.0)
-                s += y_m[:, None] * z_m[None, :]
-                tl.store(dy_0 + e * M + m, tl.sum(scaled * z_m[None, :], axis=1), mask=valid)
-                at = dz + m * U + u
-                tl.store(at, tl.load(at, mask=u < U, other=0.0) + tl.sum(scaled * y_m[:, None], axis=0), mask=u < U)
-            s *= g_e
-            if ADD:
-                s += tl.load(start + e0 * (L * U) + (e * L + l)[:, None] * U + u[None, :], mask=inside, other=0.0)
-            tl.store(dw_0 + (e * L + l)[:, None] * U + u[None, :], s, mask=inside)
-
-
-@triton.jit
 def channel_product_kernel(
     x, y, w, table, values, offsets, out, N, A: tl.constexpr, B: tl.constexpr, D: tl.constexpr, TERMS: tl.constexpr,
     U: tl.constexpr, BLOCK_U: tl.constexpr, ATOMS: tl.constexpr, UNROLL: tl.constexpr,

@@ -1,0 +1,146 @@
+"""Gradient of the contraction over the edges of one centre: no atomics, a fixed order of every sum, 64-bit offsets.
+
+One program has one centre and all of its channels; names and pointers as in ``segments.py``, K is the number of layers
+that contract the same w and y, and a numbered argument belongs to one of them (those beyond K are not read).
+
+Every thread holds some channels of one edge at a time, and the sums over edges stay in its registers until the last edge.
+EDGES and the number of warps should be such that a tile [EDGES, BLOCK_U] has 16 bytes for each thread, and a row or a
+column of it fewer elements than there are threads: Triton then loads y and z into the layout of the tile, without shared
+memory.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def join_halves(tiles, COUNT: tl.constexpr):
+    """The first 2 COUNT tiles joined two by two, m with m + COUNT."""
+    out = ()
+    for m in tl.static_range(COUNT):
+        out = out + (tl.join(tiles[m], tiles[m + COUNT]),)
+    return out
+
+
+@triton.jit
+def sum_rows(tiles, M: tl.constexpr, BLOCK_M: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr):
+    """M tiles [ROWS, WIDTH], each summed over its rows, as [BLOCK_M, WIDTH]: one exchange between warps for all of them."""
+    for _ in tl.static_range(BLOCK_M - M):
+        tiles = tiles + (tl.zeros_like(tiles[0]),)
+    if BLOCK_M >= 32:
+        tiles = join_halves(tiles, 16)
+    if BLOCK_M >= 16:
+        tiles = join_halves(tiles, 8)
+    if BLOCK_M >= 8:
+        tiles = join_halves(tiles, 4)
+    if BLOCK_M >= 4:
+        tiles = join_halves(tiles, 2)
+    if BLOCK_M >= 2:
+        tiles = join_halves(tiles, 1)
+    return tl.trans(tl.sum(tl.reshape(tiles[0], [ROWS, WIDTH, BLOCK_M]), axis=0))
+
+
+@triton.jit
+def zero_tiles(COUNT: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr, dtype: tl.constexpr):
+    out = ()
+    for _ in tl.static_range(COUNT):
+        out = out + (tl.zeros([ROWS, WIDTH], dtype=dtype),)
+    return out
+
+
+@triton.jit
+def load_orders(w, at, inside, U: tl.constexpr, L: tl.constexpr):
+    out = ()
+    for l in tl.static_range(L):
+        out = out + (tl.load(w + l * U + at, mask=inside, other=0.0),)
+    return out
+
+
+@triton.jit
+def load_components(y, e, valid, M: tl.constexpr):
+    out = ()
+    for m in tl.static_range(M):
+        out = out + (tl.load(y + e * M + m, mask=valid, other=0.0)[:, None],)
+    return out
+
+
+@triton.jit
+def contract_moment_kernel(
+    g, w, y, row_ptr, dz, U: tl.constexpr, L: tl.constexpr, BLOCK_U: tl.constexpr, BLOCK_M: tl.constexpr, EDGES: tl.constexpr
+):
+    """dz alone."""
+    M: tl.constexpr = L * L
+    i = tl.program_id(0).to(tl.int64)
+    u = tl.arange(0, BLOCK_U)
+    e = tl.arange(0, EDGES)
+    component = tl.arange(0, BLOCK_M)
+    begin = tl.load(row_ptr + i)
+    end = tl.load(row_ptr + i + 1)
+    sums = zero_tiles(M, EDGES, BLOCK_U, dz.dtype.element_ty)
+    for e0 in range(begin, end, EDGES):
+        # all loads before all arithmetic, so that they are in flight together
+        valid = e < end - e0
+        inside = valid[:, None] & (u < U)[None, :]
+        g_e = tl.load(g + e0 * U + e[:, None] * U + u[None, :], mask=inside, other=0.0)
+        w_e = load_orders(w + e0 * (L * U), (e * L)[:, None] * U + u[None, :], inside, U, L)
+        y_e = load_components(y + e0 * M, e, valid, M)
+        new = ()
+        for l in tl.static_range(L):
+            scaled = g_e * w_e[l]
+            for m in tl.static_range(l * l, (l + 1) * (l + 1)):
+                new = new + (sums[m] + scaled * y_e[m],)
+        sums = new
+    tl.store(dz + i * (M * U) + component[:, None] * U + u[None, :], sum_rows(sums, M, BLOCK_M, EDGES, BLOCK_U),
+             mask=(component < M)[:, None] & (u < U)[None, :])
+
+
+@triton.jit
+def contract_gradient_kernel(
+    g0, g1, g2, g3, w, y, z0, z1, z2, z3, row_ptr, dw, dy, dz, U: tl.constexpr, L: tl.constexpr, K: tl.constexpr,
+    BLOCK_U: tl.constexpr, BLOCK_M: tl.constexpr, EDGES: tl.constexpr,
+):
+    """dw and dy summed over the layers, and dz of the first. BLOCK_U is at least M.
+
+    With t_m = sum over k of g_k z_k,m, the sum over layers costs one multiplication a layer:
+    dw_l = sum over m in l of y_m t_m, and dy_m = sum over channels of w_l(m) t_m.
+    """
+    M: tl.constexpr = L * L
+    i = tl.program_id(0).to(tl.int64)
+    u = tl.arange(0, BLOCK_U)
+    e = tl.arange(0, EDGES)
+    component = tl.arange(0, BLOCK_M)
+    begin = tl.load(row_ptr + i)
+    end = tl.load(row_ptr + i + 1)
+    g = (g0, g1, g2, g3)
+    z = (z0 + i * (M * U), z1 + i * (M * U), z2 + i * (M * U), z3 + i * (M * U))
+    sums = zero_tiles(M, EDGES, BLOCK_U, dz.dtype.element_ty)
+    for e0 in range(begin, end, EDGES):
+        valid = e < end - e0
+        inside = valid[:, None] & (u < U)[None, :]
+        at = (e * L)[:, None] * U + u[None, :]
+        g_e = ()
+        for k in tl.static_range(K):
+            g_e = g_e + (tl.load(g[k] + e0 * U + e[:, None] * U + u[None, :], mask=inside, other=0.0),)
+        w_e = load_orders(w + e0 * (L * U), at, inside, U, L)
+        # in the layout of the other tiles, though only M columns of it are used
+        dy_e = tl.zeros([EDGES, BLOCK_U], dtype=dy.dtype.element_ty)
+        new = ()
+        for l in tl.static_range(L):
+            scaled = g_e[0] * w_e[l]
+            dw_l = tl.zeros([EDGES, BLOCK_U], dtype=dw.dtype.element_ty)
+            for m in tl.static_range(l * l, (l + 1) * (l + 1)):
+                # not before the loop: the registers decide how many programs run side by side
+                y_m = tl.load(y + e0 * M + e * M + m, mask=valid, other=0.0)[:, None]
+                new = new + (sums[m] + scaled * y_m,)
+                t = g_e[0] * tl.load(z[0] + m * U + u, mask=u < U, other=0.0)[None, :]
+                for k in tl.static_range(1, K):
+                    t += g_e[k] * tl.load(z[k] + m * U + u, mask=u < U, other=0.0)[None, :]
+                dw_l += y_m * t
+                dy_e = tl.where((u == m)[None, :], tl.sum(w_e[l] * t, axis=1)[:, None], dy_e)
+            tl.store(dw + e0 * (L * U) + l * U + at, dw_l, mask=inside)
+        tl.store(dy + e0 * M + e[:, None] * M + u[None, :], dy_e, mask=valid[:, None] & (u < M)[None, :])
+        sums = new
+    tl.store(dz + i * (M * U) + component[:, None] * U + u[None, :], sum_rows(sums, M, BLOCK_M, EDGES, BLOCK_U),
+             mask=(component < M)[:, None] & (u < U)[None, :])
