@@ -23,24 +23,27 @@ class Mutation(NamedTuple):
     after: str
 
 
-TALLY, GRAPH, PAIR = "engine/src/tally.cpp", "engine/src/graph.cpp", "lammps/pair_nequip.cpp"
+TALLY, KERNELS, PIECES, PAIR = "engine/src/tally.cpp", "engine/src/kernels.h", "engine/src/pieces.cpp", "lammps/pair_nequip.cpp"
 MUTATIONS = {
-    "virial with the other sign": Mutation(TALLY, "at::mm(vectors.t(), gradient).neg()", "at::mm(vectors.t(), gradient)"),
-    "no force on neighbours": Mutation(TALLY, "forces.index_add_(0, graph.neighbour_atom, gradient, -1);", ""),
+    "virial with the other sign": Mutation(
+        TALLY, "results.virial[k] = energy_factor * total", "results.virial[k] = -energy_factor * total"),
+    "no force on neighbours": Mutation(KERNELS, "            add_to(forces + 3 * other + k, (Number)-component);\n", ""),
     "no force on ghosts": Mutation(
         PAIR, "  if (eflag_global) eng_vdwl += results.energy;",
         "  if (newton)\n    for (int i = atom->nlocal; i < nall; i++) atom->f[i][0] = atom->f[i][1] = atom->f[i][2] = 0.0;\n"
         "  if (eflag_global) eng_vdwl += results.energy;"),
     "types exchanged": Mutation(PAIR, "type_to_model[i] = t;", "type_to_model[i] = nequip_md_num_types(model) - 1 - t;"),
     "half of each atom's energy": Mutation(
-        TALLY, "results.atom_energies[atom] += factor * energy[node]", "results.atom_energies[atom] += 0.5 * factor * energy[node]"),
+        TALLY, "atom_energies[table.centres()[node]] += energy_factor", "atom_energies[table.centres()[node]] += 0.5 * energy_factor"),
     "no reverse communication": Mutation(PAIR, "  comm->reverse_comm(this, collected.width);\n", ""),
-    "stress of an edge to its centre alone": Mutation(TALLY, "        shares.index_add_(0, graph.neighbour_atom, half);\n", ""),
+    "half of each atom's stress": Mutation(
+        TALLY, "add_array(results.atom_virials, host_virials_, energy_factor)", "add_array(results.atom_virials, host_virials_, 0.5)"),
     "heat flux of an edge to its centre": Mutation(
-        TALLY, "shares.index_add_(0, graph.neighbour_atom, edges);", "shares.index_add_(0, graph.centre_atom, edges);"),
-    "energy twice": Mutation(TALLY, "results.energy = factor * sum;", "results.energy = 2 * factor * sum;"),
+        KERNELS, "add_to(centroids + 9 * other + k,", "add_to(centroids + 9 * (Int64)atom + k,"),
+    "energy twice": Mutation(
+        TALLY, "results.energy = energy_factor * total", "results.energy = 2 * energy_factor * total"),
     "neighbour lists of long ago": Mutation(PAIR, "system.lists_changed = build;", "system.lists_changed = 0;"),
-    "wrong neighbours in a piece": Mutation(GRAPH, "index.select(0, 1) + (count + PHANTOMS)", "index.select(0, 1)"),
+    "wrong types in a piece": Mutation(PIECES, "table.node_types(first, count,", "table.node_types(0, count,"),
     "virial set, not added, in an overlay": Mutation(PAIR, "      virial[k] += results.virial[k];", "      virial[k] = 0.0;"),
 }
 
