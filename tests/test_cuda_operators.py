@@ -76,6 +76,17 @@ def test_segments(precision, channels, orders):
     check("segment_sum", precision, g, centre, row_ptr)
 
 
+@pytest.mark.parametrize("precision", ["fp64", "fp32"])
+@pytest.mark.parametrize(("channels", "orders", "counts"), [(130, 5, (2, 0, 7)), (16, 2, (500, 0, 1)), (600, 1, (3,))])
+def test_gradient_of_contractions(precision, channels, orders, counts):
+    """Sums that do not fit into shared memory together; many edges of one centre; one edge at a time."""
+    centre, row_ptr = edges(counts)
+    shapes = ((len(centre), channels), (len(counts), orders**2, channels), (len(centre), orders, channels), (len(centre), orders**2))
+    g, z, w, y = (random(precision, *shape) for shape in shapes)
+    check("edge_contract_moment", precision, g, w, y, centre, row_ptr)
+    check("edge_contract_gradient", precision, [g, g.sin()], w, y, [z, z.cos()], centre, row_ptr)
+
+
 @pytest.mark.parametrize("precision", FORMS)
 def test_channel_product(precision):
     generator = torch.Generator().manual_seed(1)
