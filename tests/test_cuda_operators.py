@@ -81,7 +81,8 @@ def test_segments(precision, channels, orders):
 def test_gradient_of_contractions(precision, channels, orders, counts):
     """Sums that do not fit into shared memory together; many edges of one centre; one edge at a time."""
     centre, row_ptr = edges(counts)
-    shapes = ((len(centre), channels), (len(counts), orders**2, channels), (len(centre), orders, channels), (len(centre), orders**2))
+    count = len(centre)
+    shapes = (count, channels), (len(counts), orders**2, channels), (count, orders, channels), (count, orders**2)
     g, z, w, y = (random(precision, *shape) for shape in shapes)
     check("edge_contract_moment", precision, g, w, y, centre, row_ptr)
     check("edge_contract_gradient", precision, [g, g.sin()], w, y, [z, z.cos()], centre, row_ptr)
@@ -232,7 +233,9 @@ def test_whole_model(name, precision):
     if precision != "fp64":
         # gradients by the edges' tensor weights meet in a kernel: no addition of arrays of their size, or zeros in it
         shape = (config.l_max + 1, config.num_tensor_features)
-        made = [str(node.target) for node in program.graph.nodes if tuple(getattr(node.meta.get("val"), "shape", ()))[1:] == shape]
+        made = [str(node.target) for node in program.graph.nodes
+                if tuple(getattr(node.meta.get("val"), "shape", ()))[1:] == shape]
+        assert made
         assert not [target for target in made if "add" in target or "zeros" in target or "expand" in target], made
         calls = [str(node.target) for node in program.graph.nodes].count
         assert calls("nequip_md.edge_contract_gradient_triton.default") == 1
