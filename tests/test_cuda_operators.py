@@ -76,6 +76,18 @@ def test_segments(precision, channels, orders):
     check("segment_sum", precision, g, centre, row_ptr)
 
 
+@pytest.mark.parametrize("precision", ["fp64", "fp32"])
+@pytest.mark.parametrize(("channels", "orders", "counts"), [(130, 5, (2, 0, 7)), (16, 2, (500, 0, 1)), (600, 1, (3,))])
+def test_gradient_of_contractions(precision, channels, orders, counts):
+    """Sums that do not fit into shared memory together; many edges of one centre; one edge at a time."""
+    centre, row_ptr = edges(counts)
+    count = len(centre)
+    shapes = (count, channels), (len(counts), orders**2, channels), (count, orders, channels), (count, orders**2)
+    g, z, w, y = (random(precision, *shape) for shape in shapes)
+    check("edge_contract_moment", precision, g, w, y, centre, row_ptr)
+    check("edge_contract_gradient", precision, [g, g.sin()], w, y, [z, z.cos()], centre, row_ptr)
+
+
 @pytest.mark.parametrize("precision", FORMS)
 def test_channel_product(precision):
     generator = torch.Generator().manual_seed(1)
@@ -224,7 +236,9 @@ def test_whole_model(name, precision):
     if precision != "fp64":
         # gradients by the edges' tensor weights meet in a kernel: no addition of arrays of their size, or zeros in it
         shape = (config.l_max + 1, config.num_tensor_features)
-        made = [str(node.target) for node in program.graph.nodes if tuple(getattr(node.meta.get("val"), "shape", ()))[1:] == shape]
+        made = [str(node.target) for node in program.graph.nodes
+                if tuple(getattr(node.meta.get("val"), "shape", ()))[1:] == shape]
+        assert made
         assert not [target for target in made if "add" in target or "zeros" in target or "expand" in target], made
         calls = [str(node.target) for node in program.graph.nodes].count
         assert calls("nequip_md.edge_contract_gradient_triton.default") == 1

@@ -117,8 +117,9 @@ def _contract_constants(w: Tensor) -> dict:
     components = triton.next_power_of_2(orders**2)
     block = max(_block(channels), components)
     warps = max(4, min(8, block // 16))
-    return {"U": channels, "L": orders, "BLOCK_U": block, "BLOCK_M": components,
-            "EDGES": max(1, 512 * warps // (block * w.element_size())), "num_warps": warps}
+    edges = max(1, 512 * warps // (block * w.element_size()))
+    return {"U": channels, "L": orders, "BLOCK_U": block, "BLOCK_M": components, "EDGES": edges,
+            "TOGETHER": edges * block * components * w.element_size() <= 64 * 1024, "num_warps": warps}
 
 
 @triton_op("nequip_md::edge_contract_moment_triton", mutates_args={})

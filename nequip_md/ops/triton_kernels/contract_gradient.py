@@ -6,7 +6,8 @@ that contract the same w and y, and a numbered argument belongs to one of them (
 Every thread holds some channels of one edge at a time, and the sums over edges stay in its registers until the last edge.
 EDGES and the number of warps should be such that a tile [EDGES, BLOCK_U] has 16 bytes for each thread, and a row or a
 column of it fewer elements than there are threads: Triton then loads y and z into the layout of the tile, without shared
-memory.
+memory. With TOGETHER, the sums of all threads meet in EDGES * BLOCK_U * BLOCK_M numbers of shared memory, else one component
+after the other.
 """
 
 from __future__ import annotations
@@ -43,6 +44,20 @@ def sum_rows(tiles, M: tl.constexpr, BLOCK_M: tl.constexpr, ROWS: tl.constexpr, 
 
 
 @triton.jit
+def store_sums(
+    tiles, dz, u, U: tl.constexpr, M: tl.constexpr, BLOCK_U: tl.constexpr, BLOCK_M: tl.constexpr, EDGES: tl.constexpr,
+    TOGETHER: tl.constexpr,
+):
+    if TOGETHER:
+        m = tl.arange(0, BLOCK_M)
+        total = sum_rows(tiles, M, BLOCK_M, EDGES, BLOCK_U)
+        tl.store(dz + m[:, None] * U + u[None, :], total, mask=(m < M)[:, None] & (u < U)[None, :])
+    else:
+        for m in tl.static_range(M):
+            tl.store(dz + m * U + u, tl.sum(tiles[m], axis=0), mask=u < U)
+
+
+@triton.jit
 def zero_tiles(COUNT: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr, dtype: tl.constexpr):
     out = ()
     for _ in tl.static_range(COUNT):
@@ -68,14 +83,14 @@ def load_components(y, e, valid, M: tl.constexpr):
 
 @triton.jit
 def contract_moment_kernel(
-    g, w, y, row_ptr, dz, U: tl.constexpr, L: tl.constexpr, BLOCK_U: tl.constexpr, BLOCK_M: tl.constexpr, EDGES: tl.constexpr
+    g, w, y, row_ptr, dz, U: tl.constexpr, L: tl.constexpr, BLOCK_U: tl.constexpr, BLOCK_M: tl.constexpr, EDGES: tl.constexpr,
+    TOGETHER: tl.constexpr,
 ):
     """dz alone."""
     M: tl.constexpr = L * L
     i = tl.program_id(0).to(tl.int64)
     u = tl.arange(0, BLOCK_U)
     e = tl.arange(0, EDGES)
-    component = tl.arange(0, BLOCK_M)
     begin = tl.load(row_ptr + i)
     end = tl.load(row_ptr + i + 1)
     sums = zero_tiles(M, EDGES, BLOCK_U, dz.dtype.element_ty)
@@ -92,14 +107,13 @@ def contract_moment_kernel(
             for m in tl.static_range(l * l, (l + 1) * (l + 1)):
                 new = new + (sums[m] + scaled * y_e[m],)
         sums = new
-    tl.store(dz + i * (M * U) + component[:, None] * U + u[None, :], sum_rows(sums, M, BLOCK_M, EDGES, BLOCK_U),
-             mask=(component < M)[:, None] & (u < U)[None, :])
+    store_sums(sums, dz + i * (M * U), u, U, M, BLOCK_U, BLOCK_M, EDGES, TOGETHER)
 
 
 @triton.jit
 def contract_gradient_kernel(
     g0, g1, g2, g3, w, y, z0, z1, z2, z3, row_ptr, dw, dy, dz, U: tl.constexpr, L: tl.constexpr, K: tl.constexpr,
-    BLOCK_U: tl.constexpr, BLOCK_M: tl.constexpr, EDGES: tl.constexpr,
+    BLOCK_U: tl.constexpr, BLOCK_M: tl.constexpr, EDGES: tl.constexpr, TOGETHER: tl.constexpr,
 ):
     """dw and dy summed over the layers, and dz of the first. BLOCK_U is at least M.
 
@@ -110,7 +124,6 @@ def contract_gradient_kernel(
     i = tl.program_id(0).to(tl.int64)
     u = tl.arange(0, BLOCK_U)
     e = tl.arange(0, EDGES)
-    component = tl.arange(0, BLOCK_M)
     begin = tl.load(row_ptr + i)
     end = tl.load(row_ptr + i + 1)
     g = (g0, g1, g2, g3)
@@ -142,5 +155,4 @@ def contract_gradient_kernel(
             tl.store(dw + e0 * (L * U) + l * U + at, dw_l, mask=inside)
         tl.store(dy + e0 * M + e[:, None] * M + u[None, :], dy_e, mask=valid[:, None] & (u < M)[None, :])
         sums = new
-    tl.store(dz + i * (M * U) + component[:, None] * U + u[None, :], sum_rows(sums, M, BLOCK_M, EDGES, BLOCK_U),
-             mask=(component < M)[:, None] & (u < U)[None, :])
+    store_sums(sums, dz + i * (M * U), u, U, M, BLOCK_U, BLOCK_M, EDGES, TOGETHER)
