@@ -120,7 +120,7 @@ def main() -> None:
                 check_types(boxes[0], artifact.type_names)
                 results += [times(artifact, precision, atoms, options.repeats) for atoms in boxes]
         if options.output:
-            facts = {"model": options.model, "system": str(options.structure or "liquid water"),
+            facts = {"model": Path(options.model).name, "system": str(options.structure or "liquid water"),
                      "machine": machine(options.device), "date": date.today().isoformat(),
                      "command": "python " + " ".join(sys.argv)}
             options.output.write_text(json.dumps({**facts, "results": results}, indent=2) + "\n")

@@ -53,7 +53,7 @@ def parser() -> argparse.ArgumentParser:
     return result
 
 
-def entry(target: Target, figure: Figure | None, machine_name: str, command: str) -> dict:
+def entry(target: Target, figure: Figure | None, machine_name: str | None, command: str) -> dict:
     """One element of the result file; ``figure`` None: the measurement failed."""
     numbers = {"peer": figure and figure.peer, "ours": figure and figure.ours, "target": target.target}
     numbers = {key: None if value is None else float(f"{value:.6g}") for key, value in numbers.items()}
@@ -74,8 +74,12 @@ def merge(old: list[dict], new: list[dict]) -> list[dict]:
 
 
 def write(path: Path, new: list[dict]) -> None:
+    """Rows that no call has measured yet stand there with nulls."""
     old = json.loads(path.read_text()) if path.exists() else []
-    path.write_text(json.dumps(merge(old, new), indent=2, ensure_ascii=False) + "\n")
+    known = {e["work"] for e in old + new}
+    missing = [entry(target, None, None, f"python benchmarks/targets.py --only {key}") | {"date": None}
+               for key, work in ROWS.items() for target in work.targets if target.work not in known]
+    path.write_text(json.dumps(merge(old, new + missing), indent=2, ensure_ascii=False) + "\n")
 
 
 def machine_text(device: str, threads: int) -> str:

@@ -199,8 +199,8 @@ def test_rows_near_zero_stay_near_zero(size):
 
 def test_limits_of_silu():
     """Where exp overflows, silu and its derivative are 0 or x and 1; nothing is NaN on finite input."""
-    parts = [torch.diag(torch.tensor([-1e15, -200.0, -90.0, -1.0, 0.0, 1.0, 90.0, 1e15], device=DEVICE))]
-    unit = torch.eye(8, device=DEVICE)
+    parts = [torch.diag(torch.tensor([-1e15, -200.0, -90.0, -1.0, 0.0, 1.0, 90.0, 1e15], dtype=torch.float32, device=DEVICE))]
+    unit = torch.eye(8, dtype=torch.float32, device=DEVICE)
     check("mlp_hidden", "fp32", parts, unit, unit)
     for value in FORMS["fp32"][OPERATORS.mlp_hidden.default](parts, unit, unit):
         assert torch.isfinite(value).all()

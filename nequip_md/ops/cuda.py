@@ -433,7 +433,7 @@ def replacements(precision: str, said: list[str] | None = None) -> dict[torch._o
         pad = torch.nn.functional.pad
         if _tiles("energy", widths, *w2.shape, products) is None:
             h, d1, d2 = hidden_form(parts, w1, w2)
-            gradient = hidden_backward_form(v.expand_as(d2), d1, d2, w1, w2, widths)
+            gradient = hidden_backward_form(v.expand_as(d2).contiguous(), d1, d2, w1, w2, widths)
             results = [h @ v + torch.cat(parts, dim=-1) @ r, *(g + c for g, c in zip(gradient, r.split(widths)))]
             return results if factor is None else [results[0] * factor, *(g * factor.unsqueeze(1) for g in results[1:])]
         r = torch.cat([pad(c, (0, _block(k) - k)) for c, k in zip(r.split(widths), widths)])
