@@ -1,6 +1,7 @@
 #include "pieces.h"
 
 #include <algorithm>
+#include <string>
 
 #include "error.h"
 
@@ -66,9 +67,15 @@ void Pieces::run(const NeighbourTable &table, Network &network, Tally &tally)
             run_piece(table, network, tally, edge_offset, first, last - first, edges);
         } catch (const Error &) {
             throw;
-        } catch (const std::exception &) {
+        } catch (const std::exception &error) {
             // The compiled model reports every failure of its device alike, so that memory can only be guessed.
-            if (!compute_.gpu() || !divisible_ || edges / 2 < SMALLEST) throw;
+            if (!compute_.gpu()) throw;
+            if (!divisible_ || edges / 2 < SMALLEST)
+                throw Error(NEQUIP_MD_INTERNAL,
+                            "the model failed on the GPU with " + std::to_string(edges) + " edges at a time and " +
+                                std::to_string(compute_.gpu()->free_memory() >> 20) + " MiB of its memory free (" +
+                                first_line(error.what()) +
+                                "); if that is too little, end what else runs there, use more GPUs or one with more memory");
             max_edges_ = edges / 2;
             learned_ = true;
             continue;
