@@ -47,9 +47,12 @@ def test_results_are_merged(tmp_path):
     stale = {**old, "work": "a row that is no longer measured"}
     targets.write(path, [stale, old])
     targets.write(path, [targets.entry(first, target_rows.Figure(1.23456789), "GPU B", "command")])
-    assert [e["work"] for e in json.loads(path.read_text())] == [first.work, second.work, stale["work"]]
+    table = [target.work for work in target_rows.ROWS.values() for target in work.targets]
+    entries = json.loads(path.read_text())
+    assert [e["work"] for e in entries] == [*table, stale["work"]], "in the order of the table, then what it does not know"
+    assert all(e["ours"] is e["date"] is e["machine"] is None for e in entries if e["work"] not in (first.work, second.work, stale["work"]))
     targets.write(path, [targets.entry(first, None, "GPU C", "command")])
-    merged = json.loads(path.read_text())
+    merged = [e for e in json.loads(path.read_text()) if e["work"] in (first.work, second.work, stale["work"])]
     assert merged[1:] == [old, stale] and merged[0]["machine"] == "GPU C"
     assert (merged[0]["peer"], merged[0]["ours"], merged[0]["target"]) == (None, None, first.target)
     assert {"work", "peer", "ours", "target", "unit", "machine", "command", "date"} <= set(merged[0])
