@@ -52,9 +52,12 @@ def random(precision, *shape):
     return torch.randn(*shape, dtype=DTYPE[precision], device=DEVICE)
 
 
+@pytest.mark.parametrize("multiprocessors", [132, 1], ids=["shared out", "one program"])
 @pytest.mark.parametrize("precision", FORMS)
 @pytest.mark.parametrize(("channels", "orders"), [(64, 4), (24, 3), (1, 1), (160, 2), (7, 5)])
-def test_segments(precision, channels, orders):
+def test_segments(precision, channels, orders, multiprocessors, monkeypatch):
+    """``multiprocessors``: of a GPU on which several programs share the edges of one of the six centres, or one has them all."""
+    monkeypatch.setattr(cuda, "_MULTIPROCESSORS", multiprocessors)
     centre, row_ptr = edges()
     count, nodes = len(centre), len(row_ptr) - 1
     z = random(precision, nodes, orders**2, channels)
@@ -65,7 +68,9 @@ def test_segments(precision, channels, orders):
         check("edge_moment", precision, a, y, centre, row_ptr)
         check("edge_dot", precision, a, z, centre, row_ptr)
         check("edge_spread", precision, y, z, centre, row_ptr, slots)
-    check("edge_spread_add", precision, y, z, centre, row_ptr, g.unsqueeze(1).contiguous())
+    starts = [random(precision, count, 1, channels) for _ in range(4)]
+    for number in (1, 2, 4):
+        check("edge_spread_add", precision, y, z, centre, row_ptr, starts[:number])
     w = random(precision, count, orders, channels)
     check("edge_contract", precision, w, y, z, centre, row_ptr)
     check("edge_contract_backward", precision, g, w, y, z, centre, row_ptr)
@@ -96,12 +101,15 @@ def test_channel_product(precision):
     check("channel_product", precision, x, y, w, table, values, 7)
 
 
+@pytest.mark.parametrize("multiprocessors", [132, 2, 1], ids=["few edges", "some", "many"])
 @pytest.mark.parametrize("precision", ["fp32", "tf32"])
 @pytest.mark.parametrize(("widths", "inner", "outer"), [
     ([64, 64], 256, 256), ([16, 24], 40, 32), ([32], 64, 64), ([64, 64, 64], 128, 64), ([48, 16, 16, 16], 64, 96),
     ([64, 128, 128, 128], 512, 512),
 ])
-def test_perceptrons(precision, widths, inner, outer):
+def test_perceptrons(precision, widths, inner, outer, multiprocessors, monkeypatch):
+    """``multiprocessors``: of a GPU on which so many rows take the tile for 16 rows, for 64, or the one for many."""
+    monkeypatch.setattr(cuda, "_MULTIPROCESSORS", multiprocessors)
     rows = 70
     # rows of very different sizes: each has its own scale
     parts = [random(precision, rows, k) * torch.exp(4 * random(precision, rows, 1)) for k in widths]
@@ -124,6 +132,8 @@ def test_perceptrons(precision, widths, inner, outer):
         check("mlp_hidden_dense_backward", precision, g, 10 * random(precision, rows, last), d1, d2, w1, w2, w3, widths)
     check("dense", precision, torch.cat(parts, dim=-1), w1, False)
     check("dense", precision, d1, w1, True)
+    check("dense_silu", precision, torch.cat(even, dim=-1), w1)
+    check("dense_silu_backward", precision, random(precision, rows, inner), d1, w1)
     w = random(precision, 4, widths[0], inner)
     check("mix_orders", precision, random(precision, 9, 16, widths[0]), w, False)
     check("mix_orders", precision, random(precision, 9, 16, inner), w, True)

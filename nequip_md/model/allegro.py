@@ -213,10 +213,10 @@ class Allegro(Potential):
         if self.two_body_mlp.fuses_last:
             first = self.two_body_mlp.first()
             hidden, tensor_weights = self.two_body_mlp.hidden_and_product([embedded], first, matrix)
-            moment, hidden = self._moment(hidden, harmonics, centre, row_ptr)
+            moment, readers = self._moment(hidden, harmonics, centre, row_ptr, config.num_layers + 1)
         else:
-            moment, hidden = self._moment(self.two_body_mlp.hidden(embedded), harmonics, centre, row_ptr)
-            tensor_weights = self._product(hidden, matrix)
+            moment, readers = self._moment(self.two_body_mlp.hidden(embedded), harmonics, centre, row_ptr, config.num_layers + 2)
+            tensor_weights = self._product(readers.pop(), matrix)
         tensor_weights = tensor_weights.view(-1, orders, channels)
         if self.fused:
             contract = ops.EdgeContractions(tensor_weights, harmonics, centre, row_ptr)
@@ -226,7 +226,7 @@ class Allegro(Potential):
 
         # scalar features of the layers so far, and the same with the map that was left out of each (None: identity):
         # whatever reads them merges that map with its own first matrix
-        features, maps = [hidden], [projection[:, :scalars]]
+        features, maps = [readers.pop()], [projection[:, :scalars]]
         environment_map = projection[:, scalars:]
         environments: list[Tensor] = []
         for k, layer in enumerate(self.layers):
@@ -240,7 +240,7 @@ class Allegro(Potential):
                 z = self.layers[earlier].chain_step(z, environments[earlier])
             q = contract(z)
 
-            inputs = [*features, q]
+            inputs = [readers.pop(), *features[1:], q]
             if k == config.num_layers - 1 and self.ends_in_one_operator:
                 return self._linear_readout_operator(layer.mlp, inputs, maps, edges.centre_type)
             if k < config.num_layers - 1 and layer.mlp.fuses_last:
@@ -258,7 +258,7 @@ class Allegro(Potential):
             else:
                 hidden, last = torch.cat(inputs, dim=-1), self._merge(layer.mlp.last(), maps)
             if k < config.num_layers - 1:
-                moment, hidden = self._moment(hidden, harmonics, centre, row_ptr)
+                moment, (hidden,) = self._moment(hidden, harmonics, centre, row_ptr, 1)
                 features.append(self._product(hidden, last[:, :scalars]))
                 maps.append(None)
                 environment_map = last[:, scalars:]
@@ -269,12 +269,14 @@ class Allegro(Potential):
                 maps.append(None)
         return (self.readout.hidden_from(features, self._merge(self.readout.first(), maps)) @ self.readout.last()).squeeze(-1)
 
-    def _moment(self, hidden: Tensor, harmonics: Tensor, centre: Tensor, row_ptr: Tensor) -> tuple[Tensor, Tensor]:
-        """Moment of the hidden features, and these again for whoever reads them next."""
+    def _moment(
+        self, hidden: Tensor, harmonics: Tensor, centre: Tensor, row_ptr: Tensor, readers: int
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Moment of the hidden features, and these again for each of those who read them next."""
         if self.fused:
-            moment, hidden = ops.edge_moment_shared(hidden.unsqueeze(1), harmonics, centre, row_ptr)
-            return moment, hidden.squeeze(1)
-        return edge_moment(hidden.unsqueeze(1), harmonics, centre, row_ptr), hidden
+            moment, *hidden = ops.edge_moment_shared(hidden.unsqueeze(1), harmonics, centre, row_ptr, readers)
+            return moment, [copy.squeeze(1) for copy in hidden]
+        return edge_moment(hidden.unsqueeze(1), harmonics, centre, row_ptr), [hidden] * readers
 
     def _product(self, x: Tensor, matrix: Tensor) -> Tensor:
         return ops.dense(x, matrix) if self.fused else x @ matrix

@@ -64,7 +64,7 @@ class MLP(nn.Module):
         else:
             x = torch.cat(parts, dim=-1)
         for matrix in matrices:
-            x = activation(ops.dense(x, matrix) if self.fused else x @ matrix)
+            x = ops.dense_silu(x, matrix) if self.fused else activation(x @ matrix)
         return x
 
     @property

@@ -15,12 +15,13 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.library import triton_op, wrap_triton
 
-from nequip_md.ops.mlp import silu_and_derivative
 from nequip_md.ops.triton_kernels import contract_gradient, embedding, segments
 from nequip_md.ops.triton_kernels import mlp as mlp_kernels
 
-_PROGRAMS = 264
-"""Programs of the kernel that keeps a scratch tile: two for each multiprocessor of an H100 or H200."""
+_MULTIPROCESSORS = 132
+"""Of an H100 or H200. Sizes up to which a kernel takes another form count in these."""
+_PROGRAMS = 2 * _MULTIPROCESSORS
+"""Programs of the kernel that keeps a scratch tile."""
 
 
 def _launch(kernel, grid, *arguments, **constants) -> None:
@@ -39,6 +40,16 @@ def _block(width: int) -> int:
 def _edges(width: int) -> int:
     """Edges at a time, for tiles of about 2,048 numbers."""
     return max(8, min(64, 2048 // width))
+
+
+def _one_up_to(most: int, count: int) -> int:
+    """1 if ``count`` <= ``most``, else 0; of sizes that an export does not know, which no branch may look at."""
+    return torch.sym_min(1, most // torch.sym_max(count, 1))
+
+
+def _shares(count: int, most: int) -> int:
+    """Programs, at most ``most``, that share out the edges of one centre where there are ``count`` centres, too few to fill a GPU."""
+    return torch.sym_max(1, torch.sym_min(most, 8 * _MULTIPROCESSORS // torch.sym_max(count, 1)))
 
 
 # ---- segments -----------------------------------------------------------------------------------------------------
@@ -60,42 +71,42 @@ def edge_moment(a: Tensor, y: Tensor, row_ptr: Tensor, precision: str) -> Tensor
     grid = (count, triton.cdiv(channels, block))
     if slots == 1 and a.dtype == torch.float32:
         _launch(segments.moment_product_kernel, grid, a, y, row_ptr, out, C=channels, M=components, BLOCK_M=_block(components),
-                BLOCK_C=block, EDGES=16, PRECISION=precision, num_warps=1)
+                BLOCK_C=block, EDGES=32, PRECISION=precision, num_warps=2)
     else:
         _launch(segments.moment_kernel, grid, a, y, row_ptr, out, C=channels, M=components, SLOTS=slots,
                 BLOCK_M=triton.next_power_of_2(components), BLOCK_C=block, UNROLL=4, num_warps=2)
     return out
 
 
-def _spread(y: Tensor, z: Tensor, row_ptr: Tensor, orders: int, start: Tensor | None) -> Tensor:
+def _spread(y: Tensor, z: Tensor, row_ptr: Tensor, orders: int, starts: list[Tensor]) -> Tensor:
     (edges, components), channels, count = y.shape, z.shape[2], row_ptr.shape[0] - 1
     out = y.new_empty((edges, orders, channels))
     block = min(_block(channels), 128)
-    _launch(segments.spread_kernel, (count, triton.cdiv(channels, block)), y, z, row_ptr,
-            out if start is None else start, out, C=channels, L=isqrt(components), SLOTS=orders, BLOCK_C=block, EDGES=16,
-            ADD=start is not None, num_warps=8 if block == 128 else 4)
+    _launch(segments.spread_kernel, (count, triton.cdiv(channels, block), _shares(count, 6 if block < 128 else 3)), y, z, row_ptr,
+            *_four(starts or [out]), out, C=channels, L=isqrt(components), SLOTS=orders, BLOCK_C=block, EDGES=16,
+            STARTS=len(starts), num_warps=8 if block == 128 else 4)
     return out
 
 
 @triton_op("nequip_md::edge_spread_triton", mutates_args={})
 def edge_spread(y: Tensor, z: Tensor, row_ptr: Tensor, orders: int) -> Tensor:
-    return _spread(y, z, row_ptr, orders, None)
+    return _spread(y, z, row_ptr, orders, [])
 
 
 @triton_op("nequip_md::edge_spread_add_triton", mutates_args={})
-def edge_spread_add(y: Tensor, z: Tensor, row_ptr: Tensor, start: Tensor) -> Tensor:
-    return _spread(y, z, row_ptr, 1, start)
+def edge_spread_add(y: Tensor, z: Tensor, row_ptr: Tensor, starts: list[Tensor]) -> Tensor:
+    return _spread(y, z, row_ptr, 1, starts)
 
 
 @triton_op("nequip_md::edge_dot_triton", mutates_args={})
 def edge_dot(a: Tensor, z: Tensor, row_ptr: Tensor, precision: str) -> Tensor:
     (edges, slots, channels), components, count = a.shape, z.shape[1], row_ptr.shape[0] - 1
     out = a.new_empty((edges, components))
-    block = _block(channels)
     if slots == 1 and a.dtype == torch.float32:
-        _launch(segments.dot_product_kernel, (count,), a, z, row_ptr, out, C=channels, M=components, BLOCK_M=_block(components),
-                BLOCK_C=block, EDGES=32 if block <= 256 else 16, PRECISION=precision, num_warps=2 if block <= 256 else 4)
+        _launch(segments.dot_product_kernel, (count, _shares(count, 3)), a, z, row_ptr, out, C=channels, M=components,
+                BLOCK_M=_block(components), BLOCK_C=min(_block(channels), 64), EDGES=32, PRECISION=precision, num_warps=2)
     else:
+        block = _block(channels)
         _launch(segments.dot_kernel, (count,), a, z, row_ptr, out, C=channels, L=isqrt(components), SLOTS=slots, BLOCK_C=block,
                 EDGES=_edges(block), num_warps=4)
     return out
@@ -106,17 +117,15 @@ def edge_contract(w: Tensor, y: Tensor, z: Tensor, row_ptr: Tensor) -> Tensor:
     (edges, orders, channels), count = w.shape, row_ptr.shape[0] - 1
     out = w.new_empty((edges, channels))
     block = min(_block(channels), 128)
-    _launch(segments.contract_kernel, (count, triton.cdiv(channels, block)), w, y, z, row_ptr, out, U=channels, L=orders,
+    _launch(segments.contract_kernel, (count, triton.cdiv(channels, block), _shares(count, 6)), w, y, z, row_ptr, out, U=channels, L=orders,
             BLOCK_U=block, EDGES=16, num_warps=4)
     return out
 
 
-def _contract_constants(w: Tensor) -> dict:
+def _contract_constants(w: Tensor, block: int, warps: int) -> dict:
     """Sizes of the tiles of a contraction's gradient: 16 bytes for each thread, at least two threads for each channel."""
     orders, channels = w.shape[1:]
     components = triton.next_power_of_2(orders**2)
-    block = max(_block(channels), components)
-    warps = max(4, min(8, block // 16))
     edges = max(1, 512 * warps // (block * w.element_size()))
     return {"U": channels, "L": orders, "BLOCK_U": block, "BLOCK_M": components, "EDGES": edges,
             "TOGETHER": edges * block * components * w.element_size() <= 64 * 1024, "num_warps": warps}
@@ -124,17 +133,22 @@ def _contract_constants(w: Tensor) -> dict:
 
 @triton_op("nequip_md::edge_contract_moment_triton", mutates_args={})
 def edge_contract_moment(g: Tensor, w: Tensor, y: Tensor, row_ptr: Tensor) -> Tensor:
-    count = row_ptr.shape[0] - 1
-    dz = w.new_empty((count, y.shape[1], w.shape[2]))
-    _launch(contract_gradient.contract_moment_kernel, (count,), g, w, y, row_ptr, dz, **_contract_constants(w))
+    count, channels = row_ptr.shape[0] - 1, w.shape[2]
+    dz = w.new_empty((count, y.shape[1], channels))
+    block = min(_block(channels), 32)
+    _launch(contract_gradient.contract_moment_kernel, (count, triton.cdiv(channels, block)), g, w, y, row_ptr, dz,
+            **_contract_constants(w, block, 2))
     return dz
 
 
 @triton_op("nequip_md::edge_contract_gradient_triton", mutates_args={})
 def edge_contract_gradient(g: list[Tensor], w: Tensor, y: Tensor, z: list[Tensor], row_ptr: Tensor) -> list[Tensor]:
     dw, dy, dz = w.new_empty(w.shape), torch.empty_like(y), z[0].new_empty(z[0].shape)
-    _launch(contract_gradient.contract_gradient_kernel, (row_ptr.shape[0] - 1,), *_four(g), w, y, *_four(z), row_ptr, dw, dy, dz,
-            K=len(g), **_contract_constants(w))
+    block = max(_block(w.shape[2]), triton.next_power_of_2(y.shape[1]))
+    # unused pointers repeat w: Inductor writes some arrays, such as z, once for every time they are named
+    pointers = [*g, *[w] * (4 - len(g)), w, y, *z, *[w] * (4 - len(z))]
+    _launch(contract_gradient.contract_gradient_kernel, (row_ptr.shape[0] - 1,), *pointers, row_ptr, dw, dy, dz,
+            K=len(g), **_contract_constants(w, block, max(4, min(8, block // 16))))
     return [dw, dy, dz]
 
 
@@ -198,8 +212,9 @@ def split(w: Tensor, widths: list[int], pad: Callable[[int], int] = _block) -> t
         pad: width to padded width.
 
     Returns:
-        hi and lo, fp16, [sum of padded widths, padded N], with w t = hi + lo for a power of two t; and fp32 [3]: 1 / t, the
-        largest norm of a column of w, the largest norm of a row.
+        hi and lo, fp16, [sum of padded widths, padded N], with w t = hi + lo for a power of two t; and fp32 [3, 1]: 1 / t, the
+        largest norm of a column of w, the largest norm of a row. (Inductor writes a vector as short as three anew in every
+        evaluation; an array of two dimensions it leaves in memory.)
     """
     padded = [torch.nn.functional.pad(part, (0, pad(w.shape[1]) - w.shape[1], 0, pad(part.shape[0]) - part.shape[0]))
               for part in w.split(widths)]
@@ -209,7 +224,7 @@ def split(w: Tensor, widths: list[int], pad: Callable[[int], int] = _block) -> t
     lo = (scaled - hi).to(torch.float16)
     # rounded up a little: the kernels take these norms for bounds
     norms = [torch.linalg.vector_norm(w, dim=d).max() * 1.0001 for d in (0, 1)]
-    return hi, lo, torch.stack([1 / scale, *norms])
+    return hi, lo, torch.stack([1 / scale, *norms]).unsqueeze(1)
 
 
 _SHARED_MEMORY = 227 * 1024
@@ -230,32 +245,72 @@ _TILES = {
         "energy": ((64, 16, 4, 3), (64, 16, 4, 2)),
     },
 }
+_FEW_TILES = {
+    # taken while there is no more than one for each multiprocessor: the time of one tile is then that of the kernel
+    3: {
+        "hidden": ((16, 32, 4, 3), (64, 32, 4, 3)),
+        "backward": ((16, 32, 4, 3),),
+        "backward_dense": ((16, 32, 4, 3), (64, 32, 4, 3)),
+        "energy": ((16, 64, 8, 2), (64, 32, 4, 3)),
+    },
+    1: {
+        "hidden": ((16, 32, 4, 3),),
+        "backward": ((16, 32, 4, 3),),
+        "backward_dense": ((16, 32, 4, 3),),
+        "energy": ((16, 64, 8, 2),),
+    },
+}
+
+
+def _tile(
+    tile: tuple[int, int, int, int], kernel: str, widths: list[int], inner: int, outer: int, products: int
+) -> dict | None:
+    """Constants of a tile, or None if it takes more shared memory or registers than there are."""
+    inputs, outputs = sum(_block(k) for k in widths), _block(outer)
+    bytes_each = 4 if products == 3 else 2
+    rows, chunk, warps, stages = tile
+    chunk = min(chunk, _block(inner))
+    weights = chunk * (inputs + outputs)
+    # products of 64 rows are waited for one turn later than those of fewer
+    buffers = stages if rows >= 64 else stages - 1
+    forward, backward = rows * inputs + buffers * weights, rows * (outputs + chunk) + buffers * weights
+    last = _block_last(outer)
+    shared = {
+        "hidden": forward,
+        "backward": backward,
+        # the gradient of the hidden layer stays in registers
+        "backward_dense": max(buffers * weights, buffers * last * (outputs + rows) + rows * last),
+        # reuses the memory of one direction for the other, whose weights need not be doubled
+        "energy": max(forward, rows * (outputs + chunk) + weights),
+    }[kernel]
+    accumulators = {"hidden": outputs, "backward_dense": inputs + outputs}.get(kernel, max(inputs, outputs))
+    registers = rows * accumulators / (32 * warps)
+    if bytes_each * shared <= _SHARED_MEMORY and registers <= (224 if kernel == "backward_dense" else 128):
+        return {"ROWS": rows, "CHUNK": chunk, "num_warps": warps, "num_stages": stages}
+    return None
 
 
 def _tiles(kernel: str, widths: list[int], inner: int, outer: int, products: int) -> dict | None:
     """Tile sizes of a kernel for input parts of these widths and layers of widths ``inner`` and ``outer``; None: too wide."""
-    inputs, outputs = sum(_block(k) for k in widths), _block(outer)
-    if kernel in ("hidden", "energy") and outputs > _WIDEST_OUTER:
+    if kernel in ("hidden", "energy") and _block(outer) > _WIDEST_OUTER:
         return None
-    bytes_each = 4 if products == 3 else 2
-    for rows, chunk, warps, stages in _TILES[products][kernel]:
-        chunk = min(chunk, _block(inner))
-        weights = chunk * (inputs + outputs)
-        forward, backward = rows * inputs + stages * weights, rows * (outputs + chunk) + stages * weights
-        last = _block_last(outer)
-        shared = {
-            "hidden": forward,
-            "backward": backward,
-            # the gradient of the hidden layer stays in registers
-            "backward_dense": max(stages * weights, stages * last * (outputs + rows) + rows * last),
-            # reuses the memory of one direction for the other, whose weights need not be doubled
-            "energy": max(forward, rows * (outputs + chunk) + weights),
-        }[kernel]
-        accumulators = {"hidden": outputs, "backward_dense": inputs + outputs}.get(kernel, max(inputs, outputs))
-        registers = rows * accumulators / (32 * warps)
-        if bytes_each * shared <= _SHARED_MEMORY and registers <= (224 if kernel == "backward_dense" else 128):
-            return {"ROWS": rows, "CHUNK": chunk, "num_warps": warps, "num_stages": stages}
-    return None
+    return next(filter(None, (_tile(t, kernel, widths, inner, outer, products) for t in _TILES[products][kernel])), None)
+
+
+def _tiles_by_count(
+    kernel: str, widths: list[int], inner: int, outer: int, products: int, count: int
+) -> list[tuple[dict, int]]:
+    """The tiles for few rows and the tile for many, each with 1 or 0: whether it is the one for ``count`` rows.
+
+    A graph launches the kernel once for each; a launch of no programs is none.
+    """
+    forms, below = [], 0
+    for candidate in _FEW_TILES[products][kernel]:
+        if tile := _tile(candidate, kernel, widths, inner, outer, products):
+            up_to = _one_up_to(_MULTIPROCESSORS * tile["ROWS"], count)
+            forms.append((tile, up_to - below))
+            below = up_to
+    return [*forms, (_tiles(kernel, widths, inner, outer, products), 1 - below)]
 
 
 def _derivative_dtype(products: int) -> torch.dtype:
@@ -285,29 +340,53 @@ def _last_constants(width: int, outer: int) -> dict:
     return {"N3": width, "P3": _block(width), "BLOCK3": min(_block_last(outer), _block(width))}
 
 
+def _dense(
+    x: Tensor, factor: Tensor | None, w: tuple[Tensor, Tensor, Tensor], inner: int, outer: int, transposed: bool, silu: bool,
+    products: int,
+) -> list[Tensor]:
+    count = x.shape[0]
+    out = [x.new_empty((count, outer))]
+    if silu:
+        out.append(x.new_empty((count, outer), dtype=_derivative_dtype(products)))
+    padded, rows = _multiple(outer), 128
+    block = next(b for b in (256, 128, 64, padded) if padded % b == 0)
+    _launch(mlp_kernels.dense_kernel, (triton.cdiv(count, rows), padded // block), x, x if factor is None else factor, *w, out[0],
+            out[-1], count, K=inner, N=outer, BLOCK_N=block, PADDED_N=padded, PADDED_K=_multiple(inner), TRANSPOSED=transposed,
+            SCALED=factor is not None, SILU=silu, ROWS=rows, CHUNK=min(32, _multiple(inner)), PRODUCTS=products,
+            num_warps=8 if block >= 128 else 4, num_stages=3)
+    return out
+
+
 @triton_op("nequip_md::dense_triton", mutates_args={})
 def dense(
     x: Tensor, w_hi: Tensor, w_lo: Tensor, w_info: Tensor, inner: int, outer: int, transposed: bool, products: int
 ) -> Tensor:
-    count = x.shape[0]
-    out = x.new_empty((count, outer))
-    padded, rows = _multiple(outer), 128
-    block = 128 if padded % 128 == 0 else min(padded, 64)
-    _launch(mlp_kernels.dense_kernel, (triton.cdiv(count, rows), padded // block), x, w_hi, w_lo, w_info, out, count, K=inner,
-            N=outer, BLOCK_N=block, PADDED_N=padded, PADDED_K=_multiple(inner), TRANSPOSED=transposed, ROWS=rows,
-            CHUNK=min(64, _multiple(inner)), PRODUCTS=products, num_warps=8 if block == 128 else 4, num_stages=2)
-    return out
+    return _dense(x, None, (w_hi, w_lo, w_info), inner, outer, transposed, False, products)[0]
+
+
+@triton_op("nequip_md::dense_silu_triton", mutates_args={})
+def dense_silu(
+    x: Tensor, w_hi: Tensor, w_lo: Tensor, w_info: Tensor, inner: int, outer: int, products: int
+) -> list[Tensor]:
+    return _dense(x, None, (w_hi, w_lo, w_info), inner, outer, False, True, products)
+
+
+@triton_op("nequip_md::dense_silu_backward_triton", mutates_args={})
+def dense_silu_backward(
+    g: Tensor, d: Tensor, w_hi: Tensor, w_lo: Tensor, w_info: Tensor, inner: int, outer: int, products: int
+) -> Tensor:
+    return _dense(g, d, (w_hi, w_lo, w_info), inner, outer, True, False, products)[0]
 
 
 @triton_op("nequip_md::mix_orders_triton", mutates_args={})
 def mix_orders(x: Tensor, w_hi: Tensor, w_lo: Tensor, w_info: Tensor, outer: int, transposed: bool, products: int) -> Tensor:
     count, components, inner = x.shape
     out = x.new_empty((count, components, outer))
-    orders, rows, block = isqrt(components), 64, min(_block(outer), 128)
+    orders, rows, block = isqrt(components), 32, min(_block(outer), 64)
     grid = (triton.cdiv(count * (2 * orders - 1), rows), orders, _block(outer) // block)
     _launch(mlp_kernels.mix_kernel, grid, x, w_hi, w_lo, w_info, out, count, K=inner, U=outer, M=components,
             PADDED_K=_block(inner), PADDED_U=_block(outer), BLOCK_U=block, TRANSPOSED=transposed, ROWS=rows,
-            CHUNK=min(64, _block(inner)), PRODUCTS=products, num_warps=4, num_stages=2)
+            CHUNK=min(64, _block(inner)), PRODUCTS=products, num_warps=4, num_stages=3)
     return out
 
 
@@ -320,10 +399,11 @@ def mlp_hidden(
     out = parts[0].new_empty((count, outer))
     d1, d2 = (parts[0].new_empty((count, n), dtype=_derivative_dtype(products)) for n in (inner, outer))
     y = [out.new_empty((count, last))] if last else []
-    tiles = _tiles("hidden", widths, inner, outer, products)
-    _launch(mlp_kernels.hidden_kernel, (triton.cdiv(count, tiles["ROWS"]),), *_four(parts), w1_hi, w1_lo, w1_info, w2_hi, w2_lo,
-            w2_info, *(w3 or [w2_hi, w2_lo, w2_info]), out, d1, d2, *(y or [out]), count, **_part_constants(widths), N1=inner,
-            N2=outer, P1=_block(inner), P2=_block(outer), **_last_constants(last, outer), PRODUCTS=products, **tiles)
+    for tiles, wanted in _tiles_by_count("hidden", widths, inner, outer, products, count):
+        _launch(mlp_kernels.hidden_kernel, (wanted * triton.cdiv(count, tiles["ROWS"]),), *_four(parts), w1_hi, w1_lo, w1_info,
+                w2_hi, w2_lo, w2_info, *(w3 or [w2_hi, w2_lo, w2_info]), out, d1, d2, *(y or [out]), count,
+                **_part_constants(widths), N1=inner, N2=outer, P1=_block(inner), P2=_block(outer), **_last_constants(last, outer),
+                PRODUCTS=products, **tiles)
     return [out, *y, d1, d2]
 
 
@@ -334,11 +414,11 @@ def mlp_hidden_backward(
 ) -> list[Tensor]:
     (count, inner), outer = d1.shape, d2.shape[1]
     out = [g.new_empty((count, k)) for k in widths]
-    tiles = _tiles("backward_dense" if w3 else "backward", widths, inner, outer, products)
-    _launch(mlp_kernels.hidden_backward_kernel, (triton.cdiv(count, tiles["ROWS"]),), g, *(dy or [g]), d1, d2, w1_hi, w1_lo,
-            w1_info, w2_hi, w2_lo, w2_info, *(w3 or [w2_hi, w2_lo, w2_info]), *_four(out), count, **_part_constants(widths),
-            N1=inner, N2=outer, P1=_block(inner), P2=_block(outer), **_last_constants(dy[0].shape[1] if dy else 0, outer),
-            PRODUCTS=products, **tiles)
+    for tiles, wanted in _tiles_by_count("backward_dense" if w3 else "backward", widths, inner, outer, products, count):
+        _launch(mlp_kernels.hidden_backward_kernel, (wanted * triton.cdiv(count, tiles["ROWS"]),), g, *(dy or [g]), d1, d2, w1_hi,
+                w1_lo, w1_info, w2_hi, w2_lo, w2_info, *(w3 or [w2_hi, w2_lo, w2_info]), *_four(out), count,
+                **_part_constants(widths), N1=inner, N2=outer, P1=_block(inner), P2=_block(outer),
+                **_last_constants(dy[0].shape[1] if dy else 0, outer), PRODUCTS=products, **tiles)
     return out
 
 
@@ -350,11 +430,13 @@ def mlp_energy(
     widths, count = [p.shape[1] for p in parts], parts[0].shape[0]
     energy = parts[0].new_empty((count,))
     gradients = [torch.empty_like(p) for p in parts]
-    tiles = _tiles("energy", widths, inner, outer, products)
-    scratch = parts[0].new_empty((_PROGRAMS, tiles["ROWS"], _block(inner) + _block(outer)), dtype=_derivative_dtype(products))
-    _launch(mlp_kernels.energy_kernel, (_PROGRAMS,), *_four(parts), w1_hi, w1_lo, w1_info, w2_hi, w2_lo, w2_info, v, r,
-            *(factor or [v]), energy, *_four(gradients), scratch, count, **_part_constants(widths), P1=_block(inner), P2=_block(outer),
-            PRODUCTS=products, SCALED=bool(factor), **tiles)
+    forms = _tiles_by_count("energy", widths, inner, outer, products, count)
+    most = max(tiles["ROWS"] for tiles, _ in forms)
+    scratch = parts[0].new_empty((_PROGRAMS, most, _block(inner) + _block(outer)), dtype=_derivative_dtype(products))
+    for tiles, wanted in forms:
+        _launch(mlp_kernels.energy_kernel, (wanted * _PROGRAMS,), *_four(parts), w1_hi, w1_lo, w1_info, w2_hi, w2_lo, w2_info, v, r,
+                *(factor or [v]), energy, *_four(gradients), scratch, count, **_part_constants(widths), P1=_block(inner),
+                P2=_block(outer), PRODUCTS=products, SCALED=bool(factor), **tiles)
     return [energy, *gradients]
 
 
@@ -400,6 +482,12 @@ def replacements(precision: str, said: list[str] | None = None) -> dict[torch._o
         inner, outer = (w.shape[1], w.shape[0]) if transposed else w.shape
         return dense(x, *halves, inner, outer, transposed, products)
 
+    def dense_silu_form(x, w):
+        return tuple(dense_silu(x.contiguous(), *split(w, [w.shape[0]], _multiple), *w.shape, products))
+
+    def dense_silu_backward_form(g, d, w):
+        return dense_silu_backward(g.contiguous(), d, *split(w, [w.shape[0]], _multiple), *w.shape[::-1], products)
+
     def product(x, w):
         return dense_form(x.contiguous(), w.contiguous(), False)
 
@@ -408,8 +496,8 @@ def replacements(precision: str, said: list[str] | None = None) -> dict[torch._o
         widths = [p.shape[1] for p in parts]
         if _tiles("hidden", widths, *w2.shape, products) is None:
             too_wide(widths, w2)
-            h1, d1 = silu_and_derivative(product(torch.cat(parts, dim=-1), w1))
-            h2, d2 = silu_and_derivative(product(h1, w2))
+            h1, d1 = dense_silu_form(torch.cat(parts, dim=-1), w1)
+            h2, d2 = dense_silu_form(h1, w2)
             return h2, *([] if w3 is None else [product(h2, w3)]), d1, d2
         if w3 is not None and w2.shape[1] > _WIDEST_BEFORE_LAST:
             h, d1, d2 = hidden_form(parts, w1, w2)
@@ -423,7 +511,7 @@ def replacements(precision: str, said: list[str] | None = None) -> dict[torch._o
             g, w3 = g + product(dy, w3.T), None
         if w3 is None and _tiles("backward", widths, *w2.shape, products) is None:
             too_wide(widths, w2)
-            dx = product(product(g * d2, w2.T) * d1, w1.T)
+            dx = dense_silu_backward_form(dense_silu_backward_form(g, d2, w2), d1, w1)
             return [part.contiguous() for part in dx.split(widths, dim=-1)]
         dy, last = ([], []) if w3 is None else ([dy], list(split(w3, [w3.shape[0]])))
         return mlp_hidden_backward(g, dy, d1, d2, *split(w1, widths), *split(w2, [w2.shape[0]]), last, widths, products)
@@ -443,13 +531,14 @@ def replacements(precision: str, said: list[str] | None = None) -> dict[torch._o
 
     def embedding_form(vectors, edge_index, node_types, cutoffs, roots, centre, neighbour, *rest):
         table = torch.cat([centre, neighbour])
-        return tuple(edge_embedding(vectors, edge_index, node_types, cutoffs, roots, table, *rest))
+        # of two dimensions for the reason given at split
+        return tuple(edge_embedding(vectors, edge_index, node_types, cutoffs, roots.unsqueeze(1), table, *rest))
 
     def embedding_backward_form(
         dg, dharmonics, vectors, edge_index, node_types, cutoffs, roots, centre, neighbour, *rest
     ):
         table = torch.cat([centre, neighbour])
-        return edge_embedding_backward(dg, dharmonics, vectors, edge_index, node_types, cutoffs, roots, table, *rest)
+        return edge_embedding_backward(dg, dharmonics, vectors, edge_index, node_types, cutoffs, roots.unsqueeze(1), table, *rest)
 
     return {
         ops.segment_sum.default: lambda values, centre, row_ptr: segment_sum(values, row_ptr),
@@ -457,7 +546,7 @@ def replacements(precision: str, said: list[str] | None = None) -> dict[torch._o
         ops.edge_spread.default: lambda y, z, centre, row_ptr, orders: edge_spread(y, z, row_ptr, orders),
         ops.edge_dot.default: lambda a, z, centre, row_ptr: edge_dot(a, z, row_ptr, dot),
         ops.edge_contract.default: lambda w, y, z, centre, row_ptr: edge_contract(w, y, z, row_ptr),
-        ops.edge_spread_add.default: lambda y, z, centre, row_ptr, start: edge_spread_add(y, z, row_ptr, start),
+        ops.edge_spread_add.default: lambda y, z, centre, row_ptr, starts: edge_spread_add(y, z, row_ptr, starts),
         ops.edge_contract_backward.default:
             lambda g, w, y, z, centre, row_ptr: tuple(edge_contract_gradient([g], w, y, [z], row_ptr)),
         ops.edge_contract_moment.default: lambda g, w, y, centre, row_ptr: edge_contract_moment(g, w, y, row_ptr),
@@ -466,6 +555,8 @@ def replacements(precision: str, said: list[str] | None = None) -> dict[torch._o
         ops.channel_product.default: product_form,
         ops.mix_orders.default: mix_form,
         ops.dense.default: dense_form,
+        ops.dense_silu.default: dense_silu_form,
+        ops.dense_silu_backward.default: dense_silu_backward_form,
         ops.mlp_hidden.default: hidden_form,
         ops.mlp_hidden_backward.default: hidden_backward_form,
         ops.mlp_hidden_dense.default: hidden_form,

@@ -86,8 +86,8 @@ MAX_CONTRACTIONS = 4
 """Contractions whose gradients one kernel sums."""
 
 
-class _First(torch.autograd.Function):
-    """q of the first contraction; its backward runs last, after ``later`` was filled, as all others read the returned w."""
+class _Contraction(torch.autograd.Function):
+    """q, and w again for the next contraction."""
 
     @staticmethod
     def forward(ctx, w, y, z, centre, row_ptr, later):
@@ -95,6 +95,10 @@ class _First(torch.autograd.Function):
         ctx.later = later
         ctx.set_materialize_grads(False)
         return torch.ops.nequip_md.edge_contract(w, y, z, centre, row_ptr), w.view_as(w)
+
+
+class _First(_Contraction):
+    """q of the first contraction; its backward runs last, after ``later`` was filled, as all others read the returned w."""
 
     @staticmethod
     def backward(ctx, g, start):
@@ -106,15 +110,8 @@ class _First(torch.autograd.Function):
         return dw if start is None else dw + start, dy, dz, None, None, None
 
 
-class _Later(torch.autograd.Function):
+class _Later(_Contraction):
     """q of another contraction, which leaves its gradients by w and y to the first."""
-
-    @staticmethod
-    def forward(ctx, w, y, z, centre, row_ptr, later):
-        ctx.save_for_backward(w, y, z, centre, row_ptr)
-        ctx.later = later
-        ctx.set_materialize_grads(False)
-        return torch.ops.nequip_md.edge_contract(w, y, z, centre, row_ptr), w.view_as(w)
 
     @staticmethod
     def backward(ctx, g, start):

@@ -112,36 +112,45 @@ define(
 )
 
 
-def _spread_add_reference(y: Tensor, z: Tensor, centre: Tensor, row_ptr: Tensor, start: Tensor) -> Tensor:
-    return _spread_reference(y, z, centre, row_ptr, 1) + start
+def _spread_add_reference(y: Tensor, z: Tensor, centre: Tensor, row_ptr: Tensor, starts: list[Tensor]) -> Tensor:
+    return _spread_reference(y, z, centre, row_ptr, 1) + sum(starts)
 
 
+MAX_STARTS = 4
+"""Arrays that one kernel adds to a spread."""
 define(
-    "edge_spread_add(Tensor y, Tensor z, Tensor centre, Tensor row_ptr, Tensor start) -> Tensor", _spread_add_reference,
-    fake=lambda y, z, centre, row_ptr, start: start.new_empty(start.shape),
+    "edge_spread_add(Tensor y, Tensor z, Tensor centre, Tensor row_ptr, Tensor[] starts) -> Tensor", _spread_add_reference,
+    fake=lambda y, z, centre, row_ptr, starts: starts[0].new_empty(starts[0].shape),
 )
 
 
 class _SharedMoment(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, a, y, centre, row_ptr):
+    def forward(ctx, a, y, centre, row_ptr, readers):
         ctx.save_for_backward(a, y, centre, row_ptr)
-        return torch.ops.nequip_md.edge_moment(a, y, centre, row_ptr), a.view_as(a)
+        ctx.set_materialize_grads(False)
+        return torch.ops.nequip_md.edge_moment(a, y, centre, row_ptr), *(a.view_as(a) for _ in range(readers))
 
     @staticmethod
-    def backward(ctx, g, start):
+    def backward(ctx, g, *starts):
         a, y, centre, row_ptr = ctx.saved_tensors
-        g = g.contiguous()
-        da = torch.ops.nequip_md.edge_spread_add(y, g, centre, row_ptr, start.contiguous())
-        return da, torch.ops.nequip_md.edge_dot(a, g, centre, row_ptr), None, None
+        g = a.new_zeros((row_ptr.shape[0] - 1, y.shape[1], a.shape[2])) if g is None else g.contiguous()
+        starts = [start.contiguous() for start in starts if start is not None]
+        if len(starts) > MAX_STARTS:
+            starts = [*starts[: MAX_STARTS - 1], sum(starts[MAX_STARTS - 1 :])]
+        if starts:
+            da = torch.ops.nequip_md.edge_spread_add(y, g, centre, row_ptr, starts)
+        else:
+            da = torch.ops.nequip_md.edge_spread(y, g, centre, row_ptr, 1)
+        return da, torch.ops.nequip_md.edge_dot(a, g, centre, row_ptr), None, None, None
 
 
-def edge_moment_shared(a: Tensor, y: Tensor, centre: Tensor, row_ptr: Tensor) -> tuple[Tensor, Tensor]:
-    """:func:`edge_moment` of ``a`` with one slot, and a itself for whoever reads it next.
+def edge_moment_shared(a: Tensor, y: Tensor, centre: Tensor, row_ptr: Tensor, readers: int = 1) -> list[Tensor]:
+    """:func:`edge_moment` of ``a`` with one slot, and a itself for each of those who read it next.
 
-    Gradients of both are then summed in one kernel. Differentiable once.
+    The gradients of all of them are then summed in one kernel. Differentiable once.
     """
-    return _SharedMoment.apply(a.contiguous(), y.contiguous(), centre, row_ptr)
+    return list(_SharedMoment.apply(a.contiguous(), y.contiguous(), centre, row_ptr, readers))
 
 
 def edge_moment(a: Tensor, y: Tensor, centre: Tensor, row_ptr: Tensor) -> Tensor:

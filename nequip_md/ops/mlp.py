@@ -49,6 +49,24 @@ define("dense(Tensor x, Tensor w, bool transposed) -> Tensor", _dense_reference,
        setup_context=_dense_setup)
 
 
+def _dense_silu_reference(x: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
+    return silu_and_derivative(x @ w)
+
+
+def _dense_silu_setup(ctx, inputs, output):
+    ctx.save_for_backward(output[1], inputs[1])
+
+
+def _dense_silu_backward(ctx, g, _):
+    d, w = ctx.saved_tensors
+    return torch.ops.nequip_md.dense_silu_backward(g.contiguous(), d, w), None
+
+
+define("dense_silu(Tensor x, Tensor w) -> (Tensor, Tensor)", _dense_silu_reference, backward=_dense_silu_backward,
+       setup_context=_dense_silu_setup)
+define("dense_silu_backward(Tensor g, Tensor d, Tensor w) -> Tensor", lambda g, d, w: (g * d) @ w.T)
+
+
 # ---- one matrix for each order ------------------------------------------------------------------------------------
 
 
@@ -178,6 +196,11 @@ define(
 def dense(x: Tensor, w: Tensor) -> Tensor:
     """x w: [E, K] by [K, N]."""
     return torch.ops.nequip_md.dense(x.contiguous(), w.contiguous(), False)
+
+
+def dense_silu(x: Tensor, w: Tensor) -> Tensor:
+    """silu(x w): [E, K] by [K, N]; differentiable once, by ``x`` only."""
+    return torch.ops.nequip_md.dense_silu(x.contiguous(), w.contiguous())[0]
 
 
 def mix_orders(x: Tensor, w: Tensor) -> Tensor:

@@ -86,10 +86,10 @@ def contract_moment_kernel(
     g, w, y, row_ptr, dz, U: tl.constexpr, L: tl.constexpr, BLOCK_U: tl.constexpr, BLOCK_M: tl.constexpr, EDGES: tl.constexpr,
     TOGETHER: tl.constexpr,
 ):
-    """dz alone."""
+    """dz alone; the second index of the grid is a block of channels."""
     M: tl.constexpr = L * L
     i = tl.program_id(0).to(tl.int64)
-    u = tl.arange(0, BLOCK_U)
+    u = tl.program_id(1) * BLOCK_U + tl.arange(0, BLOCK_U)
     e = tl.arange(0, EDGES)
     begin = tl.load(row_ptr + i)
     end = tl.load(row_ptr + i + 1)

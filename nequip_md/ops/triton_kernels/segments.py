@@ -1,7 +1,8 @@
 """Kernels over the edges of one centre: no atomics, a fixed order of every sum, 64-bit offsets.
 
 One program has one centre i (and, where channels are independent, one block of them); its edges are
-``row_ptr[i] ... row_ptr[i + 1]``. Names as in the operators: E edges, N centres, L orders, M = L^2 components, C or U
+``row_ptr[i] ... row_ptr[i + 1]``. Where edges are independent, the last index of the grid shares them out: program k of K takes
+every K-th tile of ``EDGES``. Names as in the operators: E edges, N centres, L orders, M = L^2 components, C or U
 channels. ``BLOCK_C`` is C rounded up to a power of two, or a block of it; ``EDGES`` is the number of edges at a time.
 
 Pointers are moved by 64-bit scalars to the first edge of a tile, and 32-bit offsets lead on from there.
@@ -64,26 +65,26 @@ def add_order(total, y_0, z, e, valid, c, C: tl.constexpr, M: tl.constexpr, l: t
 
 @triton.jit
 def spread_kernel(
-    y, z, row_ptr, start, out, C: tl.constexpr, L: tl.constexpr, SLOTS: tl.constexpr, BLOCK_C: tl.constexpr, EDGES: tl.constexpr,
-    ADD: tl.constexpr,
+    y, z, row_ptr, start0, start1, start2, start3, out, C: tl.constexpr, L: tl.constexpr, SLOTS: tl.constexpr,
+    BLOCK_C: tl.constexpr, EDGES: tl.constexpr, STARTS: tl.constexpr,
 ):
-    """With ``ADD``, for one slot, the result is added to ``start``."""
+    """For one slot, the first ``STARTS`` of start0 ... start3 are added to the result."""
     M: tl.constexpr = L * L
     i = tl.program_id(0).to(tl.int64)
     c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     e = tl.arange(0, EDGES)
     begin = tl.load(row_ptr + i)
     end = tl.load(row_ptr + i + 1)
+    starts = (start0, start1, start2, start3)
     z += i * (M * C)
-    for e0 in range(begin, end, EDGES):
+    for e0 in range(begin + tl.program_id(2) * EDGES, end, tl.num_programs(2) * EDGES):
         valid = e < end - e0
         inside = valid[:, None] & (c < C)[None, :]
         y_0 = y + e0 * M
         out_0 = out + e0 * (SLOTS * C)
-        if ADD:
-            total = tl.load(start + e0 * C + e[:, None] * C + c[None, :], mask=inside, other=0.0)
-        else:
-            total = tl.zeros([EDGES, BLOCK_C], dtype=out.dtype.element_ty)
+        total = tl.zeros([EDGES, BLOCK_C], dtype=out.dtype.element_ty)
+        for k in tl.static_range(STARTS):
+            total += tl.load(starts[k] + e0 * C + e[:, None] * C + c[None, :], mask=inside, other=0.0)
         for l in tl.static_range(L):
             total = add_order(total, y_0, z, e, valid, c, C, M, l)
             if SLOTS > 1:
@@ -129,7 +130,7 @@ def contract_kernel(
     begin = tl.load(row_ptr + i)
     end = tl.load(row_ptr + i + 1)
     z += i * (M * U)
-    for e0 in range(begin, end, EDGES):
+    for e0 in range(begin + tl.program_id(2) * EDGES, end, tl.num_programs(2) * EDGES):
         valid = e < end - e0
         inside = valid[:, None] & (u < U)[None, :]
         y_0 = y + e0 * M
@@ -178,19 +179,22 @@ def dot_product_kernel(
     a, z, row_ptr, out, C: tl.constexpr, M: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr, EDGES: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """dot_kernel for one slot and fp32 as a matrix product, [EDGES, C] by [C, M], for the tensor cores."""
+    """dot_kernel for one slot and fp32 as a matrix product, [EDGES, C] by [C, M], for the tensor cores; BLOCK_C channels at a time."""
     i = tl.program_id(0).to(tl.int64)
-    c = tl.arange(0, BLOCK_C)
     m = tl.arange(0, BLOCK_M)
     e = tl.arange(0, EDGES)
     begin = tl.load(row_ptr + i)
     end = tl.load(row_ptr + i + 1)
-    z_i = tl.load(z + i * (M * C) + m[:, None] * C + c[None, :], mask=(m < M)[:, None] & (c < C)[None, :], other=0.0)
-    z_i = tl.trans(z_i)
-    for e0 in range(begin, end, EDGES):
+    z += i * (M * C)
+    for e0 in range(begin + tl.program_id(1) * EDGES, end, tl.num_programs(1) * EDGES):
         valid = e < end - e0
-        a_e = tl.load(a + e0 * C + e[:, None] * C + c[None, :], mask=valid[:, None] & (c < C)[None, :], other=0.0)
-        total = tl.dot(a_e, z_i, input_precision=PRECISION)
+        total = tl.zeros([EDGES, BLOCK_M], dtype=tl.float32)
+        for c0 in tl.static_range(0, C, BLOCK_C):
+            c = c0 + tl.arange(0, BLOCK_C)
+            a_e = tl.load(a + e0 * C + e[:, None] * C + c[None, :], mask=valid[:, None] & (c < C)[None, :], other=0.0)
+            # as rows and turned: the other way round its loads are not coalesced
+            z_i = tl.trans(tl.load(z + m[:, None] * C + c[None, :], mask=(m < M)[:, None] & (c < C)[None, :], other=0.0))
+            total = tl.dot(a_e, z_i, total, input_precision=PRECISION)
         at = out + e0 * M + e[:, None] * M + m[None, :]
         tl.store(at, total, mask=valid[:, None] & (m < M)[None, :])
 
