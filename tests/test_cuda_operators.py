@@ -163,16 +163,18 @@ def test_edge_embedding(dtype, width, bessels, l_max, types, p, trained):
 
     forms, tolerance = FORMS["fp32"], 3e-7 if dtype == torch.float32 else 1e-12
     values = forms[OPERATORS.edge_embedding.default](*arguments)
-    gradient = forms[OPERATORS.edge_embedding_backward.default](*cotangents, *arguments)
+    # in parts, as from several readers of the harmonics
+    parts = [cotangents[1] - 3.0, torch.full_like(cotangents[1], 2.0), torch.ones_like(cotangents[1])]
+    gradient = forms[OPERATORS.edge_embedding_backward.default](cotangents[0], parts, *arguments)
     exact = upcast(list(arguments[:-2])), arguments[-2:]
     expected = OPERATORS.edge_embedding(*exact[0], *exact[1])
-    expected_gradient = OPERATORS.edge_embedding_backward(*upcast(cotangents), *exact[0], *exact[1])
+    expected_gradient = OPERATORS.edge_embedding_backward(cotangents[0].double(), [cotangents[1].double()], *exact[0], *exact[1])
     for got, want in zip([*values, gradient], [*expected, expected_gradient]):
         assert got.shape == want.shape
         assert (got - want).norm() <= tolerance * want.norm()
     assert [v.dtype for v in (*values, gradient)] == [dtype, dtype, torch.float64]
     assert not values[0][outside].any()
-    no_harmonics = [cotangents[0], torch.zeros_like(cotangents[1])]
+    no_harmonics = [cotangents[0], [torch.zeros_like(cotangents[1])]]
     assert not forms[OPERATORS.edge_embedding_backward.default](*no_harmonics, *arguments)[outside].any()
 
 

@@ -9,7 +9,8 @@ from nequip_md.model import build_model, preset
 from nequip_md.model.allegro import tensor_track
 from nequip_md.model.clebsch_gordan import product_table
 from nequip_md.model.spherical_harmonics import spherical_harmonics
-from nequip_md.ops import EdgeContractions, channel_product, cpu, edge_contract, edge_dot, edge_moment, edge_spread, segment_sum
+from nequip_md.ops import (EdgeContractions, channel_product, cpu, edge_contract, edge_dot, edge_moment, edge_moment_shared, edge_spread,
+                           segment_sum)
 
 COUNTS = [3, 0, 5, 1, 0, 19]  # edges of each centre, empty ones among them
 
@@ -81,9 +82,28 @@ def test_contractions_in_turn_have_the_gradients_of_contractions_one_by_one(coun
         torch.testing.assert_close(got, expected)
 
 
+@pytest.mark.parametrize(("readers", "used"), [(1, 1), (4, 3), (6, 6), (2, 0)])
+@pytest.mark.parametrize("moment_used", [True, False])
+def test_shared_moment_adds_up_its_readers(readers, used, moment_used):
+    """Gradients of a moment and of those who read its input again; readers that are there but read nothing."""
+    centre, row_ptr = edges([3, 0, 2])
+    a, y = random(5, 1, 6, grad=True), random(5, 9, grad=True)
 
+    def result(moment, copies):
+        parts = [(copy.sin() * (k + 1)).sum() for k, copy in enumerate(copies[:used])]
+        return sum(parts, (moment**2).sum() if moment_used else (a * 0).sum())
+
+    moment, *copies = edge_moment_shared(a, y, centre, row_ptr, readers)
+    assert len(copies) == readers
+    got = torch.autograd.grad(result(moment, copies), (a, y), allow_unused=True, materialize_grads=True)
+    expected = torch.autograd.grad(result(edge_moment(a, y, centre, row_ptr), [a] * readers), (a, y), allow_unused=True,
+                                   materialize_grads=True)
+    torch.testing.assert_close(got, expected)
+
+
+@pytest.mark.parametrize("readers", [1, 3, 6])
 @pytest.mark.parametrize(("l_max", "p"), [(0, 6.0), (2, 2.5), (3, 1.0)])
-def test_edge_embedding_is_what_a_model_composes(l_max, p):
+def test_edge_embedding_is_what_a_model_composes(l_max, p, readers):
     """The operator and its gradient against autograd through a model's modules; edges beyond the cutoff included."""
     torch.manual_seed(5)
     bessels = {"kind": "bessel", "num_bessels": 5, "bessel_trainable": True}
@@ -98,16 +118,17 @@ def test_edge_embedding_is_what_a_model_composes(l_max, p):
     geometry = model.geometry(vectors, edge_index, node_types)
     assert 5 < (geometry.x >= 1).sum() < 55
     composed = model.embedding(geometry), spherical_harmonics(geometry.unit, l_max)
-    fused = model.embedding.with_harmonics(vectors, edge_index, node_types, model.geometry.cutoffs, l_max)
+    fused = model.embedding.with_harmonics(vectors, edge_index, node_types, model.geometry.cutoffs, l_max, readers)
+    composed = [composed[0], *[composed[1]] * readers]
     torch.testing.assert_close(fused, composed)
-    cotangents = [random(*t.shape, seed=3) for t in composed]
+    cotangents = [random(*t.shape, seed=3 + k) for k, t in enumerate(composed)]
     sums = [sum((c * t).sum() for c, t in zip(cotangents, results)) for results in (fused, composed)]
     gradients = [torch.autograd.grad(total, vectors)[0] for total in sums]
     torch.testing.assert_close(*gradients)
     embedding = model.requires_grad_(False).embedding
     arguments = (vectors.detach(), edge_index, node_types, model.geometry.cutoffs, embedding.basis.roots, embedding.centre,
                  embedding.neighbour, embedding.linear.last(), p, l_max)
-    for operator, leading in (("edge_embedding", []), ("edge_embedding_backward", cotangents)):
+    for operator, leading in (("edge_embedding", []), ("edge_embedding_backward", [cotangents[0], cotangents[1:]])):
         torch.library.opcheck(getattr(torch.ops.nequip_md, operator).default, (*leading, *arguments),
                               test_utils=("test_schema", "test_faketensor"))
 

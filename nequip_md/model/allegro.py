@@ -17,7 +17,7 @@ remain MLPs, one moment (:func:`~nequip_md.ops.edge_moment`) and one contraction
 from __future__ import annotations
 
 from functools import partial
-from math import sqrt
+from math import isqrt, sqrt
 
 import torch
 from e3nn.o3 import Irrep
@@ -74,11 +74,11 @@ class BesselTypeEmbedding(nn.Module):
         return types * self.linear(self.basis(edges.x).to(types.dtype))
 
     def with_harmonics(
-        self, edge_vectors: Tensor, edge_index: Tensor, node_types: Tensor, cutoffs: Tensor, l_max: int
-    ) -> tuple[Tensor, Tensor]:
-        """The same from the edge vectors, and the spherical harmonics, as one operator for inference."""
+        self, edge_vectors: Tensor, edge_index: Tensor, node_types: Tensor, cutoffs: Tensor, l_max: int, readers: int
+    ) -> list[Tensor]:
+        """The same from the edge vectors, and the spherical harmonics for each of their readers, as one operator for inference."""
         return ops.edge_embedding(edge_vectors, edge_index, node_types, cutoffs, self.basis.roots, self.centre, self.neighbour,
-                                  self.linear.last(), self.basis.p, l_max)
+                                  self.linear.last(), self.basis.p, l_max, readers)
 
 
 class SplineTypeEmbedding(nn.Module):
@@ -127,6 +127,10 @@ class AllegroLayer(nn.Module):
         self.register_buffer("pairing", pairing, persistent=False)
         self.register_buffer("scalar_table", table[:, into_scalar].contiguous(), persistent=False)
         self.register_buffer("scalar_values", values[into_scalar].to(dtype), persistent=False)
+        # the last layer pairs each component with its like, by one path and one number for each order
+        into = {int(a): (int(p), float(v)) for p, a, v in zip(table[0, into_scalar], table[1, into_scalar], values[into_scalar])}
+        self.pairs_orders = is_last and self.pairs_all_of_a and len(into) == int(into_scalar.sum()) and all(
+            into.get(m) == into.get(l * l) for l in range(orders) for m in range(l * l, (l + 1) ** 2))
 
         out = scalars if is_last else scalars + channels * orders
         widths = [scalars * (index + 1) + channels, *[config.allegro_mlp_width] * config.allegro_mlp_depth, out]
@@ -136,13 +140,20 @@ class AllegroLayer(nn.Module):
         """Path weights for each channel, [P, U]."""
         return self.path_weights.expand(-1, self.channels)
 
-    def chain_start(self, environment: Tensor) -> Tensor:
-        """M_k^T e_0: [N, M, U] environment to [N, dim_in, U]."""
+    def pair_scale(self) -> Tensor:
+        """Factors of the environment's components in M_k^T e_0, [dim_in, U]."""
         path, component = self.scalar_table[0], self.scalar_table[1]
         scale = self.scalar_values.unsqueeze(-1) * self.weights().index_select(0, path)
-        scale = scale.new_zeros(self.dim_in, self.channels).index_add(0, component, scale)
+        return scale.new_zeros(self.dim_in, self.channels).index_add(0, component, scale)
+
+    def order_scale(self) -> Tensor:
+        """:meth:`pair_scale` where all components of an order have the same (``pairs_orders``), [L, U]."""
+        return torch.stack([factors[0] for factors in self.pair_scale().split([2 * l + 1 for l in range(isqrt(self.dim_in))])])
+
+    def chain_start(self, environment: Tensor) -> Tensor:
+        """M_k^T e_0: [N, M, U] environment to [N, dim_in, U]."""
         paired = environment if self.pairs_all_of_a else environment.index_select(1, self.pairing)
-        return paired * scale
+        return paired * self.pair_scale()
 
     def chain_step(self, z: Tensor, environment: Tensor) -> Tensor:
         """M_k^T z: [N, dim_out, U] to [N, dim_in, U]."""
@@ -182,11 +193,11 @@ class Allegro(Potential):
         edges = self.geometry(edge_vectors, edge_index, node_types)
         owned_types = node_types[: row_ptr.shape[0] - 1]
         if self.fused and isinstance(self.embedding, BesselTypeEmbedding):
-            embedded, harmonics = self.embedding.with_harmonics(
-                edge_vectors, edge_index, node_types, self.geometry.cutoffs, self.config.l_max)
+            embedded, *harmonics = self.embedding.with_harmonics(
+                edge_vectors, edge_index, node_types, self.geometry.cutoffs, self.config.l_max, self.config.num_layers + 1)
         else:
             embedded = self.embedding(edges)
-            harmonics = spherical_harmonics(edges.unit, self.config.l_max).to(self.dtype)
+            harmonics = [spherical_harmonics(edges.unit, self.config.l_max).to(self.dtype)] * (self.config.num_layers + 1)
         energy = self.pair_energies(embedded, harmonics, edges, row_ptr, owned_types).to(torch.float64)
         if self.ends_in_one_operator:
             energy = energy if self.zbl is None else energy + self.zbl(edges)
@@ -199,29 +210,33 @@ class Allegro(Potential):
         return energy
 
     def pair_energies(
-        self, embedded: Tensor, harmonics: Tensor, edges: EdgeGeometry, row_ptr: Tensor, owned_types: Tensor
+        self, embedded: Tensor, harmonics: list[Tensor], edges: EdgeGeometry, row_ptr: Tensor, owned_types: Tensor
     ) -> Tensor:
         """Network output eps of each edge, [E], from the embedding of its types and length and its harmonics.
+
+        The harmonics come once for the contractions and once for the moment of each layer.
 
         Scaled to an energy already where the network ends in one operator.
         """
         config, centre = self.config, edges.centre
         scalars, channels, orders = config.num_scalar_features, config.num_tensor_features, config.l_max + 1
 
+        for_contractions, *for_moments = harmonics
         two_body = self.two_body_mlp.last()
         matrix = self._by_order(two_body @ self.tensor_weights.last()).flatten(1)
         if self.two_body_mlp.fuses_last:
             first = self.two_body_mlp.first()
             hidden, tensor_weights = self.two_body_mlp.hidden_and_product([embedded], first, matrix)
-            moment, readers = self._moment(hidden, harmonics, centre, row_ptr, config.num_layers + 1)
+            moment, readers = self._moment(hidden, for_moments.pop(), centre, row_ptr, config.num_layers + 1)
         else:
-            moment, readers = self._moment(self.two_body_mlp.hidden(embedded), harmonics, centre, row_ptr, config.num_layers + 2)
+            moment, readers = self._moment(self.two_body_mlp.hidden(embedded), for_moments.pop(), centre, row_ptr,
+                                           config.num_layers + 2)
             tensor_weights = self._product(readers.pop(), matrix)
         tensor_weights = tensor_weights.view(-1, orders, channels)
         if self.fused:
-            contract = ops.EdgeContractions(tensor_weights, harmonics, centre, row_ptr)
+            contract = ops.EdgeContractions(tensor_weights, for_contractions, centre, row_ptr)
         else:
-            contract = partial(edge_contract, tensor_weights, harmonics, centre=centre, row_ptr=row_ptr)
+            contract = partial(edge_contract, tensor_weights, for_contractions, centre=centre, row_ptr=row_ptr)
         projection = two_body @ self.first_projection.last()
 
         # scalar features of the layers so far, and the same with the map that was left out of each (None: identity):
@@ -231,11 +246,15 @@ class Allegro(Potential):
         environments: list[Tensor] = []
         for k, layer in enumerate(self.layers):
             matrix = self._by_order(environment_map)
+            # nothing but the chain's start reads the last environment: its scale goes into the matrix
+            scaled = self.fused and layer.pairs_orders
+            if scaled:
+                matrix = matrix * layer.order_scale()
             if self.norm.uniform is None:
                 environments.append(self.norm(self._mix_channels(moment, matrix), owned_types))
             else:  # one number: into the matrix, which an export folds
                 environments.append(self._mix_channels(moment, matrix * self.norm.uniform))
-            z = layer.chain_start(environments[k])
+            z = environments[k] if scaled else layer.chain_start(environments[k])
             for earlier in reversed(range(k)):
                 z = self.layers[earlier].chain_step(z, environments[earlier])
             q = contract(z)
@@ -247,7 +266,7 @@ class Allegro(Potential):
                 last = layer.mlp.last()
                 hidden, feature = layer.mlp.hidden_and_product(inputs, self._merge(layer.mlp.first(), maps), last[:, :scalars])
                 # nothing else reads the hidden layer: its two gradients meet in the operator
-                moment = edge_moment(hidden.unsqueeze(1), harmonics, centre, row_ptr)
+                moment = edge_moment(hidden.unsqueeze(1), for_moments.pop(), centre, row_ptr)
                 features.append(feature)
                 maps.append(None)
                 environment_map = last[:, scalars:]
@@ -258,7 +277,7 @@ class Allegro(Potential):
             else:
                 hidden, last = torch.cat(inputs, dim=-1), self._merge(layer.mlp.last(), maps)
             if k < config.num_layers - 1:
-                moment, (hidden,) = self._moment(hidden, harmonics, centre, row_ptr, 1)
+                moment, (hidden,) = self._moment(hidden, for_moments.pop(), centre, row_ptr, 1)
                 features.append(self._product(hidden, last[:, :scalars]))
                 maps.append(None)
                 environment_map = last[:, scalars:]

@@ -78,10 +78,15 @@ def edge_moment(a: Tensor, y: Tensor, row_ptr: Tensor, precision: str) -> Tensor
     return out
 
 
-def _spread(y: Tensor, z: Tensor, row_ptr: Tensor, orders: int, starts: list[Tensor]) -> Tensor:
+def _spread(y: Tensor, z: Tensor, row_ptr: Tensor, orders: int, starts: list[Tensor], precision: str) -> Tensor:
     (edges, components), channels, count = y.shape, z.shape[2], row_ptr.shape[0] - 1
     out = y.new_empty((edges, orders, channels))
     block = min(_block(channels), 128)
+    if orders == 1 and y.dtype == torch.float32:
+        _launch(segments.spread_product_kernel, (count, triton.cdiv(channels, block), _shares(count, 3)), y, z, row_ptr,
+                *_four(starts or [out]), out, C=channels, M=components, BLOCK_M=_block(components), BLOCK_C=block, EDGES=32,
+                STARTS=len(starts), PRECISION=precision, num_warps=4, num_stages=3)
+        return out
     _launch(segments.spread_kernel, (count, triton.cdiv(channels, block), _shares(count, 6 if block < 128 else 3)), y, z, row_ptr,
             *_four(starts or [out]), out, C=channels, L=isqrt(components), SLOTS=orders, BLOCK_C=block, EDGES=16,
             STARTS=len(starts), num_warps=8 if block == 128 else 4)
@@ -89,13 +94,13 @@ def _spread(y: Tensor, z: Tensor, row_ptr: Tensor, orders: int, starts: list[Ten
 
 
 @triton_op("nequip_md::edge_spread_triton", mutates_args={})
-def edge_spread(y: Tensor, z: Tensor, row_ptr: Tensor, orders: int) -> Tensor:
-    return _spread(y, z, row_ptr, orders, [])
+def edge_spread(y: Tensor, z: Tensor, row_ptr: Tensor, orders: int, precision: str) -> Tensor:
+    return _spread(y, z, row_ptr, orders, [], precision)
 
 
 @triton_op("nequip_md::edge_spread_add_triton", mutates_args={})
-def edge_spread_add(y: Tensor, z: Tensor, row_ptr: Tensor, starts: list[Tensor]) -> Tensor:
-    return _spread(y, z, row_ptr, 1, starts)
+def edge_spread_add(y: Tensor, z: Tensor, row_ptr: Tensor, starts: list[Tensor], precision: str) -> Tensor:
+    return _spread(y, z, row_ptr, 1, starts, precision)
 
 
 @triton_op("nequip_md::edge_dot_triton", mutates_args={})
@@ -104,7 +109,8 @@ def edge_dot(a: Tensor, z: Tensor, row_ptr: Tensor, precision: str) -> Tensor:
     out = a.new_empty((edges, components))
     if slots == 1 and a.dtype == torch.float32:
         _launch(segments.dot_product_kernel, (count, _shares(count, 3)), a, z, row_ptr, out, C=channels, M=components,
-                BLOCK_M=_block(components), BLOCK_C=min(_block(channels), 64), EDGES=32, PRECISION=precision, num_warps=2)
+                BLOCK_M=_block(components), BLOCK_C=min(_block(channels), 64), EDGES=32, PRECISION=precision, num_warps=2,
+                num_stages=3 if channels <= 64 else 2)
     else:
         block = _block(channels)
         _launch(segments.dot_kernel, (count,), a, z, row_ptr, out, C=channels, L=isqrt(components), SLOTS=slots, BLOCK_C=block,
@@ -185,13 +191,13 @@ def edge_embedding(
 
 @triton_op("nequip_md::edge_embedding_backward_triton", mutates_args={})
 def edge_embedding_backward(
-    dg: Tensor, dharmonics: Tensor, vectors: Tensor, edge_index: Tensor, node_types: Tensor, cutoffs: Tensor, roots: Tensor,
+    dg: Tensor, dharmonics: list[Tensor], vectors: Tensor, edge_index: Tensor, node_types: Tensor, cutoffs: Tensor, roots: Tensor,
     table: Tensor, weights: Tensor, p: float, l_max: int,
 ) -> Tensor:
     count, constants = vectors.shape[0], _embedding_constants(table, weights, p, l_max)
     dvectors = torch.empty_like(vectors)
-    _launch(embedding.embedding_backward_kernel, (triton.cdiv(count, constants["EDGES"]),), dg, dharmonics, vectors, edge_index,
-            node_types, cutoffs, roots, table, weights, dvectors, count, **constants)
+    _launch(embedding.embedding_backward_kernel, (triton.cdiv(count, constants["EDGES"]),), dg, *_four(dharmonics), vectors,
+            edge_index, node_types, cutoffs, roots, table, weights, dvectors, count, READERS=len(dharmonics), **constants)
     return dvectors
 
 
@@ -203,20 +209,28 @@ def _multiple(width: int) -> int:
     return _block(width) if width <= 64 else 64 * triton.cdiv(width, 64)
 
 
-def split(w: Tensor, widths: list[int], pad: Callable[[int], int] = _block) -> tuple[Tensor, Tensor, Tensor]:
+def _columns(width: int) -> int:
+    """Columns of a product that :func:`dense` makes: up to 256, a tile's width, or a multiple of 256."""
+    return _block(width) if width <= 256 else 256 * triton.cdiv(width, 256)
+
+
+def split(
+    w: Tensor, widths: list[int], pad: Callable[[int], int] = _block, pad_columns: Callable[[int], int] | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
     """A matrix as scaled fp16 halves, padded with zeros to the kernels' tiles.
 
     Args:
         w: [sum of widths, N], fp32.
         widths: rows that belong to each part of the input.
-        pad: width to padded width.
+        pad: width to padded width, of the rows and, unless ``pad_columns`` is given, of the columns.
 
     Returns:
         hi and lo, fp16, [sum of padded widths, padded N], with w t = hi + lo for a power of two t; and fp32 [3, 1]: 1 / t, the
         largest norm of a column of w, the largest norm of a row. (Inductor writes a vector as short as three anew in every
         evaluation; an array of two dimensions it leaves in memory.)
     """
-    padded = [torch.nn.functional.pad(part, (0, pad(w.shape[1]) - w.shape[1], 0, pad(part.shape[0]) - part.shape[0]))
+    columns = (pad_columns or pad)(w.shape[1]) - w.shape[1]
+    padded = [torch.nn.functional.pad(part, (0, columns, 0, pad(part.shape[0]) - part.shape[0]))
               for part in w.split(widths)]
     scale = torch.exp2(13 - torch.floor(torch.log2(w.abs().max().clamp(1e-30))))
     scaled = torch.cat(padded) * scale
@@ -341,19 +355,14 @@ def _last_constants(width: int, outer: int) -> dict:
 
 
 def _dense(
-    x: Tensor, factor: Tensor | None, w: tuple[Tensor, Tensor, Tensor], inner: int, outer: int, transposed: bool, silu: bool,
-    products: int,
-) -> list[Tensor]:
-    count = x.shape[0]
-    out = [x.new_empty((count, outer))]
-    if silu:
-        out.append(x.new_empty((count, outer), dtype=_derivative_dtype(products)))
-    padded, rows = _multiple(outer), 128
-    block = next(b for b in (256, 128, 64, padded) if padded % b == 0)
-    _launch(mlp_kernels.dense_kernel, (triton.cdiv(count, rows), padded // block), x, x if factor is None else factor, *w, out[0],
-            out[-1], count, K=inner, N=outer, BLOCK_N=block, PADDED_N=padded, PADDED_K=_multiple(inner), TRANSPOSED=transposed,
-            SCALED=factor is not None, SILU=silu, ROWS=rows, CHUNK=min(32, _multiple(inner)), PRODUCTS=products,
-            num_warps=8 if block >= 128 else 4, num_stages=3)
+    x: Tensor, w: tuple[Tensor, Tensor, Tensor], d: Tensor, inner: int, outer: int, transposed: bool, products: int, then: str
+) -> Tensor:
+    count, padded, rows = x.shape[0], _columns(outer), 128
+    out = x.new_empty((count, outer))
+    block = min(padded, 256)
+    _launch(mlp_kernels.dense_kernel, (triton.cdiv(count, rows), padded // block), x, *w, out, d, count, K=inner, N=outer,
+            BLOCK_N=block, PADDED_N=padded, PADDED_K=_multiple(inner), TRANSPOSED=transposed, THEN=then, ROWS=rows,
+            CHUNK=min(32, _multiple(inner)), PRODUCTS=products, num_warps=8 if block >= 128 else 4, num_stages=3)
     return out
 
 
@@ -361,21 +370,22 @@ def _dense(
 def dense(
     x: Tensor, w_hi: Tensor, w_lo: Tensor, w_info: Tensor, inner: int, outer: int, transposed: bool, products: int
 ) -> Tensor:
-    return _dense(x, None, (w_hi, w_lo, w_info), inner, outer, transposed, False, products)[0]
+    return _dense(x, (w_hi, w_lo, w_info), x, inner, outer, transposed, products, "")
 
 
 @triton_op("nequip_md::dense_silu_triton", mutates_args={})
 def dense_silu(
     x: Tensor, w_hi: Tensor, w_lo: Tensor, w_info: Tensor, inner: int, outer: int, products: int
 ) -> list[Tensor]:
-    return _dense(x, None, (w_hi, w_lo, w_info), inner, outer, False, True, products)
+    d = x.new_empty((x.shape[0], outer), dtype=_derivative_dtype(products))
+    return [_dense(x, (w_hi, w_lo, w_info), d, inner, outer, False, products, "silu"), d]
 
 
-@triton_op("nequip_md::dense_silu_backward_triton", mutates_args={})
-def dense_silu_backward(
-    g: Tensor, d: Tensor, w_hi: Tensor, w_lo: Tensor, w_info: Tensor, inner: int, outer: int, products: int
+@triton_op("nequip_md::dense_times_triton", mutates_args={})
+def dense_times(
+    x: Tensor, d: Tensor, w_hi: Tensor, w_lo: Tensor, w_info: Tensor, inner: int, outer: int, products: int
 ) -> Tensor:
-    return _dense(g, d, (w_hi, w_lo, w_info), inner, outer, True, False, products)[0]
+    return _dense(x, (w_hi, w_lo, w_info), d, inner, outer, True, products, "times d")
 
 
 @triton_op("nequip_md::mix_orders_triton", mutates_args={})
@@ -478,18 +488,18 @@ def replacements(precision: str, said: list[str] | None = None) -> dict[torch._o
         return mix_orders(x, *halves, inner if transposed else outer, transposed, products)
 
     def dense_form(x, w, transposed):
-        halves = split(w, [w.shape[0]], _multiple)
-        inner, outer = (w.shape[1], w.shape[0]) if transposed else w.shape
-        return dense(x, *halves, inner, outer, transposed, products)
-
-    def dense_silu_form(x, w):
-        return tuple(dense_silu(x.contiguous(), *split(w, [w.shape[0]], _multiple), *w.shape, products))
-
-    def dense_silu_backward_form(g, d, w):
-        return dense_silu_backward(g.contiguous(), d, *split(w, [w.shape[0]], _multiple), *w.shape[::-1], products)
+        if transposed:
+            return dense(x, *split(w, [w.shape[0]], _columns, _multiple), *w.shape[::-1], True, products)
+        return dense(x, *split(w, [w.shape[0]], _multiple, _columns), *w.shape, False, products)
 
     def product(x, w):
         return dense_form(x.contiguous(), w.contiguous(), False)
+
+    def dense_silu_form(x, w):
+        return tuple(dense_silu(x.contiguous(), *split(w, [w.shape[0]], _multiple, _columns), *w.shape, products))
+
+    def dense_times_form(x, w, d):
+        return dense_times(x.contiguous(), d, *split(w, [w.shape[0]], _columns, _multiple), *w.shape[::-1], products)
 
     def hidden_form(parts, w1, w2, w3=None):
         """h, (h w3,) and the derivatives of silu."""
@@ -511,7 +521,7 @@ def replacements(precision: str, said: list[str] | None = None) -> dict[torch._o
             g, w3 = g + product(dy, w3.T), None
         if w3 is None and _tiles("backward", widths, *w2.shape, products) is None:
             too_wide(widths, w2)
-            dx = dense_silu_backward_form(dense_silu_backward_form(g, d2, w2), d1, w1)
+            dx = dense_form(dense_times_form(g * d2, w2, d1), w1, True)
             return [part.contiguous() for part in dx.split(widths, dim=-1)]
         dy, last = ([], []) if w3 is None else ([dy], list(split(w3, [w3.shape[0]])))
         return mlp_hidden_backward(g, dy, d1, d2, *split(w1, widths), *split(w2, [w2.shape[0]]), last, widths, products)
@@ -543,10 +553,10 @@ def replacements(precision: str, said: list[str] | None = None) -> dict[torch._o
     return {
         ops.segment_sum.default: lambda values, centre, row_ptr: segment_sum(values, row_ptr),
         ops.edge_moment.default: lambda a, y, centre, row_ptr: edge_moment(a, y, row_ptr, dot),
-        ops.edge_spread.default: lambda y, z, centre, row_ptr, orders: edge_spread(y, z, row_ptr, orders),
+        ops.edge_spread.default: lambda y, z, centre, row_ptr, orders: edge_spread(y, z, row_ptr, orders, dot),
         ops.edge_dot.default: lambda a, z, centre, row_ptr: edge_dot(a, z, row_ptr, dot),
         ops.edge_contract.default: lambda w, y, z, centre, row_ptr: edge_contract(w, y, z, row_ptr),
-        ops.edge_spread_add.default: lambda y, z, centre, row_ptr, starts: edge_spread_add(y, z, row_ptr, starts),
+        ops.edge_spread_add.default: lambda y, z, centre, row_ptr, starts: edge_spread_add(y, z, row_ptr, starts, dot),
         ops.edge_contract_backward.default:
             lambda g, w, y, z, centre, row_ptr: tuple(edge_contract_gradient([g], w, y, [z], row_ptr)),
         ops.edge_contract_moment.default: lambda g, w, y, centre, row_ptr: edge_contract_moment(g, w, y, row_ptr),
@@ -556,7 +566,7 @@ def replacements(precision: str, said: list[str] | None = None) -> dict[torch._o
         ops.mix_orders.default: mix_form,
         ops.dense.default: dense_form,
         ops.dense_silu.default: dense_silu_form,
-        ops.dense_silu_backward.default: dense_silu_backward_form,
+        ops.dense_silu_backward.default: lambda g, d, w: dense_form((g * d).contiguous(), w, True),
         ops.mlp_hidden.default: hidden_form,
         ops.mlp_hidden_backward.default: hidden_backward_form,
         ops.mlp_hidden_dense.default: hidden_form,

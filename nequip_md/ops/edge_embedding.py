@@ -100,7 +100,7 @@ def _reference(
 
 
 def _backward_reference(
-    dg: Tensor, dharmonics: Tensor, vectors: Tensor, edge_index: Tensor, node_types: Tensor, cutoffs: Tensor, roots: Tensor,
+    dg: Tensor, dharmonics: list[Tensor], vectors: Tensor, edge_index: Tensor, node_types: Tensor, cutoffs: Tensor, roots: Tensor,
     centre: Tensor, neighbour: Tensor, weights: Tensor, p: float, l_max: int,
 ) -> Tensor:
     edge = _edge(vectors, edge_index, node_types, cutoffs, centre, neighbour)
@@ -109,7 +109,7 @@ def _backward_reference(
     slope = roots * torch.cos(phase) / x * u + torch.sin(phase) / (pi * x) * (_envelope_derivative(x, p) - u / x)
     along = (slope * ((dg * edge.types) @ weights.T)).sum(dim=-1, keepdim=True) / edge.cutoff.unsqueeze(-1)
     _, derivative = harmonics_and_derivative(edge.unit, l_max)
-    across = (dharmonics.unsqueeze(-1) * derivative).sum(dim=1)
+    across = (sum(dharmonics).unsqueeze(-1) * derivative).sum(dim=1)
     across = (across - (across * edge.unit).sum(dim=-1, keepdim=True) * edge.unit) / edge.length.unsqueeze(-1)
     return along * edge.unit + across
 
@@ -121,20 +121,44 @@ def _setup(ctx, inputs, output):
 
 def _backward(ctx, dg, dharmonics):
     gradient = torch.ops.nequip_md.edge_embedding_backward(
-        dg.contiguous(), dharmonics.contiguous(), *ctx.saved_tensors, ctx.p, ctx.l_max)
+        dg.contiguous(), [dharmonics.contiguous()], *ctx.saved_tensors, ctx.p, ctx.l_max)
     return gradient, *[None] * 9
 
 
 _ARGUMENTS = ("Tensor vectors, Tensor edge_index, Tensor node_types, Tensor cutoffs, Tensor roots, Tensor centre, "
               "Tensor neighbour, Tensor weights, float p, int l_max")
 define(f"edge_embedding({_ARGUMENTS}) -> (Tensor, Tensor)", _reference, backward=_backward, setup_context=_setup)
-define(f"edge_embedding_backward(Tensor dg, Tensor dharmonics, {_ARGUMENTS}) -> Tensor", _backward_reference)
+define(f"edge_embedding_backward(Tensor dg, Tensor[] dharmonics, {_ARGUMENTS}) -> Tensor", _backward_reference)
+
+MAX_READERS = 4
+"""Gradients of the harmonics that one kernel sums."""
+
+
+class _SharedEmbedding(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, readers, *arguments):
+        *tensors, ctx.p, ctx.l_max = arguments
+        ctx.save_for_backward(*tensors)
+        ctx.set_materialize_grads(False)
+        g, harmonics = torch.ops.nequip_md.edge_embedding(*arguments)
+        return g, harmonics, *(harmonics.view_as(harmonics) for _ in range(readers - 1))
+
+    @staticmethod
+    def backward(ctx, dg, *dharmonics):
+        vectors, weights, components = ctx.saved_tensors[0], ctx.saved_tensors[-1], (ctx.l_max + 1) ** 2
+        dg = weights.new_zeros((vectors.shape[0], weights.shape[1])) if dg is None else dg.contiguous()
+        parts = [part.contiguous() for part in dharmonics if part is not None]
+        parts = parts or [weights.new_zeros((vectors.shape[0], components))]
+        if len(parts) > MAX_READERS:
+            parts = [*parts[: MAX_READERS - 1], sum(parts[MAX_READERS - 1 :])]
+        gradient = torch.ops.nequip_md.edge_embedding_backward(dg, parts, *ctx.saved_tensors, ctx.p, ctx.l_max)
+        return None, gradient, *[None] * 9
 
 
 def edge_embedding(
     vectors: Tensor, edge_index: Tensor, node_types: Tensor, cutoffs: Tensor, roots: Tensor, centre: Tensor, neighbour: Tensor,
-    weights: Tensor, p: float, l_max: int,
-) -> tuple[Tensor, Tensor]:
+    weights: Tensor, p: float, l_max: int, readers: int = 1,
+) -> list[Tensor]:
     """Types and Bessel functions of an edge as one vector, and its spherical harmonics.
 
     Args:
@@ -147,9 +171,10 @@ def edge_embedding(
         weights: [B, W].
         p: exponent of the envelope.
         l_max: highest order of the harmonics, at most 3.
+        readers: how often Y is returned: once for each of those who read it, whose gradients are then summed in one kernel.
 
     Returns:
         g [E, W], exactly 0 at and beyond the cutoff, and Y [E, (l_max + 1)^2]; differentiable once, by ``vectors`` only.
     """
     tensors = (vectors, edge_index, node_types, cutoffs, roots, centre, neighbour, weights)
-    return torch.ops.nequip_md.edge_embedding(*(t.contiguous() for t in tensors), p, l_max)
+    return list(_SharedEmbedding.apply(readers, *(t.contiguous() for t in tensors), p, l_max))

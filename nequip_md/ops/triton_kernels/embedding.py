@@ -190,10 +190,11 @@ def embedding_kernel(
 
 @triton.jit
 def embedding_backward_kernel(
-    dg, dharmonics, vectors, edge_index, node_types, cutoffs, roots, table, weights, dvectors, count, T: tl.constexpr,
-    B: tl.constexpr, W: tl.constexpr, BLOCK_W: tl.constexpr, L: tl.constexpr, P: tl.constexpr, EDGES: tl.constexpr,
-    UNROLL: tl.constexpr,
+    dg, dharmonics0, dharmonics1, dharmonics2, dharmonics3, vectors, edge_index, node_types, cutoffs, roots, table, weights,
+    dvectors, count, READERS: tl.constexpr, T: tl.constexpr, B: tl.constexpr, W: tl.constexpr, BLOCK_W: tl.constexpr,
+    L: tl.constexpr, P: tl.constexpr, EDGES: tl.constexpr, UNROLL: tl.constexpr,
 ):
+    """The harmonics' gradient is the sum of the first ``READERS`` of dharmonics0 ... dharmonics3."""
     M: tl.constexpr = L * L
     row0 = tl.program_id(0).to(tl.int64) * EDGES
     ux, uy, uz, inverse, cutoff, first, second = load_edges(vectors, edge_index, node_types, cutoffs, row0, count, T, EDGES)
@@ -220,7 +221,10 @@ def embedding_backward_kernel(
         inside = (e < count - row0) & (w < W)[None, :]
         along += tl.sum(total * tl.load(dg + row0 * W + e * W + w[None, :], mask=inside, other=0.0), axis=1)
 
-    tile = tl.load(dharmonics + row0 * M + e * M + m, mask=(e < count - row0) & (m < M), other=0.0)
+    dharmonics = (dharmonics0, dharmonics1, dharmonics2, dharmonics3)
+    tile = tl.zeros([EDGES, 16], dtype=dtype)
+    for k in tl.static_range(READERS):
+        tile += tl.load(dharmonics[k] + row0 * M + e * M + m, mask=(e < count - row0) & (m < M), other=0.0)
     dx, dy, dz = harmonics_gradient(tile, ux.to(dtype), uy.to(dtype), uz.to(dtype), L)
     dx, dy, dz = dx.to(tl.float64), dy.to(tl.float64), dz.to(tl.float64)
     along = along.to(tl.float64) / cutoff - inverse * (dx * ux + dy * uy + dz * uz)

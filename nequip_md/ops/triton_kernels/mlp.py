@@ -147,36 +147,25 @@ def weight_tile(w, row0, rows: tl.constexpr, column0, columns: tl.constexpr, str
 
 
 @triton.jit
-def load_scaled_rows(
-    x, factor, row0, count, WIDTH: tl.constexpr, column0, ROWS: tl.constexpr, COLUMNS: tl.constexpr, SCALED: tl.constexpr
-):
-    """:func:`load_rows` of x or, with ``SCALED``, of x * factor."""
-    rows = load_rows(x, row0, count, WIDTH, column0, ROWS, COLUMNS)
-    if SCALED:
-        rows *= load_rows(factor, row0, count, WIDTH, column0, ROWS, COLUMNS)
-    return rows
-
-
-@triton.jit
 def dense_kernel(
-    x, factor, w_hi, w_lo, w_info, out, d, count, K: tl.constexpr, N: tl.constexpr, BLOCK_N: tl.constexpr, PADDED_N: tl.constexpr,
-    PADDED_K: tl.constexpr, TRANSPOSED: tl.constexpr, SCALED: tl.constexpr, SILU: tl.constexpr, ROWS: tl.constexpr,
-    CHUNK: tl.constexpr, PRODUCTS: tl.constexpr,
+    x, w_hi, w_lo, w_info, out, d, count, K: tl.constexpr, N: tl.constexpr, BLOCK_N: tl.constexpr, PADDED_N: tl.constexpr,
+    PADDED_K: tl.constexpr, TRANSPOSED: tl.constexpr, THEN: tl.constexpr, ROWS: tl.constexpr, CHUNK: tl.constexpr,
+    PRODUCTS: tl.constexpr,
 ):
     """out [count, N] = x [count, K] W, or x W^T with ``TRANSPOSED``; W is stored [PADDED_K, PADDED_N] ([PADDED_N, PADDED_K]).
 
-    With ``SCALED``, x * factor stands for x. With ``SILU``, out is silu of the product and d [count, N] is silu' of it.
+    ``THEN`` is what comes after: "silu" writes silu of the product and, into d [count, N], silu'; "times d" multiplies by d.
     """
     row0 = tl.program_id(0).to(tl.int64) * ROWS
     column0 = tl.program_id(1) * BLOCK_N
     square = tl.zeros([ROWS], dtype=tl.float32)
     for k0 in tl.static_range(0, PADDED_K, CHUNK):
-        part = load_scaled_rows(x, factor, row0, count, K, k0, ROWS, CHUNK, SCALED)
+        part = load_rows(x, row0, count, K, k0, ROWS, CHUNK)
         square += tl.sum(part * part, axis=1)
     scale = power_of_two(tl.sqrt(square))
     total = tl.zeros([ROWS, BLOCK_N], dtype=tl.float32)
     for k0 in range(0, PADDED_K, CHUNK):
-        part = load_scaled_rows(x, factor, row0, count, K, k0, ROWS, CHUNK, SCALED)
+        part = load_rows(x, row0, count, K, k0, ROWS, CHUNK)
         x_hi, x_lo = halves(part * scale[:, None])
         if TRANSPOSED:
             b_hi = tl.trans(weight_tile(w_hi, column0, BLOCK_N, k0, CHUNK, PADDED_K))
@@ -186,9 +175,11 @@ def dense_kernel(
             b_lo = weight_tile(w_lo, k0, CHUNK, column0, BLOCK_N, PADDED_N)
         total = product(x_hi, x_lo, b_hi, b_lo, total, PRODUCTS)
     total *= (inverse_power_of_two(scale) * tl.load(w_info))[:, None]
-    if SILU:
+    if THEN == "silu":
         total, derivative = silu_and_derivative(total)
         store_fragment(d, derivative, row0, count, N, column0, ROWS, BLOCK_N)
+    if THEN == "times d":
+        total *= load_fragment(d, row0, count, N, column0, ROWS, BLOCK_N)
     store_fragment(out, total, row0, count, N, column0, ROWS, BLOCK_N)
 
 

@@ -95,6 +95,30 @@ def spread_kernel(
 
 
 @triton.jit
+def spread_product_kernel(
+    y, z, row_ptr, start0, start1, start2, start3, out, C: tl.constexpr, M: tl.constexpr, BLOCK_M: tl.constexpr,
+    BLOCK_C: tl.constexpr, EDGES: tl.constexpr, STARTS: tl.constexpr, PRECISION: tl.constexpr,
+):
+    """spread_kernel for one slot and fp32 as a matrix product, [EDGES, M] by [M, C], for the tensor cores."""
+    i = tl.program_id(0).to(tl.int64)
+    c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
+    m = tl.arange(0, BLOCK_M)
+    e = tl.arange(0, EDGES)
+    begin = tl.load(row_ptr + i)
+    end = tl.load(row_ptr + i + 1)
+    starts = (start0, start1, start2, start3)
+    z_i = tl.load(z + i * (M * C) + m[:, None] * C + c[None, :], mask=(m < M)[:, None] & (c < C)[None, :], other=0.0)
+    for e0 in range(begin + tl.program_id(2) * EDGES, end, tl.num_programs(2) * EDGES):
+        valid = e < end - e0
+        inside = valid[:, None] & (c < C)[None, :]
+        y_e = tl.load(y + e0 * M + e[:, None] * M + m[None, :], mask=valid[:, None] & (m < M)[None, :], other=0.0)
+        total = tl.dot(y_e, z_i, input_precision=PRECISION)
+        for k in tl.static_range(STARTS):
+            total += tl.load(starts[k] + e0 * C + e[:, None] * C + c[None, :], mask=inside, other=0.0)
+        tl.store(out + e0 * C + e[:, None] * C + c[None, :], total, mask=inside)
+
+
+@triton.jit
 def dot_kernel(
     a, z, row_ptr, out, C: tl.constexpr, L: tl.constexpr, SLOTS: tl.constexpr, BLOCK_C: tl.constexpr, EDGES: tl.constexpr
 ):
