@@ -1,7 +1,7 @@
 """Energy drift of liquid water in LAMMPS, NVE, with the example's potential.
 
     python benchmarks/nve_drift.py --precision fp32 --picoseconds 10 --output benchmarks/results/nve_fp32.json
-    python benchmarks/nve_drift.py --device cuda --repeat 2 --precision fp32 tf32 --output nve.json --plot nve.png
+    python benchmarks/nve_drift.py --device cuda --repeat 2 --precision fp32 tf32 --jobs 2 --output nve.json --plot nve.png
 
 Starts from examples/lammps/water/water.data, 192 atoms, repeated if asked for, at 300 K, 0.5 fs steps; 0.5 ps before the
 clock starts are for equilibration. The drift is the slope of a straight line through the total energy. Needs
@@ -12,9 +12,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import sys
 import tempfile
 import time
+from concurrent.futures import ProcessPoolExecutor
 from datetime import date
 from pathlib import Path
 
@@ -115,26 +117,29 @@ def main() -> None:
     parser.add_argument("--repeat", type=int, default=1, help="n: n^3 times the example's 192 atoms (default 1; 2: 1,536 atoms)")
     parser.add_argument("--picoseconds", type=float, default=10.0)
     parser.add_argument("--ranks", type=int, help="default: 2 on the CPU, 1 on CUDA")
+    parser.add_argument("--jobs", type=int, default=1, help="precisions at the same time (default 1)")
     parser.add_argument("--output", type=Path)
     parser.add_argument("--plot", type=Path, help="picture of the energy over time")
     options = parser.parse_args()
     options.ranks = options.ranks or (1 if options.device == "cuda" else 2)
 
     def program() -> None:
-        if options.repeat < 1 or options.picoseconds < 0.02:
-            raise NequIPMDError("--repeat must be 1 or more, --picoseconds 0.02 or more: there is nothing to fit otherwise")
+        if options.repeat < 1 or options.jobs < 1 or options.picoseconds < 0.02:
+            raise NequIPMDError("--repeat and --jobs must be 1 or more, --picoseconds 0.02 or more: there is nothing to fit otherwise")
         if options.output:
             options.output.parent.mkdir(parents=True, exist_ok=True)
         check_files(options.output, options.plot)
         tables, results = {}, []
-        for precision in dict.fromkeys(options.precision):
-            tables[precision], seconds = trajectory(precision, options)
-            results.append(summary(precision, tables[precision], seconds, options))
-            print(json.dumps(results[-1], indent=2), flush=True)
-            if options.output:
-                options.output.write_text(json.dumps(results if len(results) > 1 else results[0], indent=2) + "\n")
-        if options.plot:
-            plot(options.plot, tables, results, ATOMS * options.repeat**3)
+        with ProcessPoolExecutor(options.jobs, multiprocessing.get_context("spawn")) as pool:
+            running = {precision: pool.submit(trajectory, precision, options) for precision in dict.fromkeys(options.precision)}
+            for precision, future in running.items():
+                tables[precision], seconds = future.result()
+                results.append(summary(precision, tables[precision], seconds, options))
+                print(json.dumps(results[-1], indent=2), flush=True)
+                if options.output:
+                    options.output.write_text(json.dumps(results if len(results) > 1 else results[0], indent=2) + "\n")
+                if options.plot:
+                    plot(options.plot, tables, results, ATOMS * options.repeat**3)
 
     run(program)
 

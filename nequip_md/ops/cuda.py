@@ -248,13 +248,13 @@ _TILES = {
     # rows, chunk, warps, stages, by products; the first that fits is taken. From timings on an H200 (docs/performance.md)
     3: {
         "hidden": ((128, 32, 8, 3), (128, 32, 8, 2), (64, 16, 4, 3), (64, 16, 4, 2)),
-        "backward": ((64, 32, 4, 3), (64, 16, 4, 2), (64, 16, 8, 2)),
+        "backward": ((64, 32, 4, 3), (64, 16, 4, 2)),
         "backward_dense": ((64, 32, 4, 2), (64, 16, 4, 2)),
         "energy": ((128, 32, 8, 2), (64, 16, 4, 2)),
     },
     1: {
         "hidden": ((64, 32, 4, 3), (64, 16, 4, 2)),
-        "backward": ((64, 16, 4, 3), (64, 16, 4, 2), (64, 16, 8, 2)),
+        "backward": ((64, 16, 4, 3), (64, 16, 4, 2)),
         "backward_dense": ((64, 16, 4, 3), (64, 16, 4, 2)),
         "energy": ((64, 16, 4, 3), (64, 16, 4, 2)),
     },
