@@ -248,12 +248,14 @@ _TILES = {
     # rows, chunk, warps, stages, by products; the first that fits is taken. From timings on an H200 (docs/performance.md)
     3: {
         "hidden": ((128, 32, 8, 3), (128, 32, 8, 2), (64, 16, 4, 3), (64, 16, 4, 2)),
+        "narrow": ((64, 32, 4, 3), (64, 16, 4, 2)),  # as hidden, for layers of 64: four programs for each multiprocessor
         "backward": ((64, 32, 4, 3), (64, 16, 4, 2)),
         "backward_dense": ((64, 32, 4, 2), (64, 16, 4, 2)),
         "energy": ((128, 32, 8, 2), (64, 16, 4, 2)),
     },
     1: {
         "hidden": ((64, 32, 4, 3), (64, 16, 4, 2)),
+        "narrow": ((64, 32, 4, 3), (64, 16, 4, 2)),
         "backward": ((64, 16, 4, 3), (64, 16, 4, 2)),
         "backward_dense": ((64, 16, 4, 3), (64, 16, 4, 2)),
         "energy": ((64, 16, 4, 3), (64, 16, 4, 2)),
@@ -308,7 +310,8 @@ def _tiles(kernel: str, widths: list[int], inner: int, outer: int, products: int
     """Tile sizes of a kernel for input parts of these widths and layers of widths ``inner`` and ``outer``; None: too wide."""
     if kernel in ("hidden", "energy") and _block(outer) > _WIDEST_OUTER:
         return None
-    return next(filter(None, (_tile(t, kernel, widths, inner, outer, products) for t in _TILES[products][kernel])), None)
+    candidates = _TILES[products]["narrow" if kernel == "hidden" and max(inner, outer) <= 64 else kernel]
+    return next(filter(None, (_tile(t, kernel, widths, inner, outer, products) for t in candidates)), None)
 
 
 def _tiles_by_count(
@@ -318,13 +321,14 @@ def _tiles_by_count(
 
     A graph launches the kernel once for each; a launch of no programs is none.
     """
-    forms, below = [], 0
+    forms, below, many = [], 0, _tiles(kernel, widths, inner, outer, products)
     for candidate in _FEW_TILES[products][kernel]:
-        if tile := _tile(candidate, kernel, widths, inner, outer, products):
+        tile = _tile(candidate, kernel, widths, inner, outer, products)
+        if tile and tile != many:
             up_to = _one_up_to(_MULTIPROCESSORS * tile["ROWS"], count)
             forms.append((tile, up_to - below))
             below = up_to
-    return [*forms, (_tiles(kernel, widths, inner, outer, products), 1 - below)]
+    return [*forms, (many, 1 - below)]
 
 
 def _derivative_dtype(products: int) -> torch.dtype:
