@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from nequip_md.errors import NequIPMDError
-from nequip_md.export.metadata import read_metadata, torch_version
+from nequip_md.export.metadata import cpu_instructions, read_metadata, torch_version
 from nequip_md.graph import Graph, pad_graph
 
 
@@ -95,7 +95,8 @@ def load_artifact(path: str | Path, device: str | torch.device | None = None) ->
             current device).
 
     Raises:
-        NequIPMDError: missing or foreign file, other format version, other PyTorch release, or wrong device.
+        NequIPMDError: missing or foreign file, other format version, other PyTorch release, wrong device, or code for another
+            processor.
     """
     path = Path(path)
     metadata = read_metadata(path)
@@ -103,6 +104,11 @@ def load_artifact(path: str | Path, device: str | torch.device | None = None) ->
     if metadata["torch_version"] != torch_version():
         raise NequIPMDError(f"{path} was compiled with PyTorch {metadata['torch_version']}, this is {torch_version()}; "
                             f"compile it again here: {again}")
+    here = cpu_instructions()
+    # an illegal instruction would end the whole process
+    if here and (missing := [name for name in metadata.get("cpu_instructions", "").split() if name not in here]):
+        raise NequIPMDError(f"{path} was compiled on a processor with {' '.join(missing)}, which the one of this machine lacks; "
+                            f"compile it here, or on the oldest processor that shall run it: {again}")
     built_for = metadata["device"]
     target = torch.device(device or built_for)
     if target.type != built_for:

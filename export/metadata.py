@@ -6,6 +6,7 @@ Lists are separated by single spaces, numbers are written so that they read back
 from __future__ import annotations
 
 import json
+import re
 import zipfile
 from pathlib import Path
 
@@ -27,6 +28,20 @@ REQUIRED = ("format_version", "kind", "type_names", "cutoff", "pair_cutoffs", "m
 def torch_version() -> str:
     """Version of the PyTorch in use, without the local build part."""
     return torch.__version__.split("+")[0]
+
+
+_INSTRUCTIONS = re.compile(r"sse|ssse|avx|fma|f16c|bmi|abm|movbe|popcnt|gfni|asimd|sve|bf16|fp(?!u)")
+"""How the names of instruction sets begin that a compiler takes of its own accord (AMX, say, has to be asked for)."""
+
+
+def cpu_instructions(path: str | Path = "/proc/cpuinfo") -> list[str]:
+    """Instruction sets of this machine's processor that compiled code may use, in Linux' names; empty where Linux is not asked."""
+    try:
+        text = Path(path).read_text()
+    except OSError:
+        return []
+    line = re.search(r"^(?:flags|Features)\s*:(.*)$", text, re.MULTILINE)
+    return sorted(name for name in set(line.group(1).split()) if _INSTRUCTIONS.match(name)) if line else []
 
 
 def artifact_metadata(
@@ -70,6 +85,7 @@ def artifact_metadata(
         "precision": precision,
         "device": device,
         "compute_capability": capability,
+        "cpu_instructions": " ".join(cpu_instructions()),
         "torch_version": torch_version(),
         "length_unit": "angstrom",
         "energy_unit": "eV",

@@ -252,6 +252,13 @@ def test_whole_model(name, precision):
                 if tuple(getattr(node.meta.get("val"), "shape", ()))[1:] == shape]
         assert made
         assert not [target for target in made if "add" in target or "zeros" in target or "expand" in target], made
+        # nor are those of shared features and harmonics added outside of one, and the last environment comes scaled
+        widths = {(config.num_scalar_features,), (1, config.num_scalar_features), ((config.l_max + 1) ** 2,)}
+        added = [node for node in program.graph.nodes if "aten.add" in str(node.target)
+                 and tuple(getattr(node.meta.get("val"), "shape", ()))[1:] in widths]
+        # in large, features that later layers make have several readers as well
+        assert not added or name == "large", added
+        assert model.layers[-1].pairs_orders
         calls = [str(node.target) for node in program.graph.nodes].count
         assert calls("nequip_md.edge_contract_gradient_triton.default") == 1
         assert calls("nequip_md.edge_contract_moment_triton.default") == config.num_layers - 1

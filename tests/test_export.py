@@ -18,6 +18,7 @@ from nequip_md import NequIPMDError
 from nequip_md.checkpoint import checkpoint_sha256
 from nequip_md.export import package
 from nequip_md.export import artifact_metadata, load_artifact, read_metadata, write_artifact
+from nequip_md.export.metadata import cpu_instructions
 from nequip_md.export.cli import export
 from nequip_md.export.trace import example_inputs, trace
 from nequip_md.graph import Graph, build_graph
@@ -68,6 +69,7 @@ def test_metadata_says_what_was_exported(small_models):
         "format_version": "1", "kind": "allegro", "type_names": "H O", "cutoff": "4.0", "pair_cutoffs": "3.2 4.0 4.0 4.0",
         "model_dtype": "float32", "precision": "fp32", "device": "cpu", "compute_capability": "",
         "torch_version": torch.__version__.split("+")[0], "length_unit": "angstrom", "energy_unit": "eV",
+        "cpu_instructions": " ".join(cpu_instructions()),
         "message_passing_layers": "0", "feature_widths": "", "checkpoint_sha256": checkpoint_sha256(checkpoint),
         "nequip_md_version": nequip_md.__version__,
     }
@@ -78,10 +80,26 @@ def test_metadata_says_what_was_exported(small_models):
     assert (nequip["kind"], nequip["message_passing_layers"], nequip["model_dtype"]) == ("nequip", "2", "float64")
 
 
+def test_instructions_of_a_processor(tmp_path):
+    """What compilers use of it, in the order of the alphabet; nothing where there is no such file."""
+    (tmp_path / "x86").write_text("processor : 0\nflags\t\t: fpu vme sse2 avx512f hypervisor fma bmi2\n\nflags : none\n")
+    (tmp_path / "arm").write_text("processor\t: 0\nFeatures\t: fp asimd sve2 cpuid\n")
+    assert cpu_instructions(tmp_path / "x86") == ["avx512f", "bmi2", "fma", "sse2"]
+    assert cpu_instructions(tmp_path / "arm") == ["asimd", "fp", "sve2"]
+    assert cpu_instructions(tmp_path / "absent") == []
+
+
+def test_artifacts_without_a_list_of_instructions_load(small_models, tmp_path):
+    """Those of earlier versions, and those made where there is no such list."""
+    for value in (None, ""):
+        assert load_artifact(with_metadata(small_models("allegro_fp32")[1], tmp_path / "other.pt2", cpu_instructions=value))
+
+
 REFUSED_BY_THE_LOADER = {
     "format": ({"format_version": "7"}, "format version 7, this nequip-md reads 1; write it again with: nequip-md-export"),
     "foreign": ({"format_version": None}, "not an artifact of nequip-md"),
     "torch": ({"torch_version": "2.5.1"}, "compiled with PyTorch 2.5.1, this is .*compile it again"),
+    "processor": ({"cpu_instructions": "avx9000 sse"}, "on a processor with avx9000.*lacks; compile it here"),
     "cuda": ({"device": "cuda", "compute_capability": "9.0"}, "compiled for CUDA, and PyTorch finds no CUDA device here.*--device cpu"),
     "incomplete": ({"pair_cutoffs": None}, "lacks the metadata pair_cutoffs"),
 }

@@ -128,7 +128,8 @@ class AllegroLayer(nn.Module):
         self.register_buffer("scalar_table", table[:, into_scalar].contiguous(), persistent=False)
         self.register_buffer("scalar_values", values[into_scalar].to(dtype), persistent=False)
         # the last layer pairs each component with its like, by one path and one number for each order
-        into = {int(a): (int(p), float(v)) for p, a, v in zip(table[0, into_scalar], table[1, into_scalar], values[into_scalar])}
+        into = {int(a): (int(p), round(float(v), 12))
+                for p, a, v in zip(table[0, into_scalar], table[1, into_scalar], values[into_scalar])}
         self.pairs_orders = is_last and self.pairs_all_of_a and len(into) == int(into_scalar.sum()) and all(
             into.get(m) == into.get(l * l) for l in range(orders) for m in range(l * l, (l + 1) ** 2))
 

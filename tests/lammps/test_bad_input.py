@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 import subprocess
 import sys
 import zipfile
@@ -110,6 +111,7 @@ NEGATIVE_CONTROLS = {
         "max_edges is 100|message passing",
     ),
     "impossible cutoff": ("pair_style nequip\npair_coeff * * {negative} Ar Ne", "'cutoff'|-1|export the model again"),
+    "another processor": ("pair_style nequip\npair_coeff * * {avx} Ar Ne", "processor with avx9000|export the model again here"),
     "unknown precision": ("pair_style nequip\npair_coeff * * {fp8} Ar Ne", "'precision'|fp8|export the model again"),
     "lengths in bohr": ("pair_style nequip\npair_coeff * * {bohr} Ar Ne", "'length_unit'|bohr"),
 }
@@ -143,6 +145,7 @@ def files(lj_artifact, doctored, tmp_path_factory) -> dict[str, Path]:
         "negative": doctored(cutoff="-1"),
         "fp8": doctored(precision="fp8"),
         "bohr": doctored(length_unit="bohr"),
+        "avx": doctored(cpu_instructions="sse2 avx9000" if platform.machine() == "x86_64" else "avx9000"),
     }
 
 

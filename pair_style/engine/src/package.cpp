@@ -4,6 +4,8 @@
 #include <cerrno>
 #include <cstring>
 #include <fstream>
+#include <set>
+#include <sstream>
 
 #include <sys/stat.h>
 
@@ -51,6 +53,36 @@ void check_torch(const std::string &path, const Metadata &metadata)
                                              "; export the model again with the installation that runs it");
 }
 
+// Instruction sets of this machine's processor, in Linux' names.
+std::set<std::string> cpu_instructions()
+{
+    std::ifstream file("/proc/cpuinfo");
+    for (std::string line; std::getline(file, line);) {
+        if (line.rfind("flags", 0) != 0 && line.rfind("Features", 0) != 0) continue;
+        std::istringstream names(line.substr(line.find(':') + 1));
+        std::set<std::string> found;
+        for (std::string name; names >> name;) found.insert(name);
+        return found;
+    }
+    return {};
+}
+
+// An illegal instruction would end the whole process.
+void check_processor(const std::string &path, const Metadata &metadata)
+{
+    const auto recorded = metadata.text.find("cpu_instructions");  // absent from older files
+    const std::set<std::string> here = cpu_instructions();
+    if (recorded == metadata.text.end() || here.empty()) return;
+    std::istringstream names(recorded->second);
+    std::string missing;
+    for (std::string name; names >> name;)
+        if (here.count(name) == 0) missing += " " + name;
+    if (!missing.empty())
+        throw Error(NEQUIP_MD_BAD_MODEL, "artifact '" + path + "' was exported on a processor with" + missing +
+                                             ", which the one of this machine lacks; export the model again here, or on the "
+                                             "oldest processor that shall run it");
+}
+
 void check_device(const std::string &path, const Metadata &metadata, const std::string &kind, int index)
 {
     const std::string again = "nequip-md-export CHECKPOINT -o '" + path + "' --device ";
@@ -94,6 +126,7 @@ Metadata open_package(const std::string &path, const std::string &kind, int inde
     }
     Metadata metadata = parse_metadata(path, std::move(text));
     check_torch(path, metadata);
+    check_processor(path, metadata);
     check_device(path, metadata, kind, index);
     return metadata;
 }
