@@ -171,7 +171,8 @@ def main() -> None:
                     print(f"{name:15} {precision:5} {str(tile):>26} {failure[:70]}", flush=True)
                     continue
                 rows.append(row)
-                print(f"{name:15} {precision:5} {str(tile):>26} {row['many_ms']:13.3f} ms {' '.join(f'{t:.4f}' for t in row['few_ms']):>25} ms {row['error']:8.0e} "
+                few = " ".join(f"{t:.4f}" for t in row["few_ms"])
+                print(f"{name:15} {precision:5} {str(tile):>26} {row['many_ms']:13.3f} ms {few:>25} ms {row['error']:8.0e} "
                       f"{row['spilled']:8}", flush=True)
             del case
             torch.cuda.empty_cache()

@@ -149,8 +149,9 @@ def dense() -> Iterator[Variant]:
         for block, chunk, stages in ((128, 64, 2), (128, 32, 3), (256, 32, 2), (256, 32, 3)):
             yield Variant(
                 f"dense 512 {'transposed ' * transposed}{then}", f"block {block}, chunk {chunk}", mlp.dense_kernel,
-                lambda n, e: {"x": (SINGLE, (ROWS, 512)), "w_hi": (HALF, (512, 512)), "w_lo": (HALF, (512, 512)), "w_info": (SINGLE, (3, 1)),
-                              "out": (SINGLE, (ROWS, 512)), "d": (SINGLE, (ROWS, 512)), "count": ROWS},
+                lambda n, e: {
+                    "x": (SINGLE, (ROWS, 512)), "w_hi": (HALF, (512, 512)), "w_lo": (HALF, (512, 512)), "w_info": (SINGLE, (3, 1)),
+                    "out": (SINGLE, (ROWS, 512)), "d": (SINGLE, (ROWS, 512)), "count": ROWS},
                 {"K": 512, "N": 512, "BLOCK_N": block, "PADDED_N": 512, "PADDED_K": 512, "TRANSPOSED": transposed, "THEN": then,
                  "ROWS": 128, "CHUNK": chunk, "PRODUCTS": 3}, 8, stages, lambda n, e, k=512 // block: (ROWS // 128, k))
 

@@ -123,8 +123,8 @@ def edge_contract(w: Tensor, y: Tensor, z: Tensor, row_ptr: Tensor) -> Tensor:
     (edges, orders, channels), count = w.shape, row_ptr.shape[0] - 1
     out = w.new_empty((edges, channels))
     block = min(_block(channels), 128)
-    _launch(segments.contract_kernel, (count, triton.cdiv(channels, block), _shares(count, 6)), w, y, z, row_ptr, out, U=channels, L=orders,
-            BLOCK_U=block, EDGES=16, num_warps=4)
+    grid = (count, triton.cdiv(channels, block), _shares(count, 6))
+    _launch(segments.contract_kernel, grid, w, y, z, row_ptr, out, U=channels, L=orders, BLOCK_U=block, EDGES=16, num_warps=4)
     return out
 
 
