@@ -17,9 +17,10 @@ differentiable to any order.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
+from torch import Tensor
 
 _library = torch.library.Library("nequip_md", "DEF")
 _references: dict[torch._ops.OpOverload, Callable] = {}
@@ -54,6 +55,18 @@ def define(
     overload = getattr(torch.ops.nequip_md, name).default
     _references[overload] = reference
     return overload
+
+
+MAX_SUMMANDS = 4
+"""Arrays that one kernel adds up."""
+
+
+def summands(gradients: Iterable[Tensor | None]) -> list[Tensor]:
+    """Gradients from the readers of one array, for a kernel that adds them up: those that there are, contiguous, at most four."""
+    parts = [gradient.contiguous() for gradient in gradients if gradient is not None]
+    if len(parts) > MAX_SUMMANDS:
+        parts = [*parts[: MAX_SUMMANDS - 1], sum(parts[MAX_SUMMANDS - 1 :])]
+    return parts
 
 
 def decompositions(keep: frozenset[torch._ops.OpOverload] = frozenset()) -> dict[torch._ops.OpOverload, Callable]:

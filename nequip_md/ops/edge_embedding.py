@@ -17,7 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from nequip_md.ops._operator import define
+from nequip_md.ops._operator import define, summands
 
 
 def envelope(x: Tensor, p: float) -> Tensor:
@@ -130,9 +130,6 @@ _ARGUMENTS = ("Tensor vectors, Tensor edge_index, Tensor node_types, Tensor cuto
 define(f"edge_embedding({_ARGUMENTS}) -> (Tensor, Tensor)", _reference, backward=_backward, setup_context=_setup)
 define(f"edge_embedding_backward(Tensor dg, Tensor[] dharmonics, {_ARGUMENTS}) -> Tensor", _backward_reference)
 
-MAX_READERS = 4
-"""Gradients of the harmonics that one kernel sums."""
-
 
 class _SharedEmbedding(torch.autograd.Function):
     @staticmethod
@@ -147,10 +144,7 @@ class _SharedEmbedding(torch.autograd.Function):
     def backward(ctx, dg, *dharmonics):
         vectors, weights, components = ctx.saved_tensors[0], ctx.saved_tensors[-1], (ctx.l_max + 1) ** 2
         dg = weights.new_zeros((vectors.shape[0], weights.shape[1])) if dg is None else dg.contiguous()
-        parts = [part.contiguous() for part in dharmonics if part is not None]
-        parts = parts or [weights.new_zeros((vectors.shape[0], components))]
-        if len(parts) > MAX_READERS:
-            parts = [*parts[: MAX_READERS - 1], sum(parts[MAX_READERS - 1 :])]
+        parts = summands(dharmonics) or [weights.new_zeros((vectors.shape[0], components))]
         gradient = torch.ops.nequip_md.edge_embedding_backward(dg, parts, *ctx.saved_tensors, ctx.p, ctx.l_max)
         return None, gradient, *[None] * 9
 

@@ -21,7 +21,7 @@ from math import isqrt
 import torch
 from torch import Tensor
 
-from nequip_md.ops._operator import define
+from nequip_md.ops._operator import define, summands
 
 
 def components_of(a: Tensor, components: int) -> Tensor:
@@ -116,8 +116,6 @@ def _spread_add_reference(y: Tensor, z: Tensor, centre: Tensor, row_ptr: Tensor,
     return _spread_reference(y, z, centre, row_ptr, 1) + sum(starts)
 
 
-MAX_STARTS = 4
-"""Arrays that one kernel adds to a spread."""
 define(
     "edge_spread_add(Tensor y, Tensor z, Tensor centre, Tensor row_ptr, Tensor[] starts) -> Tensor", _spread_add_reference,
     fake=lambda y, z, centre, row_ptr, starts: starts[0].new_empty(starts[0].shape),
@@ -135,9 +133,7 @@ class _SharedMoment(torch.autograd.Function):
     def backward(ctx, g, *starts):
         a, y, centre, row_ptr = ctx.saved_tensors
         g = a.new_zeros((row_ptr.shape[0] - 1, y.shape[1], a.shape[2])) if g is None else g.contiguous()
-        starts = [start.contiguous() for start in starts if start is not None]
-        if len(starts) > MAX_STARTS:
-            starts = [*starts[: MAX_STARTS - 1], sum(starts[MAX_STARTS - 1 :])]
+        starts = summands(starts)
         if starts:
             da = torch.ops.nequip_md.edge_spread_add(y, g, centre, row_ptr, starts)
         else:
