@@ -1,9 +1,9 @@
-"""Tile sizes of the kernels that are not fused perceptrons: sums over edges, matrices of orders, dense layers.
+"""Tile sizes of the kernels that are not fused perceptrons: sums over edges, matrices of orders, layers one by one.
 
     python benchmarks/segment_variants.py --only moment dot --output segments.json
 
-Shapes are those of Allegro "medium" on water (dense: "large"), arithmetic is that of fp32 artifacts. Every variant is timed for 25
-atoms of 20 edges, 96 of 84 and 12,288 of 84 (dense: 262,144 rows); the little ones repeatedly from a CUDA graph, as an artifact
+Shapes are those of Allegro "medium" on water (layers: also "large"), arithmetic is that of fp32 artifacts. Every variant is timed for 25
+atoms of 20 edges, 96 of 84 and 12,288 of 84 (layers: 262,144 rows); the little ones repeatedly from a CUDA graph, as an artifact
 runs them, so that their arrays stay in the cache. Results are not checked here (tests/test_cuda_operators.py does). The choice stands
 in nequip_md/ops/cuda.py.
 """
@@ -25,7 +25,7 @@ import triton
 
 from nequip_md.bench.measure import machine
 from nequip_md.model import build_model, preset
-from nequip_md.ops.triton_kernels import contract_gradient, mlp, segments
+from nequip_md.ops.triton_kernels import contract_gradient, halves, mlp, segments
 
 SINGLE, HALF = torch.float32, torch.float16
 SYSTEMS = ((25, 20), (96, 84), (12288, 84))
@@ -145,7 +145,7 @@ def over_atoms() -> Iterator[Variant]:
 
 
 def dense() -> Iterator[Variant]:
-    for then, transposed in (("", False), ("silu", False), ("", True), ("times d", True)):
+    for then, transposed in (("", False), ("silu", False), ("", True)):
         for block, chunk, stages in ((128, 64, 2), (128, 32, 3), (256, 32, 2), (256, 32, 3)):
             yield Variant(
                 f"dense 512 {'transposed ' * transposed}{then}", f"block {block}, chunk {chunk}", mlp.dense_kernel,
@@ -156,7 +156,49 @@ def dense() -> Iterator[Variant]:
                  "ROWS": 128, "CHUNK": chunk, "PRODUCTS": 3}, 8, stages, lambda n, e, k=512 // block: (ROWS // 128, k))
 
 
-VARIANTS = [*over_edges(), *over_atoms(), *dense()]
+def layers() -> Iterator[Variant]:
+    """Of perceptrons layer by layer: the widths of "large", and 256."""
+    tiles = ((128, 256, 64, 8, 4), (128, 256, 64, 8, 3), (128, 256, 32, 8, 6), (128, 128, 64, 8, 4), (128, 128, 64, 4, 3),
+             (64, 256, 64, 4, 4), (256, 128, 64, 8, 3))
+    for inner, widths, then in ((512, (512,), "silu"), (512, (512,), "times d"), (512, (64, 128, 128, 128), ""), (256, (256,), "silu")):
+        outer = sum(widths)
+        for products in (3, 1):
+            for size, block, chunk, warps, stages in tiles:
+                columns = block * triton.cdiv(outer, block)
+                kinds = {f"K{j}": widths[j] if j < len(widths) else 0 for j in range(4)}
+
+                def arrays(n, e, i=inner, o=outer, p=products, c=columns, w=widths, halved=bool(then), b=columns // block):
+                    outs = [(HALF, (1 if p == 1 else 2, ROWS, o))] if halved else [(SINGLE, (ROWS, k)) for k in w]
+                    return {
+                        "x": (HALF, (1 if p == 1 else 2, ROWS, i)), "scales": (SINGLE, (ROWS,)), "squares": (SINGLE, (1, ROWS)),
+                        "w": (HALF, (1 if p == 1 else 2, i, c)), "w_info": (SINGLE, (3, 1)),
+                        "d": (HALF if p == 1 else SINGLE, (ROWS, o)), "out_scales": (SINGLE, (ROWS,)), "out_squares": (SINGLE, (b, ROWS)),
+                        **{name: outs[j] if j < len(outs) else "out" for j, name in enumerate(("out", "out1", "out2", "out3"))},
+                        "count": ROWS}
+
+                yield Variant(
+                    f"layer {inner} to {outer} {then} {'tf32' * (products == 1)}".strip(),
+                    f"rows {size}, block {block}, chunk {chunk}", halves.layer_kernel, arrays,
+                    {"K": inner, "N": outer, "PADDED_N": columns, "BLOCK_N": block, "BLOCKS_IN": 1, "THEN": then, "TO_HALVES": bool(then),
+                     "WIDTH": outer, "PARTS": len(widths), **kinds, "ROWS": size, "CHUNK": chunk, "PRODUCTS": products}, warps, stages,
+                    lambda n, e, size=size, k=columns // block: (ROWS // size * k,))
+    for widths in ((64, 128, 128, 128), (512,)):
+        for products in (3, 1):
+            for size, warps in ((8, 4), (16, 4), (16, 8), (32, 8)):
+                kinds = {f"{letter}{j}": widths[j] if j < len(widths) else 64 for letter in "KPB" for j in range(4)}
+                yield Variant(
+                    f"halves {sum(widths)} {'tf32' * (products == 1)}".strip(), f"rows {size}", halves.halves_kernel,
+                    lambda n, e, w=widths, p=products: {
+                        **{f"x{j}": (SINGLE, (ROWS, w[j])) if j < len(w) else "x0" for j in range(4)},
+                        "d": (HALF if p == 1 else SINGLE, (ROWS, w[0])), "x": (HALF, (1 if p == 1 else 2, ROWS, sum(w))),
+                        "scales": (SINGLE, (ROWS,)), "squares": (SINGLE, (1, ROWS)), "count": ROWS},
+                    {"PARTS": len(widths), **kinds, "WIDTH": sum(widths), "TIMES": len(widths) == 1, "ROWS": size,
+                     "PRODUCTS": products}, warps, 3, lambda n, e, size=size: (ROWS // size,))
+
+
+VARIANTS = [*over_edges(), *over_atoms(), *dense(), *layers()]
+OF_ROWS = ("dense", "layer", "halves")
+"""Kernels of perceptrons, timed for ROWS edges."""
 GROUPS = list(dict.fromkeys(v.group for v in VARIANTS))
 
 
@@ -191,7 +233,7 @@ def measure(variant: Variant, atoms: int, edges_each: int) -> float:
         return variant.kernel[grid](*arguments, num_warps=variant.warps, num_stages=variant.stages)
 
     call()
-    if edges >= MANY or variant.group.startswith("dense"):
+    if edges >= MANY or variant.group.startswith(OF_ROWS):
         return triton.testing.do_bench(call, warmup=5, rep=15, return_mode="median")
     return triton.testing.do_bench_cudagraph(call, rep=8, return_mode="median")
 
@@ -213,7 +255,7 @@ def main() -> None:
         variant, failure, times = VARIANTS[index], failures[index], []
         if not failure:
             try:
-                times = [measure(variant, *system) for system in (SYSTEMS[-1:] if variant.group.startswith("dense") else SYSTEMS)]
+                times = [measure(variant, *system) for system in (SYSTEMS[-1:] if variant.group.startswith(OF_ROWS) else SYSTEMS)]
             except Exception as error:
                 failure = f"{type(error).__name__}: {error}".splitlines()[0]
         label = f"{variant.group:24} {variant.label}, warps {variant.warps}, stages {variant.stages}"

@@ -117,26 +117,42 @@ def test_perceptrons(precision, widths, inner, outer, multiprocessors, monkeypat
     w1 = random(precision, sum(widths), inner) / sum(widths) ** 0.5
     w2 = random(precision, inner, outer) / inner**0.5
     v, r = random(precision, outer), random(precision, sum(widths))
-    check("mlp_hidden", precision, parts, w1, w2, results=1)
+    check("mlp_hidden", precision, parts, [w1, w2], results=1)
     check("mlp_energy", precision, parts, w1, w2, v, r, None, results=1)
     # silu' of a small difference of large numbers is as inaccurate as that difference
     even = [random(precision, rows, k) for k in widths]
-    check("mlp_hidden", precision, even, w1, w2)
+    check("mlp_hidden", precision, even, [w1, w2])
     check("mlp_energy", precision, even, w1, w2, v, r, random(precision, rows))
     g, d1, d2 = (random(precision, rows, n) for n in (outer, inner, outer))
     d1, d2 = d1.clamp(-0.1, 1.1), d2.clamp(-0.1, 1.1)
-    check("mlp_hidden_backward", precision, g, d1, d2, w1, w2, widths)
+    check("mlp_hidden_backward", precision, g, [d1, d2], [w1, w2], widths)
     for last in (48, 160) if outer <= 256 else (48,):
         w3 = random(precision, outer, last) / outer**0.5
         check("mlp_hidden_dense", precision, parts, w1, w2, w3, results=2)
         check("mlp_hidden_dense_backward", precision, g, 10 * random(precision, rows, last), d1, d2, w1, w2, w3, widths)
     check("dense", precision, torch.cat(parts, dim=-1), w1, False)
     check("dense", precision, d1, w1, True)
-    check("dense_silu", precision, torch.cat(even, dim=-1), w1)
-    check("dense_silu_backward", precision, random(precision, rows, inner), d1, w1)
+    check("mlp_hidden", precision, even, [w1])
+    check("mlp_hidden_backward", precision, random(precision, rows, inner), [d1], [w1], widths)
     w = random(precision, 4, widths[0], inner)
     check("mix_orders", precision, random(precision, 9, 16, widths[0]), w, False)
     check("mix_orders", precision, random(precision, 9, 16, inner), w, True)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "tf32"])
+@pytest.mark.parametrize(("widths", "layers"), [
+    ([64, 128, 100], [512, 512, 512]), ([30], [300, 520]), ([32, 16], [64, 96, 48]), ([32], [64, 64, 512, 320]), ([128, 128], [512, 256]),
+])
+def test_deeper_and_wider_perceptrons(precision, widths, layers):
+    """Layer by layer where two do not fit into one kernel; both forms in one perceptron."""
+    rows = 140
+    parts = [random(precision, rows, k) * torch.exp(4 * random(precision, rows, 1)) for k in widths]
+    parts[0][3] = 0.0
+    weights = [random(precision, m, n) / m**0.5 for m, n in zip([sum(widths), *layers], layers)]
+    check("mlp_hidden", precision, parts, weights, results=1)
+    check("mlp_hidden", precision, [random(precision, rows, k) for k in widths], weights)
+    derivatives = [random(precision, rows, n).clamp(-0.1, 1.1) for n in layers]
+    check("mlp_hidden_backward", precision, random(precision, rows, layers[-1]), derivatives, weights, widths)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -198,30 +214,30 @@ def test_scales_follow_the_rows(size):
     x = torch.cat(parts, dim=-1)
     check("dense", "fp32", x, random("fp32", 64, 48), False)
     # for silu ~ identity the whole network scales; for large arguments it is the identity or zero
-    check("mlp_hidden", "fp32", parts, random("fp32", 64, 64), random("fp32", 64, 64), results=1)
+    check("mlp_hidden", "fp32", parts, [random("fp32", 64, 64), random("fp32", 64, 64)], results=1)
 
 
 @pytest.mark.parametrize("size", [1e-38, 1e-30, 1e-19, 1e-17])
 def test_rows_near_zero_stay_near_zero(size):
     """At the cutoff the inputs vanish with high powers of the distance to it."""
     parts, w1, w2 = [size * random("fp32", 40, 64)], random("fp32", 64, 64) / 8, random("fp32", 64, 64) / 8
-    result = FORMS["fp32"][OPERATORS.mlp_hidden.default](parts, w1, w2)[0]
-    assert (result - OPERATORS.mlp_hidden(parts, w1, w2)[0]).abs().max() <= 1e-3 * size + 1e-25
+    result = FORMS["fp32"][OPERATORS.mlp_hidden.default](parts, [w1, w2])[0]
+    assert (result - OPERATORS.mlp_hidden(parts, [w1, w2])[0]).abs().max() <= 1e-3 * size + 1e-25
 
 
 def test_limits_of_silu():
     """Where exp overflows, silu and its derivative are 0 or x and 1; nothing is NaN on finite input."""
     parts = [torch.diag(torch.tensor([-1e15, -200.0, -90.0, -1.0, 0.0, 1.0, 90.0, 1e15], dtype=torch.float32, device=DEVICE))]
     unit = torch.eye(8, dtype=torch.float32, device=DEVICE)
-    check("mlp_hidden", "fp32", parts, unit, unit)
-    for value in FORMS["fp32"][OPERATORS.mlp_hidden.default](parts, unit, unit):
+    check("mlp_hidden", "fp32", parts, [unit, unit])
+    for value in FORMS["fp32"][OPERATORS.mlp_hidden.default](parts, [unit, unit]):
         assert torch.isfinite(value).all()
 
 
 def test_not_a_number_is_not_hidden():
     parts = [random("fp32", 40, 32)]
     parts[0][7, 3] = float("inf")
-    out = FORMS["fp32"][OPERATORS.mlp_hidden.default](parts, random("fp32", 32, 64), random("fp32", 64, 64))[0]
+    out = FORMS["fp32"][OPERATORS.mlp_hidden.default](parts, [random("fp32", 32, 64), random("fp32", 64, 64)])[0]
     finite = torch.isfinite(out).all(dim=1)
     assert not finite[7]
     assert finite.sum() == 39

@@ -18,6 +18,8 @@ from nequip_md.export import Artifact
 from nequip_md.graph import build_graph
 
 WARM_UP = 3
+TOGETHER = 0.1
+"""Time of the evaluations that are timed together on CUDA, s."""
 OURS = f"nequip-md {nequip_md.__version__}"
 
 
@@ -78,18 +80,21 @@ def failure_of(action: Callable[[], object]) -> str | None:
     return None
 
 
-def _seconds(call: Callable[[], object], device: str) -> float:
+def _seconds(call: Callable[[], object], device: str, count: int = 1) -> float:
+    """For one of ``count`` calls that follow each other."""
     if device == "cuda":
         begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         torch.cuda.synchronize()
         begin.record()
-        call()
+        for _ in range(count):
+            call()
         end.record()
         torch.cuda.synchronize()
-        return 1e-3 * begin.elapsed_time(end)
+        return 1e-3 * begin.elapsed_time(end) / count
     start = time.perf_counter()
-    call()
-    return time.perf_counter() - start
+    for _ in range(count):
+        call()
+    return (time.perf_counter() - start) / count
 
 
 def _peak_gib(call: Callable[[], object]) -> float:
@@ -106,12 +111,16 @@ def time_alternately(
 ) -> dict[Hashable, tuple[float, float | None] | str]:
     """Time several evaluations in turn, after warming up each.
 
+    On CUDA a short evaluation is timed as a mean of several in a row, as many as take 0.1 s: a single one would count the time in
+    which the GPU waits for its first kernels.
+
     Returns:
         For each, the median time, s, and the most memory that a call allocates, GiB (None on the CPU), or why it failed.
     """
     times: dict[Hashable, list[float]] = {key: [] for key in calls}
     peaks: dict[Hashable, float | None] = dict.fromkeys(calls)
     failures: dict[Hashable, str] = {}
+    in_a_row = dict.fromkeys(calls, 1)
     contended = device == "cuda" and len(calls) > 1
 
     def warm_up(key: Hashable) -> None:
@@ -120,11 +129,13 @@ def time_alternately(
                 peaks[key] = _peak_gib(calls[key])
             else:
                 calls[key]()
+        if device == "cuda":
+            in_a_row[key] = max(1, round(TOGETHER / _seconds(calls[key], device)))
 
     def measure(key: Hashable) -> None:
         if contended:
             calls[key]()  # untimed: close to the limit, the allocator must first take back what another call had cached
-        times[key].append(_seconds(calls[key], device))
+        times[key].append(_seconds(calls[key], device, in_a_row[key]))
 
     for step in [warm_up] + [measure] * repeats:
         for key in [key for key in calls if key not in failures]:

@@ -31,7 +31,7 @@ class MLP(nn.Module):
         dtype: of weights and activations.
 
     Attributes:
-        fused: run two layers at a time as one operator (:mod:`nequip_md.ops.mlp`); set by :func:`nequip_md.model.fuse`.
+        fused: run the hidden layers as one operator (:mod:`nequip_md.ops.mlp`); set by :func:`nequip_md.model.fuse`.
 
     The last layer can be taken apart from the rest: :meth:`hidden` is its input, :meth:`last` its matrix. What is linear
     in the output can then be done before that layer (sums over edges), or be merged with it.
@@ -57,14 +57,12 @@ class MLP(nn.Module):
 
     def hidden_from(self, parts: list[Tensor], first: Tensor) -> Tensor:
         """:meth:`hidden` of an input in parts, with the first layer's matrix given (merged with a linear map before it)."""
-        activation = NONLINEARITIES[self.nonlinearity]
         matrices = [first, *(weight * gain for weight, gain in list(zip(self.weights, self.gains))[1:-1])]
-        if self.fused and len(matrices) > 1:
-            x, matrices = ops.mlp_hidden(parts, *matrices[:2]), matrices[2:]
-        else:
-            x = torch.cat(parts, dim=-1)
+        if self.fused:
+            return ops.mlp_hidden(parts, matrices)
+        x, activation = torch.cat(parts, dim=-1), NONLINEARITIES[self.nonlinearity]
         for matrix in matrices:
-            x = ops.dense_silu(x, matrix) if self.fused else activation(x @ matrix)
+            x = activation(x @ matrix)
         return x
 
     @property

@@ -16,6 +16,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.library import triton_op, wrap_triton
 
 from nequip_md.ops.triton_kernels import contract_gradient, embedding, segments
+from nequip_md.ops.triton_kernels import halves as halves_kernels
 from nequip_md.ops.triton_kernels import mlp as mlp_kernels
 
 _MULTIPROCESSORS = 132
@@ -385,13 +386,6 @@ def dense_silu(
     return [_dense(x, (w_hi, w_lo, w_info), d, inner, outer, False, products, "silu"), d]
 
 
-@triton_op("nequip_md::dense_times_triton", mutates_args={})
-def dense_times(
-    x: Tensor, d: Tensor, w_hi: Tensor, w_lo: Tensor, w_info: Tensor, inner: int, outer: int, products: int
-) -> Tensor:
-    return _dense(x, (w_hi, w_lo, w_info), d, inner, outer, True, products, "times d")
-
-
 @triton_op("nequip_md::mix_orders_triton", mutates_args={})
 def mix_orders(x: Tensor, w_hi: Tensor, w_lo: Tensor, w_info: Tensor, outer: int, transposed: bool, products: int) -> Tensor:
     count, components, inner = x.shape
@@ -454,6 +448,78 @@ def mlp_energy(
     return [energy, *gradients]
 
 
+# ---- wide perceptrons, layer by layer -----------------------------------------------------------------------------
+
+_DEPTH = 64
+"""Of the inner dimension, multiplied at a time."""
+
+
+def _deep(width: int) -> int:
+    """A width that is multiplied with: a multiple of :data:`_DEPTH`."""
+    return _DEPTH * triton.cdiv(width, _DEPTH)
+
+
+_LAYER_TILES = {3: (256, 8, 4), 1: (128, 4, 3)}
+"""Columns, warps and stages by products. From timings on an H200 (docs/performance.md)."""
+
+
+def _layer_block(width: int, products: int) -> int:
+    """Columns of the tile of a layer as wide: no more than what it takes."""
+    return min(_LAYER_TILES[products][0], 256 if triton.cdiv(width, 128) % 2 == 0 else 128)
+
+
+def _layer(
+    x: list[Tensor], w: list[Tensor], widths: list[int], then: str, to_halves: bool, products: int, d: Tensor | None = None
+) -> list[Tensor]:
+    """Halves, scales and squares, or fp32 parts of ``widths``."""
+    x_halves, scales, squares = x
+    count, outer, width, rows = x_halves.shape[1], sum(widths), _deep(widths[0]), 128
+    columns, block = w[0].shape[2], _layer_block(outer, products)
+    if to_halves:
+        out = [x_halves.new_empty((x_halves.shape[0], count, width)), scales.new_empty((count,)),
+               scales.new_empty((columns // block, count))]
+        pointers = [*out, *out[:1] * 3]
+    else:
+        out = [scales.new_empty((count, k)) for k in widths]
+        pointers = [out[0], scales, scales, *_four(out)[1:]]
+    parts = {f"K{j}": k for j, k in enumerate([*widths, 0, 0, 0][:4])}
+    _, warps, stages = _LAYER_TILES[products]
+    _launch(halves_kernels.layer_kernel, (triton.cdiv(count, rows) * (columns // block),), *x, *w, scales if d is None else d,
+            *pointers, count, K=x_halves.shape[2], N=outer, PADDED_N=columns, BLOCK_N=block, BLOCKS_IN=squares.shape[0], THEN=then,
+            TO_HALVES=to_halves, WIDTH=width, PARTS=len(widths), **parts, ROWS=rows, CHUNK=_DEPTH, PRODUCTS=products,
+            num_warps=warps, num_stages=stages)
+    return out
+
+
+@triton_op("nequip_md::halves_triton", mutates_args={})
+def halves(parts: list[Tensor], d: list[Tensor], products: int) -> list[Tensor]:
+    count, widths, rows = parts[0].shape[0], [p.shape[1] for p in parts], 16
+    padded = [_deep(k) for k in widths]
+    out = [parts[0].new_empty((2 if products == 3 else 1, count, sum(padded)), dtype=torch.float16),
+           parts[0].new_empty((count,)), parts[0].new_empty((1, count))]
+    filled = {f"{name}{j}": k for name, values in (("K", widths), ("P", padded), ("B", map(triton.next_power_of_2, padded)))
+              for j, k in enumerate([*values, *[_DEPTH] * (4 - len(widths))])}
+    _launch(halves_kernels.halves_kernel, (triton.cdiv(count, rows),), *_four(parts), *(d or parts[:1]), *out, count,
+            PARTS=len(widths), **filled, WIDTH=sum(padded), TIMES=bool(d), ROWS=rows, PRODUCTS=products, num_warps=8)
+    return out
+
+
+@triton_op("nequip_md::layer_silu_triton", mutates_args={})
+def layer_silu(x: list[Tensor], w: list[Tensor], outer: int, to_halves: bool, products: int) -> list[Tensor]:
+    d = x[1].new_empty((x[1].shape[0], outer), dtype=_derivative_dtype(products))
+    return [*_layer(x, w, [outer], "silu", to_halves, products, d), d]
+
+
+@triton_op("nequip_md::layer_times_triton", mutates_args={})
+def layer_times(x: list[Tensor], w: list[Tensor], d: Tensor, products: int) -> list[Tensor]:
+    return _layer(x, w, [d.shape[1]], "times d", True, products, d)
+
+
+@triton_op("nequip_md::layer_parts_triton", mutates_args={})
+def layer_parts(x: list[Tensor], w: list[Tensor], widths: list[int], products: int) -> list[Tensor]:
+    return _layer(x, w, widths, "", False, products)
+
+
 def _four(tensors: list[Tensor]) -> list[Tensor]:
     """A kernel has four pointers for the parts; those it does not use repeat the first."""
     return [*tensors, *[tensors[0]] * (4 - len(tensors))]
@@ -473,10 +539,10 @@ def replacements(precision: str, said: list[str] | None = None) -> dict[torch._o
     products = 1 if precision == "tf32" else 3
     dot = "tf32" if precision == "tf32" else "tf32x3"
 
-    def too_wide(widths, w2):
-        inner, outer = w2.shape
-        sentence = (f"a perceptron of widths {sum(widths)}, {inner} and {outer} runs as separate matrix products, as it is too wide "
-                    "for one kernel")
+    def too_wide(widths, weights):
+        layers = ", ".join(str(w.shape[0]) for w in weights[1:])
+        sentence = (f"a perceptron of widths {sum(widths)}, {layers} and {weights[-1].shape[1]} runs as separate matrix products, as "
+                    "it is too wide for one kernel")
         if said is not None and sentence not in said:
             said.append(sentence)
 
@@ -499,43 +565,83 @@ def replacements(precision: str, said: list[str] | None = None) -> dict[torch._o
     def product(x, w):
         return dense_form(x.contiguous(), w.contiguous(), False)
 
-    def dense_silu_form(x, w):
-        return tuple(dense_silu(x.contiguous(), *split(w, [w.shape[0]], _multiple, _columns), *w.shape, products))
+    def layer_matrix(w, rows):
+        """Halves of w, its rows in parts of these widths; and what scales and bounds it."""
+        block = _layer_block(w.shape[1], products)
+        hi, lo, info = split(w, rows, _deep, lambda width: block * triton.cdiv(width, block))
+        return [torch.stack([hi, lo] if products == 3 else [hi]), info]
 
-    def dense_times_form(x, w, d):
-        return dense_times(x.contiguous(), d, *split(w, [w.shape[0]], _columns, _multiple), *w.shape[::-1], products)
+    def layers_form(parts, weights):
+        x, derivatives, rows = halves(parts, [], products), [], [p.shape[1] for p in parts]
+        for k, w in enumerate(weights):
+            *x, d = layer_silu(x, layer_matrix(w, rows), w.shape[1], k + 1 < len(weights), products)
+            derivatives.append(d)
+            rows = [w.shape[1]]
+        return [*x, *derivatives]
 
-    def hidden_form(parts, w1, w2, w3=None):
-        """h, (h w3,) and the derivatives of silu."""
-        widths = [p.shape[1] for p in parts]
-        if _tiles("hidden", widths, *w2.shape, products) is None:
-            too_wide(widths, w2)
-            h1, d1 = dense_silu_form(torch.cat(parts, dim=-1), w1)
-            h2, d2 = dense_silu_form(h1, w2)
-            return h2, *([] if w3 is None else [product(h2, w3)]), d1, d2
-        if w3 is not None and w2.shape[1] > _WIDEST_BEFORE_LAST:
-            h, d1, d2 = hidden_form(parts, w1, w2)
-            return h, product(h, w3), d1, d2
-        last, width = ([], 0) if w3 is None else (split(w3, [w3.shape[0]]), w3.shape[1])
-        first, second = split(w1, widths), split(w2, [w2.shape[0]])
-        return tuple(mlp_hidden(parts, *first, *second, list(last), *w2.shape, width, products))
+    def layers_backward_form(g, derivatives, weights, widths):
+        x = halves([g], [derivatives[-1]], products)
+        for w, d in list(zip(weights[1:], derivatives))[::-1]:
+            x = layer_times(x, layer_matrix(w.T, [w.shape[1]]), d, products)
+        w = weights[0].T
+        return layer_parts(x, layer_matrix(w, [w.shape[0]]), widths, products)
 
-    def hidden_backward_form(g, d1, d2, w1, w2, widths, dy=None, w3=None):
-        if w3 is not None and _tiles("backward_dense", widths, *w2.shape, products) is None:
-            g, w3 = g + product(dy, w3.T), None
-        if w3 is None and _tiles("backward", widths, *w2.shape, products) is None:
-            too_wide(widths, w2)
-            dx = dense_form(dense_times_form(g * d2, w2, d1), w1, True)
+    def fits(kernel, widths, weights):
+        """Whether one kernel takes the first two layers."""
+        if _tiles(kernel, widths, *weights[1].shape, products):
+            return True
+        too_wide(widths, weights)
+        return False
+
+    def hidden_form(parts, weights):
+        """h and the derivatives of silu."""
+        if len(weights) == 1:
+            x, w = torch.cat(parts, dim=-1), weights[0]
+            return dense_silu(x, *split(w, [w.shape[0]], _multiple, _columns), *w.shape, products)
+        widths, w2 = [p.shape[1] for p in parts], weights[1]
+        if not fits("hidden", widths, weights):
+            return layers_form(parts, weights)
+        first, second = split(weights[0], widths), split(w2, [w2.shape[0]])
+        h, *derivatives = mlp_hidden(parts, *first, *second, [], *w2.shape, 0, products)
+        if len(weights) > 2:
+            h, *rest = hidden_form([h], weights[2:])
+            derivatives += rest
+        return [h, *derivatives]
+
+    def hidden_backward_form(g, derivatives, weights, widths):
+        if len(weights) == 1:
+            dx = dense_form((g * derivatives[0]).contiguous(), weights[0], True)
             return [part.contiguous() for part in dx.split(widths, dim=-1)]
-        dy, last = ([], []) if w3 is None else ([dy], list(split(w3, [w3.shape[0]])))
-        return mlp_hidden_backward(g, dy, d1, d2, *split(w1, widths), *split(w2, [w2.shape[0]]), last, widths, products)
+        if not fits("hidden", widths, weights):
+            return layers_backward_form(g, derivatives, weights, widths)
+        if len(weights) > 2:
+            (g,) = hidden_backward_form(g, derivatives[2:], weights[2:], [weights[1].shape[1]])
+        (d1, d2), (w1, w2) = derivatives[:2], weights[:2]
+        if not fits("backward", widths, weights):
+            return layers_backward_form(g, [d1, d2], [w1, w2], widths)
+        return mlp_hidden_backward(g, [], d1, d2, *split(w1, widths), *split(w2, [w2.shape[0]]), [], widths, products)
+
+    def hidden_dense_form(parts, w1, w2, w3):
+        """h, h w3 and the derivatives of silu."""
+        widths = [p.shape[1] for p in parts]
+        if w2.shape[1] > _WIDEST_BEFORE_LAST or not fits("hidden", widths, [w1, w2]):
+            h, d1, d2 = hidden_form(parts, [w1, w2])
+            return h, product(h, w3), d1, d2
+        first, second, last = split(w1, widths), split(w2, [w2.shape[0]]), split(w3, [w3.shape[0]])
+        return tuple(mlp_hidden(parts, *first, *second, list(last), *w2.shape, w3.shape[1], products))
+
+    def hidden_dense_backward_form(g, dy, d1, d2, w1, w2, w3, widths):
+        if not fits("backward_dense", widths, [w1, w2]):
+            return hidden_backward_form(g + product(dy, w3.T), [d1, d2], [w1, w2], widths)
+        last = list(split(w3, [w3.shape[0]]))
+        return mlp_hidden_backward(g, [dy], d1, d2, *split(w1, widths), *split(w2, [w2.shape[0]]), last, widths, products)
 
     def energy_form(parts, w1, w2, v, r, factor):
         widths = [p.shape[1] for p in parts]
         pad = torch.nn.functional.pad
         if _tiles("energy", widths, *w2.shape, products) is None:
-            h, d1, d2 = hidden_form(parts, w1, w2)
-            gradient = hidden_backward_form(v.expand_as(d2).contiguous(), d1, d2, w1, w2, widths)
+            h, d1, d2 = hidden_form(parts, [w1, w2])
+            gradient = hidden_backward_form(v.expand_as(d2).contiguous(), [d1, d2], [w1, w2], widths)
             results = [h @ v + torch.cat(parts, dim=-1) @ r, *(g + c for g, c in zip(gradient, r.split(widths)))]
             return results if factor is None else [results[0] * factor, *(g * factor.unsqueeze(1) for g in results[1:])]
         r = torch.cat([pad(c, (0, _block(k) - k)) for c, k in zip(r.split(widths), widths)])
@@ -569,13 +675,10 @@ def replacements(precision: str, said: list[str] | None = None) -> dict[torch._o
         ops.channel_product.default: product_form,
         ops.mix_orders.default: mix_form,
         ops.dense.default: dense_form,
-        ops.dense_silu.default: dense_silu_form,
-        ops.dense_silu_backward.default: lambda g, d, w: dense_form((g * d).contiguous(), w, True),
         ops.mlp_hidden.default: hidden_form,
         ops.mlp_hidden_backward.default: hidden_backward_form,
-        ops.mlp_hidden_dense.default: hidden_form,
-        ops.mlp_hidden_dense_backward.default:
-            lambda g, dy, d1, d2, w1, w2, w3, widths: hidden_backward_form(g, d1, d2, w1, w2, widths, dy, w3),
+        ops.mlp_hidden_dense.default: hidden_dense_form,
+        ops.mlp_hidden_dense_backward.default: hidden_dense_backward_form,
         ops.mlp_energy.default: energy_form,
         ops.edge_embedding.default: embedding_form,
         ops.edge_embedding_backward.default: embedding_backward_form,

@@ -1,11 +1,10 @@
-r"""Multilayer perceptrons on edges as operators: what a device may do in one kernel.
+r"""Multilayer perceptrons on edges as operators: what a device may do in few kernels.
 
-Two layers and their nonlinearity at a time,
+Layers of a product and its nonlinearity, two or more at a time,
 
-.. math:: h = \mathrm{silu}(p_2), \quad p_2 = \mathrm{silu}(p_1) W_2, \quad p_1 = [x_0 | x_1 | \dots] W_1,
+.. math:: h_k = \mathrm{silu}(p_k), \quad p_k = h_{k-1} W_k, \quad h_0 = [x_0 | x_1 | \dots],
 
-with the input in parts, side by side; :math:`\mathrm{silu}'(p_1)` and :math:`\mathrm{silu}'(p_2)` are left for the
-gradient. The references are plain PyTorch. The fast forms (:mod:`nequip_md.ops.cuda`) are for
+with the input in parts, side by side; every :math:`\mathrm{silu}'(p_k)` is left for the gradient. The references are plain PyTorch. The fast forms (:mod:`nequip_md.ops.cuda`) are for
 inference: gradients go to the inputs, not to the weights, and once only. A model uses these operators when it is exported
 for a device that has them, and plain PyTorch otherwise.
 """
@@ -49,24 +48,6 @@ define("dense(Tensor x, Tensor w, bool transposed) -> Tensor", _dense_reference,
        setup_context=_dense_setup)
 
 
-def _dense_silu_reference(x: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
-    return silu_and_derivative(x @ w)
-
-
-def _dense_silu_setup(ctx, inputs, output):
-    ctx.save_for_backward(output[1], inputs[1])
-
-
-def _dense_silu_backward(ctx, g, _):
-    d, w = ctx.saved_tensors
-    return torch.ops.nequip_md.dense_silu_backward(g.contiguous(), d, w), None
-
-
-define("dense_silu(Tensor x, Tensor w) -> (Tensor, Tensor)", _dense_silu_reference, backward=_dense_silu_backward,
-       setup_context=_dense_silu_setup)
-define("dense_silu_backward(Tensor g, Tensor d, Tensor w) -> Tensor", lambda g, d, w: (g * d) @ w.T)
-
-
 # ---- one matrix for each order ------------------------------------------------------------------------------------
 
 
@@ -84,38 +65,41 @@ define("mix_orders(Tensor x, Tensor w, bool transposed) -> Tensor", _mix_referen
        setup_context=_dense_setup)
 
 
-# ---- two layers ---------------------------------------------------------------------------------------------------
+# ---- hidden layers ------------------------------------------------------------------------------------------------
 
 
-def _hidden_reference(parts: list[Tensor], w1: Tensor, w2: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    h1, d1 = silu_and_derivative(torch.cat(parts, dim=-1) @ w1)
-    h2, d2 = silu_and_derivative(h1 @ w2)
-    return h2, d1, d2
+def _hidden_reference(parts: list[Tensor], weights: list[Tensor]) -> list[Tensor]:
+    h, derivatives = torch.cat(parts, dim=-1), []
+    for w in weights:
+        h, d = silu_and_derivative(h @ w)
+        derivatives.append(d)
+    return [h, *derivatives]
 
 
-def _hidden_backward_reference(g: Tensor, d1: Tensor, d2: Tensor, w1: Tensor, w2: Tensor, widths: list[int]) -> list[Tensor]:
-    dx = (((g * d2) @ w2.T) * d1) @ w1.T
-    return [part.clone(memory_format=torch.contiguous_format) for part in dx.split(widths, dim=-1)]
+def _hidden_backward_reference(g: Tensor, derivatives: list[Tensor], weights: list[Tensor], widths: list[int]) -> list[Tensor]:
+    for d, w in zip(reversed(derivatives), reversed(weights)):
+        g = (g * d) @ w.T
+    return [part.clone(memory_format=torch.contiguous_format) for part in g.split(widths, dim=-1)]
 
 
 def _hidden_setup(ctx, inputs, output):
-    parts, w1, w2 = inputs
-    _, d1, d2 = output
+    parts, weights = inputs
     ctx.widths = [part.shape[1] for part in parts]
-    ctx.save_for_backward(d1, d2, w1, w2)
+    ctx.save_for_backward(*output[1:], *weights)
 
 
-def _hidden_backward(ctx, g, *_):
-    d1, d2, w1, w2 = ctx.saved_tensors
-    return torch.ops.nequip_md.mlp_hidden_backward(g.contiguous(), d1, d2, w1, w2, ctx.widths), None, None
+def _hidden_backward(ctx, gradients):
+    layers = len(ctx.saved_tensors) // 2
+    derivatives, weights = ctx.saved_tensors[:layers], ctx.saved_tensors[layers:]
+    return torch.ops.nequip_md.mlp_hidden_backward(gradients[0].contiguous(), derivatives, weights, ctx.widths), [None] * layers
 
 
 define(
-    "mlp_hidden(Tensor[] parts, Tensor w1, Tensor w2) -> (Tensor, Tensor, Tensor)",
+    "mlp_hidden(Tensor[] parts, Tensor[] weights) -> Tensor[]",
     _hidden_reference, backward=_hidden_backward, setup_context=_hidden_setup,
 )
 define(
-    "mlp_hidden_backward(Tensor g, Tensor d1, Tensor d2, Tensor w1, Tensor w2, int[] widths) -> Tensor[]",
+    "mlp_hidden_backward(Tensor g, Tensor[] derivatives, Tensor[] weights, int[] widths) -> Tensor[]",
     _hidden_backward_reference,
 )
 
@@ -124,14 +108,14 @@ define(
 
 
 def _hidden_dense_reference(parts: list[Tensor], w1: Tensor, w2: Tensor, w3: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    h, d1, d2 = _hidden_reference(parts, w1, w2)
+    h, d1, d2 = _hidden_reference(parts, [w1, w2])
     return h, h @ w3, d1, d2
 
 
 def _hidden_dense_backward_reference(
     g: Tensor, dy: Tensor, d1: Tensor, d2: Tensor, w1: Tensor, w2: Tensor, w3: Tensor, widths: list[int]
 ) -> list[Tensor]:
-    return _hidden_backward_reference(g + dy @ w3.T, d1, d2, w1, w2, widths)
+    return _hidden_backward_reference(g + dy @ w3.T, [d1, d2], [w1, w2], widths)
 
 
 def _hidden_dense_setup(ctx, inputs, output):
@@ -162,9 +146,9 @@ define(
 def _energy_reference(
     parts: list[Tensor], w1: Tensor, w2: Tensor, v: Tensor, r: Tensor, factor: Tensor | None
 ) -> list[Tensor]:
-    h, d1, d2 = _hidden_reference(parts, w1, w2)
+    h, d1, d2 = _hidden_reference(parts, [w1, w2])
     widths = [part.shape[1] for part in parts]
-    gradient = _hidden_backward_reference(v.expand_as(d2), d1, d2, w1, w2, widths)
+    gradient = _hidden_backward_reference(v.expand_as(d2), [d1, d2], [w1, w2], widths)
     energy = h @ v + torch.cat(parts, dim=-1) @ r
     gradient = [g + c for g, c in zip(gradient, r.split(widths))]
     if factor is None:
@@ -198,34 +182,28 @@ def dense(x: Tensor, w: Tensor) -> Tensor:
     return torch.ops.nequip_md.dense(x.contiguous(), w.contiguous(), False)
 
 
-def dense_silu(x: Tensor, w: Tensor) -> Tensor:
-    """silu(x w): [E, K] by [K, N]; differentiable once, by ``x`` only."""
-    return torch.ops.nequip_md.dense_silu(x.contiguous(), w.contiguous())[0]
-
-
 def mix_orders(x: Tensor, w: Tensor) -> Tensor:
     """Every order l of x by its own matrix: [N, (l_max + 1)^2, K] by [l_max + 1, K, U] gives [N, (l_max + 1)^2, U]."""
     return torch.ops.nequip_md.mix_orders(x.contiguous(), w.contiguous(), False)
 
 
-def mlp_hidden(parts: list[Tensor], w1: Tensor, w2: Tensor) -> Tensor:
-    """silu(silu([x0 | x1 ...] W1) W2).
+def mlp_hidden(parts: list[Tensor], weights: list[Tensor]) -> Tensor:
+    """silu( ... silu(silu([x0 | x1 ...] W1) W2) ... ).
 
     Args:
         parts: the input, up to four parts [E, K_j].
-        w1: [sum of K_j, N1].
-        w2: [N1, N2].
+        weights: one matrix for each layer: [sum of K_j, N1], [N1, N2] ...
 
     Returns:
-        [E, N2]; differentiable once, by ``parts`` only.
+        [E, width of the last layer]; differentiable once, by ``parts`` only.
     """
     if len(parts) > MAX_PARTS:
         parts = [torch.cat(parts, dim=-1)]
-    return torch.ops.nequip_md.mlp_hidden([p.contiguous() for p in parts], w1.contiguous(), w2.contiguous())[0]
+    return torch.ops.nequip_md.mlp_hidden([p.contiguous() for p in parts], [w.contiguous() for w in weights])[0]
 
 
 def mlp_hidden_dense(parts: list[Tensor], w1: Tensor, w2: Tensor, w3: Tensor) -> tuple[Tensor, Tensor]:
-    """h = :func:`mlp_hidden` of the first three, [E, N2], and h w3, [E, N3]; w3 is [N2, N3].
+    """h = :func:`mlp_hidden` of ``parts``, w1 and w2, [E, N2], and h w3, [E, N3]; w3 is [N2, N3].
 
     Both have to be used: the gradients of both are read. Differentiable once, by ``parts`` only.
     """
@@ -244,7 +222,7 @@ def mlp_energy(
     comes after may do anything else with them.
 
     Args:
-        parts, w1, w2: as for :func:`mlp_hidden`.
+        parts, w1, w2: as for :func:`mlp_hidden`, of two layers.
         v: [N2].
         r: [sum of K_j].
         factor: [E], or None for 1.

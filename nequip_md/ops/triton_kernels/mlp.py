@@ -154,7 +154,7 @@ def dense_kernel(
 ):
     """out [count, N] = x [count, K] W, or x W^T with ``TRANSPOSED``; W is stored [PADDED_K, PADDED_N] ([PADDED_N, PADDED_K]).
 
-    ``THEN`` is what comes after: "silu" writes silu of the product and, into d [count, N], silu'; "times d" multiplies by d.
+    ``THEN`` is what comes after: "silu" writes silu of the product and, into d [count, N], silu'.
     """
     row0 = tl.program_id(0).to(tl.int64) * ROWS
     column0 = tl.program_id(1) * BLOCK_N
@@ -178,8 +178,6 @@ def dense_kernel(
     if THEN == "silu":
         total, derivative = silu_and_derivative(total)
         store_fragment(d, derivative, row0, count, N, column0, ROWS, BLOCK_N)
-    if THEN == "times d":
-        total *= load_fragment(d, row0, count, N, column0, ROWS, BLOCK_N)
     store_fragment(out, total, row0, count, N, column0, ROWS, BLOCK_N)
 
 

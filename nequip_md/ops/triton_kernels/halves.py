@@ -1,0 +1,153 @@
+"""Layers of a perceptron one by one, with everything between them kept as halves.
+
+A layer too wide for the fused kernels (:mod:`.mlp`, which describes the arithmetic) is a matrix product of its own. To keep the
+tensor cores busy, both operands have to come from memory as they are multiplied. So what one layer writes is already scaled and
+divided for the next:
+
+``x``
+    fp16 [2, E, K], upper and lower halves, or [1, E, K] with one product: x s = hi + lo. Parts of an input are side by side, each
+    padded with zeros to a multiple of the products' depth.
+``scale``
+    fp32 [E]: s, a power of two for each row.
+``squares``
+    fp32 [blocks, E]: the sum of squares of x over a block of columns. The root of their sum bounds what the next layer makes.
+
+The three products of halves are one sum over three times the inner dimension, so that their loop is that of any matrix product.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from nequip_md.ops.triton_kernels.mlp import (
+    fragment, fragment_columns, fragment_rows, halves, inverse_power_of_two, load_fragment, load_rows, power_of_two,
+    silu_and_derivative, store_fragment,
+)
+
+
+@triton.jit
+def store_part(x, part, scale, row0, count, start: tl.constexpr, P: tl.constexpr, B: tl.constexpr, WIDTH: tl.constexpr,
+               ROWS: tl.constexpr, PRODUCTS: tl.constexpr):
+    """Columns start ... start + P of x from a part [ROWS, B] of the input, which is zero where it pads."""
+    hi, lo = halves(part * scale[:, None])
+    row, column = tl.arange(0, ROWS), tl.arange(0, B)
+    inside = (row < count - row0)[:, None] & (column < P)[None, :]
+    at = row0 * WIDTH + row[:, None] * WIDTH + (start + column)[None, :]
+    tl.store(x + at, hi, mask=inside)
+    if PRODUCTS == 3:
+        tl.store(x + count.to(tl.int64) * WIDTH + at, lo, mask=inside)
+
+
+@triton.jit
+def halves_kernel(
+    x0, x1, x2, x3, d, x, scales, squares, count,
+    PARTS: tl.constexpr, K0: tl.constexpr, K1: tl.constexpr, K2: tl.constexpr, K3: tl.constexpr,
+    P0: tl.constexpr, P1: tl.constexpr, P2: tl.constexpr, P3: tl.constexpr,
+    B0: tl.constexpr, B1: tl.constexpr, B2: tl.constexpr, B3: tl.constexpr,
+    WIDTH: tl.constexpr, TIMES: tl.constexpr, ROWS: tl.constexpr, PRODUCTS: tl.constexpr,
+):
+    """The halves of [x0 | x1 ...] [count, K0 + K1 + ...], or of x0 d with ``TIMES``."""
+    row0 = tl.program_id(0).to(tl.int64) * ROWS
+    # parts that are not there repeat the first; what is made of them is never used
+    part0 = load_rows(x0, row0, count, K0, 0, ROWS, B0)
+    if TIMES:
+        part0 *= load_rows(d, row0, count, K0, 0, ROWS, B0)
+    part1, part2, part3 = part0, part0, part0
+    square = tl.sum(part0 * part0, axis=1)
+    if PARTS > 1:
+        part1 = load_rows(x1, row0, count, K1, 0, ROWS, B1)
+        square += tl.sum(part1 * part1, axis=1)
+    if PARTS > 2:
+        part2 = load_rows(x2, row0, count, K2, 0, ROWS, B2)
+        square += tl.sum(part2 * part2, axis=1)
+    if PARTS > 3:
+        part3 = load_rows(x3, row0, count, K3, 0, ROWS, B3)
+        square += tl.sum(part3 * part3, axis=1)
+    scale = power_of_two(tl.sqrt(square))
+    row = tl.arange(0, ROWS)
+    inside = row < count - row0
+    tl.store(scales + row0 + row, scale, mask=inside)
+    tl.store(squares + row0 + row, square, mask=inside)
+    store_part(x, part0, scale, row0, count, 0, P0, B0, WIDTH, ROWS, PRODUCTS)
+    if PARTS > 1:
+        store_part(x, part1, scale, row0, count, P0, P1, B1, WIDTH, ROWS, PRODUCTS)
+    if PARTS > 2:
+        store_part(x, part2, scale, row0, count, P0 + P1, P2, B2, WIDTH, ROWS, PRODUCTS)
+    if PARTS > 3:
+        store_part(x, part3, scale, row0, count, P0 + P1 + P2, P3, B3, WIDTH, ROWS, PRODUCTS)
+
+
+@triton.jit
+def store_columns(out, values, row0, count, start: tl.constexpr, K: tl.constexpr, column0, ROWS: tl.constexpr,
+                  COLUMNS: tl.constexpr):
+    """What belongs to a part [count, K], whose columns begin at ``start``, of a tile that begins at ``column0``."""
+    if (column0 < start + K) & (column0 + COLUMNS > start):
+        row, column = fragment_rows(ROWS), column0 - start + fragment_columns(COLUMNS)
+        inside = (row < count - row0) & (column >= 0) & (column < K)
+        tl.store(out + row0 * K + (row * K + column), fragment(values, ROWS, COLUMNS), mask=inside)
+
+
+@triton.jit
+def layer_kernel(
+    x, scales, squares, w, w_info, d, out, out_scales, out_squares, out1, out2, out3, count,
+    K: tl.constexpr, N: tl.constexpr, PADDED_N: tl.constexpr, BLOCK_N: tl.constexpr, BLOCKS_IN: tl.constexpr,
+    THEN: tl.constexpr, TO_HALVES: tl.constexpr, WIDTH: tl.constexpr,
+    PARTS: tl.constexpr, K0: tl.constexpr, K1: tl.constexpr, K2: tl.constexpr, K3: tl.constexpr,
+    ROWS: tl.constexpr, CHUNK: tl.constexpr, PRODUCTS: tl.constexpr,
+):
+    """x W for halves x [.., count, K] and W, halves [.., K, PADDED_N].
+
+    ``THEN`` is what comes after: "silu" takes silu of the product and writes silu' into d [count, N]; "times d" multiplies by d.
+    The result is written as halves of ``WIDTH`` columns with ``out_scales`` and ``out_squares``, or without ``TO_HALVES`` as fp32
+    in up to four parts [count, K0], [count, K1] ...
+    """
+    blocks: tl.constexpr = PADDED_N // BLOCK_N
+    row0 = (tl.program_id(0) // blocks).to(tl.int64) * ROWS
+    block = tl.program_id(0) % blocks
+    column0 = block * BLOCK_N
+    # rows beyond the last one repeat it, and are not written
+    row = tl.minimum(row0 + tl.arange(0, ROWS), count - 1)
+    depth = tl.arange(0, CHUNK)
+    from_x = x + (row[:, None] * K + depth[None, :])
+    from_w = w + (depth[:, None] * PADDED_N + (column0 + tl.arange(0, BLOCK_N))[None, :])
+    lower_x = count.to(tl.int64) * K
+    lower_w: tl.constexpr = K * PADDED_N
+    total = tl.zeros([ROWS, BLOCK_N], dtype=tl.float32)
+    for step in range(0, PRODUCTS * (K // CHUNK)):
+        # for each piece of the inner dimension: lo hi, hi lo, hi hi
+        k0 = step // PRODUCTS * CHUNK
+        a, b = from_x + k0, from_w + k0 * PADDED_N
+        if PRODUCTS == 3:
+            a += tl.where(step % 3 == 0, lower_x, 0)
+            b += tl.where(step % 3 == 1, lower_w, 0)
+        total = tl.dot(tl.load(a), tl.load(b), total)
+
+    lane = tl.arange(0, ROWS)
+    inside = lane < count - row0
+    total *= (inverse_power_of_two(tl.load(scales + row)) * tl.load(w_info))[:, None]
+    if THEN == "silu":
+        total, derivative = silu_and_derivative(total)
+        store_fragment(d, derivative, row0, count, N, column0, ROWS, BLOCK_N)
+    if THEN == "times d":
+        total *= load_fragment(d, row0, count, N, column0, ROWS, BLOCK_N)
+    if TO_HALVES:
+        square = tl.zeros([ROWS], dtype=tl.float32)
+        for b in tl.static_range(BLOCKS_IN):
+            square += tl.load(squares + b * count.to(tl.int64) + row)
+        # |silu(p)| <= |p|, and a derivative of silu is less than 1.1
+        scale = power_of_two(tl.sqrt(square) * tl.load(w_info + 1) * 1.1)
+        hi, lo = halves(total * scale[:, None])
+        store_fragment(out, hi, row0, count, WIDTH, column0, ROWS, BLOCK_N)
+        if PRODUCTS == 3:
+            store_fragment(out + count.to(tl.int64) * WIDTH, lo, row0, count, WIDTH, column0, ROWS, BLOCK_N)
+        tl.store(out_scales + row0 + lane, scale, mask=inside & (block == 0))
+        tl.store(out_squares + block * count.to(tl.int64) + row0 + lane, tl.sum(total * total, axis=1), mask=inside)
+    else:
+        store_columns(out, total, row0, count, 0, K0, column0, ROWS, BLOCK_N)
+        if PARTS > 1:
+            store_columns(out1, total, row0, count, K0, K1, column0, ROWS, BLOCK_N)
+        if PARTS > 2:
+            store_columns(out2, total, row0, count, K0 + K1, K2, column0, ROWS, BLOCK_N)
+        if PARTS > 3:
+            store_columns(out3, total, row0, count, K0 + K1 + K2, K3, column0, ROWS, BLOCK_N)
