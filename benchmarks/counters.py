@@ -3,7 +3,7 @@
     python benchmarks/counters.py medium --size 12288 --precision fp32 --output benchmarks/results/counters.json
 
 Exports the preset (random weights) or checkpoint, or takes an artifact for CUDA, evaluates it on water once without and once with counters, and
-prints for each kernel its time, how busy (%) arithmetic, the issue of instructions, memory and both levels of cache are, and what its
+prints for each kernel its time, how busy (%) arithmetic, memory and both levels of cache are, and what its
 warps wait for: of the cycles between two instructions of a warp, the part spent in each state. Needs ncu on the PATH.
 """
 
@@ -34,8 +34,7 @@ SECTIONS = ("SpeedOfLight", "ComputeWorkloadAnalysis", "WarpStateStats", "Launch
 COUNTERS = {
     "ms": "gpu__time_duration.sum",
     "compute": "sm__throughput.avg.pct_of_peak_sustained_elapsed",
-    "issue": "sm__inst_issued.avg.pct_of_peak_sustained_active",
-    "memory": "dram__throughput.avg.pct_of_peak_sustained_elapsed",
+    "memory": "dram_throughput.avg.pct_of_peak_sustained_elapsed",
     "L2": "lts__throughput.avg.pct_of_peak_sustained_elapsed",
     "L1": "l1tex__throughput.avg.pct_of_peak_sustained_active",
     "registers": "launch__registers_per_thread",

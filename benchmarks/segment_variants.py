@@ -167,14 +167,14 @@ def layers() -> Iterator[Variant]:
                 columns = block * triton.cdiv(outer, block)
                 kinds = {f"K{j}": widths[j] if j < len(widths) else 0 for j in range(4)}
 
-                def arrays(n, e, i=inner, o=outer, p=products, c=columns, w=widths, halved=bool(then), b=columns // block):
+                def arrays(n, e, i=inner, o=outer, p=products, c=columns, w=widths, halved=bool(then), b=columns // block, k=chunk):
                     outs = [(HALF, (1 if p == 1 else 2, ROWS, o))] if halved else [(SINGLE, (ROWS, k)) for k in w]
                     return {
                         "x": (HALF, (1 if p == 1 else 2, ROWS, i)), "scales": (SINGLE, (ROWS,)), "squares": (SINGLE, (1, ROWS)),
                         "w": (HALF, (1 if p == 1 else 2, i, c)), "w_info": (SINGLE, (3, 1)),
                         "d": (HALF if p == 1 else SINGLE, (ROWS, o)), "out_scales": (SINGLE, (ROWS,)), "out_squares": (SINGLE, (b, ROWS)),
                         **{name: outs[j] if j < len(outs) else "out" for j, name in enumerate(("out", "out1", "out2", "out3"))},
-                        "count": ROWS}
+                        "count": ROWS, "steps": p * i // k}
 
                 yield Variant(
                     f"layer {inner} to {outer} {then} {'tf32' * (products == 1)}".strip(),

@@ -484,9 +484,11 @@ def _layer(
         pointers = [out[0], scales, scales, *_four(out)[1:]]
     parts = {f"K{j}": k for j, k in enumerate([*widths, 0, 0, 0][:4])}
     _, warps, stages = _LAYER_TILES[products]
+    # the number of steps is not a constant, or the loop would be unrolled, which takes long to compile
+    steps = products * x_halves.shape[2] // _DEPTH
     _launch(halves_kernels.layer_kernel, (triton.cdiv(count, rows) * (columns // block),), *x, *w, scales if d is None else d,
-            *pointers, count, K=x_halves.shape[2], N=outer, PADDED_N=columns, BLOCK_N=block, BLOCKS_IN=squares.shape[0], THEN=then,
-            TO_HALVES=to_halves, WIDTH=width, PARTS=len(widths), **parts, ROWS=rows, CHUNK=_DEPTH, PRODUCTS=products,
+            *pointers, count, steps, K=x_halves.shape[2], N=outer, PADDED_N=columns, BLOCK_N=block, BLOCKS_IN=squares.shape[0],
+            THEN=then, TO_HALVES=to_halves, WIDTH=width, PARTS=len(widths), **parts, ROWS=rows, CHUNK=_DEPTH, PRODUCTS=products,
             num_warps=warps, num_stages=stages)
     return out
 

@@ -36,7 +36,7 @@ def store_part(x, part, scale, row0, count, start: tl.constexpr, P: tl.constexpr
     at = row0 * WIDTH + row[:, None] * WIDTH + (start + column)[None, :]
     tl.store(x + at, hi, mask=inside)
     if PRODUCTS == 3:
-        tl.store(x + count.to(tl.int64) * WIDTH + at, lo, mask=inside)
+        tl.store(x + (row0 * 0 + count) * WIDTH + at, lo, mask=inside)
 
 
 @triton.jit
@@ -90,13 +90,13 @@ def store_columns(out, values, row0, count, start: tl.constexpr, K: tl.constexpr
 
 @triton.jit
 def layer_kernel(
-    x, scales, squares, w, w_info, d, out, out_scales, out_squares, out1, out2, out3, count,
+    x, scales, squares, w, w_info, d, out, out_scales, out_squares, out1, out2, out3, count, steps,
     K: tl.constexpr, N: tl.constexpr, PADDED_N: tl.constexpr, BLOCK_N: tl.constexpr, BLOCKS_IN: tl.constexpr,
     THEN: tl.constexpr, TO_HALVES: tl.constexpr, WIDTH: tl.constexpr,
     PARTS: tl.constexpr, K0: tl.constexpr, K1: tl.constexpr, K2: tl.constexpr, K3: tl.constexpr,
     ROWS: tl.constexpr, CHUNK: tl.constexpr, PRODUCTS: tl.constexpr,
 ):
-    """x W for halves x [.., count, K] and W, halves [.., K, PADDED_N].
+    """x W for halves x [.., count, K] and W, halves [.., K, PADDED_N], in ``steps`` = PRODUCTS K / CHUNK products.
 
     ``THEN`` is what comes after: "silu" takes silu of the product and writes silu' into d [count, N]; "times d" multiplies by d.
     The result is written as halves of ``WIDTH`` columns with ``out_scales`` and ``out_squares``, or without ``TO_HALVES`` as fp32
@@ -111,10 +111,10 @@ def layer_kernel(
     depth = tl.arange(0, CHUNK)
     from_x = x + (row[:, None] * K + depth[None, :])
     from_w = w + (depth[:, None] * PADDED_N + (column0 + tl.arange(0, BLOCK_N))[None, :])
-    lower_x = count.to(tl.int64) * K
+    lower_x = (row0 * 0 + count) * K  # of 64 bits
     lower_w: tl.constexpr = K * PADDED_N
     total = tl.zeros([ROWS, BLOCK_N], dtype=tl.float32)
-    for step in range(0, PRODUCTS * (K // CHUNK)):
+    for step in range(0, steps):
         # for each piece of the inner dimension: lo hi, hi lo, hi hi
         k0 = step // PRODUCTS * CHUNK
         a, b = from_x + k0, from_w + k0 * PADDED_N
@@ -134,15 +134,15 @@ def layer_kernel(
     if TO_HALVES:
         square = tl.zeros([ROWS], dtype=tl.float32)
         for b in tl.static_range(BLOCKS_IN):
-            square += tl.load(squares + b * count.to(tl.int64) + row)
+            square += tl.load(squares + b * (row0 * 0 + count) + row)
         # |silu(p)| <= |p|, and a derivative of silu is less than 1.1
         scale = power_of_two(tl.sqrt(square) * tl.load(w_info + 1) * 1.1)
         hi, lo = halves(total * scale[:, None])
         store_fragment(out, hi, row0, count, WIDTH, column0, ROWS, BLOCK_N)
         if PRODUCTS == 3:
-            store_fragment(out + count.to(tl.int64) * WIDTH, lo, row0, count, WIDTH, column0, ROWS, BLOCK_N)
+            store_fragment(out + (row0 * 0 + count) * WIDTH, lo, row0, count, WIDTH, column0, ROWS, BLOCK_N)
         tl.store(out_scales + row0 + lane, scale, mask=inside & (block == 0))
-        tl.store(out_squares + block * count.to(tl.int64) + row0 + lane, tl.sum(total * total, axis=1), mask=inside)
+        tl.store(out_squares + block * (row0 * 0 + count) + row0 + lane, tl.sum(total * total, axis=1), mask=inside)
     else:
         store_columns(out, total, row0, count, 0, K0, column0, ROWS, BLOCK_N)
         if PARTS > 1:
