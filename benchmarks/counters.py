@@ -2,9 +2,9 @@
 
     python benchmarks/counters.py medium --size 12288 --precision fp32 --output benchmarks/results/counters.json
 
-Exports the preset (random weights) or checkpoint, or takes an artifact for CUDA, evaluates it on water once without and once with counters, and
-prints for each kernel its time, how busy (%) arithmetic, memory and both levels of cache are, and what its
-warps wait for: of the cycles between two instructions of a warp, the part spent in each state. Needs ncu on the PATH.
+Exports the preset (random weights) or checkpoint, or takes an artifact for CUDA, evaluates it on water once without and once with
+counters, and prints for each kernel its time, how busy (%) arithmetic, memory and both levels of cache are, and what its warps wait
+for: of the cycles between two instructions of a warp, the part spent in each state. Needs ncu on the PATH.
 """
 
 from __future__ import annotations

@@ -2,10 +2,10 @@
 
     python benchmarks/segment_variants.py --only moment dot --output segments.json
 
-Shapes are those of Allegro "medium" on water (layers: also "large"), arithmetic is that of fp32 artifacts. Every variant is timed for 25
-atoms of 20 edges, 96 of 84 and 12,288 of 84 (layers: 262,144 rows); the little ones repeatedly from a CUDA graph, as an artifact
-runs them, so that their arrays stay in the cache. Results are not checked here (tests/test_cuda_operators.py does). The choice stands
-in nequip_md/ops/cuda.py.
+Shapes are those of Allegro "medium" on water (layers: also "large"), arithmetic is that of fp32 artifacts. Every variant is timed
+for 25 atoms of 20 edges, 96 of 84 and 12,288 of 84 (layers: 262,144 rows); the little ones repeatedly from a CUDA graph, as an
+artifact runs them, so that their arrays stay in the cache. Results are not checked here (tests/test_cuda_operators.py does). The
+choice stands in nequip_md/ops/cuda.py.
 """
 
 from __future__ import annotations
@@ -160,7 +160,8 @@ def layers() -> Iterator[Variant]:
     """Of perceptrons layer by layer: the widths of "large", and 256."""
     tiles = ((128, 256, 64, 8, 4), (128, 256, 64, 8, 3), (128, 256, 32, 8, 6), (128, 128, 64, 8, 4), (128, 128, 64, 4, 3),
              (64, 256, 64, 4, 4), (256, 128, 64, 8, 3))
-    for inner, widths, then in ((512, (512,), "silu"), (512, (512,), "times d"), (512, (64, 128, 128, 128), ""), (256, (256,), "silu")):
+    of_large = (512, (512,), "silu"), (512, (512,), "times d"), (512, (64, 128, 128, 128), "")
+    for inner, widths, then in (*of_large, (256, (256,), "silu")):
         outer = sum(widths)
         for products in (3, 1):
             for size, block, chunk, warps, stages in tiles:
@@ -172,15 +173,17 @@ def layers() -> Iterator[Variant]:
                     return {
                         "x": (HALF, (1 if p == 1 else 2, ROWS, i)), "scales": (SINGLE, (ROWS,)), "squares": (SINGLE, (1, ROWS)),
                         "w": (HALF, (1 if p == 1 else 2, i, c)), "w_info": (SINGLE, (3, 1)),
-                        "d": (HALF if p == 1 else SINGLE, (ROWS, o)), "out_scales": (SINGLE, (ROWS,)), "out_squares": (SINGLE, (b, ROWS)),
+                        "d": (HALF if p == 1 else SINGLE, (ROWS, o)), "out_scales": (SINGLE, (ROWS,)),
+                        "out_squares": (SINGLE, (b, ROWS)),
                         **{name: outs[j] if j < len(outs) else "out" for j, name in enumerate(("out", "out1", "out2", "out3"))},
                         "count": ROWS, "steps": p * i // k}
 
                 yield Variant(
                     f"layer {inner} to {outer} {then} {'tf32' * (products == 1)}".strip(),
                     f"rows {size}, block {block}, chunk {chunk}", halves.layer_kernel, arrays,
-                    {"K": inner, "N": outer, "PADDED_N": columns, "BLOCK_N": block, "BLOCKS_IN": 1, "THEN": then, "TO_HALVES": bool(then),
-                     "WIDTH": outer, "PARTS": len(widths), **kinds, "ROWS": size, "CHUNK": chunk, "PRODUCTS": products}, warps, stages,
+                    {"K": inner, "N": outer, "PADDED_N": columns, "BLOCK_N": block, "BLOCKS_IN": 1, "THEN": then,
+                     "TO_HALVES": bool(then), "WIDTH": outer, "PARTS": len(widths), **kinds, "ROWS": size, "CHUNK": chunk,
+                     "PRODUCTS": products}, warps, stages,
                     lambda n, e, size=size, k=columns // block: (ROWS // size * k,))
     for widths in ((64, 128, 128, 128), (512,)):
         for products in (3, 1):

@@ -11,6 +11,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
 import accuracy
+import counters
 import kernel_times
 import target_rows
 import targets
@@ -123,3 +124,16 @@ def test_times_by_operator(small_models):
     assert all(row["ms"] > 0 and row["calls"] > 0 for row in rows) and np.all(np.diff([row["ms"] for row in rows]) <= 0)
     assert kernel_times.short("void at::native::kernel<4, at::Functor<float>, char*>(int, char*)") == "at::native::kernel"
     assert len(kernel_times.short("triton_poi_fused_" * 9)) == kernel_times.NAME_WIDTH
+
+
+def test_counters_are_read():
+    """What ncu writes as raw CSV: other lines, names, units, one line for each kernel."""
+    stall = "smsp__average_warps_issue_stalled_{}_per_issue_active.ratio"
+    names = ["ID", "Kernel Name", "Grid Size", "gpu__time_duration.sum", "gpu__dram_throughput.avg.pct_of_peak_sustained_elapsed",
+             stall.format("barrier"), stall.format("long_scoreboard")]
+    lines = [names, ["", "", "", "us", "%", "", ""], ["0", "energy_kernel", "(264, 1, 1)", "5,290.5", "20.5", "1.5", "4.5"]]
+    (row,) = counters.read("==PROF== Connected\n" + "\n".join(",".join(f'"{cell}"' for cell in line) for line in lines))
+    assert row["kernel"] == "energy_kernel" and row["ms"] == pytest.approx(5.2905) and row["memory"] == 20.5
+    assert row["waits"] == {"long_scoreboard": 0.75, "barrier": 0.25} and row["compute"] is None
+    with pytest.raises(NequIPMDError, match="it says: .*no permission"):
+        counters.read("==ERROR== no permission")

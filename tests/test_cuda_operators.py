@@ -144,7 +144,8 @@ def test_perceptrons(precision, widths, inner, outer, multiprocessors, monkeypat
 
 @pytest.mark.parametrize("precision", ["fp32", "tf32"])
 @pytest.mark.parametrize(("widths", "layers"), [
-    ([64, 128, 100], [512, 512, 512]), ([30], [300, 520]), ([32, 16], [64, 96, 48]), ([32], [64, 64, 512, 320]), ([128, 128], [512, 256]),
+    ([64, 128, 100], [512, 512, 512]), ([30], [300, 520]), ([32, 16], [64, 96, 48]), ([32], [64, 64, 512, 320]),
+    ([128, 128], [512, 256]),
 ])
 def test_deeper_and_wider_perceptrons(precision, widths, layers):
     """Layer by layer where two do not fit into one kernel; both forms in one perceptron."""

@@ -4,9 +4,9 @@ Layers of a product and its nonlinearity, two or more at a time,
 
 .. math:: h_k = \mathrm{silu}(p_k), \quad p_k = h_{k-1} W_k, \quad h_0 = [x_0 | x_1 | \dots],
 
-with the input in parts, side by side; every :math:`\mathrm{silu}'(p_k)` is left for the gradient. The references are plain PyTorch. The fast forms (:mod:`nequip_md.ops.cuda`) are for
-inference: gradients go to the inputs, not to the weights, and once only. A model uses these operators when it is exported
-for a device that has them, and plain PyTorch otherwise.
+with the input in parts, side by side; every :math:`\mathrm{silu}'(p_k)` is left for the gradient. The references are plain
+PyTorch. The fast forms (:mod:`nequip_md.ops.cuda`) are for inference: gradients go to the inputs, not to the weights, and once only.
+A model uses these operators when it is exported for a device that has them, and plain PyTorch otherwise.
 """
 
 from __future__ import annotations
