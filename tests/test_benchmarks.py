@@ -13,6 +13,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
 import accuracy
 import counters
 import kernel_times
+import nve_drift
 import target_rows
 import targets
 
@@ -137,3 +138,10 @@ def test_counters_are_read():
     assert row["waits"] == {"long_scoreboard": 0.75, "barrier": 0.25} and row["compute"] is None
     with pytest.raises(NequIPMDError, match="it says: .*no permission"):
         counters.read("==ERROR== no permission")
+
+
+@pytest.mark.parametrize(("energy", "count"), [
+    ([5.0, 5.2, 4.8], 3), ([5.0, 5.2, 6.1, 5.0], 2), ([5.0, float("nan"), 5.0], 1), ([float("nan")], 0), ([], 0),
+])
+def test_a_trajectory_is_used_up_to_its_breakdown(energy, count):
+    assert nve_drift.conserved_rows(np.array(energy)) == count

@@ -21,8 +21,8 @@ import triton
 import triton.language as tl
 
 from nequip_md.ops.triton_kernels.mlp import (
-    fragment, fragment_columns, fragment_rows, halves, inverse_power_of_two, load_fragment, load_rows, power_of_two,
-    silu_and_derivative, store_fragment,
+    fragment, fragment_columns, fragment_rows, halves, inverse_power_of_two, load_fragment, load_parts, load_rows,
+    power_of_two, silu_and_derivative, store_fragment,
 )
 
 
@@ -49,21 +49,10 @@ def halves_kernel(
 ):
     """The halves of [x0 | x1 ...] [count, K0 + K1 + ...], or of x0 d with ``TIMES``."""
     row0 = tl.program_id(0).to(tl.int64) * ROWS
-    # parts that are not there repeat the first; what is made of them is never used
-    part0 = load_rows(x0, row0, count, K0, 0, ROWS, B0)
+    part0, part1, part2, part3, square = load_parts(x0, x1, x2, x3, row0, count, PARTS, K0, K1, K2, K3, ROWS, B0, B1, B2, B3)
     if TIMES:
         part0 *= load_rows(d, row0, count, K0, 0, ROWS, B0)
-    part1, part2, part3 = part0, part0, part0
-    square = tl.sum(part0 * part0, axis=1)
-    if PARTS > 1:
-        part1 = load_rows(x1, row0, count, K1, 0, ROWS, B1)
-        square += tl.sum(part1 * part1, axis=1)
-    if PARTS > 2:
-        part2 = load_rows(x2, row0, count, K2, 0, ROWS, B2)
-        square += tl.sum(part2 * part2, axis=1)
-    if PARTS > 3:
-        part3 = load_rows(x3, row0, count, K3, 0, ROWS, B3)
-        square += tl.sum(part3 * part3, axis=1)
+        square = tl.sum(part0 * part0, axis=1)
     scale = power_of_two(tl.sqrt(square))
     row = tl.arange(0, ROWS)
     inside = row < count - row0

@@ -87,6 +87,30 @@ def load_rows(x, row0, count, WIDTH: tl.constexpr, column0, ROWS: tl.constexpr, 
 
 
 @triton.jit
+def load_parts(
+    x0, x1, x2, x3, row0, count, PARTS: tl.constexpr, K0: tl.constexpr, K1: tl.constexpr, K2: tl.constexpr, K3: tl.constexpr,
+    ROWS: tl.constexpr, B0: tl.constexpr, B1: tl.constexpr, B2: tl.constexpr, B3: tl.constexpr,
+):
+    """A tile of each part of an input, and the sums of squares of its rows.
+
+    Parts that are not there repeat the first; what is made of them is never used.
+    """
+    part0 = load_rows(x0, row0, count, K0, 0, ROWS, B0)
+    part1, part2, part3 = part0, part0, part0
+    square = tl.sum(part0 * part0, axis=1)
+    if PARTS > 1:
+        part1 = load_rows(x1, row0, count, K1, 0, ROWS, B1)
+        square += tl.sum(part1 * part1, axis=1)
+    if PARTS > 2:
+        part2 = load_rows(x2, row0, count, K2, 0, ROWS, B2)
+        square += tl.sum(part2 * part2, axis=1)
+    if PARTS > 3:
+        part3 = load_rows(x3, row0, count, K3, 0, ROWS, B3)
+        square += tl.sum(part3 * part3, axis=1)
+    return part0, part1, part2, part3, square
+
+
+@triton.jit
 def fragment(values, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
     """[ROWS, COLUMNS] with six axes, in an order for which Triton gives a store to the threads that hold the values.
 
@@ -228,19 +252,7 @@ def second_sum(
     N1: tl.constexpr, P1: tl.constexpr, P2: tl.constexpr, ROWS: tl.constexpr, CHUNK: tl.constexpr, PRODUCTS: tl.constexpr,
 ):
     """silu(x W1) W2 for one tile of rows; silu'(x W1) is stored in ``d1`` [d_count, N1] from row ``d_row0`` on."""
-    # parts that are not there repeat the first; what is made of them is never used
-    part0 = load_rows(x0, row0, count, K0, 0, ROWS, B0)
-    part1, part2, part3 = part0, part0, part0
-    square = tl.sum(part0 * part0, axis=1)
-    if PARTS > 1:
-        part1 = load_rows(x1, row0, count, K1, 0, ROWS, B1)
-        square += tl.sum(part1 * part1, axis=1)
-    if PARTS > 2:
-        part2 = load_rows(x2, row0, count, K2, 0, ROWS, B2)
-        square += tl.sum(part2 * part2, axis=1)
-    if PARTS > 3:
-        part3 = load_rows(x3, row0, count, K3, 0, ROWS, B3)
-        square += tl.sum(part3 * part3, axis=1)
+    part0, part1, part2, part3, square = load_parts(x0, x1, x2, x3, row0, count, PARTS, K0, K1, K2, K3, ROWS, B0, B1, B2, B3)
     norm = tl.sqrt(square)
     scale1 = power_of_two(norm)
     scale2 = power_of_two(norm * tl.load(w1_info + 1))
