@@ -633,7 +633,7 @@ def replacements(precision: str, said: list[str] | None = None) -> dict[torch._o
         return tuple(mlp_hidden(parts, *first, *second, list(last), *w2.shape, w3.shape[1], products))
 
     def hidden_dense_backward_form(g, dy, d1, d2, w1, w2, w3, widths):
-        if not fits("backward_dense", widths, [w1, w2]):
+        if _tiles("backward_dense", widths, *w2.shape, products) is None:
             return hidden_backward_form(g + product(dy, w3.T), [d1, d2], [w1, w2], widths)
         last = list(split(w3, [w3.shape[0]]))
         return mlp_hidden_backward(g, [dy], d1, d2, *split(w1, widths), *split(w2, [w2.shape[0]]), last, widths, products)
