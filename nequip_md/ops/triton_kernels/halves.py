@@ -27,6 +27,12 @@ from nequip_md.ops.triton_kernels.mlp import (
 
 
 @triton.jit
+def wide(count, row0):
+    """``count`` in 64 bits, as ``row0`` is. It has no method for that where an export looks at the kernel: there it is a number."""
+    return row0 * 0 + count
+
+
+@triton.jit
 def store_part(x, part, scale, row0, count, start: tl.constexpr, P: tl.constexpr, B: tl.constexpr, WIDTH: tl.constexpr,
                ROWS: tl.constexpr, PRODUCTS: tl.constexpr):
     """Columns start ... start + P of x from a part [ROWS, B] of the input, which is zero where it pads."""
@@ -36,7 +42,7 @@ def store_part(x, part, scale, row0, count, start: tl.constexpr, P: tl.constexpr
     at = row0 * WIDTH + row[:, None] * WIDTH + (start + column)[None, :]
     tl.store(x + at, hi, mask=inside)
     if PRODUCTS == 3:
-        tl.store(x + (row0 * 0 + count) * WIDTH + at, lo, mask=inside)
+        tl.store(x + wide(count, row0) * WIDTH + at, lo, mask=inside)
 
 
 @triton.jit
@@ -100,7 +106,7 @@ def layer_kernel(
     depth = tl.arange(0, CHUNK)
     from_x = x + (row[:, None] * K + depth[None, :])
     from_w = w + (depth[:, None] * PADDED_N + (column0 + tl.arange(0, BLOCK_N))[None, :])
-    lower_x = (row0 * 0 + count) * K  # of 64 bits
+    lower_x = wide(count, row0) * K
     lower_w: tl.constexpr = K * PADDED_N
     total = tl.zeros([ROWS, BLOCK_N], dtype=tl.float32)
     for step in range(0, steps):
@@ -123,15 +129,15 @@ def layer_kernel(
     if TO_HALVES:
         square = tl.zeros([ROWS], dtype=tl.float32)
         for b in tl.static_range(BLOCKS_IN):
-            square += tl.load(squares + b * (row0 * 0 + count) + row)
+            square += tl.load(squares + b * wide(count, row0) + row)
         # |silu(p)| <= |p|, and a derivative of silu is less than 1.1
         scale = power_of_two(tl.sqrt(square) * tl.load(w_info + 1) * 1.1)
         hi, lo = halves(total * scale[:, None])
         store_fragment(out, hi, row0, count, WIDTH, column0, ROWS, BLOCK_N)
         if PRODUCTS == 3:
-            store_fragment(out + (row0 * 0 + count) * WIDTH, lo, row0, count, WIDTH, column0, ROWS, BLOCK_N)
+            store_fragment(out + wide(count, row0) * WIDTH, lo, row0, count, WIDTH, column0, ROWS, BLOCK_N)
         tl.store(out_scales + row0 + lane, scale, mask=inside & (block == 0))
-        tl.store(out_squares + block * (row0 * 0 + count) + row0 + lane, tl.sum(total * total, axis=1), mask=inside)
+        tl.store(out_squares + block * wide(count, row0) + row0 + lane, tl.sum(total * total, axis=1), mask=inside)
     else:
         store_columns(out, total, row0, count, 0, K0, column0, ROWS, BLOCK_N)
         if PARTS > 1:
