@@ -111,10 +111,11 @@ def main() -> None:
     def program() -> None:
         if not torch.cuda.is_available() or not shutil.which("ncu"):
             raise NequIPMDError("this needs a CUDA device, and ncu of NVIDIA's Nsight Compute on the PATH")
+        atoms = water_box(options.size)
         with tempfile.TemporaryDirectory() as folder:
             config, artifact = model_config(options.model, None), Path(options.model)
             if config is not None:
-                compile_all(options.model, config, [options.precision], "cuda", water_box(options.size), Path(folder), with_peer=False)
+                compile_all(options.model, config, [options.precision], "cuda", atoms, Path(folder), with_peer=False)
                 artifact = Path(folder) / f"{options.precision}.pt2"
             log = Path(folder) / "counters.csv"
             command = ["ncu", "--profile-from-start", "off", "--clock-control", "none", "--csv", "--page", "raw", "--log-file", log,
@@ -124,7 +125,7 @@ def main() -> None:
             rows = read((log.read_text() if log.exists() else "") or done.stdout + done.stderr)
         print_table(rows)
         if options.output:
-            facts = {"model": Path(options.model).name, "atoms": len(water_box(options.size)), "machine": machine("cuda"),
+            facts = {"model": Path(options.model).name, "atoms": len(atoms), "machine": machine("cuda"),
                      "date": date.today().isoformat(), "command": "python " + " ".join(sys.argv)}
             options.output.write_text(json.dumps({**facts, "kernels": rows}, indent=1) + "\n")
 

@@ -626,7 +626,7 @@ def replacements(precision: str, said: list[str] | None = None) -> dict[torch._o
     def hidden_dense_form(parts, w1, w2, w3):
         """h, h w3 and the derivatives of silu."""
         widths = [p.shape[1] for p in parts]
-        if w2.shape[1] > _WIDEST_BEFORE_LAST or not fits("hidden", widths, [w1, w2]):
+        if w2.shape[1] > _WIDEST_BEFORE_LAST or _tiles("hidden", widths, *w2.shape, products) is None:
             h, d1, d2 = hidden_form(parts, [w1, w2])
             return h, product(h, w3), d1, d2
         first, second, last = split(w1, widths), split(w2, [w2.shape[0]]), split(w3, [w3.shape[0]])
