@@ -57,11 +57,14 @@ def write_artifact(model: nn.Module, path: str | Path, metadata: dict[str, str],
     types = len(metadata["type_names"].split())
     plain: list[str] = []
     if on_cpu:
-        form, replaced = "c++", decompositions(keep=cpu.operators())
+        form, replaced, linked = "c++", decompositions(keep=cpu.operators()), cpu.linked_kernels
     else:
-        from nequip_md.ops import cuda
+        from nequip_md.ops import cuda, hopper
 
-        form, replaced = "triton", {**decompositions(), **cuda.replacements(metadata["precision"], plain)}
+        kernels = hopper.Kernels(products=1 if metadata["precision"] == "tf32" else 3) if hopper.available() else None
+        linked = kernels.linked if kernels else lambda: nullcontext({})
+        form = "triton"
+        replaced = {**decompositions(keep=hopper.OPERATORS), **cuda.replacements(metadata["precision"], plain, kernels)}
         if isinstance(model, Potential):
             model = copy.deepcopy(model)
             plain += fuse(model)
@@ -76,10 +79,10 @@ def write_artifact(model: nn.Module, path: str | Path, metadata: dict[str, str],
         "cpp.dynamic_threads": True,
     }
     try:
-        with cpu.linked_kernels() if on_cpu else nullcontext({}) as kernels, warnings.catch_warnings():
+        with linked() as options_of_kernels, warnings.catch_warnings():
             warnings.simplefilter("ignore")
             torch._inductor.aoti_compile_and_package(program, package_path=str(unfinished),
-                                                     inductor_configs={**options, **kernels})
+                                                     inductor_configs={**options, **options_of_kernels})
         unfinished.replace(path)
     finally:
         unfinished.unlink(missing_ok=True)

@@ -7,8 +7,6 @@ loaded beside the artifact; here it comes from a static library that is linked i
 
 from __future__ import annotations
 
-import os
-import subprocess
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,10 +14,8 @@ from importlib.resources import as_file, files
 from pathlib import Path
 
 import torch
-from torch._inductor.cpp_builder import get_cpp_compiler
-from torch.utils.cpp_extension import include_paths
 
-from nequip_md.errors import NequIPMDError
+from nequip_md.ops.static_library import build, searched
 
 _LIBRARY = "nequip_md_cpu"
 _T = "AtenTensorHandle"
@@ -56,34 +52,7 @@ def linked_kernels() -> Iterator[dict]:
         getattr(torch.ops.nequip_md, name).default: [f"AOTITorchError aoti_torch_cpu_{name}({signature})"]
         for name, signature in _SIGNATURES.items()
     }
-    with tempfile.TemporaryDirectory(prefix="nequip-md-") as folder:
-        _build(Path(folder))
-        # the compiler searches LIBRARY_PATH after its own -L folders; Inductor has no option for more of those
-        before = os.environ.get("LIBRARY_PATH")
-        os.environ["LIBRARY_PATH"] = os.pathsep.join([folder, *([before] if before else [])])
-        try:
-            yield {"aot_inductor.custom_ops_to_c_shims": shims, "aot_inductor.custom_op_libs": [_LIBRARY]}
-        finally:
-            if before is None:
-                del os.environ["LIBRARY_PATH"]
-            else:
-                os.environ["LIBRARY_PATH"] = before
-
-
-def _build(folder: Path) -> None:
-    compiler = get_cpp_compiler()
-    with as_file(files("nequip_md.ops") / "csrc") as sources:
-        command = [compiler, "-std=c++17", "-O3", "-march=native", "-ffp-contract=fast", "-fopenmp", "-fPIC", "-fvisibility=hidden",
-                   *(f"-I{path}" for path in include_paths()), "-c", str(sources / "cpu_kernels.cpp"),
-                   "-o", str(folder / "kernels.o")]
-        _run(command)
-    _run(["ar", "rcs", str(folder / f"lib{_LIBRARY}.a"), str(folder / "kernels.o")])
-
-
-def _run(command: list[str]) -> None:
-    try:
-        done = subprocess.run(command, capture_output=True, text=True)
-    except FileNotFoundError as error:
-        raise NequIPMDError(f"{command[0]} was not found; exporting for the CPU needs g++ and binutils (Debian: apt install g++)") from error
-    if done.returncode:
-        raise NequIPMDError(f"compiling the CPU kernels failed: {' '.join(command)}\n{done.stderr[-4000:]}")
+    with tempfile.TemporaryDirectory(prefix="nequip-md-") as folder, searched(folder):
+        with as_file(files("nequip_md.ops") / "csrc") as sources:
+            build(Path(folder), _LIBRARY, sources / "cpu_kernels.cpp", ["-march=native", "-ffp-contract=fast", "-fopenmp"])
+        yield {"aot_inductor.custom_ops_to_c_shims": shims, "aot_inductor.custom_op_libs": [_LIBRARY]}

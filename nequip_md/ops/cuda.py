@@ -15,6 +15,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.library import triton_op, wrap_triton
 
+from nequip_md.ops.hopper import Kernels
 from nequip_md.ops.triton_kernels import contract_gradient, embedding, segments
 from nequip_md.ops.triton_kernels import halves as halves_kernels
 from nequip_md.ops.triton_kernels import mlp as mlp_kernels
@@ -530,12 +531,15 @@ def _four(tensors: list[Tensor]) -> list[Tensor]:
 # ---- in place of the references -----------------------------------------------------------------------------------
 
 
-def replacements(precision: str, said: list[str] | None = None) -> dict[torch._ops.OpOverload, Callable]:
+def replacements(
+    precision: str, said: list[str] | None = None, hopper: Kernels | None = None
+) -> dict[torch._ops.OpOverload, Callable]:
     """Triton forms by operator, for a trace.
 
     Args:
         precision: ``fp32`` takes three products, ``tf32`` one.
         said: gets a sentence for each perceptron that does not fit into one kernel and runs as separate matrix products.
+        hopper: takes the perceptrons that it has CUDA C++ kernels for.
     """
     ops = torch.ops.nequip_md
     products = 1 if precision == "tf32" else 3
@@ -595,16 +599,22 @@ def replacements(precision: str, said: list[str] | None = None) -> dict[torch._o
         too_wide(widths, weights)
         return False
 
+    def on_hopper(widths, w2, w3=None):
+        return hopper is not None and hopper.take(widths, *w2.shape, 0 if w3 is None else w3.shape[1])
+
     def hidden_form(parts, weights):
         """h and the derivatives of silu."""
         if len(weights) == 1:
             x, w = torch.cat(parts, dim=-1), weights[0]
             return dense_silu(x, *split(w, [w.shape[0]], _multiple, _columns), *w.shape, products)
         widths, w2 = [p.shape[1] for p in parts], weights[1]
-        if not fits("hidden", widths, weights):
+        if on_hopper(widths, w2):
+            h, *derivatives = hopper.hidden(parts, *weights[:2])
+        elif not fits("hidden", widths, weights):
             return layers_form(parts, weights)
-        first, second = split(weights[0], widths), split(w2, [w2.shape[0]])
-        h, *derivatives = mlp_hidden(parts, *first, *second, [], *w2.shape, 0, products)
+        else:
+            first, second = split(weights[0], widths), split(w2, [w2.shape[0]])
+            h, *derivatives = mlp_hidden(parts, *first, *second, [], *w2.shape, 0, products)
         if len(weights) > 2:
             h, *rest = hidden_form([h], weights[2:])
             derivatives += rest
@@ -614,11 +624,14 @@ def replacements(precision: str, said: list[str] | None = None) -> dict[torch._o
         if len(weights) == 1:
             dx = dense_form((g * derivatives[0]).contiguous(), weights[0], True)
             return [part.contiguous() for part in dx.split(widths, dim=-1)]
-        if not fits("hidden", widths, weights):
+        cuda_cpp = on_hopper(widths, weights[1])
+        if not cuda_cpp and not fits("hidden", widths, weights):
             return layers_backward_form(g, derivatives, weights, widths)
         if len(weights) > 2:
             (g,) = hidden_backward_form(g, derivatives[2:], weights[2:], [weights[1].shape[1]])
         (d1, d2), (w1, w2) = derivatives[:2], weights[:2]
+        if cuda_cpp:
+            return hopper.hidden_backward(g, None, d1, d2, w1, w2, None, widths)
         if not fits("backward", widths, weights):
             return layers_backward_form(g, [d1, d2], [w1, w2], widths)
         return mlp_hidden_backward(g, [], d1, d2, *split(w1, widths), *split(w2, [w2.shape[0]]), [], widths, products)
@@ -626,6 +639,8 @@ def replacements(precision: str, said: list[str] | None = None) -> dict[torch._o
     def hidden_dense_form(parts, w1, w2, w3):
         """h, h w3 and the derivatives of silu."""
         widths = [p.shape[1] for p in parts]
+        if on_hopper(widths, w2, w3):
+            return tuple(hopper.hidden(parts, w1, w2, w3))
         if w2.shape[1] > _WIDEST_BEFORE_LAST or _tiles("hidden", widths, *w2.shape, products) is None:
             h, d1, d2 = hidden_form(parts, [w1, w2])
             return h, product(h, w3), d1, d2
@@ -633,6 +648,8 @@ def replacements(precision: str, said: list[str] | None = None) -> dict[torch._o
         return tuple(mlp_hidden(parts, *first, *second, list(last), *w2.shape, w3.shape[1], products))
 
     def hidden_dense_backward_form(g, dy, d1, d2, w1, w2, w3, widths):
+        if on_hopper(widths, w2, w3):
+            return hopper.hidden_backward(g, dy, d1, d2, w1, w2, w3, widths)
         if _tiles("backward_dense", widths, *w2.shape, products) is None:
             return hidden_backward_form(g + product(dy, w3.T), [d1, d2], [w1, w2], widths)
         last = list(split(w3, [w3.shape[0]]))
@@ -640,6 +657,8 @@ def replacements(precision: str, said: list[str] | None = None) -> dict[torch._o
 
     def energy_form(parts, w1, w2, v, r, factor):
         widths = [p.shape[1] for p in parts]
+        if on_hopper(widths, w2):
+            return hopper.energy(parts, w1, w2, v, r, factor)
         pad = torch.nn.functional.pad
         if _tiles("energy", widths, *w2.shape, products) is None:
             h, d1, d2 = hidden_form(parts, [w1, w2])

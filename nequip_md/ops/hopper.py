@@ -1,0 +1,321 @@
+"""The CUDA C++ kernels for perceptrons on Hopper GPUs: what they take, how weights are laid out, how they get into an artifact.
+
+``csrc/perceptron.cuh`` has the kernels, templates that are compiled for the widths of a model when it is exported.
+AOTInductor calls the operators here through C functions (``csrc/perceptron_launch.cpp``) that are linked into the artifact together with
+the compiled kernels, as the C++ kernels are on a CPU (:mod:`nequip_md.ops.cpu`). The operators' references read the same arrays of
+weights as the kernels do.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.resources import as_file, files
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from nequip_md.errors import NequIPMDError
+from nequip_md.ops import mlp
+from nequip_md.ops._operator import define
+from nequip_md.ops.static_library import build, searched
+
+SIDE = 64
+"""Of a block of weights."""
+_SHARED_MEMORY = 227 * 1024
+_MOST_STAGES = 8
+_MOST_COLUMNS = 4
+"""Blocks that a second layer may have, and an input: their sums are held in registers."""
+_PIECE = 8
+"""Halves that the swizzle moves together."""
+
+
+def available() -> bool:
+    """Whether PyTorch sees a GPU that these kernels are for."""
+    return torch.cuda.is_available() and torch.cuda.get_device_capability() == (9, 0)
+
+
+# ---- weights ------------------------------------------------------------------------------------------------------
+
+
+def _blocks(width: int) -> int:
+    return -(-width // SIDE)
+
+
+def _padded(width: int) -> int:
+    return SIDE * _blocks(width)
+
+
+def _swizzle(blocks: Tensor) -> Tensor:
+    """The j-th piece of row n goes to place j xor n mod 8; its own inverse."""
+    rows, pieces = torch.arange(SIDE, device=blocks.device), torch.arange(SIDE // _PIECE, device=blocks.device)
+    places = (pieces.unsqueeze(0) ^ (rows % 8).unsqueeze(1)).unsqueeze(-1)
+    split = blocks.unflatten(-1, (SIDE // _PIECE, _PIECE))
+    return split.gather(-2, places.expand(split.shape)).flatten(-2)
+
+
+def _to_blocks(halves: Tensor) -> Tensor:
+    """[1 or 2, K, N], multiples of 64, as [K / 64, N / 64, 1 or 2, 64 (n), 64 (k)]."""
+    count, rows, columns = halves.shape
+    blocks = halves.reshape(count, rows // SIDE, SIDE, columns // SIDE, SIDE)
+    return _swizzle(blocks.permute(1, 3, 0, 4, 2).contiguous())
+
+
+def _from_blocks(blocks: Tensor) -> Tensor:
+    """The inverse, summed over the halves: [K, N], fp32."""
+    summed = _swizzle(blocks).float().sum(dim=2)
+    return summed.permute(0, 3, 1, 2).reshape(blocks.shape[0] * SIDE, blocks.shape[1] * SIDE)
+
+
+def _join(first: Tensor, second: Tensor) -> Tensor:
+    """Blocks [K, C, ...] and [C, N, ...] in the order of a product by both, chunk by chunk of what lies between."""
+    return torch.cat([first.transpose(0, 1), second], dim=1).flatten(0, 1)
+
+
+def _part(blocks: Tensor, first: int, chunks: int, second: int) -> tuple[Tensor, Tensor]:
+    both = blocks.unflatten(0, (chunks, first + second))
+    return both[:, :first].transpose(0, 1), both[:, first:]
+
+
+def _remove_padding(w: Tensor, widths: list[int], columns: int) -> Tensor:
+    parts = [part[:k] for part, k in zip(w.split([_padded(k) for k in widths]), widths)]
+    return torch.cat(parts)[:, :columns]
+
+
+# ---- operators ----------------------------------------------------------------------------------------------------
+
+
+def _pairs(stream: Tensor, w1_info: Tensor, w2_info: Tensor, widths: list[int], inner: int, outer: int, transposed: bool):
+    """W1 and W2 as they are in the part of a stream that has both."""
+    panels, chunks, columns = sum(map(_blocks, widths)), _blocks(inner), _blocks(outer)
+    if transposed:
+        w2, w1 = (_from_blocks(b).T for b in _part(stream, columns, chunks, panels))
+    else:
+        w1, w2 = (_from_blocks(b) for b in _part(stream, panels, chunks, columns))
+    w1, w2 = w1 * w1_info[0], w2 * w2_info[0]
+    return _remove_padding(w1, widths, inner), _remove_padding(w2, [inner], outer)
+
+
+def _four(tensors: list[Tensor]) -> list[Tensor]:
+    return [*tensors, *[tensors[0].new_empty((0, 0))] * (4 - len(tensors))]
+
+
+def _energy_reference(x0, x1, x2, x3, stream, w1_info, w2_info, v, r, factor, widths, inner, outer, products, scaled, instance):
+    parts = [x0, x1, x2, x3][: len(widths)]
+    forward, backward = stream.chunk(2)
+    w1, w2 = _pairs(forward, w1_info, w2_info, widths, inner, outer, False)
+    w1_back, w2_back = _pairs(backward, w1_info, w2_info, widths, inner, outer, True)
+    r = _remove_padding(r.unsqueeze(1), widths, 1).squeeze(1)
+    h, d1, d2 = mlp._hidden_reference(parts, [w1, w2])
+    scale = factor.unsqueeze(1) if scaled else 1.0
+    gradient = mlp._hidden_backward_reference(v[:outer].expand_as(d2), [d1, d2], [w1_back, w2_back], widths)
+    energy = (h @ v[:outer] + torch.cat(parts, dim=-1) @ r).unsqueeze(1) * scale
+    return (energy.squeeze(1), *_four([(g + c) * scale for g, c in zip(gradient, r.split(widths))]))
+
+
+def _hidden_reference(x0, x1, x2, x3, stream, w1_info, w2_info, w3_info, widths, inner, outer, last, products, instance):
+    parts, pairs = [x0, x1, x2, x3][: len(widths)], _blocks(inner) * (sum(map(_blocks, widths)) + _blocks(outer))
+    h, d1, d2 = mlp._hidden_reference(parts, list(_pairs(stream[:pairs], w1_info, w2_info, widths, inner, outer, False)))
+    if last:
+        w3 = _from_blocks(stream[pairs:].unflatten(0, (_blocks(last), _blocks(outer))).transpose(0, 1)) * w3_info[0]
+        y = h @ _remove_padding(w3, [outer], last)
+    else:
+        y = h.new_empty((0, 0))
+    stored = torch.float16 if products == 1 else torch.float32
+    return h, y, d1.to(stored), d2.to(stored)
+
+
+def _hidden_backward_reference(g, dy, d1, d2, stream, w1_info, w2_info, w3_info, widths, inner, outer, last, products, instance):
+    before = _blocks(last) * _blocks(outer)
+    if last:
+        w3 = _from_blocks(stream[:before].unflatten(0, (_blocks(last), _blocks(outer)))).T * w3_info[0]
+        g = g + dy @ _remove_padding(w3, [outer], last).T
+    weights = _pairs(stream[before:], w1_info, w2_info, widths, inner, outer, True)
+    return tuple(_four(mlp._hidden_backward_reference(g, [d1.float(), d2.float()], list(weights), widths)))
+
+
+_ENERGY = define(
+    "hopper_energy(Tensor x0, Tensor x1, Tensor x2, Tensor x3, Tensor stream, Tensor w1_info, Tensor w2_info, Tensor v, Tensor r, "
+    "Tensor factor, int[] widths, int inner, int outer, int products, int scaled, int instance) "
+    "-> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    _energy_reference,
+)
+_HIDDEN = define(
+    "hopper_hidden(Tensor x0, Tensor x1, Tensor x2, Tensor x3, Tensor stream, Tensor w1_info, Tensor w2_info, Tensor w3_info, "
+    "int[] widths, int inner, int outer, int last, int products, int instance) -> (Tensor, Tensor, Tensor, Tensor)",
+    _hidden_reference,
+)
+_HIDDEN_BACKWARD = define(
+    "hopper_hidden_backward(Tensor g, Tensor dy, Tensor d1, Tensor d2, Tensor stream, Tensor w1_info, Tensor w2_info, Tensor w3_info, "
+    "int[] widths, int inner, int outer, int last, int products, int instance) -> (Tensor, Tensor, Tensor, Tensor)",
+    _hidden_backward_reference,
+)
+OPERATORS = frozenset({_ENERGY, _HIDDEN, _HIDDEN_BACKWARD})
+
+
+# ---- instances ----------------------------------------------------------------------------------------------------
+
+
+class Kernels:
+    """The forms of one export, and the instances of the kernels that they need.
+
+    Args:
+        products: three for ``fp32``, one for ``tf32``.
+    """
+
+    def __init__(self, products: int):
+        self.products = products
+        self.instances: dict[tuple[str, str], int] = {}
+        """Shared memory and text by kernel, in the order of their numbers."""
+
+    def _layout(self, panels: int) -> tuple[int, int]:
+        """Stages of the ring and bytes of shared memory, for operands of so many panels."""
+        halves = 2 if self.products == 3 else 1
+        block = halves * SIDE * SIDE * 2
+        fixed = 2 * panels * block + 2 * SIDE * 8
+        stages = min(_MOST_STAGES, (_SHARED_MEMORY - fixed) // (block + 16))
+        return stages, fixed + stages * (block + 16)
+
+    def _instance(self, macro: str, first: str, widths: list[int], inner: int, outer: int, last: int, panels: int) -> int:
+        stages, shared = self._layout(panels)
+        parts = f"perceptron::Parts<{', '.join(map(str, widths))}>"
+        key = (f"{macro}(perceptron_%d, {shared}, {first}{parts}, {inner}, {outer}, {last}, {panels}, {self.products}, {stages})", str(shared))
+        return self.instances.setdefault(key, len(self.instances))
+
+    @staticmethod
+    def _panels(widths: list[int], outer: int, last: int) -> int:
+        """Of the largest operand in shared memory."""
+        return max(sum(map(_blocks, widths)), _blocks(outer), _blocks(last))
+
+    def take(self, widths: list[int], inner: int, outer: int, last: int = 0) -> bool:
+        """Whether there is a kernel for input parts of these widths, layers of ``inner`` and ``outer`` and a matrix after them."""
+        multiples = all(k % 8 == 0 for k in (*widths, inner, outer, last))
+        return multiples and self._panels(widths, outer, last) <= _MOST_COLUMNS
+
+    def _halves(self, w: Tensor, widths: list[int]) -> tuple[Tensor, Tensor, Tensor]:
+        """Blocks of w and of its transpose, and what scales and bounds them."""
+        from nequip_md.ops.cuda import split
+
+        hi, lo, info = split(w, widths, _padded)
+        halves = torch.stack([hi, lo] if self.products == 3 else [hi])
+        return _to_blocks(halves), _to_blocks(halves.transpose(1, 2)), info
+
+    # ---- forms ----
+
+    def energy(self, parts: list[Tensor], w1: Tensor, w2: Tensor, v: Tensor, r: Tensor, factor: Tensor | None) -> list[Tensor]:
+        widths, (inner, outer) = [p.shape[1] for p in parts], w2.shape
+        (first, first_t, w1_info), (second, second_t, w2_info) = self._halves(w1, widths), self._halves(w2, [inner])
+        stream = torch.cat([_join(first, second), _join(second_t, first_t)])
+        r = torch.cat([pad(c, (0, _padded(k) - k)) for c, k in zip(r.split(widths), widths)])
+        v = pad(v, (0, _padded(outer) - outer))
+        scaled = factor is not None
+        instance = self._instance("NQ_ENERGY", f"{str(scaled).lower()}, ", widths, inner, outer, 0, self._panels(widths, outer, 0))
+        results = _ENERGY(*_repeated(parts), stream, w1_info, w2_info, v, r, factor if scaled else v, widths, inner, outer, self.products,
+                          int(scaled), instance)
+        return list(results[: 1 + len(parts)])
+
+    def hidden(self, parts: list[Tensor], w1: Tensor, w2: Tensor, w3: Tensor | None = None) -> list[Tensor]:
+        """h, h w3 unless w3 is None, and the derivatives of silu."""
+        widths, (inner, outer), last = [p.shape[1] for p in parts], w2.shape, 0 if w3 is None else w3.shape[1]
+        (first, _, w1_info), (second, _, w2_info) = self._halves(w1, widths), self._halves(w2, [inner])
+        stream, w3_info = _join(first, second), w2_info
+        if w3 is not None:
+            third, _, w3_info = self._halves(w3, [outer])
+            stream = torch.cat([stream, third.transpose(0, 1).flatten(0, 1)])
+        instance = self._instance("NQ_HIDDEN", "", widths, inner, outer, last, sum(map(_blocks, widths)))
+        h, y, d1, d2 = _HIDDEN(*_repeated(parts), stream, w1_info, w2_info, w3_info, widths, inner, outer, last, self.products, instance)
+        return [h, d1, d2] if w3 is None else [h, y, d1, d2]
+
+    def hidden_backward(
+        self, g: Tensor, dy: Tensor | None, d1: Tensor, d2: Tensor, w1: Tensor, w2: Tensor, w3: Tensor | None, widths: list[int]
+    ) -> list[Tensor]:
+        (inner, outer), last = w2.shape, 0 if w3 is None else w3.shape[1]
+        (_, first_t, w1_info), (_, second_t, w2_info) = self._halves(w1, widths), self._halves(w2, [inner])
+        stream, w3_info = _join(second_t, first_t), w2_info
+        if w3 is not None:
+            _, third_t, w3_info = self._halves(w3, [outer])
+            stream = torch.cat([third_t.flatten(0, 1), stream])
+        instance = self._instance("NQ_HIDDEN_BACKWARD", "", widths, inner, outer, last, self._panels(widths, outer, last))
+        results = _HIDDEN_BACKWARD(g, g if dy is None else dy, d1, d2, stream, w1_info, w2_info, w3_info, widths, inner, outer, last,
+                                   self.products, instance)
+        return list(results[: len(widths)])
+
+    # ---- compilation ----
+
+    def source(self) -> str:
+        """The kernels' text with one line for each instance."""
+        text = (files("nequip_md.ops") / "csrc" / "perceptron.cuh").read_text()
+        return text + "".join(f"{line % number}\n" for (line, _), number in self.instances.items())
+
+    @contextmanager
+    def linked(self) -> Iterator[dict]:
+        """Compile what was asked for; yields the Inductor options that link it into an artifact.
+
+        Raises:
+            NequIPMDError: NVRTC or the C++ compiler is not there, or fails.
+        """
+        if not self.instances:
+            yield {}
+            return
+        shims = {operator: [_declaration(operator)] for operator in OPERATORS}
+        with tempfile.TemporaryDirectory(prefix="nequip-md-") as name, searched(name):
+            folder = Path(name)
+            (folder / "kernels.cubin").write_bytes(_compile(self.source()))
+            (folder / "instances.inc").write_text("".join(f'{{"perceptron_{i}", {shared}}},\n' for (_, shared), i in self.instances.items()))
+            with as_file(files("nequip_md.ops") / "csrc") as sources:
+                build(folder, _LIBRARY, sources / "perceptron_launch.cpp",
+                      [f'-DKERNELS="{folder / "kernels.cubin"}"', f'-DINSTANCES="{folder / "instances.inc"}"'])
+            yield {"aot_inductor.custom_ops_to_c_shims": shims, "aot_inductor.custom_op_libs": [_LIBRARY]}
+
+
+_LIBRARY = "nequip_md_hopper"
+_ARCHITECTURE = "sm_90a"
+
+
+def _repeated(parts: list[Tensor]) -> list[Tensor]:
+    """A kernel has four pointers for the parts; those it does not use repeat the first."""
+    return [*parts, *parts[:1] * (4 - len(parts))]
+
+
+def _declaration(operator: torch._ops.OpOverload) -> str:
+    """Of the C function that AOTInductor calls for it."""
+    schema, arguments = operator._schema, []
+    for argument in schema.arguments:
+        kind = str(argument.type)
+        arguments += {"Tensor": ["AtenTensorHandle"], "int": ["int64_t"], "List[int]": ["const int64_t*", "int64_t"]}[kind]
+    arguments += ["AtenTensorHandle*"] * len(schema.returns)
+    return f"AOTITorchError aoti_torch_cuda_{schema.name.split('::')[1]}({', '.join(arguments)})"
+
+
+def _compile(source: str) -> bytes:
+    """With the NVRTC that PyTorch brings along.
+
+    Raises:
+        NequIPMDError: there is none, or it refuses.
+    """
+    version = (torch.version.cuda or "").split(".")[0]
+    try:
+        # it finds NVRTC, which then can be had by its name
+        ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libcaffe2_nvrtc.so"))
+        nvrtc = ctypes.CDLL(f"libnvrtc.so.{version}")
+    except OSError as error:
+        raise NequIPMDError(f"NVRTC, CUDA's compiler, is part of PyTorch for CUDA and was not found ({error}); reinstall PyTorch") from None
+    program, size = ctypes.c_void_p(), ctypes.c_size_t()
+    options = [f"--gpu-architecture={_ARCHITECTURE}", "--std=c++17"]
+    nvrtc.nvrtcCreateProgram(ctypes.byref(program), source.encode(), b"perceptron.cu", 0, None, None)
+    try:
+        if nvrtc.nvrtcCompileProgram(program, len(options), (ctypes.c_char_p * len(options))(*map(str.encode, options))):
+            nvrtc.nvrtcGetProgramLogSize(program, ctypes.byref(size))
+            log = ctypes.create_string_buffer(size.value)
+            nvrtc.nvrtcGetProgramLog(program, log)
+            raise NequIPMDError(f"compiling the CUDA kernels failed: {log.value.decode()[-4000:]}")
+        nvrtc.nvrtcGetCUBINSize(program, ctypes.byref(size))
+        code = ctypes.create_string_buffer(size.value)
+        nvrtc.nvrtcGetCUBIN(program, code)
+        return code.raw
+    finally:
+        nvrtc.nvrtcDestroyProgram(ctypes.byref(program))

@@ -1,0 +1,50 @@
+"""Static libraries that are compiled at export and linked into an artifact's own code."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from torch._inductor.cpp_builder import get_cpp_compiler
+from torch.utils.cpp_extension import include_paths
+
+from nequip_md.errors import NequIPMDError
+
+
+def build(folder: Path, name: str, source: Path, options: list[str]) -> None:
+    """Compile one source into ``lib<name>.a`` in ``folder``.
+
+    Raises:
+        NequIPMDError: there is no C++ compiler, or it fails.
+    """
+    code = folder / f"{name}.o"
+    _run([get_cpp_compiler(), "-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", *options, *(f"-I{path}" for path in include_paths()),
+          "-c", str(source), "-o", str(code)])
+    _run(["ar", "rcs", str(folder / f"lib{name}.a"), str(code)])
+
+
+@contextmanager
+def searched(folder: str) -> Iterator[None]:
+    """The compiler finds libraries in this folder too."""
+    # it searches LIBRARY_PATH after its own -L folders; Inductor has no option for more of those
+    before = os.environ.get("LIBRARY_PATH")
+    os.environ["LIBRARY_PATH"] = os.pathsep.join([folder, *([before] if before else [])])
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["LIBRARY_PATH"]
+        else:
+            os.environ["LIBRARY_PATH"] = before
+
+
+def _run(command: list[str]) -> None:
+    try:
+        done = subprocess.run(command, capture_output=True, text=True)
+    except FileNotFoundError as error:
+        raise NequIPMDError(f"{command[0]} was not found; an export needs g++ and binutils (Debian: apt install g++)") from error
+    if done.returncode:
+        raise NequIPMDError(f"compiling the kernels failed: {' '.join(command)}\n{done.stderr[-4000:]}")

@@ -1,0 +1,155 @@
+"""The CUDA C++ kernels of perceptrons: the weights' layout and the references anywhere, the kernels themselves in an artifact on a Hopper GPU."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+
+import pytest
+import torch
+from torch import nn
+
+from nequip_md.ops import cuda, decompositions, hopper
+
+OPERATORS = torch.ops.nequip_md
+PRODUCTS = {"fp32": 3, "tf32": 1}
+TOLERANCE = {"fp32": 4e-6, "tf32": 4e-3}
+WIDTHS = {  # of the input's parts, the two layers, what reads the second
+    "medium": ([64, 64], 256, 256, 64), "first": ([32], 64, 64, 256), "three": ([64, 64, 64], 256, 256, 128),
+    "odd": ([24, 8, 40], 72, 16, 136), "wide input": ([128, 64, 64], 128, 192, 8),
+}
+COUNTS = (500, 1, 0, 63, 64, 65, 8448, 8449, 20000)
+"""Of rows: one warpgroup for each program up to 8,448 on 132 multiprocessors, two above."""
+
+
+@pytest.fixture(autouse=True)
+def same_numbers():
+    torch.manual_seed(0)
+
+
+def weights(widths, inner, outer, last):
+    inputs = sum(widths)
+    return {"w1": torch.randn(inputs, inner) / inputs**0.5, "w2": torch.randn(inner, outer) * (2 / inner) ** 0.5,
+            "w3": torch.randn(outer, last) * (2 / outer) ** 0.5, "v": torch.randn(outer), "r": torch.randn(inputs)}
+
+
+class Perceptrons(nn.Module):
+    """Every operator that has such a kernel, on one set of rows."""
+
+    def __init__(self, shape):
+        super().__init__()
+        self.widths, self.inner, self.outer, self.last = shape
+        for name, value in weights(*shape).items():
+            self.register_buffer(name, value)
+
+    def forward(self, x, factor, g, dy, d1, d2):
+        parts = [part.contiguous() for part in x.split(self.widths, dim=1)]
+        energy = OPERATORS.mlp_energy(parts, self.w1, self.w2, self.v, self.r, factor)
+        plain_energy = OPERATORS.mlp_energy(parts, self.w1, self.w2, self.v, self.r, None)
+        hidden = OPERATORS.mlp_hidden(parts, [self.w1, self.w2])
+        dense = OPERATORS.mlp_hidden_dense(parts, self.w1, self.w2, self.w3)
+        back = OPERATORS.mlp_hidden_backward(g, [d1, d2], [self.w1, self.w2], self.widths)
+        dense_back = OPERATORS.mlp_hidden_dense_backward(g, dy, d1, d2, self.w1, self.w2, self.w3, self.widths)
+        return (*energy, *plain_energy, *hidden, *dense, *back, *dense_back)
+
+    def inputs(self, count, precision="fp32", device="cpu"):
+        stored = torch.float16 if precision == "tf32" else torch.float32
+        # a hidden layer's gradient and input differ by orders of magnitude from edge to edge
+        size = torch.exp(4 * torch.randn(count, 1))
+        values = (torch.randn(count, sum(self.widths)) * size, torch.rand(count), torch.randn(count, self.outer) * size,
+                  torch.randn(count, self.last) * size, torch.rand(count, self.inner).to(stored), torch.rand(count, self.outer).to(stored))
+        return tuple(value.to(device) for value in values)
+
+
+def exact(module, inputs):
+    double = Perceptrons((module.widths, module.inner, module.outer, module.last)).double().to(inputs[0].device)
+    double.load_state_dict({name: value.double() for name, value in module.state_dict().items()})
+    return double(*(value.double() for value in inputs))
+
+
+def assert_near(got, expected, tolerance):
+    for k, (a, b) in enumerate(zip(got, expected, strict=True)):
+        assert a.shape == b.shape, k
+        if b.numel():
+            # row by row: a scale for all rows would lose the small ones
+            rows = (a.double() - b).flatten(1).norm(dim=1) / b.flatten(1).norm(dim=1).clamp(1e-300) if b.dim() > 1 else (a.double() - b).abs() / b.abs().mean()
+            assert float(rows.median()) < tolerance and float((a.double() - b).norm() / b.norm()) < tolerance, k
+
+
+def test_a_block_lies_as_the_tensor_cores_read_it():
+    """Column k of row n of a 128-byte swizzle: the 16-byte piece k // 8 of the row is exchanged by n mod 8 (PTX manual, wgmma)."""
+    w = torch.arange(64 * 128, dtype=torch.float32).reshape(1, 64, 128)  # below 2^13: not all fp16, so compared as fp32
+    blocks = hopper._to_blocks(w)
+    assert blocks.shape == (1, 2, 1, 64, 64)
+    for k, n in ((0, 0), (1, 0), (9, 3), (63, 64), (17, 127), (40, 70)):
+        place = ((k // 8) ^ (n % 8)) * 8 + k % 8
+        assert blocks[0, n // 64, 0, n % 64, place] == w[0, k, n]
+    assert torch.equal(hopper._from_blocks(blocks), w[0])
+
+
+@pytest.mark.parametrize("precision", ["fp32", "tf32"])
+@pytest.mark.parametrize("name", WIDTHS)
+def test_references_read_the_blocks(name, precision):
+    module = Perceptrons(WIDTHS[name])
+    kernels = hopper.Kernels(PRODUCTS[precision])
+    forms = cuda.replacements(precision, None, kernels)
+    inputs = module.inputs(50, precision)
+    with torch.no_grad():
+        expected = exact(module, inputs)
+        program = torch.export.export(module, inputs).run_decompositions({**decompositions(keep=hopper.OPERATORS), **forms})
+        got = program.module()(*inputs)
+    assert {str(n.target) for n in program.graph.nodes if "nequip_md" in str(n.target)} == {f"{o._schema.name.replace('::', '.')}.default" for o in hopper.OPERATORS}
+    assert len(kernels.instances) == 6
+    assert_near(got, expected, TOLERANCE[precision])
+
+
+def test_other_widths_are_left_to_triton():
+    kernels = hopper.Kernels(3)
+    assert kernels.take([64, 64], 256, 256, 64)
+    assert not kernels.take([64, 60], 256, 256)
+    assert not kernels.take([64, 64, 64, 64, 8], 256, 256)
+    assert not kernels.take([64], 256, 320)
+    assert not kernels.take([64], 256, 256, 512)
+
+
+@pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs CUDA's compiler, nvcc")
+@pytest.mark.parametrize("precision", ["fp32", "tf32"])
+def test_products_are_kept_in_flight(tmp_path, precision):
+    """ptxas says when it waits for every single product instead; and nothing much is spilled."""
+    kernels = hopper.Kernels(PRODUCTS[precision])
+    forms = cuda.replacements(precision, None, kernels)
+    for shape in WIDTHS.values():
+        module = Perceptrons(shape)
+        torch.export.export(module, module.inputs(50, precision)).run_decompositions({**decompositions(keep=hopper.OPERATORS), **forms})
+    (tmp_path / "kernels.cu").write_text(kernels.source())
+    done = subprocess.run(["nvcc", "-arch=sm_90a", "-std=c++17", "-Xptxas", "-v", "-cubin", "-o", tmp_path / "kernels.cubin",
+                           tmp_path / "kernels.cu"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "wgmma" not in done.stderr and "setmaxnreg" not in done.stderr
+    spilled = [int(n) for n in re.findall(r"(\d+) bytes spill stores", done.stderr)]
+    assert len(spilled) == 6 * len(WIDTHS) and max(spilled) <= 128
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not hopper.available(), reason="needs a Hopper GPU")
+@pytest.mark.parametrize("precision", ["fp32", "tf32"])
+@pytest.mark.parametrize("name", WIDTHS)
+def test_kernels_in_an_artifact(tmp_path, name, precision):
+    module = Perceptrons(WIDTHS[name]).cuda()
+    kernels = hopper.Kernels(PRODUCTS[precision])
+    forms = cuda.replacements(precision, None, kernels)
+    count = torch.export.Dim("count", min=0)
+    with torch.no_grad():
+        example = module.inputs(50, precision, "cuda")
+        program = torch.export.export(module, example, dynamic_shapes=({0: count},) * 6)
+        program = program.run_decompositions({**decompositions(keep=hopper.OPERATORS), **forms})
+        with kernels.linked() as options:
+            path = torch._inductor.aoti_compile_and_package(program, package_path=str(tmp_path / "perceptrons.pt2"), inductor_configs=options)
+        compiled = torch._inductor.aoti_load_package(path)
+        for rows in COUNTS:
+            inputs = module.inputs(rows, precision, "cuda")
+            got = compiled(*inputs)
+            assert_near(got, exact(module, inputs), TOLERANCE[precision])
+            again = compiled(*inputs)
+            assert all(torch.equal(a, b) for a, b in zip(got, again)), "equal digits when repeated"
