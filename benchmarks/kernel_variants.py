@@ -88,6 +88,7 @@ class Case:
         w2 = torch.randn(inner, outer, **numbers) * math.sqrt(2 / inner)
         w3 = torch.randn(outer, max(last, 1), **numbers) * math.sqrt(2 / outer)
         v, r = torch.randn(outer, **numbers), torch.randn(sum(widths), **numbers)
+        self.w1, self.w2, self.w3 = w1, w2, w3
         parts = [torch.randn(MANY, k, **numbers) for k in widths]
         self.rows = torch.cat([torch.arange(500), torch.arange(MANY - 500, MANY)]).cuda()
         x = torch.cat(parts, 1)[self.rows].double()

@@ -10,11 +10,12 @@ import pytest
 import torch
 from torch import nn
 
+from nequip_md.export.trace import fold_constants
 from nequip_md.ops import cuda, decompositions, hopper
 
 OPERATORS = torch.ops.nequip_md
 PRODUCTS = {"fp32": 3, "tf32": 1}
-TOLERANCE = {"fp32": 4e-6, "tf32": 4e-3}
+TOLERANCE = {"fp32": 6e-6, "tf32": 1e-2}
 WIDTHS = {  # of the input's parts, the two layers, what reads the second
     "medium": ([64, 64], 256, 256, 64), "first": ([32], 64, 64, 256), "three": ([64, 64, 64], 256, 256, 128),
     "odd": ([24, 8, 40], 72, 16, 136), "wide input": ([128, 64, 64], 128, 192, 8),
@@ -62,6 +63,14 @@ class Perceptrons(nn.Module):
         return tuple(value.to(device) for value in values)
 
 
+def lowered(module, inputs, precision, kernels, dynamic=None):
+    """An exported program with the kernels' operators, weights divided once and for all: Inductor would not round between two casts."""
+    table = {**decompositions(keep=hopper.OPERATORS), **cuda.replacements(precision, None, kernels)}
+    graph = torch.export.export(module, inputs, dynamic_shapes=dynamic).run_decompositions(table).module()
+    fold_constants(graph)
+    return torch.export.export(graph, inputs, dynamic_shapes=dynamic)
+
+
 def exact(module, inputs):
     double = Perceptrons((module.widths, module.inner, module.outer, module.last)).double().to(inputs[0].device)
     double.load_state_dict({name: value.double() for name, value in module.state_dict().items()})
@@ -73,19 +82,28 @@ def assert_near(got, expected, tolerance):
         assert a.shape == b.shape, k
         if b.numel():
             # row by row: a scale for all rows would lose the small ones
-            rows = (a.double() - b).flatten(1).norm(dim=1) / b.flatten(1).norm(dim=1).clamp(1e-300) if b.dim() > 1 else (a.double() - b).abs() / b.abs().mean()
-            assert float(rows.median()) < tolerance and float((a.double() - b).norm() / b.norm()) < tolerance, k
+            difference = a.double() - b
+            assert float(difference.norm() / b.norm()) < tolerance, k
+            if b.dim() == 2:  # in the sum over all, small rows do not count
+                assert float((difference.norm(dim=1) / b.norm(dim=1).clamp(1e-300)).median()) < tolerance, k
 
 
-def test_a_block_lies_as_the_tensor_cores_read_it():
-    """Column k of row n of a 128-byte swizzle: the 16-byte piece k // 8 of the row is exchanged by n mod 8 (PTX manual, wgmma)."""
-    w = torch.arange(64 * 128, dtype=torch.float32).reshape(1, 64, 128)  # below 2^13: not all fp16, so compared as fp32
-    blocks = hopper._to_blocks(w)
+@pytest.mark.parametrize("exchanged", [False, True])
+def test_a_block_lies_as_the_tensor_cores_read_it(exchanged):
+    """A 128-byte swizzle exchanges the 16-byte pieces of row n, k // 8, by n mod 8 (PTX manual, asynchronous warpgroup instructions)."""
+    w = torch.arange(64 * 128, dtype=torch.float32).reshape(1, 64, 128)
+    blocks = hopper._to_blocks(w, exchanged)
     assert blocks.shape == (1, 2, 1, 64, 64)
-    for k, n in ((0, 0), (1, 0), (9, 3), (63, 64), (17, 127), (40, 70)):
-        place = ((k // 8) ^ (n % 8)) * 8 + k % 8
-        assert blocks[0, n // 64, 0, n % 64, place] == w[0, k, n]
-    assert torch.equal(hopper._from_blocks(blocks), w[0])
+
+    def place(column):
+        """Thread q holds columns 2 q, 2 q + 1, 2 q + 8 and 2 q + 9 of 16 (PTX manual, wgmma, matrix D): four that are adjacent in w."""
+        q, four = column % 16 // 4, column % 4
+        return column // 16 * 16 + (2 * q, 2 * q + 1, 2 * q + 8, 2 * q + 9)[four]
+
+    for k, column in ((0, 0), (1, 0), (9, 3), (63, 64), (17, 127), (40, 70)):
+        n, at = place(column), place(k) if exchanged else k
+        assert blocks[0, n // 64, 0, n % 64, ((at // 8) ^ (n % 8)) * 8 + at % 8] == w[0, k, column]
+    assert torch.equal(hopper._from_blocks(blocks, exchanged), w[0])
 
 
 @pytest.mark.parametrize("precision", ["fp32", "tf32"])
@@ -93,11 +111,10 @@ def test_a_block_lies_as_the_tensor_cores_read_it():
 def test_references_read_the_blocks(name, precision):
     module = Perceptrons(WIDTHS[name])
     kernels = hopper.Kernels(PRODUCTS[precision])
-    forms = cuda.replacements(precision, None, kernels)
     inputs = module.inputs(50, precision)
     with torch.no_grad():
         expected = exact(module, inputs)
-        program = torch.export.export(module, inputs).run_decompositions({**decompositions(keep=hopper.OPERATORS), **forms})
+        program = lowered(module, inputs, precision, kernels)
         got = program.module()(*inputs)
     assert {str(n.target) for n in program.graph.nodes if "nequip_md" in str(n.target)} == {f"{o._schema.name.replace('::', '.')}.default" for o in hopper.OPERATORS}
     assert len(kernels.instances) == 6
@@ -118,10 +135,9 @@ def test_other_widths_are_left_to_triton():
 def test_products_are_kept_in_flight(tmp_path, precision):
     """ptxas says when it waits for every single product instead; and nothing much is spilled."""
     kernels = hopper.Kernels(PRODUCTS[precision])
-    forms = cuda.replacements(precision, None, kernels)
     for shape in WIDTHS.values():
         module = Perceptrons(shape)
-        torch.export.export(module, module.inputs(50, precision)).run_decompositions({**decompositions(keep=hopper.OPERATORS), **forms})
+        lowered(module, module.inputs(50, precision), precision, kernels)
     (tmp_path / "kernels.cu").write_text(kernels.source())
     done = subprocess.run(["nvcc", "-arch=sm_90a", "-std=c++17", "-Xptxas", "-v", "-cubin", "-o", tmp_path / "kernels.cubin",
                            tmp_path / "kernels.cu"], capture_output=True, text=True)
@@ -138,12 +154,9 @@ def test_products_are_kept_in_flight(tmp_path, precision):
 def test_kernels_in_an_artifact(tmp_path, name, precision):
     module = Perceptrons(WIDTHS[name]).cuda()
     kernels = hopper.Kernels(PRODUCTS[precision])
-    forms = cuda.replacements(precision, None, kernels)
     count = torch.export.Dim("count", min=0)
     with torch.no_grad():
-        example = module.inputs(50, precision, "cuda")
-        program = torch.export.export(module, example, dynamic_shapes=({0: count},) * 6)
-        program = program.run_decompositions({**decompositions(keep=hopper.OPERATORS), **forms})
+        program = lowered(module, module.inputs(50, precision, "cuda"), precision, kernels, ({0: count},) * 6)
         with kernels.linked() as options:
             path = torch._inductor.aoti_compile_and_package(program, package_path=str(tmp_path / "perceptrons.pt2"), inductor_configs=options)
         compiled = torch._inductor.aoti_load_package(path)

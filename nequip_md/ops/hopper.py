@@ -58,17 +58,36 @@ def _swizzle(blocks: Tensor) -> Tensor:
     return split.gather(-2, places.expand(split.shape)).flatten(-2)
 
 
-def _to_blocks(halves: Tensor) -> Tensor:
-    """[1 or 2, K, N], multiples of 64, as [K / 64, N / 64, 1 or 2, 64 (n), 64 (k)]."""
+def _exchange(x: Tensor, dim: int) -> Tensor:
+    """Of every 16, columns 4 q + 2 b + e go to 8 b + 2 q + e (q < 4, b < 2, e < 2): where a thread has them in a result."""
+    dim %= x.dim()
+    return x.unflatten(dim, (-1, 4, 2, 2)).transpose(dim + 1, dim + 2).flatten(dim, dim + 3)
+
+
+def _exchange_back(x: Tensor, dim: int) -> Tensor:
+    dim %= x.dim()
+    return x.unflatten(dim, (-1, 2, 4, 2)).transpose(dim + 1, dim + 2).flatten(dim, dim + 3)
+
+
+def _to_blocks(halves: Tensor, exchanged: bool) -> Tensor:
+    """[1 or 2, K, N], multiples of 64, as [K / 64, N / 64, 1 or 2, 64 (n), 64 (k)].
+
+    Args:
+        exchanged: the left operand of a product with them is the result of another.
+    """
+    halves = _exchange(halves, 2)
+    if exchanged:
+        halves = _exchange(halves, 1)
     count, rows, columns = halves.shape
     blocks = halves.reshape(count, rows // SIDE, SIDE, columns // SIDE, SIDE)
     return _swizzle(blocks.permute(1, 3, 0, 4, 2).contiguous())
 
 
-def _from_blocks(blocks: Tensor) -> Tensor:
+def _from_blocks(blocks: Tensor, exchanged: bool) -> Tensor:
     """The inverse, summed over the halves: [K, N], fp32."""
     summed = _swizzle(blocks).float().sum(dim=2)
-    return summed.permute(0, 3, 1, 2).reshape(blocks.shape[0] * SIDE, blocks.shape[1] * SIDE)
+    matrix = _exchange_back(summed.permute(0, 3, 1, 2).reshape(blocks.shape[0] * SIDE, blocks.shape[1] * SIDE), 1)
+    return _exchange_back(matrix, 0) if exchanged else matrix
 
 
 def _join(first: Tensor, second: Tensor) -> Tensor:
@@ -93,9 +112,10 @@ def _pairs(stream: Tensor, w1_info: Tensor, w2_info: Tensor, widths: list[int], 
     """W1 and W2 as they are in the part of a stream that has both."""
     panels, chunks, columns = sum(map(_blocks, widths)), _blocks(inner), _blocks(outer)
     if transposed:
-        w2, w1 = (_from_blocks(b).T for b in _part(stream, columns, chunks, panels))
+        w2, w1 = (_from_blocks(b, True).T for b in _part(stream, columns, chunks, panels))
     else:
-        w1, w2 = (_from_blocks(b) for b in _part(stream, panels, chunks, columns))
+        first, second = _part(stream, panels, chunks, columns)
+        w1, w2 = _from_blocks(first, False), _from_blocks(second, True)
     w1, w2 = w1 * w1_info[0], w2 * w2_info[0]
     return _remove_padding(w1, widths, inner), _remove_padding(w2, [inner], outer)
 
@@ -121,7 +141,7 @@ def _hidden_reference(x0, x1, x2, x3, stream, w1_info, w2_info, w3_info, widths,
     parts, pairs = [x0, x1, x2, x3][: len(widths)], _blocks(inner) * (sum(map(_blocks, widths)) + _blocks(outer))
     h, d1, d2 = mlp._hidden_reference(parts, list(_pairs(stream[:pairs], w1_info, w2_info, widths, inner, outer, False)))
     if last:
-        w3 = _from_blocks(stream[pairs:].unflatten(0, (_blocks(last), _blocks(outer))).transpose(0, 1)) * w3_info[0]
+        w3 = _from_blocks(stream[pairs:].unflatten(0, (_blocks(last), _blocks(outer))).transpose(0, 1), True) * w3_info[0]
         y = h @ _remove_padding(w3, [outer], last)
     else:
         y = h.new_empty((0, 0))
@@ -132,7 +152,7 @@ def _hidden_reference(x0, x1, x2, x3, stream, w1_info, w2_info, w3_info, widths,
 def _hidden_backward_reference(g, dy, d1, d2, stream, w1_info, w2_info, w3_info, widths, inner, outer, last, products, instance):
     before = _blocks(last) * _blocks(outer)
     if last:
-        w3 = _from_blocks(stream[:before].unflatten(0, (_blocks(last), _blocks(outer)))).T * w3_info[0]
+        w3 = _from_blocks(stream[:before].unflatten(0, (_blocks(last), _blocks(outer))), False).T * w3_info[0]
         g = g + dy @ _remove_padding(w3, [outer], last).T
     weights = _pairs(stream[before:], w1_info, w2_info, widths, inner, outer, True)
     return tuple(_four(mlp._hidden_backward_reference(g, [d1.float(), d2.float()], list(weights), widths)))
@@ -169,8 +189,8 @@ class Kernels:
 
     def __init__(self, products: int):
         self.products = products
-        self.instances: dict[tuple[str, str], int] = {}
-        """Shared memory and text by kernel, in the order of their numbers."""
+        self.instances: dict[tuple[str, str, int], int] = {}
+        """Number by the kernel's kind, what it is an instance of, and bytes of shared memory."""
 
     def _layout(self, panels: int) -> tuple[int, int]:
         """Stages of the ring and bytes of shared memory, for operands of so many panels."""
@@ -180,11 +200,11 @@ class Kernels:
         stages = min(_MOST_STAGES, (_SHARED_MEMORY - fixed) // (block + 16))
         return stages, fixed + stages * (block + 16)
 
-    def _instance(self, macro: str, first: str, widths: list[int], inner: int, outer: int, last: int, panels: int) -> int:
+    def _instance(self, kind: str, widths: list[int], inner: int, outer: int, last: int, panels: int, *options: str) -> int:
         stages, shared = self._layout(panels)
         parts = f"perceptron::Parts<{', '.join(map(str, widths))}>"
-        key = (f"{macro}(perceptron_%d, {shared}, {first}{parts}, {inner}, {outer}, {last}, {panels}, {self.products}, {stages})", str(shared))
-        return self.instances.setdefault(key, len(self.instances))
+        shape = ", ".join([*options, parts, *map(str, (inner, outer, last, panels, self.products, stages))])
+        return self.instances.setdefault((kind, shape, shared), len(self.instances))
 
     @staticmethod
     def _panels(widths: list[int], outer: int, last: int) -> int:
@@ -196,60 +216,85 @@ class Kernels:
         multiples = all(k % 8 == 0 for k in (*widths, inner, outer, last))
         return multiples and self._panels(widths, outer, last) <= _MOST_COLUMNS
 
-    def _halves(self, w: Tensor, widths: list[int]) -> tuple[Tensor, Tensor, Tensor]:
-        """Blocks of w and of its transpose, and what scales and bounds them."""
+    def _halves(self, w: Tensor, widths: list[int], first: bool = False, last: bool = False) -> tuple[Tensor, Tensor, Tensor]:
+        """Blocks of w and of its transpose, and what scales and bounds them.
+
+        Args:
+            first, last: the left operand comes from memory, of w (the input) or of its transpose (a gradient).
+        """
         from nequip_md.ops.cuda import split
 
         hi, lo, info = split(w, widths, _padded)
         halves = torch.stack([hi, lo] if self.products == 3 else [hi])
-        return _to_blocks(halves), _to_blocks(halves.transpose(1, 2)), info
+        return _to_blocks(halves, not first), _to_blocks(halves.transpose(1, 2), not last), info
+
+    # ---- what a kernel reads of a model, and its instance ----
+
+    def energy_constants(
+        self, widths: list[int], w1: Tensor, w2: Tensor, v: Tensor, r: Tensor, scaled: bool
+    ) -> tuple[list[Tensor], int]:
+        """stream, w1_info, w2_info, v, r."""
+        inner, outer = w2.shape
+        (first, first_t, w1_info), (second, second_t, w2_info) = self._halves(w1, widths, first=True), self._halves(w2, [inner])
+        stream = torch.cat([_join(first, second), _join(second_t, first_t)])
+        r = torch.cat([pad(c, (0, _padded(k) - k)) for c, k in zip(r.split(widths), widths)])
+        v = pad(v, (0, _padded(outer) - outer))
+        instance = self._instance("energy", widths, inner, outer, 0, self._panels(widths, outer, 0), str(scaled).lower())
+        return [stream, w1_info, w2_info, v, r], instance
+
+    def hidden_constants(self, widths: list[int], w1: Tensor, w2: Tensor, w3: Tensor | None) -> tuple[list[Tensor], int]:
+        """stream, w1_info, w2_info, w3_info."""
+        (inner, outer), last = w2.shape, _width(w3)
+        (first, _, w1_info), (second, _, w2_info) = self._halves(w1, widths, first=True), self._halves(w2, [inner])
+        stream, w3_info = _join(first, second), w2_info
+        if w3 is not None:
+            third, _, w3_info = self._halves(w3, [outer], last=True)
+            stream = torch.cat([stream, third.transpose(0, 1).flatten(0, 1)])
+        return [stream, w1_info, w2_info, w3_info], self._instance("hidden", widths, inner, outer, last, sum(map(_blocks, widths)))
+
+    def hidden_backward_constants(self, widths: list[int], w1: Tensor, w2: Tensor, w3: Tensor | None) -> tuple[list[Tensor], int]:
+        """stream, w1_info, w2_info, w3_info."""
+        (inner, outer), last = w2.shape, _width(w3)
+        (_, first_t, w1_info), (_, second_t, w2_info) = self._halves(w1, widths, first=True), self._halves(w2, [inner])
+        stream, w3_info = _join(second_t, first_t), w2_info
+        if w3 is not None:
+            _, third_t, w3_info = self._halves(w3, [outer], last=True)
+            stream = torch.cat([third_t.flatten(0, 1), stream])
+        instance = self._instance("hidden_backward", widths, inner, outer, last, self._panels(widths, outer, last))
+        return [stream, w1_info, w2_info, w3_info], instance
 
     # ---- forms ----
 
     def energy(self, parts: list[Tensor], w1: Tensor, w2: Tensor, v: Tensor, r: Tensor, factor: Tensor | None) -> list[Tensor]:
-        widths, (inner, outer) = [p.shape[1] for p in parts], w2.shape
-        (first, first_t, w1_info), (second, second_t, w2_info) = self._halves(w1, widths), self._halves(w2, [inner])
-        stream = torch.cat([_join(first, second), _join(second_t, first_t)])
-        r = torch.cat([pad(c, (0, _padded(k) - k)) for c, k in zip(r.split(widths), widths)])
-        v = pad(v, (0, _padded(outer) - outer))
-        scaled = factor is not None
-        instance = self._instance("NQ_ENERGY", f"{str(scaled).lower()}, ", widths, inner, outer, 0, self._panels(widths, outer, 0))
-        results = _ENERGY(*_repeated(parts), stream, w1_info, w2_info, v, r, factor if scaled else v, widths, inner, outer, self.products,
-                          int(scaled), instance)
+        widths, scaled = [p.shape[1] for p in parts], factor is not None
+        constants, instance = self.energy_constants(widths, w1, w2, v, r, scaled)
+        results = _ENERGY(*_repeated(parts), *constants, factor if scaled else v, widths, *w2.shape, self.products, int(scaled), instance)
         return list(results[: 1 + len(parts)])
 
     def hidden(self, parts: list[Tensor], w1: Tensor, w2: Tensor, w3: Tensor | None = None) -> list[Tensor]:
         """h, h w3 unless w3 is None, and the derivatives of silu."""
-        widths, (inner, outer), last = [p.shape[1] for p in parts], w2.shape, 0 if w3 is None else w3.shape[1]
-        (first, _, w1_info), (second, _, w2_info) = self._halves(w1, widths), self._halves(w2, [inner])
-        stream, w3_info = _join(first, second), w2_info
-        if w3 is not None:
-            third, _, w3_info = self._halves(w3, [outer])
-            stream = torch.cat([stream, third.transpose(0, 1).flatten(0, 1)])
-        instance = self._instance("NQ_HIDDEN", "", widths, inner, outer, last, sum(map(_blocks, widths)))
-        h, y, d1, d2 = _HIDDEN(*_repeated(parts), stream, w1_info, w2_info, w3_info, widths, inner, outer, last, self.products, instance)
+        widths = [p.shape[1] for p in parts]
+        constants, instance = self.hidden_constants(widths, w1, w2, w3)
+        h, y, d1, d2 = _HIDDEN(*_repeated(parts), *constants, widths, *w2.shape, _width(w3), self.products, instance)
         return [h, d1, d2] if w3 is None else [h, y, d1, d2]
 
     def hidden_backward(
         self, g: Tensor, dy: Tensor | None, d1: Tensor, d2: Tensor, w1: Tensor, w2: Tensor, w3: Tensor | None, widths: list[int]
     ) -> list[Tensor]:
-        (inner, outer), last = w2.shape, 0 if w3 is None else w3.shape[1]
-        (_, first_t, w1_info), (_, second_t, w2_info) = self._halves(w1, widths), self._halves(w2, [inner])
-        stream, w3_info = _join(second_t, first_t), w2_info
-        if w3 is not None:
-            _, third_t, w3_info = self._halves(w3, [outer])
-            stream = torch.cat([third_t.flatten(0, 1), stream])
-        instance = self._instance("NQ_HIDDEN_BACKWARD", "", widths, inner, outer, last, self._panels(widths, outer, last))
-        results = _HIDDEN_BACKWARD(g, g if dy is None else dy, d1, d2, stream, w1_info, w2_info, w3_info, widths, inner, outer, last,
-                                   self.products, instance)
+        constants, instance = self.hidden_backward_constants(widths, w1, w2, w3)
+        results = _HIDDEN_BACKWARD(g, g if dy is None else dy, d1, d2, *constants, widths, *w2.shape, _width(w3), self.products, instance)
         return list(results[: len(widths)])
 
     # ---- compilation ----
 
-    def source(self) -> str:
-        """The kernels' text with one line for each instance."""
-        text = (files("nequip_md.ops") / "csrc" / "perceptron.cuh").read_text()
-        return text + "".join(f"{line % number}\n" for (line, _), number in self.instances.items())
+    def source(self, text: str | None = None) -> str:
+        """The kernels' text, or another version of it, with one line for each instance."""
+        text = text or (files("nequip_md.ops") / "csrc" / "perceptron.cuh").read_text()
+        return text + "".join(f"NQ_{kind.upper()}({name}, {shared}, {shape})\n" for name, (kind, shape, shared) in self.names().items())
+
+    def names(self) -> dict[str, tuple[str, str, int]]:
+        """Instances by the names of their kernels."""
+        return {f"hopper_{key[0]}_{number}": key for key, number in self.instances.items()}
 
     @contextmanager
     def linked(self) -> Iterator[dict]:
@@ -264,8 +309,8 @@ class Kernels:
         shims = {operator: [_declaration(operator)] for operator in OPERATORS}
         with tempfile.TemporaryDirectory(prefix="nequip-md-") as name, searched(name):
             folder = Path(name)
-            (folder / "kernels.cubin").write_bytes(_compile(self.source()))
-            (folder / "instances.inc").write_text("".join(f'{{"perceptron_{i}", {shared}}},\n' for (_, shared), i in self.instances.items()))
+            (folder / "kernels.cubin").write_bytes(compile_cuda(self.source()))
+            (folder / "instances.inc").write_text("".join(f'{{"{name}", {shared}}},\n' for name, (*_, shared) in self.names().items()))
             with as_file(files("nequip_md.ops") / "csrc") as sources:
                 build(folder, _LIBRARY, sources / "perceptron_launch.cpp",
                       [f'-DKERNELS="{folder / "kernels.cubin"}"', f'-DINSTANCES="{folder / "instances.inc"}"'])
@@ -274,6 +319,11 @@ class Kernels:
 
 _LIBRARY = "nequip_md_hopper"
 _ARCHITECTURE = "sm_90a"
+
+
+def _width(w: Tensor | None) -> int:
+    """Columns; 0: there is no matrix."""
+    return 0 if w is None else w.shape[1]
 
 
 def _repeated(parts: list[Tensor]) -> list[Tensor]:
@@ -291,8 +341,8 @@ def _declaration(operator: torch._ops.OpOverload) -> str:
     return f"AOTITorchError aoti_torch_cuda_{schema.name.split('::')[1]}({', '.join(arguments)})"
 
 
-def _compile(source: str) -> bytes:
-    """With the NVRTC that PyTorch brings along.
+def compile_cuda(source: str) -> bytes:
+    """A cubin, with the NVRTC that PyTorch brings along.
 
     Raises:
         NequIPMDError: there is none, or it refuses.

@@ -15,6 +15,10 @@
 // columns. A sum over blocks stays in registers; it becomes the next product's left operand there, since the tensor cores
 // distribute both over threads in the same way.
 //
+// Of every 16 columns of a result, a thread holds columns 2 q, 2 q + 1, 8 + 2 q and 9 + 2 q of two rows. The blocks' rows [n] are
+// exchanged, so that what it has there are columns 4 q to 4 q + 3 of the matrix (``column_of``): 16 bytes to load or store. Where such a
+// result is the next product's left operand, the columns [k] of those blocks are exchanged as well.
+//
 // NVRTC compiles this file at export, with one line that names an instance; it includes nothing for that reason.
 
 namespace perceptron {
@@ -148,21 +152,14 @@ __device__ __forceinline__ Halves halves(float a, float b) {
 }
 
 __device__ __forceinline__ void silu_and_derivative(float x, float& h, float& d) {
-  float e, root;
+  float e, s;
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(e) : "f"(fminf(x * -1.4426950408889634f, 126.0f)));
-  asm("rsqrt.approx.ftz.f32 %0, %1;" : "=f"(root) : "f"(1.0f + e));
-  const float s = root * root;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(s) : "f"(1.0f + e));
   h = x * s;
   d = s + h * (e * s);
 }
 
 // What every tile reads again: the compiler must not keep it in registers from one tile to the next.
-__device__ __forceinline__ float2 load2(const float* from) {
-  float2 value;
-  asm volatile("ld.global.nc.v2.f32 {%0, %1}, [%2];" : "=f"(value.x), "=f"(value.y) : "l"(from));
-  return value;
-}
-
 __device__ __forceinline__ float4 load4(const float* from) {
   float4 value;
   asm volatile("ld.global.nc.v4.f32 {%0, %1, %2, %3}, [%4];" : "=f"(value.x), "=f"(value.y), "=f"(value.z), "=f"(value.w) : "l"(from));
@@ -359,34 +356,54 @@ struct DerivativeOf<1> {
   using Type = unsigned short;
 };
 
-__device__ __forceinline__ void store_pair(float* to, float a, float b) { *reinterpret_cast<float2*>(to) = make_float2(a, b); }
-__device__ __forceinline__ void store_pair(unsigned short* to, float a, float b) { *reinterpret_cast<u32*>(to) = pack(a, b); }
-__device__ __forceinline__ float2 load_pair(const float* from) { return __ldg(reinterpret_cast<const float2*>(from)); }
-__device__ __forceinline__ float2 load_pair(const unsigned short* from) { return unpack(__ldg(reinterpret_cast<const u32*>(from))); }
+__device__ __forceinline__ void store_four(float* to, float4 x) { *reinterpret_cast<float4*>(to) = x; }
+__device__ __forceinline__ void store_four(unsigned short* to, float4 x) {
+  *reinterpret_cast<uint2*>(to) = make_uint2(pack(x.x, x.y), pack(x.z, x.w));
+}
+__device__ __forceinline__ float4 load_four(const float* from) { return __ldg(reinterpret_cast<const float4*>(from)); }
+__device__ __forceinline__ float4 load_four(const unsigned short* from) {
+  const uint2 both = __ldg(reinterpret_cast<const uint2*>(from));
+  const float2 left = unpack(both.x), right = unpack(both.y);
+  return make_float4(left.x, left.y, right.x, right.y);
+}
+
+// Of a 64 by 64 tile in registers, a thread's four values from ``FOURS`` places on: one row, four columns that are next to each other.
+constexpr int FOURS = VALUES / 4;
+__device__ __forceinline__ constexpr int half_of(int four) { return four % 2; }
+__device__ __forceinline__ constexpr int place_of(int four, int i) { return four / 2 * 8 + four % 2 * 2 + i / 2 * 4 + i % 2; }
+__device__ __forceinline__ int column_of(int four) { return four / 2 * 16 + threadIdx.x % 4 * 4; }
+
+__device__ __forceinline__ float4 four_of(const float (&values)[VALUES], int four) {
+  return make_float4(values[place_of(four, 0)], values[place_of(four, 1)], values[place_of(four, 2)], values[place_of(four, 3)]);
+}
+
+__device__ __forceinline__ void set_four(float (&values)[VALUES], int four, float4 x) {
+  values[place_of(four, 0)] = x.x;
+  values[place_of(four, 1)] = x.y;
+  values[place_of(four, 2)] = x.z;
+  values[place_of(four, 3)] = x.w;
+}
 
 // A 64 by 64 tile of an array of ``width`` columns, a multiple of 8, as its threads hold it, from ``column`` on; what lies outside
 // [count, width] is not there.
 template <class T>
 __device__ __forceinline__ void store_tile(T* out, int width, int column, long long row0, long long count, const float (&values)[VALUES]) {
   const long long row = row0 + threadIdx.x / 32 % 4 * 16 + threadIdx.x % 32 / 4;
-  T* to = out + row * width + column + threadIdx.x % 4 * 2;
+  T* to = out + row * width + column;
 #pragma unroll
-  for (int i = 0; i < VALUES; i += 2) {
-    const int half = i / 2 % 2;
-    if (row + 8 * half < count && column + i / 4 * 8 < width) store_pair(to + 8 * half * width + i / 4 * 8, values[i], values[i + 1]);
-  }
+  for (int four = 0; four < FOURS; ++four)
+    if (row + 8 * half_of(four) < count && (width % SIDE == 0 || column + column_of(four) < width))
+      store_four(to + 8 * half_of(four) * width + column_of(four), four_of(values, four));
 }
 
 template <class T>
 __device__ __forceinline__ void load_tile(const T* x, int width, int column, long long row0, long long count, float (&values)[VALUES]) {
   const long long row = row0 + threadIdx.x / 32 % 4 * 16 + threadIdx.x % 32 / 4;
-  const T* from = x + row * width + column + threadIdx.x % 4 * 2;
+  const T* from = x + row * width + column;
 #pragma unroll
-  for (int i = 0; i < VALUES; i += 2) {
-    const int half = i / 2 % 2;
-    const float2 both = row + 8 * half < count && column + i / 4 * 8 < width ? load_pair(from + 8 * half * width + i / 4 * 8) : make_float2(0, 0);
-    values[i] = both.x;
-    values[i + 1] = both.y;
+  for (int four = 0; four < FOURS; ++four) {
+    const bool there = row + 8 * half_of(four) < count && (width % SIDE == 0 || column + column_of(four) < width);
+    set_four(values, four, there ? load_four(from + 8 * half_of(four) * width + column_of(four)) : make_float4(0, 0, 0, 0));
   }
 }
 
@@ -593,15 +610,16 @@ __device__ __forceinline__ void energy(const Pointers& x, const char* stream, co
 #pragma unroll
     for (int n = 0; n < S::COLUMNS; ++n)
 #pragma unroll
-      for (int i = 0; i < VALUES; i += 2) {
-        const float2 weights = load2(v + n * SIDE + i / 4 * 8 + lane % 4 * 2);
-        float h, d;
-        silu_and_derivative(total[n][i], h, d);
-        sum[i / 2 % 2] += h * weights.x;
-        total[n][i] = d * weights.x;
-        silu_and_derivative(total[n][i + 1], h, d);
-        sum[i / 2 % 2] += h * weights.y;
-        total[n][i + 1] = d * weights.y;
+      for (int four = 0; four < FOURS; ++four) {
+        const float4 weights = load4(v + n * SIDE + column_of(four));
+        const float weight[4] = {weights.x, weights.y, weights.z, weights.w};
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          float h, d, &value = total[n][place_of(four, i)];
+          silu_and_derivative(value, h, d);
+          sum[half_of(four)] += h * weight[i];
+          value = d * weight[i];
+        }
       }
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
@@ -623,10 +641,14 @@ __device__ __forceinline__ void energy(const Pointers& x, const char* stream, co
 #pragma unroll
     for (int q = 0; q < S::Input::PANELS; ++q) {
 #pragma unroll
-      for (int i = 0; i < VALUES; i += 2) {
-        const float2 constant = load2(r + q * SIDE + i / 4 * 8 + lane % 4 * 2);
-        gradient[q][i] = (gradient[q][i] + constant.x) * scale[i / 2 % 2];
-        gradient[q][i + 1] = (gradient[q][i + 1] + constant.y) * scale[i / 2 % 2];
+      for (int four = 0; four < FOURS; ++four) {
+        const float4 constant = load4(r + q * SIDE + column_of(four));
+        const float add[4] = {constant.x, constant.y, constant.z, constant.w};
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          float& value = gradient[q][place_of(four, i)];
+          value = (value + add[i]) * scale[half_of(four)];
+        }
       }
     }
     store_parts<S>(dx, row0, count, gradient);
