@@ -3,8 +3,8 @@
     python benchmarks/nve_drift.py --precision fp32 --picoseconds 10 --output benchmarks/results/nve_fp32.json
     python benchmarks/nve_drift.py --device cuda --repeat 2 --precision fp32 tf32 --jobs 2 --output nve.json --plot nve.png
 
-Starts from examples/lammps/water/water.data, 192 atoms, repeated if asked for, at 300 K, 0.5 fs steps; 0.5 ps before the
-clock starts are for equilibration. The drift is the slope of a straight line through the total energy. Needs
+Starts from examples/lammps/water/water.data, 192 atoms, repeated if asked for; 0.5 fs steps. Before the clock starts, 1 ps with a
+thermostat brings it to 300 K. The drift is the slope of a straight line through the total energy. Needs
 nequip-md[lammps] and a built plugin. The result of several precisions is a list.
 
 A potential that meets what it was not trained on may have no barrier against it: then the trajectory ends, in any precision and on any
@@ -37,6 +37,8 @@ ROOT = Path(__file__).resolve().parents[1]
 WATER = ROOT / "examples" / "lammps" / "water"
 ATOMS = 192
 PICOSECONDS_PER_STEP = 0.0005
+EQUILIBRATION = 2000
+"""Steps with a thermostat, before."""
 BROKEN = 1.0
 """Change of the energy of an atom, meV, after which a trajectory has broken down: fluctuations are far below."""
 
@@ -53,7 +55,10 @@ neighbor 1.0 bin
 timestep 0.0005
 velocity all create 300.0 8841 dist gaussian
 fix nve all nve
-run 1000
+fix thermostat all langevin 300.0 300.0 0.1 8841
+run {equilibration}
+unfix thermostat
+velocity all zero linear
 reset_timestep 0
 thermo 20
 thermo_style custom step etotal temp
@@ -82,7 +87,7 @@ def trajectory(precision: str, options: argparse.Namespace) -> tuple[np.ndarray,
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         export(options.model, folder / "water.pt2", device=options.device, precision=precision)
-        script = INPUT.format(data=WATER / "water.data", artifact="water.pt2", steps=steps, repeat=options.repeat)
+        script = INPUT.format(data=WATER / "water.data", artifact="water.pt2", equilibration=EQUILIBRATION, steps=steps, repeat=options.repeat)
         start = time.perf_counter()
         done = run_lammps(script, folder, ranks=options.ranks, threads=1)
         seconds = time.perf_counter() - start

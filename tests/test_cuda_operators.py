@@ -121,11 +121,11 @@ def test_perceptrons(precision, widths, inner, outer, multiprocessors, monkeypat
     w2 = random(precision, inner, outer) / inner**0.5
     v, r = random(precision, outer), random(precision, sum(widths))
     check("mlp_hidden", precision, parts, [w1, w2], results=1)
-    check("mlp_energy", precision, parts, w1, w2, v, r, None, results=1)
+    check("mlp_energy", precision, parts, [w1, w2], v, r, None, results=1)
     # silu' of a small difference of large numbers is as inaccurate as that difference
     even = [random(precision, rows, k) for k in widths]
     check("mlp_hidden", precision, even, [w1, w2])
-    check("mlp_energy", precision, even, w1, w2, v, r, random(precision, rows))
+    check("mlp_energy", precision, even, [w1, w2], v, r, random(precision, rows))
     g, d1, d2 = (random(precision, rows, n) for n in (outer, inner, outer))
     d1, d2 = d1.clamp(-0.1, 1.1), d2.clamp(-0.1, 1.1)
     check("mlp_hidden_backward", precision, g, [d1, d2], [w1, w2], widths)
@@ -154,7 +154,12 @@ def test_deeper_and_wider_perceptrons(precision, widths, layers):
     parts[0][3] = 0.0
     weights = [random(precision, m, n) / m**0.5 for m, n in zip([sum(widths), *layers], layers)]
     check("mlp_hidden", precision, parts, weights, results=1, layers=len(layers))
-    check("mlp_hidden", precision, [random(precision, rows, k) for k in widths], weights, layers=len(layers))
+    even = [random(precision, rows, k) for k in widths]
+    check("mlp_hidden", precision, even, weights, layers=len(layers))
+    v, r = random(precision, layers[-1]), random(precision, sum(widths))
+    if len(layers) > 1:
+        check("mlp_energy", precision, parts, weights, v, r, None, results=1, layers=len(layers))
+        check("mlp_energy", precision, even, weights, v, r, random(precision, rows), layers=len(layers))
     derivatives = [random(precision, rows, n).clamp(-0.1, 1.1) for n in layers]
     check("mlp_hidden_backward", precision, random(precision, rows, layers[-1]), derivatives, weights, widths, layers=len(layers))
 
@@ -290,7 +295,7 @@ def test_whole_model(name, precision):
 def test_energies_differentiate_as_a_sum():
     """The operator makes its gradient before it knows what comes after it: anything but a sum is refused."""
     x = random("fp32", 5, 32).requires_grad_()
-    arguments = [x], random("fp32", 32, 16), random("fp32", 16, 16), random("fp32", 16), random("fp32", 32)
+    arguments = [x], [random("fp32", 32, 16), random("fp32", 16, 16)], random("fp32", 16), random("fp32", 32)
     (ops.mlp_energy(*arguments).sum()).backward()
     with pytest.raises(RuntimeError, match="sum of its energies only"):
         (2 * ops.mlp_energy(*arguments)).sum().backward()

@@ -46,8 +46,8 @@ class Perceptrons(nn.Module):
 
     def forward(self, x, factor, g, dy, d1, d2):
         parts = [part.contiguous() for part in x.split(self.widths, dim=1)]
-        energy = OPERATORS.mlp_energy(parts, self.w1, self.w2, self.v, self.r, factor)
-        plain_energy = OPERATORS.mlp_energy(parts, self.w1, self.w2, self.v, self.r, None)
+        energy = OPERATORS.mlp_energy(parts, [self.w1, self.w2], self.v, self.r, factor)
+        plain_energy = OPERATORS.mlp_energy(parts, [self.w1, self.w2], self.v, self.r, None)
         hidden = OPERATORS.mlp_hidden(parts, [self.w1, self.w2])
         dense = OPERATORS.mlp_hidden_dense(parts, self.w1, self.w2, self.w3)
         back = OPERATORS.mlp_hidden_backward(g, [d1, d2], [self.w1, self.w2], self.widths)

@@ -326,7 +326,7 @@ class Allegro(Potential):
         """Whether the last MLP, a readout without nonlinearity and the scale of energies run as one operator."""
         mlp = self.layers[-1].mlp
         parts = len(self.layers) + 1
-        return mlp.fused and len(mlp.weights) == 3 and self.readout.nonlinearity is None and parts <= ops.MAX_PARTS
+        return mlp.fused and len(mlp.weights) >= 3 and self.readout.nonlinearity is None and parts <= ops.MAX_PARTS
 
     def _linear_readout_operator(self, mlp: MLP, inputs: list[Tensor], maps: list, centre_type: Tensor) -> Tensor:
         """The last MLP and a readout without nonlinearity, with their gradient, in one pass over the edges."""
@@ -339,8 +339,8 @@ class Allegro(Potential):
         scalars = self.config.num_scalar_features
         direct = self._merge(vector[:-scalars], maps)
         direct = torch.cat([direct, direct.new_zeros(inputs[-1].shape[1], 1)]).squeeze(-1)
-        hidden, last = mlp.weights[1] * mlp.gains[1], mlp.last() @ vector[-scalars:]
-        return ops.mlp_energy(inputs, self._merge(mlp.first(), maps), hidden, last.squeeze(-1), direct, factor)
+        matrices, last = mlp.matrices(self._merge(mlp.first(), maps)), mlp.last() @ vector[-scalars:]
+        return ops.mlp_energy(inputs, matrices, last.squeeze(-1), direct, factor)
 
     def _linear_readout(self, features: list[Tensor], maps: list, hidden: Tensor, last: Tensor) -> Tensor:
         """A readout without nonlinearity is one vector; the last MLP's matrix merges with it."""

@@ -57,13 +57,17 @@ class MLP(nn.Module):
 
     def hidden_from(self, parts: list[Tensor], first: Tensor) -> Tensor:
         """:meth:`hidden` of an input in parts, with the first layer's matrix given (merged with a linear map before it)."""
-        matrices = [first, *(weight * gain for weight, gain in list(zip(self.weights, self.gains))[1:-1])]
+        matrices = self.matrices(first)
         if self.fused:
             return ops.mlp_hidden(parts, matrices)
         x, activation = torch.cat(parts, dim=-1), NONLINEARITIES[self.nonlinearity]
         for matrix in matrices:
             x = activation(x @ matrix)
         return x
+
+    def matrices(self, first: Tensor) -> list[Tensor]:
+        """Of the hidden layers, gains included, with the first one given."""
+        return [first, *(weight * gain for weight, gain in list(zip(self.weights, self.gains))[1:-1])]
 
     @property
     def fuses_last(self) -> bool:

@@ -470,9 +470,10 @@ def _layer_block(width: int, products: int) -> int:
 
 
 def _layer(
-    x: list[Tensor], w: list[Tensor], widths: list[int], then: str, to_halves: bool, products: int, d: Tensor | None = None
+    x: list[Tensor], w: list[Tensor], widths: list[int], then: str, to_halves: bool, products: int, d: Tensor | None = None,
+    v: Tensor | None = None,
 ) -> list[Tensor]:
-    """Halves, scales and squares, or fp32 parts of ``widths``."""
+    """Halves, scales and squares, or fp32 parts of ``widths``, or what each block of columns gives to the product with ``v``."""
     x_halves, scales, squares = x
     count, outer, width, rows = x_halves.shape[1], sum(widths), _deep(widths[0]), 128
     columns, block = w[0].shape[2], _layer_block(outer, products)
@@ -480,6 +481,9 @@ def _layer(
         out = [x_halves.new_empty((x_halves.shape[0], count, width)), scales.new_empty((count,)),
                scales.new_empty((columns // block, count))]
         pointers = [*out, *out[:1] * 3]
+    elif v is not None:
+        out = [scales.new_empty((columns // block, count))]
+        pointers = [*out, scales, scales, v, v, v]
     else:
         out = [scales.new_empty((count, k)) for k in widths]
         pointers = [out[0], scales, scales, *_four(out)[1:]]
@@ -495,15 +499,15 @@ def _layer(
 
 
 @triton_op("nequip_md::halves_triton", mutates_args={})
-def halves(parts: list[Tensor], d: list[Tensor], products: int) -> list[Tensor]:
-    count, widths, rows = parts[0].shape[0], [p.shape[1] for p in parts], 16
+def halves(parts: list[Tensor], d: list[Tensor], one_row: bool, products: int) -> list[Tensor]:
+    count, widths, rows = (d if one_row else parts)[0].shape[0], [p.shape[1] for p in parts], 16
     padded = [_deep(k) for k in widths]
     out = [parts[0].new_empty((2 if products == 3 else 1, count, sum(padded)), dtype=torch.float16),
            parts[0].new_empty((count,)), parts[0].new_empty((1, count))]
     filled = {f"{name}{j}": k for name, values in (("K", widths), ("P", padded), ("B", map(triton.next_power_of_2, padded)))
               for j, k in enumerate([*values, *[_DEPTH] * (4 - len(widths))])}
     _launch(halves_kernels.halves_kernel, (triton.cdiv(count, rows),), *_four(parts), *(d or parts[:1]), *out, count,
-            PARTS=len(widths), **filled, WIDTH=sum(padded), TIMES=bool(d), ROWS=rows, PRODUCTS=products, num_warps=8)
+            PARTS=len(widths), **filled, WIDTH=sum(padded), TIMES=bool(d), ONE_ROW=one_row, ROWS=rows, PRODUCTS=products, num_warps=8)
     return out
 
 
@@ -513,14 +517,20 @@ def layer_silu(x: list[Tensor], w: list[Tensor], outer: int, to_halves: bool, pr
     return [*_layer(x, w, [outer], "silu", to_halves, products, d), d]
 
 
+@triton_op("nequip_md::layer_dot_triton", mutates_args={})
+def layer_dot(x: list[Tensor], w: list[Tensor], v: Tensor, outer: int, products: int) -> list[Tensor]:
+    d = x[1].new_empty((x[1].shape[0], outer), dtype=_derivative_dtype(products))
+    return [*_layer(x, w, [outer], "silu dot", False, products, d, v), d]
+
+
 @triton_op("nequip_md::layer_times_triton", mutates_args={})
 def layer_times(x: list[Tensor], w: list[Tensor], d: Tensor, products: int) -> list[Tensor]:
     return _layer(x, w, [d.shape[1]], "times d", True, products, d)
 
 
 @triton_op("nequip_md::layer_parts_triton", mutates_args={})
-def layer_parts(x: list[Tensor], w: list[Tensor], widths: list[int], products: int) -> list[Tensor]:
-    return _layer(x, w, widths, "", False, products)
+def layer_parts(x: list[Tensor], w: list[Tensor], widths: list[int], add: list[Tensor], products: int) -> list[Tensor]:
+    return _layer(x, w, widths, "add d" if add else "", False, products, add[0] if add else None)
 
 
 def _four(tensors: list[Tensor]) -> list[Tensor]:
@@ -541,7 +551,7 @@ def replacements(
         said: gets a sentence for each perceptron that does not fit into one kernel and runs as separate matrix products.
         hopper: takes the perceptrons that it has CUDA C++ kernels for.
     """
-    ops = torch.ops.nequip_md
+    ops, pad = torch.ops.nequip_md, torch.nn.functional.pad
     products = 1 if precision == "tf32" else 3
     dot = "tf32" if precision == "tf32" else "tf32x3"
 
@@ -578,19 +588,22 @@ def replacements(
         return [torch.stack([hi, lo] if products == 3 else [hi]), info]
 
     def layers_form(parts, weights):
-        x, derivatives, rows = halves(parts, [], products), [], [p.shape[1] for p in parts]
+        x, derivatives, rows = halves(parts, [], False, products), [], [p.shape[1] for p in parts]
         for k, w in enumerate(weights):
             *x, d = layer_silu(x, layer_matrix(w, rows), w.shape[1], k + 1 < len(weights), products)
             derivatives.append(d)
             rows = [w.shape[1]]
         return [*x, *derivatives]
 
-    def layers_backward_form(g, derivatives, weights, widths):
-        x = halves([g], [derivatives[-1]], products)
+    def layers_backward_form(g, derivatives, weights, widths, one_row=False, add=None):
+        """``one_row``: g is the same for all rows; ``add``: a row to add to the result."""
+        x = halves([g], [derivatives[-1]], one_row, products)
         for w, d in list(zip(weights[1:], derivatives))[::-1]:
             x = layer_times(x, layer_matrix(w.T, [w.shape[1]]), d, products)
         w = weights[0].T
-        return layer_parts(x, layer_matrix(w, [w.shape[0]]), widths, products)
+        matrix = layer_matrix(w, [w.shape[0]])
+        added = [] if add is None else [pad(add, (0, matrix[0].shape[2] - len(add)))]
+        return layer_parts(x, matrix, widths, added, products)
 
     def fits(kernel, widths, weights):
         """Whether one kernel takes the first two layers."""
@@ -655,16 +668,35 @@ def replacements(
         last = list(split(w3, [w3.shape[0]]))
         return mlp_hidden_backward(g, [dy], d1, d2, *split(w1, widths), *split(w2, [w2.shape[0]]), last, widths, products)
 
-    def energy_form(parts, w1, w2, v, r, factor):
+    def energy_by_layers(parts, weights, v, r, factor):
         widths = [p.shape[1] for p in parts]
+        if on_hopper(widths, weights[1]) or fits("hidden", widths, weights):
+            h, *derivatives = hidden_form(parts, weights)
+            energy = h @ v
+            gradient = hidden_backward_form(v.expand_as(derivatives[-1]).contiguous(), derivatives, weights, widths)
+            gradient = [g + c for g, c in zip(gradient, r.split(widths))]
+        else:
+            *x, rows = *halves(parts, [], False, products), widths
+            derivatives = []
+            for w in weights[:-1]:
+                *x, d = layer_silu(x, layer_matrix(w, rows), w.shape[1], True, products)
+                derivatives.append(d)
+                rows = [w.shape[1]]
+            last = layer_matrix(weights[-1], rows)
+            sums, d = layer_dot(x, last, pad(v, (0, last[0].shape[2] - len(v))), len(v), products)
+            energy = sums.sum(dim=0)
+            gradient = layers_backward_form(v.unsqueeze(0), [*derivatives, d], weights, widths, one_row=True, add=r)
+        energy = energy + sum(part @ c for part, c in zip(parts, r.split(widths)))
+        return [energy, *gradient] if factor is None else [energy * factor, *(g * factor.unsqueeze(1) for g in gradient)]
+
+    def energy_form(parts, weights, v, r, factor):
+        if len(weights) > 2:
+            return energy_by_layers(parts, weights, v, r, factor)
+        widths, (w1, w2) = [p.shape[1] for p in parts], weights
         if on_hopper(widths, w2):
             return hopper.energy(parts, w1, w2, v, r, factor)
-        pad = torch.nn.functional.pad
         if _tiles("energy", widths, *w2.shape, products) is None:
-            h, d1, d2 = hidden_form(parts, [w1, w2])
-            gradient = hidden_backward_form(v.expand_as(d2).contiguous(), [d1, d2], [w1, w2], widths)
-            results = [h @ v + torch.cat(parts, dim=-1) @ r, *(g + c for g, c in zip(gradient, r.split(widths)))]
-            return results if factor is None else [results[0] * factor, *(g * factor.unsqueeze(1) for g in results[1:])]
+            return energy_by_layers(parts, weights, v, r, factor)
         r = torch.cat([pad(c, (0, _block(k) - k)) for c, k in zip(r.split(widths), widths)])
         v = pad(v, (0, _block(len(v)) - len(v)))
         factors = [] if factor is None else [factor]

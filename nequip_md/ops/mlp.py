@@ -140,15 +140,13 @@ define(
 )
 
 
-# ---- two layers and a scalar output -------------------------------------------------------------------------------
+# ---- hidden layers and a scalar output ----------------------------------------------------------------------------
 
 
-def _energy_reference(
-    parts: list[Tensor], w1: Tensor, w2: Tensor, v: Tensor, r: Tensor, factor: Tensor | None
-) -> list[Tensor]:
-    h, d1, d2 = _hidden_reference(parts, [w1, w2])
+def _energy_reference(parts: list[Tensor], weights: list[Tensor], v: Tensor, r: Tensor, factor: Tensor | None) -> list[Tensor]:
+    h, *derivatives = _hidden_reference(parts, weights)
     widths = [part.shape[1] for part in parts]
-    gradient = _hidden_backward_reference(v.expand_as(d2), [d1, d2], [w1, w2], widths)
+    gradient = _hidden_backward_reference(v.expand_as(derivatives[-1]), derivatives, weights, widths)
     energy = h @ v + torch.cat(parts, dim=-1) @ r
     gradient = [g + c for g, c in zip(gradient, r.split(widths))]
     if factor is None:
@@ -157,6 +155,7 @@ def _energy_reference(
 
 
 def _energy_setup(ctx, inputs, output):
+    ctx.layers = len(inputs[1])
     ctx.save_for_backward(*output[1:])
 
 
@@ -165,11 +164,11 @@ def _energy_backward(ctx, gradients):
     # a traced graph differentiates the sum of the energies (artifact contract), so its cotangents are ones, unseen
     if type(g) is Tensor and not bool((g == 1).all()):
         raise RuntimeError("mlp_energy has the gradient of the sum of its energies only")
-    return list(ctx.saved_tensors), None, None, None, None, None
+    return list(ctx.saved_tensors), [None] * ctx.layers, None, None, None
 
 
 define(
-    "mlp_energy(Tensor[] parts, Tensor w1, Tensor w2, Tensor v, Tensor r, Tensor? factor) -> Tensor[]",
+    "mlp_energy(Tensor[] parts, Tensor[] weights, Tensor v, Tensor r, Tensor? factor) -> Tensor[]",
     _energy_reference, backward=_energy_backward, setup_context=_energy_setup,
 )
 
@@ -213,17 +212,15 @@ def mlp_hidden_dense(parts: list[Tensor], w1: Tensor, w2: Tensor, w3: Tensor) ->
                                                 w3.contiguous())[:2]
 
 
-def mlp_energy(
-    parts: list[Tensor], w1: Tensor, w2: Tensor, v: Tensor, r: Tensor, factor: Tensor | None = None
-) -> Tensor:
-    """(silu(silu(x W1) W2) v + x r) factor for x = [x0 | x1 ...].
+def mlp_energy(parts: list[Tensor], weights: list[Tensor], v: Tensor, r: Tensor, factor: Tensor | None = None) -> Tensor:
+    """(silu( ... silu(x W1) W2 ... ) v + x r) factor for x = [x0 | x1 ...].
 
     The gradient by x is made in the same pass. It is that of the sum of all results, which is what an artifact gives: nothing that
     comes after may do anything else with them.
 
     Args:
-        parts, w1, w2: as for :func:`mlp_hidden`, of two layers.
-        v: [N2].
+        parts, weights: as for :func:`mlp_hidden`, of two layers or more.
+        v: [width of the last layer].
         r: [sum of K_j].
         factor: [E], or None for 1.
 
@@ -233,5 +230,5 @@ def mlp_energy(
     Raises:
         RuntimeError: in the backward pass, if another function than the sum is differentiated.
     """
-    return torch.ops.nequip_md.mlp_energy([p.contiguous() for p in parts], w1.contiguous(), w2.contiguous(), v.contiguous(),
+    return torch.ops.nequip_md.mlp_energy([p.contiguous() for p in parts], [w.contiguous() for w in weights], v.contiguous(),
                                           r.contiguous(), factor)[0]

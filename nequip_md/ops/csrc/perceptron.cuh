@@ -3,12 +3,11 @@
 // Arithmetic and scales are those of nequip_md/ops/triton_kernels/mlp.py: each matrix in two fp16 halves, three products of them
 // (or one), a power of two for each row. What differs is how the products are kept in flight.
 //
-// Work: a program has two warpgroups that compute, each on 64 rows of its own (``active`` may be one, when there are few rows),
-// and a warp that fetches. All weights of a kernel,
-// in the order in which they are multiplied, are one stream of blocks of 64 by 64, which the fetching warp copies into a ring in
-// shared memory, as far ahead as there is room. The computing warpgroups wait for a block's arrival and for nothing else, neither
-// for each other nor, within a row of blocks, for the products before: while one is at its nonlinearities, the other has the
-// tensor cores.
+// Work: a program has two warpgroups that compute, each on 64 rows of its own (one, ``active``, when there are few rows), and a
+// thread that fetches. All weights of a kernel, in the order in which they are multiplied, are one stream of blocks of 64 by 64,
+// which that thread copies into a ring in shared memory, as far ahead as there is room. The computing warpgroups wait for a
+// block's arrival, but neither for each other nor for the products of the block before: while one is at its nonlinearities, the
+// other has the tensor cores.
 //
 // Blocks are stored as the tensor cores read them: [n, k], 128 bytes for each n, 16-byte pieces exchanged by n (the 128-byte
 // swizzle of the PTX manual), the upper half before the lower one. So are the tiles of activations, called panels: 64 rows of 64
@@ -448,6 +447,7 @@ struct Program {
   }
 };
 
+// Of 65,536 registers, 240 go to each computing thread: the sums of a second layer are 128 of them.
 #define NQ_FEW_REGISTERS asm volatile("setmaxnreg.dec.sync.aligned.u32 24;")
 #define NQ_MANY_REGISTERS asm volatile("setmaxnreg.inc.sync.aligned.u32 240;")
 
@@ -471,7 +471,7 @@ __device__ __forceinline__ void input_gradients(
     unscale2[half] = inverse_power_of_two(scale2[half]) * w2_info[0] * scale1;
     unscale1[half] = inverse_power_of_two(scale1) * w1_info[0];
   }
-  // every product that read the tile is done; other threads' too?
+  // what the tile held before is not needed any more, by any thread
   warpgroup_barrier(warpgroup);
 #pragma unroll
   for (int n = 0; n < S::COLUMNS; ++n)

@@ -51,14 +51,19 @@ def halves_kernel(
     PARTS: tl.constexpr, K0: tl.constexpr, K1: tl.constexpr, K2: tl.constexpr, K3: tl.constexpr,
     P0: tl.constexpr, P1: tl.constexpr, P2: tl.constexpr, P3: tl.constexpr,
     B0: tl.constexpr, B1: tl.constexpr, B2: tl.constexpr, B3: tl.constexpr,
-    WIDTH: tl.constexpr, TIMES: tl.constexpr, ROWS: tl.constexpr, PRODUCTS: tl.constexpr,
+    WIDTH: tl.constexpr, TIMES: tl.constexpr, ONE_ROW: tl.constexpr, ROWS: tl.constexpr, PRODUCTS: tl.constexpr,
 ):
-    """The halves of [x0 | x1 ...] [count, K0 + K1 + ...], or of x0 d with ``TIMES``."""
+    """The halves of [x0 | x1 ...] [count, K0 + K1 + ...], or of x0 d with ``TIMES``; with ``ONE_ROW``, x0 is [K0] then."""
     row0 = tl.program_id(0).to(tl.int64) * ROWS
-    part0, part1, part2, part3, square = load_parts(x0, x1, x2, x3, row0, count, PARTS, K0, K1, K2, K3, ROWS, B0, B1, B2, B3)
-    if TIMES:
-        part0 *= load_rows(d, row0, count, K0, 0, ROWS, B0)
+    if ONE_ROW:
+        column = tl.arange(0, B0)
+        part0 = load_rows(d, row0, count, K0, 0, ROWS, B0) * tl.load(x0 + column, mask=column < K0, other=0.0)[None, :]
         square = tl.sum(part0 * part0, axis=1)
+    else:
+        part0, part1, part2, part3, square = load_parts(x0, x1, x2, x3, row0, count, PARTS, K0, K1, K2, K3, ROWS, B0, B1, B2, B3)
+        if TIMES:
+            part0 *= load_rows(d, row0, count, K0, 0, ROWS, B0)
+            square = tl.sum(part0 * part0, axis=1)
     scale = power_of_two(tl.sqrt(square))
     row = tl.arange(0, ROWS)
     inside = row < count - row0
@@ -93,9 +98,10 @@ def layer_kernel(
 ):
     """x W for halves x [.., count, K] and W, halves [.., K, PADDED_N], in ``steps`` = PRODUCTS K / CHUNK products.
 
-    ``THEN`` is what comes after: "silu" takes silu of the product and writes silu' into d [count, N]; "times d" multiplies by d.
-    The result is written as halves of ``WIDTH`` columns with ``out_scales`` and ``out_squares``, or without ``TO_HALVES`` as fp32
-    in up to four parts [count, K0], [count, K1] ...
+    ``THEN`` is what comes after: "silu" takes silu of the product and writes silu' into d [count, N]; "silu dot" does so and leaves
+    but the product with a vector, ``out1`` [PADDED_N], a sum for each block of columns, in ``out`` [blocks, count]; "times d" multiplies
+    by d; "add d" adds the row d [PADDED_N]. Else the result is written as halves of ``WIDTH`` columns with ``out_scales`` and
+    ``out_squares``, or without ``TO_HALVES`` as fp32 in up to four parts [count, K0], [count, K1] ...
     """
     blocks: tl.constexpr = PADDED_N // BLOCK_N
     row0 = (tl.program_id(0) // blocks).to(tl.int64) * ROWS
@@ -121,11 +127,13 @@ def layer_kernel(
     lane = tl.arange(0, ROWS)
     inside = lane < count - row0
     total *= (inverse_power_of_two(tl.load(scales + row)) * tl.load(w_info))[:, None]
-    if THEN == "silu":
+    if THEN == "silu" or THEN == "silu dot":
         total, derivative = silu_and_derivative(total)
         store_fragment(d, derivative, row0, count, N, column0, ROWS, BLOCK_N)
     if THEN == "times d":
         total *= load_fragment(d, row0, count, N, column0, ROWS, BLOCK_N)
+    if THEN == "add d":
+        total += tl.load(d + column0 + tl.arange(0, BLOCK_N))[None, :]
     if TO_HALVES:
         square = tl.zeros([ROWS], dtype=tl.float32)
         for b in tl.static_range(BLOCKS_IN):
@@ -138,6 +146,9 @@ def layer_kernel(
             store_fragment(out + wide(count, row0) * WIDTH, lo, row0, count, WIDTH, column0, ROWS, BLOCK_N)
         tl.store(out_scales + row0 + lane, scale, mask=inside & (block == 0))
         tl.store(out_squares + block * wide(count, row0) + row0 + lane, tl.sum(total * total, axis=1), mask=inside)
+    elif THEN == "silu dot":
+        total *= tl.load(out1 + column0 + tl.arange(0, BLOCK_N))[None, :]
+        tl.store(out + block * wide(count, row0) + row0 + lane, tl.sum(total, axis=1), mask=inside)
     else:
         store_columns(out, total, row0, count, 0, K0, column0, ROWS, BLOCK_N)
         if PARTS > 1:
