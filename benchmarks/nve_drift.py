@@ -1,7 +1,8 @@
 """Energy drift of liquid water in LAMMPS, NVE, with the example's potential or another one.
 
     python benchmarks/nve_drift.py --precision fp32 --picoseconds 10 --output benchmarks/results/nve_fp32.json
-    python benchmarks/nve_drift.py --device cuda --repeat 2 --precision fp32 tf32 --jobs 2 --output nve.json --plot nve.png
+    python benchmarks/nve_drift.py --device cuda --repeat 2 --precision fp32 tf32 fp64 --jobs 3 --picoseconds 50 \\
+        --model benchmarks/nve_water/water.nqmd --output nve.json --plot nve.png
 
 Starts from examples/lammps/water/water.data, 192 atoms, repeated if asked for; 0.5 fs steps. Before the clock starts, 1 ps with a
 thermostat brings it to 300 K. The drift is the slope of a straight line through the total energy. Needs
@@ -9,7 +10,8 @@ nequip-md[lammps] and a built plugin. The result of several precisions is a list
 
 A potential that meets what it was not trained on may have no barrier against it: then the trajectory ends, in any precision and on any
 device, in atoms that fall onto each other. Only what comes before is used (``until_ps``), and the end is said (``ended``). The
-example's potential, trained on frames of 192 atoms for half an hour, lasts about 10 ps with 1,536 atoms.
+example's potential, trained on frames of 192 atoms for half an hour, lasts about 10 ps with 1,536 atoms; nve_water/water.nqmd was made
+for this benchmark.
 """
 
 from __future__ import annotations

@@ -69,9 +69,11 @@ def write_artifact(model: nn.Module, path: str | Path, metadata: dict[str, str],
             model = copy.deepcopy(model)
             plain += fuse(model)
             form = "triton fused" if model.fused else form
-    metadata = {**metadata, "kernels": form}
     program = trace(model, float(metadata["cutoff"]), types, device=device, decompositions=replaced,
                     message_passing=metadata["message_passing_layers"] != "0")
+    if not on_cpu and kernels and kernels.instances:
+        form += " hopper"
+    metadata = {**metadata, "kernels": form}
     unfinished = path.with_name(f".{path.stem}.{os.getpid()}.pt2")
     options = {
         "aot_inductor.metadata": metadata,

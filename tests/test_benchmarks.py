@@ -9,10 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
+BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
+sys.path[:0] = [str(BENCHMARKS), str(BENCHMARKS / "nve_water")]
 import accuracy
 import counters
 import kernel_times
+import make_data
 import nve_drift
 import target_rows
 import targets
@@ -145,3 +147,13 @@ def test_counters_are_read():
 ])
 def test_a_trajectory_is_used_up_to_its_breakdown(energy, count):
     assert nve_drift.conserved_rows(np.array(energy)) == count
+
+
+def test_frames_of_classical_water():
+    (atoms,) = make_data.make(frames=1, seed=3)
+    bonds = atoms.get_all_distances(mic=True).reshape(64, 3, 64, 3)
+    bonds = np.array([bonds[k, 0, k, 1:] for k in range(64)])
+    assert abs(bonds - 1.03).max() < 0.2  # whole molecules
+    # forces are the gradient of a sum over pairs and triples, and of the usual size
+    assert abs(atoms.get_forces().sum(axis=0)).max() < 1e-8 and 0.3 < atoms.get_forces().std() < 2.0
+    assert -40 < atoms.get_potential_energy() < -5
