@@ -1,6 +1,7 @@
 """Errors of node energies and edge gradients, relative to the same weights in float64.
 
     python benchmarks/accuracy.py --device cuda --output benchmarks/results/accuracy.json
+    python benchmarks/accuracy.py --device cuda --checkpoint medium.nqmd --artifacts fp32.pt2 tf32.pt2
 
 The reference is the model in eager PyTorch in float64, on water, with random weights, with and without ZBL repulsion (which is
 computed in float64 in every form and, being large, hides errors of the network). An error is the norm of the difference over
@@ -30,7 +31,7 @@ from nequip_md.cli import run
 from nequip_md.export import load_artifact
 from nequip_md.export.cli import export
 from nequip_md.graph import Graph, build_graph
-from nequip_md.model import PRESETS, PotentialConfig, energy_and_gradient, with_dtype
+from nequip_md.model import PRESETS, PotentialConfig, build_model, energy_and_gradient, with_dtype
 
 
 def relative_error(value: Tensor, reference: Tensor) -> float:
@@ -70,16 +71,49 @@ def errors(
     return result
 
 
+def errors_of(checkpoint: Path, artifacts: list[Path], size: int, device: str) -> dict[str, dict[str, float]]:
+    """Errors of artifacts that were made from a checkpoint, relative to what it gives without its ZBL repulsion."""
+    torch.backends.cuda.matmul.allow_tf32 = False
+    model = load(checkpoint)
+    config = model.config
+    graph = build_graph(water_box(size), config.type_names, config.cutoff).to(device)
+    without = build_model(config.model_copy(update={"pair_potential": None, "dtype": "float64"}))
+    without.load_state_dict({name: value.double() if value.is_floating_point() else value for name, value in model.state_dict().items()
+                             if name in without.state_dict()})
+    exact = energy_and_gradient(with_dtype(model, "float64").to(device), *graph.tensors)
+    network = energy_and_gradient(without.to(device), *graph.tensors)
+    forms = {"eager PyTorch, fp32, TF32 off": lambda: energy_and_gradient(model.to(device), *graph.tensors)}
+    forms |= {f"artifact {path.name}": lambda path=path: load_artifact(path)(graph) for path in artifacts}
+    result = {}
+    for name, form in forms.items():
+        parts = zip(("energies", "edge_gradients"), form(), exact, network)
+        result[name] = {part: float(torch.linalg.vector_norm(a.double() - b) / torch.linalg.vector_norm(c)) for part, a, b, c in parts}
+        print(f"  {name:40} energies {result[name]['energies']:.1e}   edge gradients {result[name]['edge_gradients']:.1e}", flush=True)
+    return result
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--preset", default="medium", choices=PRESETS)
     parser.add_argument("--size", type=int, default=375, help="about so many atoms of water (default 375)")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--without-zbl", action="store_true", help="leave out the model with ZBL")
+    parser.add_argument("--checkpoint", type=Path, help="with --artifacts: measure these instead")
+    parser.add_argument("--artifacts", type=Path, nargs="+", default=[])
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()
 
     def program() -> None:
+        if options.checkpoint:
+            result = errors_of(options.checkpoint, options.artifacts, options.size, options.device)
+        else:
+            result = of_preset()
+        result |= {"machine": machine(options.device), "date": date.today().isoformat(),
+                   "command": "python " + " ".join(sys.argv)}
+        if options.output:
+            options.output.write_text(json.dumps(result, indent=2) + "\n")
+
+    def of_preset() -> dict:
         atoms = water_box(options.size)
         config = preset_config(options.preset, atoms)
         graph = build_graph(atoms, config.type_names, config.cutoff)
@@ -88,10 +122,7 @@ def main() -> None:
         for name, pair_potential in (("without ZBL", None), ("with ZBL", config.pair_potential))[: 1 if options.without_zbl else 2]:
             print(f"{options.preset} {name}, {len(atoms)} atoms of water, {options.device}", flush=True)
             result[name] = errors(config.model_copy(update={"pair_potential": pair_potential}), graph, options.device)
-        result |= {"machine": machine(options.device), "date": date.today().isoformat(),
-                   "command": "python " + " ".join(sys.argv)}
-        if options.output:
-            options.output.write_text(json.dumps(result, indent=2) + "\n")
+        return result
 
     run(program)
 

@@ -23,7 +23,7 @@ import sys
 import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor
-from datetime import date
+from datetime import date, timedelta
 from pathlib import Path
 
 import numpy as np
@@ -66,6 +66,7 @@ thermo 20
 thermo_style custom step etotal temp
 thermo_modify format float %.10g
 log nve.log
+timer timeout {limit}
 run {steps}
 """
 
@@ -86,10 +87,11 @@ def trajectory(precision: str, options: argparse.Namespace) -> tuple[np.ndarray,
         NequIPMDError: the artifact cannot be made, or LAMMPS failed before there was anything to fit.
     """
     steps = round(options.picoseconds / PICOSECONDS_PER_STEP)
+    limit = str(timedelta(seconds=options.seconds)) if options.seconds else "off"
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         export(options.model, folder / "water.pt2", device=options.device, precision=precision)
-        script = INPUT.format(data=WATER / "water.data", artifact="water.pt2", equilibration=EQUILIBRATION, steps=steps, repeat=options.repeat)
+        script = INPUT.format(data=WATER / "water.data", artifact="water.pt2", equilibration=EQUILIBRATION, limit=limit, steps=steps, repeat=options.repeat)
         start = time.perf_counter()
         done = run_lammps(script, folder, ranks=options.ranks, threads=1)
         seconds = time.perf_counter() - start
@@ -147,6 +149,7 @@ def main() -> None:
     parser.add_argument("--model", type=Path, default=WATER / "water.nqmd", help="checkpoint, types H and O (default: the example's)")
     parser.add_argument("--repeat", type=int, default=1, help="n: n^3 times the example's 192 atoms (default 1; 2: 1,536 atoms)")
     parser.add_argument("--picoseconds", type=float, default=10.0)
+    parser.add_argument("--seconds", type=int, help="end a trajectory that takes longer; what there is then is used")
     parser.add_argument("--ranks", type=int, help="default: 2 on the CPU, 1 on CUDA")
     parser.add_argument("--jobs", type=int, default=1, help="precisions at the same time (default 1)")
     parser.add_argument("--output", type=Path)
