@@ -106,6 +106,8 @@ def trajectory(precision: str, options: argparse.Namespace) -> tuple[np.ndarray,
     if count < len(table):
         when = table[count, 0] * PICOSECONDS_PER_STEP
         return table[:count], seconds, f"after {when} ps the energy had changed by more than {BROKEN} meV/atom"
+    if not failed and table[-1, 0] < steps - 20:
+        return table, seconds, f"--seconds {options.seconds} ended it"
     return table, seconds, str(failed) if failed else None
 
 
