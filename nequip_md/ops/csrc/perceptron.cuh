@@ -451,6 +451,29 @@ struct Program {
 #define NQ_FEW_REGISTERS asm volatile("setmaxnreg.dec.sync.aligned.u32 24;")
 #define NQ_MANY_REGISTERS asm volatile("setmaxnreg.inc.sync.aligned.u32 240;")
 
+// Calls body(ring, program, warpgroup, row0) for each tile of 64 rows, in the warpgroups that compute; beside them, one thread fetches
+// the ``length`` blocks of the stream for each. All threads of a warpgroup end a tile together: the next one overwrites its memory.
+template <class S, class Body>
+__device__ __forceinline__ void for_each_tile(const char* stream, int length, long long count, int active, char* shared, Body body) {
+  const int warpgroup = threadIdx.x / 128;
+  const int rows_each = active * SIDE;
+  const long long tiles = (count + rows_each - 1) / rows_each;
+  Program<S> program(shared, warpgroup % WARPGROUPS);
+  Ring<S::PRODUCTS, S::STAGES> ring(program.ring, program.barriers);
+  program.start(active);
+  if (warpgroup == WARPGROUPS) {
+    NQ_FEW_REGISTERS;
+    if (threadIdx.x % 128 == 0) ring.fetch_all(stream, length, tiles);
+    return;
+  }
+  NQ_MANY_REGISTERS;
+  if (warpgroup >= active) return;
+  for (long long tile = blockIdx.x; tile < tiles; tile += gridDim.x) {
+    body(ring, program, warpgroup, tile * rows_each + warpgroup * SIDE);
+    warpgroup_barrier(warpgroup);
+  }
+}
+
 // (g * d1) W1^T of rows g [64, OUTER] in registers, chunk by chunk: ``derivative(c, d)`` gives silu' of the hidden columns.
 template <class S, class RingType, class Derivative>
 __device__ __forceinline__ void input_gradients(
@@ -581,23 +604,10 @@ template <class S, bool SCALED>
 __device__ __forceinline__ void energy(const Pointers& x, const char* stream, const float* w1_info, const float* w2_info, const float* v,
                                        const float* r, const float* factor, float* result, const Pointers& dx, float* scratch,
                                        long long count, int active, char* shared) {
-  const int warpgroup = threadIdx.x / 128;
-  const int rows_each = active * SIDE;
-  const long long tiles = (count + rows_each - 1) / rows_each;
-  Program<S> program(shared, warpgroup % WARPGROUPS);
-  Ring<S::PRODUCTS, S::STAGES> ring(program.ring, program.barriers);
-  program.start(active);
-  if (warpgroup == WARPGROUPS) {
-    NQ_FEW_REGISTERS;
-    if (threadIdx.x % 128 == 0) ring.fetch_all(stream, 2 * S::CHUNKS * (S::Input::PANELS + S::COLUMNS), tiles);
-    return;
-  }
-  NQ_MANY_REGISTERS;
-  if (warpgroup >= active) return;
-  const int thread = threadIdx.x % 128, warp = thread / 32, lane = thread % 32;
-  float* mine = scratch + (static_cast<long long>(blockIdx.x) * WARPGROUPS + warpgroup) * S::CHUNKS * SIDE * SIDE + thread * 4;
-  for (long long tile = blockIdx.x; tile < tiles; tile += gridDim.x) {
-    const long long row0 = tile * rows_each + warpgroup * SIDE;
+  const int length = 2 * S::CHUNKS * (S::Input::PANELS + S::COLUMNS);
+  for_each_tile<S>(stream, length, count, active, shared, [&](auto& ring, const Program<S>& program, int warpgroup, long long row0) {
+    const int thread = threadIdx.x % 128, warp = thread / 32, lane = thread % 32;
+    float* mine = scratch + (static_cast<long long>(blockIdx.x) * WARPGROUPS + warpgroup) * S::CHUNKS * SIDE * SIDE + thread * 4;
     const Rows rows = load_rows<typename S::Input, S::PRODUCTS, true>(x, r, row0, count, program.tile, program.known);
     warpgroup_barrier(warpgroup);
     float total[S::COLUMNS][VALUES];
@@ -652,9 +662,7 @@ __device__ __forceinline__ void energy(const Pointers& x, const char* stream, co
       }
     }
     store_parts<S>(dx, row0, count, gradient);
-    // all threads have read what they need of the tile before the next input overwrites it
-    warpgroup_barrier(warpgroup);
-  }
+  });
 }
 
 // out = silu(p2), p2 = silu(p1) W2, p1 = x W1; d1 = silu'(p1), d2 = silu'(p2); y = out W3, if there is a W3.
@@ -663,22 +671,8 @@ __device__ __forceinline__ void energy(const Pointers& x, const char* stream, co
 template <class S, class D = typename DerivativeOf<S::PRODUCTS>::Type>
 __device__ __forceinline__ void hidden(const Pointers& x, const char* stream, const float* w1_info, const float* w2_info,
                                        const float* w3_info, float* out, D* d1, D* d2, float* y, long long count, int active, char* shared) {
-  const int warpgroup = threadIdx.x / 128;
-  const int rows_each = active * SIDE;
-  const long long tiles = (count + rows_each - 1) / rows_each;
-  Program<S> program(shared, warpgroup % WARPGROUPS);
-  Ring<S::PRODUCTS, S::STAGES> ring(program.ring, program.barriers);
-  program.start(active);
-  if (warpgroup == WARPGROUPS) {
-    NQ_FEW_REGISTERS;
-    const int length = S::CHUNKS * (S::Input::PANELS + S::COLUMNS) + S::COLUMNS * S::Last::PANELS;
-    if (threadIdx.x % 128 == 0) ring.fetch_all(stream, length, tiles);
-    return;
-  }
-  NQ_MANY_REGISTERS;
-  if (warpgroup >= active) return;
-  for (long long tile = blockIdx.x; tile < tiles; tile += gridDim.x) {
-    const long long row0 = tile * rows_each + warpgroup * SIDE;
+  const int length = S::CHUNKS * (S::Input::PANELS + S::COLUMNS) + S::COLUMNS * S::Last::PANELS;
+  for_each_tile<S>(stream, length, count, active, shared, [&](auto& ring, const Program<S>& program, int warpgroup, long long row0) {
     const Rows rows = load_rows<typename S::Input, S::PRODUCTS, false>(x, nullptr, row0, count, program.tile, program.known);
     warpgroup_barrier(warpgroup);
     float total[S::COLUMNS][VALUES];
@@ -722,8 +716,7 @@ __device__ __forceinline__ void hidden(const Pointers& x, const char* stream, co
       for (int i = 0; i < VALUES; ++i) sum[i] *= unscale[i / 2 % 2];
       store_tile(y, S::LAST, m * SIDE, row0, count, sum);
     }
-    warpgroup_barrier(warpgroup);
-  }
+  });
 }
 
 // dx = ((g2 * d2) W2^T * d1) W1^T, g2 = g + dy W3^T (or g where nothing reads the hidden layer).
@@ -734,22 +727,8 @@ __device__ __forceinline__ void hidden_backward(const float* g, float* dy, const
                                                 const float* w1_info, const float* w2_info, const float* w3_info, const Pointers& dx,
                                                 long long count, int active, char* shared) {
   using Last = typename S::Last;
-  const int warpgroup = threadIdx.x / 128;
-  const int rows_each = active * SIDE;
-  const long long tiles = (count + rows_each - 1) / rows_each;
-  Program<S> program(shared, warpgroup % WARPGROUPS);
-  Ring<S::PRODUCTS, S::STAGES> ring(program.ring, program.barriers);
-  program.start(active);
-  if (warpgroup == WARPGROUPS) {
-    NQ_FEW_REGISTERS;
-    const int length = S::CHUNKS * (S::Input::PANELS + S::COLUMNS) + S::COLUMNS * Last::PANELS;
-    if (threadIdx.x % 128 == 0) ring.fetch_all(stream, length, tiles);
-    return;
-  }
-  NQ_MANY_REGISTERS;
-  if (warpgroup >= active) return;
-  for (long long tile = blockIdx.x; tile < tiles; tile += gridDim.x) {
-    const long long row0 = tile * rows_each + warpgroup * SIDE;
+  const int length = S::CHUNKS * (S::Input::PANELS + S::COLUMNS) + S::COLUMNS * Last::PANELS;
+  for_each_tile<S>(stream, length, count, active, shared, [&](auto& ring, const Program<S>& program, int warpgroup, long long row0) {
     float total[S::COLUMNS][VALUES], unscale[2] = {0, 0};
 #pragma unroll
     for (int n = 0; n < S::COLUMNS; ++n) clear(total[n]);
@@ -778,8 +757,7 @@ __device__ __forceinline__ void hidden_backward(const float* g, float* dy, const
     input_gradients<S>(total, gradient, ring, program, warpgroup, w1_info, w2_info,
                        [&](int c, float(&d)[VALUES]) { load_tile(d1, S::INNER, c * SIDE, row0, count, d); });
     store_parts<S>(dx, row0, count, gradient);
-    warpgroup_barrier(warpgroup);
-  }
+  });
 }
 
 }  // namespace perceptron
