@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
+from importlib.resources import as_file, files
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from torch import nn
 
 from nequip_md.export.trace import fold_constants
 from nequip_md.ops import cuda, decompositions, hopper
+from nequip_md.ops.static_library import build
 
 OPERATORS = torch.ops.nequip_md
 PRODUCTS = {"fp32": 3, "tf32": 1}
@@ -128,6 +130,21 @@ def test_other_widths_are_left_to_triton():
     assert not kernels.take([64, 64, 64, 64, 8], 256, 256)
     assert not kernels.take([64], 256, 320)
     assert not kernels.take([64], 256, 256, 512)
+
+
+def test_launches_are_declared_as_they_are_defined(tmp_path):
+    """AOTInductor calls them by declarations that are made from the schemas; C++ refuses a definition that differs."""
+    declarations = "".join(f'extern "C" {hopper._declaration(operator)};\n' for operator in hopper.OPERATORS)
+    (tmp_path / "declared.h").write_text("#define USE_CUDA\n#include <torch/csrc/inductor/aoti_torch/c/shim.h>\n" + declarations)
+    (tmp_path / "kernels.cubin").write_bytes(b"none")
+    (tmp_path / "instances.inc").write_text('{"hopper_energy_0", 1024},\n')
+    with as_file(files("nequip_md.ops") / "csrc") as sources:
+        build(tmp_path, "launches", sources / "perceptron_launch.cpp",
+              ["-include", str(tmp_path / "declared.h"), f'-DKERNELS="{tmp_path / "kernels.cubin"}"',
+               f'-DINSTANCES="{tmp_path / "instances.inc"}"'])
+    symbols = subprocess.run(["nm", tmp_path / "liblaunches.a"], capture_output=True, text=True, check=True).stdout
+    for operator in hopper.OPERATORS:
+        assert f" T aoti_torch_cuda_{operator._schema.name.split('::')[1]}\n" in symbols
 
 
 @pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs CUDA's compiler, nvcc")
