@@ -11,10 +11,12 @@ import pytest
 import torch
 from torch import nn
 
-from nequip_md.export.trace import fold_constants
+from nequip_md.export.trace import example_inputs, fold_constants, trace
+from nequip_md.model import build_model, energy_and_gradient, fuse, preset, with_dtype
 from nequip_md.ops import cuda, decompositions, hopper
 from nequip_md.ops.static_library import build
 
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 OPERATORS = torch.ops.nequip_md
 PRODUCTS = {"fp32": 3, "tf32": 1}
 TOLERANCE = {"fp32": 6e-6, "tf32": 1e-2}
@@ -121,6 +123,24 @@ def test_references_read_the_blocks(name, precision):
     assert {str(n.target) for n in program.graph.nodes if "nequip_md" in str(n.target)} == {f"{o._schema.name.replace('::', '.')}.default" for o in hopper.OPERATORS}
     assert len(kernels.instances) == 6
     assert_near(got, expected, TOLERANCE[precision])
+
+
+def test_whole_model():
+    """The graph that an export for a Hopper GPU compiles, node by node, against the model in float64."""
+    config = preset("small", type_names=["H", "O"], avg_num_neighbors=20.0)
+    exact = with_dtype(build_model(config).eval(), "float64").to(DEVICE)
+    model = with_dtype(exact, "float32").to(DEVICE)
+    fuse(model)
+    kernels = hopper.Kernels(3)
+    table = {**decompositions(keep=hopper.OPERATORS), **cuda.replacements("fp32", None, kernels)}
+    program = trace(model, config.cutoff, 2, device=DEVICE, decompositions=table, message_passing=False)
+    calls = [str(node.target) for node in program.graph.nodes if "nequip_md.hopper" in str(node.target)]
+    assert sorted(calls) == ["nequip_md.hopper_energy.default", *["nequip_md.hopper_hidden.default"] * 2,
+                             *["nequip_md.hopper_hidden_backward.default"] * 2]
+    assert not [node for node in program.graph.nodes if "mlp_" in str(node.target) or "gather" in str(node.target)]
+    inputs = example_inputs(5, 3, 9, 2, config.cutoff, seed=5, device=DEVICE)
+    for got, want in zip(program.module()(*inputs), energy_and_gradient(exact, *inputs)):
+        assert (got - want).norm() <= 4e-6 * want.norm()
 
 
 def test_other_widths_are_left_to_triton():
