@@ -587,10 +587,16 @@ def replacements(
         hi, lo, info = split(w, rows, _deep, lambda width: block * triton.cdiv(width, block))
         return [torch.stack([hi, lo] if products == 3 else [hi]), info]
 
-    def layers_form(parts, weights):
+    def layers_form(parts, weights, v=None):
+        """h, or h v, and the derivatives of silu."""
         x, derivatives, rows = halves(parts, [], False, products), [], [p.shape[1] for p in parts]
         for k, w in enumerate(weights):
-            *x, d = layer_silu(x, layer_matrix(w, rows), w.shape[1], k + 1 < len(weights), products)
+            matrix, last = layer_matrix(w, rows), k + 1 == len(weights)
+            if last and v is not None:
+                sums, d = layer_dot(x, matrix, pad(v, (0, matrix[0].shape[2] - len(v))), len(v), products)
+                x = [sums.sum(dim=0)]
+            else:
+                *x, d = layer_silu(x, matrix, w.shape[1], not last, products)
             derivatives.append(d)
             rows = [w.shape[1]]
         return [*x, *derivatives]
@@ -676,16 +682,8 @@ def replacements(
             gradient = hidden_backward_form(v.expand_as(derivatives[-1]).contiguous(), derivatives, weights, widths)
             gradient = [g + c for g, c in zip(gradient, r.split(widths))]
         else:
-            *x, rows = *halves(parts, [], False, products), widths
-            derivatives = []
-            for w in weights[:-1]:
-                *x, d = layer_silu(x, layer_matrix(w, rows), w.shape[1], True, products)
-                derivatives.append(d)
-                rows = [w.shape[1]]
-            last = layer_matrix(weights[-1], rows)
-            sums, d = layer_dot(x, last, pad(v, (0, last[0].shape[2] - len(v))), len(v), products)
-            energy = sums.sum(dim=0)
-            gradient = layers_backward_form(v.unsqueeze(0), [*derivatives, d], weights, widths, one_row=True, add=r)
+            energy, *derivatives = layers_form(parts, weights, v)
+            gradient = layers_backward_form(v.unsqueeze(0), derivatives, weights, widths, one_row=True, add=r)
         energy = energy + sum(part @ c for part, c in zip(parts, r.split(widths)))
         return [energy, *gradient] if factor is None else [energy * factor, *(g * factor.unsqueeze(1) for g in gradient)]
 
