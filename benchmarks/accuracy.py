@@ -34,8 +34,17 @@ from nequip_md.graph import Graph, build_graph
 from nequip_md.model import PRESETS, PotentialConfig, build_model, energy_and_gradient, with_dtype
 
 
-def relative_error(value: Tensor, reference: Tensor) -> float:
-    return float(torch.linalg.vector_norm(value.double() - reference) / torch.linalg.vector_norm(reference))
+Pair = tuple[Tensor, Tensor]
+"""Node energies and edge gradients."""
+
+
+def relative_errors(name: str, value: Pair, exact: Pair, scale: Pair, report: Callable[[str], None] = print) -> dict[str, float]:
+    """Norms of value - exact over those of ``scale``."""
+    norm = torch.linalg.vector_norm
+    result = {part: float(norm(a.double() - b) / norm(c))
+              for part, a, b, c in zip(("energies", "edge_gradients"), value, exact, scale)}
+    report(f"  {name:30} energies {result['energies']:.1e}   edge gradients {result['edge_gradients']:.1e}")
+    return result
 
 
 def compile_artifact(checkpoint: Path, path: Path, precision: str, device: str) -> None:
@@ -56,9 +65,7 @@ def errors(
         exact = energy_and_gradient(with_dtype(model, "float64").to(device), *graph.tensors)
 
         def compare(name: str, value: tuple[Tensor, Tensor]) -> None:
-            parts = zip(("energies", "edge_gradients"), value, exact)
-            result[name] = {part: relative_error(mine, reference) for part, mine, reference in parts}
-            report(f"  {name:30} energies {result[name]['energies']:.1e}   edge gradients {result[name]['edge_gradients']:.1e}")
+            result[name] = relative_errors(name, value, exact, exact, report)
 
         compare("eager PyTorch, fp32, TF32 off", energy_and_gradient(model, *graph.tensors))
         precisions = ("fp32", "tf32") if device == "cuda" else ("fp32",)
@@ -84,12 +91,7 @@ def errors_of(checkpoint: Path, artifacts: list[Path], size: int, device: str) -
     network = energy_and_gradient(without.to(device), *graph.tensors)
     forms = {"eager PyTorch, fp32, TF32 off": lambda: energy_and_gradient(model.to(device), *graph.tensors)}
     forms |= {f"artifact {path.name}": lambda path=path: load_artifact(path)(graph) for path in artifacts}
-    result = {}
-    for name, form in forms.items():
-        parts = zip(("energies", "edge_gradients"), form(), exact, network)
-        result[name] = {part: float(torch.linalg.vector_norm(a.double() - b) / torch.linalg.vector_norm(c)) for part, a, b, c in parts}
-        print(f"  {name:40} energies {result[name]['energies']:.1e}   edge gradients {result[name]['edge_gradients']:.1e}", flush=True)
-    return result
+    return {name: relative_errors(name, form(), exact, network) for name, form in forms.items()}
 
 
 def main() -> None:

@@ -10,17 +10,14 @@ from __future__ import annotations
 
 import argparse
 import ctypes
-import json
 import sys
 from collections.abc import Callable
-from datetime import date
 from pathlib import Path
 
 import torch
 import triton
-from kernel_variants import FEW, MANY, SHAPES, Case, products_of
+from kernel_variants import FEW, MANY, SHAPES, Case, products_of, write_rows
 
-from nequip_md.bench.measure import machine
 from nequip_md.ops import cuda, hopper
 from nequip_md.ops.triton_kernels import mlp
 
@@ -129,9 +126,7 @@ def main() -> None:
             del case
             torch.cuda.empty_cache()
     if options.output:
-        facts = {"machine": machine("cuda"), "triton": triton.__version__, "date": date.today().isoformat(),
-                 "command": "python " + " ".join(sys.argv)}
-        options.output.write_text(json.dumps({**facts, "rows": rows}, indent=1) + "\n")
+        write_rows(options.output, rows)
 
 
 if __name__ == "__main__":

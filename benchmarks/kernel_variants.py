@@ -145,6 +145,13 @@ class Case:
         return row
 
 
+def write_rows(path: Path, rows: list[dict]) -> None:
+    """A result file of a program that times kernels."""
+    facts = {"machine": machine("cuda"), "triton": triton.__version__, "date": date.today().isoformat(),
+             "command": "python " + " ".join(sys.argv)}
+    path.write_text(json.dumps({**facts, "rows": rows}, indent=1) + "\n")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--precision", choices=("fp32", "tf32"), nargs="+", default=["fp32", "tf32"])
@@ -178,9 +185,7 @@ def main() -> None:
             del case
             torch.cuda.empty_cache()
     if options.output:
-        facts = {"machine": machine("cuda"), "triton": triton.__version__, "date": date.today().isoformat(),
-                 "command": "python " + " ".join(sys.argv)}
-        options.output.write_text(json.dumps({**facts, "rows": rows}, indent=1) + "\n")
+        write_rows(options.output, rows)
 
 
 if __name__ == "__main__":

@@ -11,19 +11,17 @@ choice stands in nequip_md/ops/cuda.py.
 from __future__ import annotations
 
 import argparse
-import json
 import multiprocessing
 import os
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from datetime import date
 from pathlib import Path
 
 import torch
 import triton
+from kernel_variants import write_rows
 
-from nequip_md.bench.measure import machine
 from nequip_md.model import build_model, preset
 from nequip_md.ops.triton_kernels import contract_gradient, halves, mlp, segments
 
@@ -267,9 +265,7 @@ def main() -> None:
             rows.append({"kernel": variant.group, "tile": f"{variant.label}, warps {variant.warps}, stages {variant.stages}",
                          "systems": SYSTEMS[-len(times):], "ms": times})
     if options.output:
-        facts = {"machine": machine("cuda"), "triton": triton.__version__, "date": date.today().isoformat(),
-                 "command": "python " + " ".join(sys.argv)}
-        options.output.write_text(json.dumps({**facts, "rows": rows}, indent=1) + "\n")
+        write_rows(options.output, rows)
 
 
 if __name__ == "__main__":

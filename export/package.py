@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import os
 import warnings
-from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -61,17 +60,17 @@ def write_artifact(model: nn.Module, path: str | Path, metadata: dict[str, str],
     else:
         from nequip_md.ops import cuda, hopper
 
-        kernels = hopper.Kernels(products=1 if metadata["precision"] == "tf32" else 3) if hopper.available() else None
-        linked = kernels.linked if kernels else lambda: nullcontext({})
-        form = "triton"
-        replaced = {**decompositions(keep=hopper.OPERATORS), **cuda.replacements(metadata["precision"], plain, kernels)}
+        kernels = hopper.Kernels(products=1 if metadata["precision"] == "tf32" else 3)
+        form, linked = "triton", kernels.linked
+        replaced = {**decompositions(keep=hopper.OPERATORS),
+                    **cuda.replacements(metadata["precision"], plain, kernels if hopper.available() else None)}
         if isinstance(model, Potential):
             model = copy.deepcopy(model)
             plain += fuse(model)
             form = "triton fused" if model.fused else form
     program = trace(model, float(metadata["cutoff"]), types, device=device, decompositions=replaced,
                     message_passing=metadata["message_passing_layers"] != "0")
-    if not on_cpu and kernels and kernels.instances:
+    if not on_cpu and kernels.instances:
         form += " hopper"
     metadata = {**metadata, "kernels": form}
     unfinished = path.with_name(f".{path.stem}.{os.getpid()}.pt2")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from math import isqrt
+from typing import TYPE_CHECKING
 
 import torch
 import triton
@@ -15,10 +16,12 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.library import triton_op, wrap_triton
 
-from nequip_md.ops.hopper import Kernels
 from nequip_md.ops.triton_kernels import contract_gradient, embedding, segments
 from nequip_md.ops.triton_kernels import halves as halves_kernels
 from nequip_md.ops.triton_kernels import mlp as mlp_kernels
+
+if TYPE_CHECKING:
+    from nequip_md.ops.hopper import Kernels
 
 _MULTIPROCESSORS = 132
 """Of an H100 or H200. Sizes up to which a kernel takes another form count in these."""

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from nequip_md.errors import NequIPMDError
-from nequip_md.ops import mlp
+from nequip_md.ops import cuda, mlp
 from nequip_md.ops._operator import define
 from nequip_md.ops.static_library import build, searched
 
@@ -120,7 +120,8 @@ def _pairs(stream: Tensor, w1_info: Tensor, w2_info: Tensor, widths: list[int], 
     return _remove_padding(w1, widths, inner), _remove_padding(w2, [inner], outer)
 
 
-def _four(tensors: list[Tensor]) -> list[Tensor]:
+def _with_empty(tensors: list[Tensor]) -> list[Tensor]:
+    """Four results, as a schema has them; those of parts that are not there are empty."""
     return [*tensors, *[tensors[0].new_empty((0, 0))] * (4 - len(tensors))]
 
 
@@ -134,7 +135,7 @@ def _energy_reference(x0, x1, x2, x3, stream, w1_info, w2_info, v, r, factor, wi
     scale = factor.unsqueeze(1) if scaled else 1.0
     gradient = mlp._hidden_backward_reference(v[:outer].expand_as(d2), [d1, d2], [w1_back, w2_back], widths)
     energy = (h @ v[:outer] + torch.cat(parts, dim=-1) @ r).unsqueeze(1) * scale
-    return (energy.squeeze(1), *_four([(g + c) * scale for g, c in zip(gradient, r.split(widths))]))
+    return (energy.squeeze(1), *_with_empty([(g + c) * scale for g, c in zip(gradient, r.split(widths))]))
 
 
 def _hidden_reference(x0, x1, x2, x3, stream, w1_info, w2_info, w3_info, widths, inner, outer, last, products, instance):
@@ -145,7 +146,7 @@ def _hidden_reference(x0, x1, x2, x3, stream, w1_info, w2_info, w3_info, widths,
         y = h @ _remove_padding(w3, [outer], last)
     else:
         y = h.new_empty((0, 0))
-    stored = torch.float16 if products == 1 else torch.float32
+    stored = cuda._derivative_dtype(products)
     return h, y, d1.to(stored), d2.to(stored)
 
 
@@ -155,7 +156,7 @@ def _hidden_backward_reference(g, dy, d1, d2, stream, w1_info, w2_info, w3_info,
         w3 = _from_blocks(stream[:before].unflatten(0, (_blocks(last), _blocks(outer))), False).T * w3_info[0]
         g = g + dy @ _remove_padding(w3, [outer], last).T
     weights = _pairs(stream[before:], w1_info, w2_info, widths, inner, outer, True)
-    return tuple(_four(mlp._hidden_backward_reference(g, [d1.float(), d2.float()], list(weights), widths)))
+    return tuple(_with_empty(mlp._hidden_backward_reference(g, [d1.float(), d2.float()], list(weights), widths)))
 
 
 _ENERGY = define(
@@ -222,9 +223,7 @@ class Kernels:
         Args:
             first, last: the left operand comes from memory, of w (the input) or of its transpose (a gradient).
         """
-        from nequip_md.ops.cuda import split
-
-        hi, lo, info = split(w, widths, _padded)
+        hi, lo, info = cuda.split(w, widths, _padded)
         halves = torch.stack([hi, lo] if self.products == 3 else [hi])
         return _to_blocks(halves, not first), _to_blocks(halves.transpose(1, 2), not last), info
 
@@ -268,14 +267,14 @@ class Kernels:
     def energy(self, parts: list[Tensor], w1: Tensor, w2: Tensor, v: Tensor, r: Tensor, factor: Tensor | None) -> list[Tensor]:
         widths, scaled = [p.shape[1] for p in parts], factor is not None
         constants, instance = self.energy_constants(widths, w1, w2, v, r, scaled)
-        results = _ENERGY(*_repeated(parts), *constants, factor if scaled else v, widths, *w2.shape, self.products, int(scaled), instance)
+        results = _ENERGY(*cuda._four(parts), *constants, factor if scaled else v, widths, *w2.shape, self.products, int(scaled), instance)
         return list(results[: 1 + len(parts)])
 
     def hidden(self, parts: list[Tensor], w1: Tensor, w2: Tensor, w3: Tensor | None = None) -> list[Tensor]:
         """h, h w3 unless w3 is None, and the derivatives of silu."""
         widths = [p.shape[1] for p in parts]
         constants, instance = self.hidden_constants(widths, w1, w2, w3)
-        h, y, d1, d2 = _HIDDEN(*_repeated(parts), *constants, widths, *w2.shape, _width(w3), self.products, instance)
+        h, y, d1, d2 = _HIDDEN(*cuda._four(parts), *constants, widths, *w2.shape, _width(w3), self.products, instance)
         return [h, d1, d2] if w3 is None else [h, y, d1, d2]
 
     def hidden_backward(
@@ -324,11 +323,6 @@ _ARCHITECTURE = "sm_90a"
 def _width(w: Tensor | None) -> int:
     """Columns; 0: there is no matrix."""
     return 0 if w is None else w.shape[1]
-
-
-def _repeated(parts: list[Tensor]) -> list[Tensor]:
-    """A kernel has four pointers for the parts; those it does not use repeat the first."""
-    return [*parts, *parts[:1] * (4 - len(parts))]
 
 
 def _declaration(operator: torch._ops.OpOverload) -> str:
