@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import ctypes
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, distribution
 from importlib.resources import as_file, files
 from pathlib import Path
 
@@ -335,28 +336,43 @@ def _declaration(operator: torch._ops.OpOverload) -> str:
     return f"AOTITorchError aoti_torch_cuda_{schema.name.split('::')[1]}({', '.join(arguments)})"
 
 
-def compile_cuda(source: str) -> bytes:
-    """A cubin, with the NVRTC that PyTorch brings along.
+def _nvrtc() -> ctypes.CDLL:
+    """CUDA's compiler: that of PyTorch, or of the package nvidia-cuda-nvrtc where PyTorch is without CUDA."""
+    try:
+        if torch.version.cuda:
+            # it finds NVRTC, which then can be had by its name
+            ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libcaffe2_nvrtc.so"))
+            return ctypes.CDLL(f"libnvrtc.so.{torch.version.cuda.split('.')[0]}")
+        libraries = [f for f in distribution("nvidia-cuda-nvrtc").files or [] if ".so" in f.name and ".alt." not in f.name]
+        # NVRTC opens the other one by its name, so that has to be there before
+        *_, nvrtc = [ctypes.CDLL(str(f.locate())) for f in sorted(libraries, key=lambda f: "builtins" not in f.name)]
+        return nvrtc
+    except (OSError, PackageNotFoundError, ValueError) as error:
+        raise NequIPMDError(f"NVRTC, CUDA's compiler, is part of PyTorch for CUDA and was not found ({error}); reinstall PyTorch") from None
+
+
+def compile_cuda(source: str, report: Callable[[str], None] | None = None) -> bytes:
+    """A cubin.
+
+    Args:
+        report: takes what the assembler says of each kernel: its registers, what it spills, what it warns of.
 
     Raises:
-        NequIPMDError: there is none, or it refuses.
+        NequIPMDError: there is no NVRTC, or it refuses.
     """
-    version = (torch.version.cuda or "").split(".")[0]
-    try:
-        # it finds NVRTC, which then can be had by its name
-        ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libcaffe2_nvrtc.so"))
-        nvrtc = ctypes.CDLL(f"libnvrtc.so.{version}")
-    except OSError as error:
-        raise NequIPMDError(f"NVRTC, CUDA's compiler, is part of PyTorch for CUDA and was not found ({error}); reinstall PyTorch") from None
+    nvrtc = _nvrtc()
     program, size = ctypes.c_void_p(), ctypes.c_size_t()
-    options = [f"--gpu-architecture={_ARCHITECTURE}", "--std=c++17"]
+    options = [f"--gpu-architecture={_ARCHITECTURE}", "--std=c++17", *["--ptxas-options=-v"] * bool(report)]
     nvrtc.nvrtcCreateProgram(ctypes.byref(program), source.encode(), b"perceptron.cu", 0, None, None)
     try:
-        if nvrtc.nvrtcCompileProgram(program, len(options), (ctypes.c_char_p * len(options))(*map(str.encode, options))):
-            nvrtc.nvrtcGetProgramLogSize(program, ctypes.byref(size))
-            log = ctypes.create_string_buffer(size.value)
-            nvrtc.nvrtcGetProgramLog(program, log)
+        failed = nvrtc.nvrtcCompileProgram(program, len(options), (ctypes.c_char_p * len(options))(*map(str.encode, options)))
+        nvrtc.nvrtcGetProgramLogSize(program, ctypes.byref(size))
+        log = ctypes.create_string_buffer(size.value)
+        nvrtc.nvrtcGetProgramLog(program, log)
+        if failed:
             raise NequIPMDError(f"compiling the CUDA kernels failed: {log.value.decode()[-4000:]}")
+        if report:
+            report(log.value.decode())
         nvrtc.nvrtcGetCUBINSize(program, ctypes.byref(size))
         code = ctypes.create_string_buffer(size.value)
         nvrtc.nvrtcGetCUBIN(program, code)

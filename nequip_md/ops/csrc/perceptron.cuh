@@ -451,6 +451,9 @@ struct Program {
 #define NQ_FEW_REGISTERS asm volatile("setmaxnreg.dec.sync.aligned.u32 24;")
 #define NQ_MANY_REGISTERS asm volatile("setmaxnreg.inc.sync.aligned.u32 240;")
 
+template <class S>
+using RingOf = Ring<S::PRODUCTS, S::STAGES>;
+
 // Calls body(ring, program, warpgroup, row0) for each tile of 64 rows, in the warpgroups that compute; beside them, one thread fetches
 // the ``length`` blocks of the stream for each. All threads of a warpgroup end a tile together: the next one overwrites its memory.
 template <class S, class Body>
@@ -459,7 +462,7 @@ __device__ __forceinline__ void for_each_tile(const char* stream, int length, lo
   const int rows_each = active * SIDE;
   const long long tiles = (count + rows_each - 1) / rows_each;
   Program<S> program(shared, warpgroup % WARPGROUPS);
-  Ring<S::PRODUCTS, S::STAGES> ring(program.ring, program.barriers);
+  RingOf<S> ring(program.ring, program.barriers);
   program.start(active);
   if (warpgroup == WARPGROUPS) {
     NQ_FEW_REGISTERS;
@@ -605,7 +608,7 @@ __device__ __forceinline__ void energy(const Pointers& x, const char* stream, co
                                        const float* r, const float* factor, float* result, const Pointers& dx, float* scratch,
                                        long long count, int active, char* shared) {
   const int length = 2 * S::CHUNKS * (S::Input::PANELS + S::COLUMNS);
-  for_each_tile<S>(stream, length, count, active, shared, [&](auto& ring, const Program<S>& program, int warpgroup, long long row0) {
+  for_each_tile<S>(stream, length, count, active, shared, [&](RingOf<S>& ring, const Program<S>& program, int warpgroup, long long row0) {
     const int thread = threadIdx.x % 128, warp = thread / 32, lane = thread % 32;
     float* mine = scratch + (static_cast<long long>(blockIdx.x) * WARPGROUPS + warpgroup) * S::CHUNKS * SIDE * SIDE + thread * 4;
     const Rows rows = load_rows<typename S::Input, S::PRODUCTS, true>(x, r, row0, count, program.tile, program.known);
@@ -672,7 +675,7 @@ template <class S, class D = typename DerivativeOf<S::PRODUCTS>::Type>
 __device__ __forceinline__ void hidden(const Pointers& x, const char* stream, const float* w1_info, const float* w2_info,
                                        const float* w3_info, float* out, D* d1, D* d2, float* y, long long count, int active, char* shared) {
   const int length = S::CHUNKS * (S::Input::PANELS + S::COLUMNS) + S::COLUMNS * S::Last::PANELS;
-  for_each_tile<S>(stream, length, count, active, shared, [&](auto& ring, const Program<S>& program, int warpgroup, long long row0) {
+  for_each_tile<S>(stream, length, count, active, shared, [&](RingOf<S>& ring, const Program<S>& program, int warpgroup, long long row0) {
     const Rows rows = load_rows<typename S::Input, S::PRODUCTS, false>(x, nullptr, row0, count, program.tile, program.known);
     warpgroup_barrier(warpgroup);
     float total[S::COLUMNS][VALUES];
@@ -728,7 +731,7 @@ __device__ __forceinline__ void hidden_backward(const float* g, float* dy, const
                                                 long long count, int active, char* shared) {
   using Last = typename S::Last;
   const int length = S::CHUNKS * (S::Input::PANELS + S::COLUMNS) + S::COLUMNS * Last::PANELS;
-  for_each_tile<S>(stream, length, count, active, shared, [&](auto& ring, const Program<S>& program, int warpgroup, long long row0) {
+  for_each_tile<S>(stream, length, count, active, shared, [&](RingOf<S>& ring, const Program<S>& program, int warpgroup, long long row0) {
     float total[S::COLUMNS][VALUES], unscale[2] = {0, 0};
 #pragma unroll
     for (int n = 0; n < S::COLUMNS; ++n) clear(total[n]);
