@@ -55,6 +55,7 @@ def write_artifact(model: nn.Module, path: str | Path, metadata: dict[str, str],
     on_cpu = device == "cpu"
     types = len(metadata["type_names"].split())
     plain: list[str] = []
+    specialize = None
     if on_cpu:
         form, replaced, linked = "c++", decompositions(keep=cpu.operators()), cpu.linked_kernels
     else:
@@ -62,14 +63,16 @@ def write_artifact(model: nn.Module, path: str | Path, metadata: dict[str, str],
 
         kernels = hopper.Kernels(products=1 if metadata["precision"] == "tf32" else 3)
         form, linked = "triton", kernels.linked
+        on_hopper = hopper.available() and metadata["precision"] != "fp64"
         replaced = {**decompositions(keep=hopper.OPERATORS),
-                    **cuda.replacements(metadata["precision"], plain, kernels if hopper.available() else None)}
+                    **cuda.replacements(metadata["precision"], plain, kernels if on_hopper else None)}
+        specialize = kernels.specialize if on_hopper else None
         if isinstance(model, Potential):
             model = copy.deepcopy(model)
             plain += fuse(model)
             form = "triton fused" if model.fused else form
     program = trace(model, float(metadata["cutoff"]), types, device=device, decompositions=replaced,
-                    message_passing=metadata["message_passing_layers"] != "0")
+                    message_passing=metadata["message_passing_layers"] != "0", specialize=specialize)
     if not on_cpu and kernels.instances:
         form += " hopper"
     metadata = {**metadata, "kernels": form}

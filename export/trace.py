@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -45,7 +46,8 @@ def dynamic_shapes(message_passing: bool) -> tuple:
 
 
 def trace(
-    model: nn.Module, cutoff: float, types: int, *, device: str, decompositions: dict, message_passing: bool
+    model: nn.Module, cutoff: float, types: int, *, device: str, decompositions: dict, message_passing: bool,
+    specialize: Callable[[torch.fx.GraphModule], None] | None = None,
 ) -> torch.export.ExportedProgram:
     """Export ``model`` and the gradient of its energy as one graph with dynamic sizes.
 
@@ -56,6 +58,7 @@ def trace(
         cutoff: for the lengths of the example edges, angstrom.
         types: number of model types.
         decompositions: operators to be replaced by plain PyTorch.
+        specialize: replaces operators in a graph whose constants are known.
 
     Raises:
         NequIPMDError: the two graphs differ, or a dimension is not dynamic.
@@ -72,6 +75,8 @@ def trace(
               for s in samples]
     for graph in graphs:
         fold_constants(graph)
+        if specialize:
+            specialize(graph)
     if graphs[0].code != graphs[1].code:
         raise NequIPMDError("the model was traced at two sizes and the graphs differ, so a number of atoms or edges was "
                             "taken for a constant; its forward must not branch on sizes: " + _difference(graphs))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import subprocess
+from collections import Counter
 from importlib.resources import as_file, files
 
 import pytest
@@ -67,12 +68,51 @@ class Perceptrons(nn.Module):
         return tuple(value.to(device) for value in values)
 
 
+class Contractions(nn.Module):
+    """Two contractions of the same weights and their gradients, and the product of two tensors of an atom, on one set of centres."""
+
+    SIZES = {"medium": (64, 4), "small": (64, 3), "narrow": (32, 2)}  # channels, orders
+
+    def __init__(self, channels, orders):
+        super().__init__()
+        self.channels, self.orders = channels, orders
+        config = preset("medium", type_names=["H"], avg_num_neighbors=20.0, l_max=orders - 1, num_tensor_features=channels)
+        layer = build_model(config).layers[0]
+        self.dim = layer.dim_in
+        for name, value in (("table", layer.table), ("values", layer.values), ("paths", layer.path_weights)):
+            self.register_buffer(name, value.detach().clone().float() if value.is_floating_point() else value.clone())
+
+    def forward(self, g0, g1, w, y, z0, z1, centre, row_ptr):
+        dw, dy, dz = OPERATORS.edge_contract_gradient([g0, g1], w, y, [z0, z1], centre, row_ptr)
+        moment = OPERATORS.edge_contract_moment(g1, w, y, centre, row_ptr)
+        return dw, dy, dz, moment, OPERATORS.channel_product(z0, z1, self.paths, self.table, self.values, self.dim)
+
+    def inputs(self, counts, device="cpu"):
+        """``counts``: edges of each centre."""
+        edges, centres, components = sum(counts), len(counts), self.orders**2
+        row_ptr = torch.tensor([0, *counts]).cumsum(0)
+        vectors = [torch.randn(centres, components, self.channels) for _ in range(2)]
+        values = (torch.randn(edges, self.channels), torch.randn(edges, self.channels), torch.randn(edges, self.orders, self.channels),
+                  torch.randn(edges, components), *vectors, torch.repeat_interleave(torch.arange(centres), torch.tensor(counts)), row_ptr)
+        return tuple(value.to(device) for value in values)
+
+    def exact(self, inputs):
+        double = Contractions(self.channels, self.orders).double().to(inputs[0].device)
+        double.load_state_dict({name: value.double() if value.is_floating_point() else value for name, value in self.state_dict().items()})
+        return double(*(value.double() if value.is_floating_point() else value for value in inputs))
+
+
 def lowered(module, inputs, precision, kernels, dynamic=None):
     """An exported program with the kernels' operators, weights divided once and for all: Inductor would not round between two casts."""
     table = {**decompositions(keep=hopper.OPERATORS), **cuda.replacements(precision, None, kernels)}
     graph = torch.export.export(module, inputs, dynamic_shapes=dynamic).run_decompositions(table).module()
     fold_constants(graph)
+    kernels.specialize(graph)
     return torch.export.export(graph, inputs, dynamic_shapes=dynamic)
+
+
+def called(program):
+    return {node.target for node in program.graph.nodes if "nequip_md" in str(node.target)}
 
 
 def exact(module, inputs):
@@ -120,9 +160,32 @@ def test_references_read_the_blocks(name, precision):
         expected = exact(module, inputs)
         program = lowered(module, inputs, precision, kernels)
         got = program.module()(*inputs)
-    assert {str(n.target) for n in program.graph.nodes if "nequip_md" in str(n.target)} == {f"{o._schema.name.replace('::', '.')}.default" for o in hopper.OPERATORS}
+    assert called(program) == {hopper._ENERGY, hopper._HIDDEN, hopper._HIDDEN_BACKWARD}
     assert len(kernels.instances) == 6
     assert_near(got, expected, TOLERANCE[precision])
+
+
+@pytest.mark.parametrize("name", Contractions.SIZES)
+def test_references_over_edges(name):
+    module, kernels = Contractions(*Contractions.SIZES[name]), hopper.Kernels(3)
+    inputs = module.inputs([3, 0, 7, 40])
+    program = lowered(module, inputs, "fp32", kernels)
+    assert called(program) == {hopper._CONTRACT_GRADIENT, hopper._CONTRACT_MOMENT, hopper._CHANNEL_PRODUCT}
+    assert_near(program.module()(*inputs), module.exact(inputs), 1e-6)
+
+
+def test_terms_as_statements():
+    """C++ reads them like Python: evaluated here with the same names."""
+    module = Contractions(32, 3)
+    output, order = module.table[3].sort(stable=True)
+    offsets = (output < torch.arange(module.dim + 1).unsqueeze(1)).sum(dim=1)
+    text = hopper._statements(module.table[:3, order], module.values[order], offsets, 32)
+    a, b, out = *torch.randn(2, 9, dtype=torch.float64), {}
+    # a literal of C++ ends in f
+    exec(re.sub(r"(?<=\d)f\b", "", text).replace(";", "\n").replace(" out", "out"), {"out": out, "a": a, "b": b, "p": module.paths[:, 5].double()})
+    want = torch.ops.nequip_md.channel_product(a.view(1, 9, 1), b.view(1, 9, 1), module.paths[:, 5:6].double(), module.table, module.values.double(), module.dim)
+    assert list(out) == [32 * d for d in range(module.dim)]
+    assert torch.allclose(torch.stack(list(out.values())), want.flatten())
 
 
 def test_whole_model():
@@ -133,11 +196,11 @@ def test_whole_model():
     fuse(model)
     kernels = hopper.Kernels(3)
     table = {**decompositions(keep=hopper.OPERATORS), **cuda.replacements("fp32", None, kernels)}
-    program = trace(model, config.cutoff, 2, device=DEVICE, decompositions=table, message_passing=False)
-    calls = [str(node.target) for node in program.graph.nodes if "nequip_md.hopper" in str(node.target)]
-    assert sorted(calls) == ["nequip_md.hopper_energy.default", *["nequip_md.hopper_hidden.default"] * 2,
-                             *["nequip_md.hopper_hidden_backward.default"] * 2]
-    assert not [node for node in program.graph.nodes if "mlp_" in str(node.target) or "gather" in str(node.target)]
+    program = trace(model, config.cutoff, 2, device=DEVICE, decompositions=table, message_passing=False, specialize=kernels.specialize)
+    calls = Counter(node.target for node in program.graph.nodes if "nequip_md.hopper" in str(node.target))
+    assert calls == {hopper._ENERGY: 1, hopper._HIDDEN: 2, hopper._HIDDEN_BACKWARD: 2, hopper._CONTRACT_GRADIENT: 1,
+                     hopper._CONTRACT_MOMENT: 1, hopper._CHANNEL_PRODUCT: 3}
+    assert not [node for node in program.graph.nodes if re.search("mlp_|gather|channel_product_triton", str(node.target))]
     inputs = example_inputs(5, 3, 9, 2, config.cutoff, seed=5, device=DEVICE)
     for got, want in zip(program.module()(*inputs), energy_and_gradient(exact, *inputs)):
         assert (got - want).norm() <= 4e-6 * want.norm()
@@ -152,6 +215,17 @@ def test_other_widths_are_left_to_triton():
     assert not kernels.take([64], 256, 256, 512)
 
 
+def test_other_contractions_are_left_to_triton():
+    kernels = hopper.Kernels(3)
+
+    def take(orders, channels, layers, dtype=torch.float32):
+        return kernels.take_contraction(torch.empty(0, orders, channels, dtype=dtype), layers)
+
+    assert take(4, 64, 2) and take(4, 64, 1) and take(2, 32, 4)
+    assert not take(4, 64, 2, torch.float64)
+    assert not take(4, 64, 3) and not take(5, 32, 1) and not take(4, 128, 1) and not take(3, 48, 2)
+
+
 def test_launches_are_declared_as_they_are_defined(tmp_path):
     """AOTInductor calls them by declarations that are made from the schemas; C++ refuses a definition that differs."""
     declarations = "".join(f'extern "C" {hopper._declaration(operator)};\n' for operator in hopper.OPERATORS)
@@ -159,12 +233,23 @@ def test_launches_are_declared_as_they_are_defined(tmp_path):
     (tmp_path / "kernels.cubin").write_bytes(b"none")
     (tmp_path / "instances.inc").write_text('{"hopper_energy_0", 1024},\n')
     with as_file(files("nequip_md.ops") / "csrc") as sources:
-        build(tmp_path, "launches", sources / "perceptron_launch.cpp",
+        build(tmp_path, "launches", sources / "hopper_launch.cpp",
               ["-include", str(tmp_path / "declared.h"), f'-DKERNELS="{tmp_path / "kernels.cubin"}"',
                f'-DINSTANCES="{tmp_path / "instances.inc"}"'])
     symbols = subprocess.run(["nm", tmp_path / "liblaunches.a"], capture_output=True, text=True, check=True).stdout
     for operator in hopper.OPERATORS:
         assert f" T aoti_torch_cuda_{operator._schema.name.split('::')[1]}\n" in symbols
+
+
+def test_kernels_over_edges_compile():
+    kernels = hopper.Kernels(3)
+    for sizes in Contractions.SIZES.values():
+        module = Contractions(*sizes)
+        lowered(module, module.inputs([3, 0, 7, 40]), "fp32", kernels)
+    said = []
+    hopper.compile_cuda(kernels.source(), said.append)
+    spilled = [int(n) for n in re.findall(r"(\d+) bytes spill stores", said[0])]
+    assert len(spilled) == 3 * len(Contractions.SIZES) and max(spilled) <= 64
 
 
 @pytest.mark.parametrize("precision", ["fp32", "tf32"])
@@ -205,3 +290,23 @@ def test_kernels_in_an_artifact(tmp_path, name, precision):
             assert_near(got, exact(module, inputs), TOLERANCE[precision])
             again = compiled(*inputs)
             assert all(torch.equal(a, b) for a, b in zip(got, again)), "equal digits when repeated"
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not hopper.available(), reason="needs a Hopper GPU")
+@pytest.mark.parametrize("name", Contractions.SIZES)
+def test_kernels_over_edges_in_an_artifact(tmp_path, name):
+    module, kernels = Contractions(*Contractions.SIZES[name]).cuda(), hopper.Kernels(3)
+    edges, centres = torch.export.Dim("edges", min=0), torch.export.Dim("centres", min=0)
+    dynamic = (*[{0: edges}] * 4, *[{0: centres}] * 2, {0: edges}, {0: centres + 1})
+    with torch.no_grad():
+        program = lowered(module, module.inputs([3, 0, 7, 40], "cuda"), "fp32", kernels, dynamic)
+        with kernels.linked() as options:
+            path = torch._inductor.aoti_compile_and_package(program, package_path=str(tmp_path / "edges.pt2"), inductor_configs=options)
+        compiled = torch._inductor.aoti_load_package(path)
+        # few centres and many; none, without edges, with hundreds
+        for counts in ([0], [500], [1, 0, 500, 2], [85] * 100, [(7 * i) % 90 for i in range(1000)]):
+            inputs = module.inputs(counts, "cuda")
+            got = compiled(*inputs)
+            assert_near(got, module.exact(inputs), 2e-6)
+            assert all(torch.equal(a, b) for a, b in zip(got, compiled(*inputs))), "equal digits when repeated"

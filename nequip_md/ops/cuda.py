@@ -552,7 +552,7 @@ def replacements(
     Args:
         precision: ``fp32`` takes three products, ``tf32`` one.
         said: gets a sentence for each perceptron that does not fit into one kernel and runs as separate matrix products.
-        hopper: takes the perceptrons that it has CUDA C++ kernels for.
+        hopper: takes the perceptrons and gradients of contractions that it has CUDA C++ kernels for.
     """
     ops, pad = torch.ops.nequip_md, torch.nn.functional.pad
     products = 1 if precision == "tf32" else 3
@@ -703,6 +703,16 @@ def replacements(
         factors = [] if factor is None else [factor]
         return mlp_energy(parts, *split(w1, widths), *split(w2, [w2.shape[0]]), v, r, factors, *w2.shape, products)
 
+    def contract_gradient_form(g, w, y, z, row_ptr):
+        if hopper is not None and hopper.take_contraction(w, len(g)):
+            return hopper.contract_gradient(g, w, y, z, row_ptr)
+        return tuple(edge_contract_gradient(g, w, y, z, row_ptr))
+
+    def contract_moment_form(g, w, y, row_ptr):
+        if hopper is not None and hopper.take_contraction(w, 1):
+            return hopper.contract_moment(g, w, y, row_ptr)
+        return edge_contract_moment(g, w, y, row_ptr)
+
     def embedding_form(vectors, edge_index, node_types, cutoffs, roots, centre, neighbour, *rest):
         table = torch.cat([centre, neighbour])
         # of two dimensions for the reason given at split
@@ -721,11 +731,9 @@ def replacements(
         ops.edge_dot.default: lambda a, z, centre, row_ptr: edge_dot(a, z, row_ptr, dot),
         ops.edge_contract.default: lambda w, y, z, centre, row_ptr: edge_contract(w, y, z, row_ptr),
         ops.edge_spread_add.default: lambda y, z, centre, row_ptr, starts: edge_spread_add(y, z, row_ptr, starts, dot),
-        ops.edge_contract_backward.default:
-            lambda g, w, y, z, centre, row_ptr: tuple(edge_contract_gradient([g], w, y, [z], row_ptr)),
-        ops.edge_contract_moment.default: lambda g, w, y, centre, row_ptr: edge_contract_moment(g, w, y, row_ptr),
-        ops.edge_contract_gradient.default:
-            lambda g, w, y, z, centre, row_ptr: tuple(edge_contract_gradient(g, w, y, z, row_ptr)),
+        ops.edge_contract_backward.default: lambda g, w, y, z, centre, row_ptr: contract_gradient_form([g], w, y, [z], row_ptr),
+        ops.edge_contract_moment.default: lambda g, w, y, centre, row_ptr: contract_moment_form(g, w, y, row_ptr),
+        ops.edge_contract_gradient.default: lambda g, w, y, z, centre, row_ptr: contract_gradient_form(g, w, y, z, row_ptr),
         ops.channel_product.default: product_form,
         ops.mix_orders.default: mix_form,
         ops.dense.default: dense_form,

@@ -1,7 +1,8 @@
-"""The CUDA C++ kernels for perceptrons on Hopper GPUs: what they take, how weights are laid out, how they get into an artifact.
+"""The CUDA C++ kernels for Hopper GPUs: what they take, how weights are laid out, how they get into an artifact.
 
-``csrc/perceptron.cuh`` has the kernels, templates that are compiled for the widths of a model when it is exported.
-AOTInductor calls the operators here through C functions (``csrc/perceptron_launch.cpp``) that are linked into the artifact together with
+``csrc/perceptron.cuh`` (perceptrons) and ``csrc/contraction.cuh`` (gradients of contractions, products of an atom's tensors) have the
+kernels, templates that are compiled for the sizes of a model when it is exported.
+AOTInductor calls the operators here through C functions (``csrc/hopper_launch.cpp``) that are linked into the artifact together with
 the compiled kernels, as the C++ kernels are on a CPU (:mod:`nequip_md.ops.cpu`). The operators' references read the same arrays of
 weights as the kernels do.
 """
@@ -23,6 +24,9 @@ from torch.nn.functional import pad
 from nequip_md.errors import NequIPMDError
 from nequip_md.ops import cuda, mlp
 from nequip_md.ops._operator import define
+from nequip_md.ops.channel_product import _product_reference
+from nequip_md.ops.edge_contract import _gradient_reference
+from nequip_md.ops.edge_moment import edge_moment
 from nequip_md.ops.static_library import build, searched
 
 SIDE = 64
@@ -33,6 +37,12 @@ _MOST_COLUMNS = 4
 """Blocks that a second layer may have, and an input: their sums are held in registers."""
 _PIECE = 8
 """Halves that the swizzle moves together."""
+_LANES, _MOST_WARPS, _EDGES_AHEAD = 32, 8, 4
+"""Of the kernels in contraction.cuh."""
+_MOST_NUMBERS = 96
+"""That a thread of those keeps: of the vectors of a centre in every layer and their gradient; of an atom's two tensors and the paths."""
+_MOST_TERMS = 800
+"""That a product of an atom's tensors may have, one statement each."""
 
 
 def available() -> bool:
@@ -160,6 +170,24 @@ def _hidden_backward_reference(g, dy, d1, d2, stream, w1_info, w2_info, w3_info,
     return tuple(_with_empty(mlp._hidden_backward_reference(g, [d1.float(), d2.float()], list(weights), widths)))
 
 
+def _centres(row_ptr: Tensor, edges: int) -> Tensor:
+    return torch.repeat_interleave(row_ptr.diff(), output_size=edges)
+
+
+def _contract_gradient_reference(g0, g1, g2, g3, w, y, z0, z1, z2, z3, row_ptr, layers, instance):
+    g, z = [g0, g1, g2, g3][:layers], [z0, z1, z2, z3][:layers]
+    return _gradient_reference(g, w, y, z, _centres(row_ptr, len(w)), row_ptr)
+
+
+def _contract_moment_reference(g, w, y, row_ptr, instance):
+    return edge_moment(g.unsqueeze(1) * w, y, _centres(row_ptr, len(w)), row_ptr)
+
+
+def _channel_product_reference(x, y, w, table, values, offsets, dim, instance):
+    output = torch.repeat_interleave(offsets.diff(), output_size=table.shape[1])
+    return _product_reference(x, y, w, torch.cat([table, output.unsqueeze(0)]), values, dim)
+
+
 _ENERGY = define(
     "hopper_energy(Tensor x0, Tensor x1, Tensor x2, Tensor x3, Tensor stream, Tensor w1_info, Tensor w2_info, Tensor v, Tensor r, "
     "Tensor factor, int[] widths, int inner, int outer, int products, int scaled, int instance) "
@@ -176,7 +204,23 @@ _HIDDEN_BACKWARD = define(
     "int[] widths, int inner, int outer, int last, int products, int instance) -> (Tensor, Tensor, Tensor, Tensor)",
     _hidden_backward_reference,
 )
-OPERATORS = frozenset({_ENERGY, _HIDDEN, _HIDDEN_BACKWARD})
+_CONTRACT_GRADIENT = define(
+    "hopper_contract_gradient(Tensor g0, Tensor g1, Tensor g2, Tensor g3, Tensor w, Tensor y, Tensor z0, Tensor z1, Tensor z2, Tensor z3, "
+    "Tensor row_ptr, int layers, int instance) -> (Tensor, Tensor, Tensor)",
+    _contract_gradient_reference,
+    fake=lambda *a: (a[4].new_empty(a[4].shape), a[5].new_empty(a[5].shape), a[6].new_empty(a[6].shape)),
+)
+_CONTRACT_MOMENT = define(
+    "hopper_contract_moment(Tensor g, Tensor w, Tensor y, Tensor row_ptr, int instance) -> Tensor",
+    _contract_moment_reference,
+    fake=lambda g, w, y, row_ptr, instance: w.new_empty((row_ptr.shape[0] - 1, y.shape[1], w.shape[2])),
+)
+_CHANNEL_PRODUCT = define(
+    "hopper_channel_product(Tensor x, Tensor y, Tensor w, Tensor table, Tensor values, Tensor offsets, int dim, int instance) -> Tensor",
+    _channel_product_reference,
+    fake=lambda x, y, w, table, values, offsets, dim, instance: x.new_empty((x.shape[0], dim, x.shape[2])),
+)
+OPERATORS = frozenset({_ENERGY, _HIDDEN, _HIDDEN_BACKWARD, _CONTRACT_GRADIENT, _CONTRACT_MOMENT, _CHANNEL_PRODUCT})
 
 
 # ---- instances ----------------------------------------------------------------------------------------------------
@@ -227,6 +271,13 @@ class Kernels:
         hi, lo, info = cuda.split(w, widths, _padded)
         halves = torch.stack([hi, lo] if self.products == 3 else [hi])
         return _to_blocks(halves, not first), _to_blocks(halves.transpose(1, 2), not last), info
+
+    def take_contraction(self, w: Tensor, layers: int) -> bool:
+        """Whether there is a kernel for the gradient of so many contractions with weights w, [E, L, U]."""
+        _, orders, channels = w.shape
+        per_lane = channels // _LANES
+        small = orders <= 4 and per_lane <= 2 and (layers + 1) * orders**2 * per_lane <= _MOST_NUMBERS
+        return w.dtype == torch.float32 and channels % _LANES == 0 and small
 
     # ---- what a kernel reads of a model, and its instance ----
 
@@ -285,11 +336,42 @@ class Kernels:
         results = _HIDDEN_BACKWARD(g, g if dy is None else dy, d1, d2, *constants, widths, *w2.shape, _width(w3), self.products, instance)
         return list(results[: len(widths)])
 
+    def _contraction(self, kind: str, w: Tensor, layers: int) -> int:
+        """Instance of a kernel over the edges of a centre."""
+        _, orders, channels = w.shape
+        edge = (orders + layers) * channels + -(-(orders**2) // 4) * 4
+        numbers = _MOST_WARPS * max(_EDGES_AHEAD * edge, orders**2 * channels)
+        return self.instances.setdefault((kind, f"{channels}, {orders}, {layers}", 4 * numbers), len(self.instances))
+
+    def contract_gradient(self, g: list[Tensor], w: Tensor, y: Tensor, z: list[Tensor], row_ptr: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        # unused pointers repeat w: Inductor writes some arrays, such as z, once for every time they are named
+        cotangents, vectors = ([*tensors, *[w] * (4 - len(tensors))] for tensors in (g, z))
+        return _CONTRACT_GRADIENT(*cotangents, w, y, *vectors, row_ptr, len(g), self._contraction("contract_gradient", w, len(g)))
+
+    def contract_moment(self, g: Tensor, w: Tensor, y: Tensor, row_ptr: Tensor) -> Tensor:
+        return _CONTRACT_MOMENT(g, w, y, row_ptr, self._contraction("contract_moment", w, 1))
+
+    def specialize(self, graph: torch.fx.GraphModule) -> None:
+        """Give the products of atoms' tensors kernels that have their table of terms as statements, once the graph's constants are known."""
+        operator = torch.ops.nequip_md.channel_product_triton.default
+        for node in graph.graph.find_nodes(op="call_function", target=operator):
+            x, y, w, table, values, offsets, dim = node.args
+            constants = [getattr(graph, n.target) if n.op == "get_attr" else None for n in (table, values, offsets)]
+            if any(c is None for c in constants) or node.meta["val"].dtype != torch.float32:
+                continue
+            sizes = [x.meta["val"].shape[1], y.meta["val"].shape[1], w.meta["val"].shape[0], dim, w.meta["val"].shape[1]]
+            if sum(sizes[:3]) <= _MOST_NUMBERS and constants[1].numel() <= _MOST_TERMS:
+                shape = ", ".join([*map(str, sizes), _statements(*constants, sizes[-1])])
+                instance = self.instances.setdefault(("channel_product", shape, 0), len(self.instances))
+                node.target, node.args = _CHANNEL_PRODUCT, (*node.args, instance)
+        graph.recompile()
+
     # ---- compilation ----
 
     def source(self, text: str | None = None) -> str:
         """The kernels' text, or another version of it, with one line for each instance."""
-        text = text or (files("nequip_md.ops") / "csrc" / "perceptron.cuh").read_text()
+        folder = files("nequip_md.ops") / "csrc"
+        text = text or "".join((folder / name).read_text() for name in ("perceptron.cuh", "contraction.cuh"))
         return text + "".join(f"NQ_{kind.upper()}({name}, {shared}, {shape})\n" for name, (kind, shape, shared) in self.names().items())
 
     def names(self) -> dict[str, tuple[str, str, int]]:
@@ -312,7 +394,7 @@ class Kernels:
             (folder / "kernels.cubin").write_bytes(compile_cuda(self.source()))
             (folder / "instances.inc").write_text("".join(f'{{"{name}", {shared}}},\n' for name, (*_, shared) in self.names().items()))
             with as_file(files("nequip_md.ops") / "csrc") as sources:
-                build(folder, _LIBRARY, sources / "perceptron_launch.cpp",
+                build(folder, _LIBRARY, sources / "hopper_launch.cpp",
                       [f'-DKERNELS="{folder / "kernels.cubin"}"', f'-DINSTANCES="{folder / "instances.inc"}"'])
             yield {"aot_inductor.custom_ops_to_c_shims": shims, "aot_inductor.custom_op_libs": [_LIBRARY]}
 
@@ -324,6 +406,13 @@ _ARCHITECTURE = "sm_90a"
 def _width(w: Tensor | None) -> int:
     """Columns; 0: there is no matrix."""
     return 0 if w is None else w.shape[1]
+
+
+def _statements(table: Tensor, values: Tensor, offsets: Tensor, channels: int) -> str:
+    """C++ that sums the terms of each component of a product, for NQ_CHANNEL_PRODUCT."""
+    terms = [f"a[{first}] * b[{second}] * ({value!r}f * p[{path}])" for (path, first, second), value in zip(table.T.tolist(), values.tolist())]
+    bounds = offsets.tolist()
+    return " ".join(f"out[{k * channels}] = {' + '.join(terms[begin:end]) or '0'};" for k, (begin, end) in enumerate(zip(bounds, bounds[1:])))
 
 
 def _declaration(operator: torch._ops.OpOverload) -> str:

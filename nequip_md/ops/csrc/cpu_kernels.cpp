@@ -1,68 +1,22 @@
 // CPU kernels of the operators nequip_md::*, behind the C functions that AOTInductor calls for an operator of that name.
 //
 // This file is compiled into a static library at export and linked into the artifact: the artifact carries its kernels.
-// It uses PyTorch's stable C interface only. A function returns 0, or prints the reason and returns 1, which the compiled
-// model turns into an exception.
-#include <torch/csrc/inductor/aoti_torch/c/shim.h>
-
-#include <cstdio>
-#include <initializer_list>
 #include <utility>
 
 #include "convolution.h"
 #include "segments.h"
+#include "tensors.h"
 
 namespace {
 
+using nequip_md::Array;
 using nequip_md::Convolution;
+using nequip_md::Failure;
+using nequip_md::guarded;
 using nequip_md::Segments;
 
-struct Failure {
-  const char* reason;
-};
-
-void check(AOTITorchError code) {
-  if (code != AOTI_TORCH_SUCCESS) throw Failure{"a call into PyTorch failed"};
-}
-
-// A contiguous CPU tensor, borrowed.
-struct Array {
-  AtenTensorHandle handle;
-  void* data;
-  std::int64_t* sizes;
-  std::int64_t dims;
-  std::int32_t dtype;
-
-  explicit Array(AtenTensorHandle tensor) : handle(tensor) {
-    check(aoti_torch_get_data_ptr(tensor, &data));
-    check(aoti_torch_get_sizes(tensor, &sizes));
-    check(aoti_torch_get_dim(tensor, &dims));
-    check(aoti_torch_get_dtype(tensor, &dtype));
-    std::int64_t* strides = nullptr;
-    check(aoti_torch_get_strides(tensor, &strides));
-    std::int64_t expected = 1;
-    for (std::int64_t d = dims - 1; d >= 0; --d) {
-      if (sizes[d] > 1 && strides[d] != expected) throw Failure{"an argument is not contiguous"};
-      expected *= sizes[d];
-    }
-  }
-
-  std::int64_t size(int d) const { return sizes[d]; }
-  template <typename T>
-  T* as() const {
-    return static_cast<T*>(data);
-  }
-};
-
 Array allocate(std::initializer_list<std::int64_t> sizes, std::int32_t dtype, AtenTensorHandle* out) {
-  std::int64_t strides[4];
-  std::int64_t stride = 1;
-  for (int d = static_cast<int>(sizes.size()) - 1; d >= 0; --d) {
-    strides[d] = stride;
-    stride *= sizes.begin()[d];
-  }
-  check(aoti_torch_empty_strided(sizes.size(), sizes.begin(), strides, dtype, aoti_torch_device_type_cpu(), 0, out));
-  return Array(*out);
+  return nequip_md::allocate(sizes, dtype, aoti_torch_device_type_cpu(), 0, out);
 }
 
 // Calls body(std::type_identity-like value) with the element type of a floating-point tensor.
@@ -98,19 +52,6 @@ void for_each_centre(const Array& row_ptr, Body body) {
   const std::int64_t centres = row_ptr.size(0) - 1;
 #pragma omp parallel for schedule(dynamic, 4)
   for (std::int64_t i = 0; i < centres; ++i) body(row_ptr.as<std::int64_t>(), i);
-}
-
-template <typename Body>
-AOTITorchError guarded(const char* name, Body body) {
-  try {
-    body();
-    return AOTI_TORCH_SUCCESS;
-  } catch (const Failure& failure) {
-    std::fprintf(stderr, "nequip_md::%s: %s\n", name, failure.reason);
-  } catch (...) {
-    std::fprintf(stderr, "nequip_md::%s: unknown failure\n", name);
-  }
-  return AOTI_TORCH_FAILURE;
 }
 
 }  // namespace
