@@ -43,6 +43,8 @@ def weights(widths, inner, outer, last):
 class Perceptrons(nn.Module):
     """Every operator that has such a kernel, on one set of rows."""
 
+    DERIVATIVES = (7, 8, 11, 12)
+
     def __init__(self, shape):
         super().__init__()
         self.widths, self.inner, self.outer, self.last = shape
@@ -121,13 +123,14 @@ def exact(module, inputs):
     return double(*(value.double() for value in inputs))
 
 
-def assert_near(got, expected, tolerance):
+def assert_near(got, expected, tolerance, derivatives=()):
+    """``derivatives``: results that are silu', at most 1 also where its argument, and so that one's error, is a hundred times larger."""
     for k, (a, b) in enumerate(zip(got, expected, strict=True)):
         assert a.shape == b.shape, k
         if b.numel():
             # row by row: a scale for all rows would lose the small ones
             difference = a.double() - b
-            assert float(difference.norm() / b.norm()) < tolerance, k
+            assert float(difference.norm() / b.norm()) < tolerance * (10 if k in derivatives else 1), k
             if b.dim() == 2:  # in the sum over all, small rows do not count
                 assert float((difference.norm(dim=1) / b.norm(dim=1).clamp(1e-300)).median()) < tolerance, k
 
@@ -287,7 +290,7 @@ def test_kernels_in_an_artifact(tmp_path, name, precision):
         for rows in COUNTS:
             inputs = module.inputs(rows, precision, "cuda")
             got = compiled(*inputs)
-            assert_near(got, exact(module, inputs), TOLERANCE[precision])
+            assert_near(got, exact(module, inputs), TOLERANCE[precision], module.DERIVATIVES)
             again = compiled(*inputs)
             assert all(torch.equal(a, b) for a, b in zip(got, again)), "equal digits when repeated"
 

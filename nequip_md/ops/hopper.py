@@ -396,7 +396,8 @@ class Kernels:
             with as_file(files("nequip_md.ops") / "csrc") as sources:
                 build(folder, _LIBRARY, sources / "hopper_launch.cpp",
                       [f'-DKERNELS="{folder / "kernels.cubin"}"', f'-DINSTANCES="{folder / "instances.inc"}"'])
-            yield {"aot_inductor.custom_ops_to_c_shims": shims, "aot_inductor.custom_op_libs": [_LIBRARY]}
+            # the driver's library once more, after this one: a linker forgets libraries that nothing before them needed
+            yield {"aot_inductor.custom_ops_to_c_shims": shims, "aot_inductor.custom_op_libs": [_LIBRARY, "cuda"]}
 
 
 _LIBRARY = "nequip_md_hopper"
