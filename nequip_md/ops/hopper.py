@@ -40,7 +40,7 @@ _PIECE = 8
 _LANES, _MOST_WARPS, _EDGES_AHEAD = 32, 8, 4
 """Of the kernels in contraction.cuh."""
 _MOST_NUMBERS = 96
-"""That a thread of those keeps: of the vectors of a centre in every layer and their gradient; of an atom's two tensors and the paths."""
+"""That a thread of those keeps: the vectors of a centre in every layer and their gradient; an atom's two tensors and the paths."""
 _MOST_TERMS = 800
 """That a product of an atom's tensors may have, one statement each."""
 
@@ -343,7 +343,10 @@ class Kernels:
         numbers = _MOST_WARPS * max(_EDGES_AHEAD * edge, orders**2 * channels)
         return self.instances.setdefault((kind, f"{channels}, {orders}, {layers}", 4 * numbers), len(self.instances))
 
-    def contract_gradient(self, g: list[Tensor], w: Tensor, y: Tensor, z: list[Tensor], row_ptr: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def contract_gradient(
+        self, g: list[Tensor], w: Tensor, y: Tensor, z: list[Tensor], row_ptr: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """dw, dy and the first dz."""
         # unused pointers repeat w: Inductor writes some arrays, such as z, once for every time they are named
         cotangents, vectors = ([*tensors, *[w] * (4 - len(tensors))] for tensors in (g, z))
         return _CONTRACT_GRADIENT(*cotangents, w, y, *vectors, row_ptr, len(g), self._contraction("contract_gradient", w, len(g)))
@@ -352,7 +355,7 @@ class Kernels:
         return _CONTRACT_MOMENT(g, w, y, row_ptr, self._contraction("contract_moment", w, 1))
 
     def specialize(self, graph: torch.fx.GraphModule) -> None:
-        """Give the products of atoms' tensors kernels that have their table of terms as statements, once the graph's constants are known."""
+        """Products of atoms' tensors get kernels with their tables written out as statements, now that the graph's constants are known."""
         operator = torch.ops.nequip_md.channel_product_triton.default
         for node in graph.graph.find_nodes(op="call_function", target=operator):
             x, y, w, table, values, offsets, dim = node.args
@@ -411,7 +414,8 @@ def _width(w: Tensor | None) -> int:
 
 def _statements(table: Tensor, values: Tensor, offsets: Tensor, channels: int) -> str:
     """C++ that sums the terms of each component of a product, for NQ_CHANNEL_PRODUCT."""
-    terms = [f"a[{first}] * b[{second}] * ({value!r}f * p[{path}])" for (path, first, second), value in zip(table.T.tolist(), values.tolist())]
+    terms = [f"a[{first}] * b[{second}] * ({value!r}f * p[{path}])"
+             for (path, first, second), value in zip(table.T.tolist(), values.tolist())]
     bounds = offsets.tolist()
     return " ".join(f"out[{k * channels}] = {' + '.join(terms[begin:end]) or '0'};" for k, (begin, end) in enumerate(zip(bounds, bounds[1:])))
 
@@ -460,7 +464,7 @@ def compile_cuda(source: str, report: Callable[[str], None] | None = None) -> by
         log = ctypes.create_string_buffer(size.value)
         nvrtc.nvrtcGetProgramLog(program, log)
         if failed:
-            raise NequIPMDError(f"compiling the CUDA kernels failed: {log.value.decode()[-4000:]}")
+            raise NequIPMDError(f"compiling the CUDA kernels failed: {log.value.decode()[:4000]}")
         if report:
             report(log.value.decode())
         nvrtc.nvrtcGetCUBINSize(program, ctypes.byref(size))

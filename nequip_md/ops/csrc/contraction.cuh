@@ -1,7 +1,7 @@
 // The contraction's gradient over the edges of one centre, and products of tensors of one atom, in fp32.
 //
-// No atomics, a fixed order of every sum, 64-bit offsets. What a program of Triton would read again for every edge, or find by a table,
-// is in registers here: the centre's vectors, the components of an atom.
+// No atomics, a fixed order of every sum, 64-bit offsets. What a program of Triton would read again for every edge, or find by a
+// table, is in registers here: the centre's vectors, the components of an atom.
 //
 // NVRTC compiles this file at export, with one line that names an instance; it includes nothing for that reason.
 
@@ -100,10 +100,11 @@ __device__ __forceinline__ void sum_over_lanes(float (&values)[N], int lane) {
   }
 }
 
-// Calls body(e, edge) for the edges of a centre that are this warp's, every so manyth; ``edge`` has weights, layers and harmonics in
-// shared memory. Three edges are on their way while one is worked on.
+// Calls body(e, edge) for those edges of a centre that are this warp's; ``edge`` has weights, layers and harmonics in shared
+// memory. Three edges are on their way while one is worked on.
 template <class S, class Body>
-__device__ __forceinline__ void for_each_edge(const Pointers& g, const float* w, const float* y, const long long* row_ptr, float* mine, Body body) {
+__device__ __forceinline__ void for_each_edge(const Pointers& g, const float* w, const float* y, const long long* row_ptr,
+                                              float* mine, Body body) {
   const int warps = blockDim.x / LANES, lane = threadIdx.x % LANES;
   const long long first = row_ptr[blockIdx.x] + threadIdx.x / LANES, end = row_ptr[blockIdx.x + 1];
 #pragma unroll
@@ -165,7 +166,8 @@ __device__ __forceinline__ void gradient(const Pointers& g, const float* w, cons
 #pragma unroll
   for (int m = 0; m < M; ++m) {
 #pragma unroll
-    for (int k = 0; k < S::K; ++k) load_channels(z[k][m], vectors.part[k] + (static_cast<long long>(blockIdx.x) * M + m) * S::U + C * lane);
+    for (int k = 0; k < S::K; ++k)
+      load_channels(z[k][m], vectors.part[k] + (static_cast<long long>(blockIdx.x) * M + m) * S::U + C * lane);
 #pragma unroll
     for (int c = 0; c < C; ++c) sums[m][c] = 0;
   }
@@ -211,7 +213,8 @@ __device__ __forceinline__ void gradient(const Pointers& g, const float* w, cons
 
 // dz alone, of a layer after the first.
 template <class S>
-__device__ __forceinline__ void moment(const Pointers& g, const float* w, const float* y, const long long* row_ptr, float* dz, float* shared) {
+__device__ __forceinline__ void moment(const Pointers& g, const float* w, const float* y, const long long* row_ptr, float* dz,
+                                       float* shared) {
   constexpr int C = S::CHANNELS, M = S::M;
   const int lane = threadIdx.x % LANES;
   float sums[M][C];
@@ -240,36 +243,39 @@ __device__ __forceinline__ void moment(const Pointers& g, const float* w, const 
 
 // ---- instances ---------------------------------------------------------------------------------------------------------------
 
-#define NQ_CONTRACTION(name, blocks) extern "C" __global__ void __launch_bounds__(contraction::MOST_WARPS* contraction::LANES, blocks) name
-#define NQ_NUMBERS(bytes, ...)                    \
+#define NQ_CONTRACTION(name, blocks) \
+  extern "C" __global__ void __launch_bounds__(contraction::MOST_WARPS* contraction::LANES, blocks) name
+#define NQ_NUMBERS(bytes, ...)                     \
   extern __shared__ __align__(16) float numbers[]; \
-  using S = contraction::Shape<__VA_ARGS__>;      \
+  using S = contraction::Shape<__VA_ARGS__>;       \
   static_assert(contraction::MOST_WARPS * S::WARP * sizeof(float) == bytes, "the launch asks for as much")
 
-#define NQ_CONTRACT_GRADIENT(name, bytes, ...)                                                                                      \
-  NQ_CONTRACTION(name, 2)(contraction::Pointers g, const float* w, const float* y, contraction::Pointers z, const long long* row_ptr, \
-                          float* dw, float* dy, float* dz) {                                                                        \
-    NQ_NUMBERS(bytes, __VA_ARGS__);                                                                                                 \
-    contraction::gradient<S>(g, w, y, z, row_ptr, dw, dy, dz, numbers);                                                             \
+#define NQ_CONTRACT_GRADIENT(name, bytes, ...)                                                                      \
+  NQ_CONTRACTION(name, 2)(contraction::Pointers g, const float* w, const float* y, contraction::Pointers z,         \
+                          const long long* row_ptr, float* dw, float* dy, float* dz) {                              \
+    NQ_NUMBERS(bytes, __VA_ARGS__);                                                                                 \
+    contraction::gradient<S>(g, w, y, z, row_ptr, dw, dy, dz, numbers);                                             \
   }
 
-#define NQ_CONTRACT_MOMENT(name, bytes, ...)                                                                                        \
-  NQ_CONTRACTION(name, 3)(contraction::Pointers g, const float* w, const float* y, const long long* row_ptr, float* dz) {           \
-    NQ_NUMBERS(bytes, __VA_ARGS__);                                                                                                 \
-    contraction::moment<S>(g, w, y, row_ptr, dz, numbers);                                                                          \
+#define NQ_CONTRACT_MOMENT(name, bytes, ...)                                                                        \
+  NQ_CONTRACTION(name, 3)(contraction::Pointers g, const float* w, const float* y, const long long* row_ptr,        \
+                          float* dz) {                                                                              \
+    NQ_NUMBERS(bytes, __VA_ARGS__);                                                                                 \
+    contraction::moment<S>(g, w, y, row_ptr, dz, numbers);                                                          \
   }
 
-// Of x [N, A, U], y [N, B, U] and w [P, U], a thread for each atom and channel: ``...`` are the statements that write its results into
-// out[0], out[U] ..., from a, b and p.
-#define NQ_CHANNEL_PRODUCT(name, bytes, A, B, P, D, U, ...)                                                                         \
-  extern "C" __global__ void __launch_bounds__(128) name(const float* x, const float* y, const float* w, float* out, long long count) { \
-    const long long i = static_cast<long long>(blockIdx.x) * blockDim.x + threadIdx.x, n = i / U;                                   \
-    const int u = static_cast<int>(i % U);                                                                                          \
-    if (n >= count) return;                                                                                                         \
-    float a[A], b[B], p[P];                                                                                                         \
-    _Pragma("unroll") for (int k = 0; k < A; ++k) a[k] = x[(n * A + k) * U + u];                                                    \
-    _Pragma("unroll") for (int k = 0; k < B; ++k) b[k] = y[(n * B + k) * U + u];                                                    \
-    _Pragma("unroll") for (int k = 0; k < P; ++k) p[k] = w[k * U + u];                                                              \
-    out += n * (D * U) + u;                                                                                                         \
-    __VA_ARGS__                                                                                                                     \
+// Of x [N, A, U], y [N, B, U] and w [P, U], a thread for each atom and channel: ``...`` are the statements that write its results
+// into out[0], out[U] ..., from a, b and p.
+#define NQ_CHANNEL_PRODUCT(name, bytes, A, B, P, D, U, ...)                                                         \
+  extern "C" __global__ void __launch_bounds__(128)                                                                 \
+      name(const float* x, const float* y, const float* w, float* out, long long count) {                           \
+    const long long i = static_cast<long long>(blockIdx.x) * blockDim.x + threadIdx.x, n = i / U;                   \
+    const int u = static_cast<int>(i % U);                                                                          \
+    if (n >= count) return;                                                                                         \
+    float a[A], b[B], p[P];                                                                                         \
+    _Pragma("unroll") for (int k = 0; k < A; ++k) a[k] = x[(n * A + k) * U + u];                                    \
+    _Pragma("unroll") for (int k = 0; k < B; ++k) b[k] = y[(n * B + k) * U + u];                                    \
+    _Pragma("unroll") for (int k = 0; k < P; ++k) p[k] = w[k * U + u];                                              \
+    out += n * (D * U) + u;                                                                                         \
+    __VA_ARGS__                                                                                                     \
   }
