@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -31,7 +33,27 @@ def data_folder() -> Path:
 
 
 @pytest.fixture(scope="session")
-def small_models(tmp_path_factory):
+def made_once(tmp_path_factory) -> Callable[[str, Callable[[Path], object]], Path]:
+    """``made_once(name, make)``: a path that ``make(path)`` has filled, by one worker of pytest-xdist for all of them."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "made_once"
+    folder.mkdir(exist_ok=True)
+
+    def get(name: str, make: Callable[[Path], object]) -> Path:
+        path = folder / name
+        with open(f"{path}.lock", "a+") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            lock.seek(0)
+            if not lock.read():
+                make(path)
+                lock.write("made")
+        return path
+
+    return get
+
+
+@pytest.fixture(scope="session")
+def small_models(made_once):
     """(checkpoint, artifact) paths by name: ``allegro_fp64``, ``allegro_fp32`` and ``nequip_fp64``, made on demand.
 
     Random weights, types H and O, built by the commands' own code: a native checkpoint, then ``nequip-md-export``.
@@ -40,24 +62,24 @@ def small_models(tmp_path_factory):
     from nequip_md.export.cli import export
     from nequip_md.model import AllegroConfig, NequIPConfig, build_model
 
-    folder = tmp_path_factory.mktemp("models")
     shared = {"type_names": ["H", "O"], "cutoff": 4.0, "avg_num_neighbors": 18.0, "energy_scales": 0.7,
               "energy_shifts": {"H": -1.5, "O": -4.0}, "pair_cutoffs": {"H": {"H": 3.2}}}
     configs = {
         "allegro": AllegroConfig(**shared, l_max=2, num_layers=2, num_scalar_features=16, num_tensor_features=8),
         "nequip": NequIPConfig(**shared, l_max=1, num_layers=2, num_features=8, radial_mlp_width=16),
     }
-    made: dict[str, tuple[Path, Path]] = {}
 
     def make(name: str) -> tuple[Path, Path]:
-        if name not in made:
-            kind, precision = name.split("_")
+        kind, precision = name.split("_")
+
+        def write(folder: Path) -> None:
+            folder.mkdir(exist_ok=True)
             torch.manual_seed(7)
             model = build_model(configs[kind].model_copy(update={"dtype": "float64" if precision == "fp64" else "float32"}))
-            checkpoint, artifact = folder / f"{name}.nqmd", folder / f"{name}.pt2"
-            save(checkpoint, model)
-            export(checkpoint, artifact, device="cpu", precision=precision)
-            made[name] = checkpoint, artifact
-        return made[name]
+            save(folder / f"{name}.nqmd", model)
+            export(folder / f"{name}.nqmd", folder / f"{name}.pt2", device="cpu", precision=precision)
+
+        folder = made_once(name, write)
+        return folder / f"{name}.nqmd", folder / f"{name}.pt2"
 
     return make

@@ -24,17 +24,9 @@ def force_styles() -> dict[str, ForceStyle]:
 
 
 @pytest.fixture(scope="session")
-def artifacts(force_styles, plugin_folder, tmp_path_factory):
+def artifacts(force_styles, plugin_folder, made_once):
     """``artifacts(name)``: the potential of that file, compiled."""
-    folder = tmp_path_factory.mktemp("artifacts")
-
-    def get(name: str) -> Path:
-        path = folder / f"{name}.pt2"
-        if not path.exists():
-            force_styles[name].write_artifact(path)
-        return path
-
-    return get
+    return lambda name: made_once(f"{name}.pt2", force_styles[name].write_artifact)
 
 
 @pytest.fixture(scope="session")
