@@ -7,6 +7,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 SOURCES := $(shell find nequip_md training export pair_style cmake -type f -not -path '*/__pycache__/*') pyproject.toml constraints.txt
+# the tests run side by side, one on each core and on eight at most; another number: make test PYTEST_ARGS="-n 2"
 PYTEST_ARGS ?=
 
 .PHONY: demo test clean
@@ -15,7 +16,7 @@ PYTEST_ARGS ?=
 # a safe path: the tests see the installed package, not the source folder of the same name
 test: $(VENV)/.installed-test
 	$(BIN)/nequip-md-lammps build
-	PYTHONSAFEPATH=1 $(BIN)/python -m pytest $(PYTEST_ARGS)
+	PYTHONSAFEPATH=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal $(PYTEST_ARGS)
 
 demo: $(VENV)/.installed-demo
 	$(BIN)/nequip-md-lammps build
