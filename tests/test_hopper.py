@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 import subprocess
 from collections import Counter
@@ -98,11 +99,6 @@ class Contractions(nn.Module):
                   torch.randn(edges, components), *vectors, torch.repeat_interleave(torch.arange(centres), torch.tensor(counts)), row_ptr)
         return tuple(value.to(device) for value in values)
 
-    def exact(self, inputs):
-        double = Contractions(self.channels, self.orders).double().to(inputs[0].device)
-        double.load_state_dict({name: value.double() if value.is_floating_point() else value for name, value in self.state_dict().items()})
-        return double(*(value.double() if value.is_floating_point() else value for value in inputs))
-
 
 def lowered(module, inputs, precision, kernels, dynamic=None):
     """An exported program with the kernels' operators, weights divided once and for all: Inductor would not round between two casts."""
@@ -118,9 +114,7 @@ def called(program):
 
 
 def exact(module, inputs):
-    double = Perceptrons((module.widths, module.inner, module.outer, module.last)).double().to(inputs[0].device)
-    double.load_state_dict({name: value.double() for name, value in module.state_dict().items()})
-    return double(*(value.double() for value in inputs))
+    return copy.deepcopy(module).double()(*(value.double() if value.is_floating_point() else value for value in inputs))
 
 
 def assert_near(got, expected, tolerance, derivatives=()):
@@ -174,7 +168,7 @@ def test_references_over_edges(name):
     inputs = module.inputs([3, 0, 7, 40])
     program = lowered(module, inputs, "fp32", kernels)
     assert called(program) == {hopper._CONTRACT_GRADIENT, hopper._CONTRACT_MOMENT, hopper._CHANNEL_PRODUCT}
-    assert_near(program.module()(*inputs), module.exact(inputs), 1e-6)
+    assert_near(program.module()(*inputs), exact(module, inputs), 1e-6)
 
 
 def test_terms_as_statements():
@@ -258,15 +252,15 @@ def test_kernels_over_edges_compile():
 @pytest.mark.parametrize("precision", ["fp32", "tf32"])
 def test_products_are_kept_in_flight(precision):
     """ptxas says when it waits for every single product instead; and nothing much is spilled."""
-    kernels, shapes = hopper.Kernels(PRODUCTS[precision]), ("medium", "three")
-    for name in shapes:
-        module = Perceptrons(WIDTHS[name])
+    kernels = hopper.Kernels(PRODUCTS[precision])
+    for shape in WIDTHS.values():
+        module = Perceptrons(shape)
         lowered(module, module.inputs(50, precision), precision, kernels)
     said = []
     assert hopper.compile_cuda(kernels.source(), said.append).startswith(b"\x7fELF")
     assert "wgmma" not in said[0] and "setmaxnreg" not in said[0]
     spilled = [int(n) for n in re.findall(r"(\d+) bytes spill stores", said[0])]
-    assert len(spilled) == 6 * len(shapes) and max(spilled) <= 400
+    assert len(spilled) == 6 * len(WIDTHS) and max(spilled) <= 400
 
 
 def test_what_the_compiler_refuses_is_said():
@@ -311,5 +305,5 @@ def test_kernels_over_edges_in_an_artifact(tmp_path, name):
         for counts in ([0], [500], [1, 0, 500, 2], [85] * 100, [(7 * i) % 90 for i in range(1000)]):
             inputs = module.inputs(counts, "cuda")
             got = compiled(*inputs)
-            assert_near(got, module.exact(inputs), 2e-6)
+            assert_near(got, exact(module, inputs), 2e-6)
             assert all(torch.equal(a, b) for a, b in zip(got, compiled(*inputs))), "equal digits when repeated"

@@ -37,7 +37,7 @@ _MOST_COLUMNS = 4
 """Blocks that a second layer may have, and an input: their sums are held in registers."""
 _PIECE = 8
 """Halves that the swizzle moves together."""
-_LANES, _MOST_WARPS, _EDGES_AHEAD = 32, 8, 4
+_LANES, _MOST_WARPS, _STAGES = 32, 8, 4
 """Of the kernels in contraction.cuh."""
 _MOST_NUMBERS = 96
 """That a thread of those keeps: the vectors of a centre in every layer and their gradient; an atom's two tensors and the paths."""
@@ -340,7 +340,7 @@ class Kernels:
         """Instance of a kernel over the edges of a centre."""
         _, orders, channels = w.shape
         edge = (orders + layers) * channels + -(-(orders**2) // 4) * 4
-        numbers = _MOST_WARPS * max(_EDGES_AHEAD * edge, orders**2 * channels)
+        numbers = _MOST_WARPS * max(_STAGES * edge, orders**2 * channels)
         return self.instances.setdefault((kind, f"{channels}, {orders}, {layers}", 4 * numbers), len(self.instances))
 
     def contract_gradient(
