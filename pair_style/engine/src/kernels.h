@@ -109,7 +109,7 @@ struct CellArguments {
     Int64 num_atoms;
     double skin;
     Int64 *cell;                  // [atoms], number of the cell; the number of cells for atoms outside the model
-    const Int64 *atom_of_rank;    // [atoms], in the order of cells
+    const Int64 *atom_of_rank;    // [atoms], in the order of cells; null: there are no cells, every atom is looked at
     const Int64 *first_of_cell;   // [cells + 1], rank of a cell's first atom
     Int64 *list_offset;           // [centres + 1]: counts from the second entry on, then their sums
     int *list;                    // the candidates of each centre, once they have been counted
@@ -130,27 +130,37 @@ NEQUIP_MD_DEVICE void find_cell(const CellArguments &a, Int64 index)
     a.cell[atom] = a.atoms.type[atom] < 0 ? a.cells[0] * a.cells[1] * a.cells[2] : number;
 }
 
+// Those of the atoms ranked ``begin`` to ``end`` that are candidates of a centre are written behind the ``found`` before, or merely
+// counted if ``list`` is null.
+NEQUIP_MD_DEVICE void search_ranks(const CellArguments &a, int atom, Int64 begin, Int64 end, Int64 &found, int *list)
+{
+    for (Int64 rank = begin; rank < end; rank += LANES) {
+        const bool there = rank + lane() < end;
+        const int other = !there ? atom : a.atom_of_rank ? (int)a.atom_of_rank[rank + lane()] : (int)(rank + lane());
+        const bool near = there && other != atom && within_cutoff(a.atoms, atom, other, a.skin);
+        const unsigned all = ballot(near);
+        if (list && near) list[found + count_bits(all & ((1u << lane()) - 1))] = other;
+        found += count_bits(all);
+    }
+}
+
 // Cells are as wide as the longest reach, so a centre's neighbours are in its own cell and those around it.
 // list: where to write; nothing is written if it is null. Returns the number of candidates.
 NEQUIP_MD_DEVICE Int64 search_cells(const CellArguments &a, Int64 centre, int *list)
 {
     const int atom = a.atoms.centre_atom[centre];
     Int64 at[3], found = 0;
+    if (!a.atom_of_rank) {
+        search_ranks(a, atom, 0, a.num_atoms, found, list);
+        return found;
+    }
     for (int axis = 0; axis < 3; ++axis) at[axis] = cell_along(a, axis, atom);
     const Int64 left = at[0] > 0 ? at[0] - 1 : 0, right = at[0] + 1 < a.cells[0] ? at[0] + 1 : at[0];
     for (Int64 z = at[2] - 1; z <= at[2] + 1; ++z)
         for (Int64 y = at[1] - 1; y <= at[1] + 1; ++y) {
             if (z < 0 || z >= a.cells[2] || y < 0 || y >= a.cells[1]) continue;
             const Int64 row = (z * a.cells[1] + y) * a.cells[0];
-            const Int64 end = a.first_of_cell[row + right + 1];
-            for (Int64 rank = a.first_of_cell[row + left]; rank < end; rank += LANES) {
-                const bool there = rank + lane() < end;
-                const int other = there ? (int)a.atom_of_rank[rank + lane()] : atom;
-                const bool near = there && other != atom && within_cutoff(a.atoms, atom, other, a.skin);
-                const unsigned all = ballot(near);
-                if (list && near) list[found + count_bits(all & ((1u << lane()) - 1))] = other;
-                found += count_bits(all);
-            }
+            search_ranks(a, atom, a.first_of_cell[row + left], a.first_of_cell[row + right + 1], found, list);
         }
     return found;
 }
@@ -203,6 +213,7 @@ NEQUIP_MD_DEVICE void count_edges(const EdgeArguments &a, Int64 index)
         for (Int64 k = a.list_offset[index]; k < end; k += LANES) found += count_bits(ballot(is_edge(a, centre, k + lane(), end)));
     }
     if (lane() == 0) a.edge_offset[index + 1] = found;
+    if (lane() == 0 && index == 0) a.edge_offset[0] = 0;
 }
 
 NEQUIP_MD_DEVICE void write_edge(const EdgeArguments &a, Int64 edge, Int64 node, int centre, int neighbour)
@@ -304,7 +315,11 @@ template <typename Number>
 NEQUIP_MD_DEVICE void tally(const TallyArguments &a, Int64 index, bool skip_large)
 {
     const Int64 centre = a.first + index;
-    if (centre >= *a.num_centres) return;
+    double *const sums = a.sums + SUMS * centre;
+    if (centre >= *a.num_centres) {
+        for (int k = lane(); k < SUMS; k += LANES) sums[k] = 0;
+        return;
+    }
     const int atom = a.centre_atom[centre];
     Number *const forces = (Number *)a.forces, *const virials = (Number *)a.virials, *const centroids = (Number *)a.centroids;
     Number force[3] = {0, 0, 0}, share[6] = {0, 0, 0, 0, 0, 0};
@@ -343,7 +358,6 @@ NEQUIP_MD_DEVICE void tally(const TallyArguments &a, Int64 index, bool skip_larg
         const Number total = over_lanes(share[k]);
         if (lane() == 0) add_to(virials + 6 * (Int64)atom + k, total);
     }
-    double *const sums = a.sums + SUMS * centre;
     for (int k = 0; k < 6; ++k) {
         const double total = over_lanes(virial[k]);
         if (lane() == 0) sums[k] = total;

@@ -4,10 +4,11 @@
 #include <cmath>
 #include <cstring>
 #include <string>
+#include <tuple>
+#include <utility>
 
 #include <ATen/Parallel.h>
 #include <ATen/TensorOperators.h>
-#include <ATen/ops/aminmax.h>
 #include <ATen/ops/arange.h>
 #include <ATen/ops/cat.h>
 #include <ATen/ops/empty.h>
@@ -24,6 +25,7 @@ namespace {
 
 constexpr int64_t GRAIN = 256;      // centres per task
 constexpr double MOST_CELLS = 1e7;  // atoms far apart need few cells, not many empty ones
+constexpr int64_t FEW_CELLS = 3;    // along every axis: a cell and those around it are nearly all there is
 
 std::string number(int64_t value) { return std::to_string(value); }
 
@@ -86,8 +88,7 @@ void NeighbourTable::update(const nequip_md_system &system)
     if (system.neighbours || num_centres() == 0)
         copy_lists(system);
     else
-        search(system.skin);
-    ++num_updates_;
+        search(system);
     valid_ = true;
 }
 
@@ -120,7 +121,8 @@ void NeighbourTable::number_nodes(const nequip_md_system &system)
 {
     listed_ = system.num_centres;
     caller_types_.assign(system.types, system.types + system.num_all);
-    model_types_.resize(system.num_all);
+    Numbering numbers;
+    numbers.types.resize(system.num_all);
     for (int atom = 0; atom < system.num_all; ++atom) {
         const int type = caller_types_[atom];
         if (type < 0 || type >= system.num_caller_types)
@@ -131,44 +133,55 @@ void NeighbourTable::number_nodes(const nequip_md_system &system)
                         "evaluate: type_map holds " + number(mapped) + ", the model has types 0 to " +
                             number(metadata_.num_types() - 1),
                         atom);
-        model_types_[atom] = mapped;
+        numbers.types[atom] = mapped;
     }
 
     std::vector<int64_t> node_of_atom(system.num_all, -1);
-    centres_.clear();
     for (int k = 0; k < system.num_centres; ++k) {
         const int atom = system.centres[k];
         if (atom < 0 || atom >= system.num_all || node_of_atom[atom] >= 0)
             throw Error(NEQUIP_MD_BAD_INPUT, "evaluate: centres[" + number(k) + "] = " + number(atom) +
                                                  " lies outside the atoms or is there twice");
-        if (model_types_[atom] < 0) continue;
-        node_of_atom[atom] = num_centres();
-        centres_.push_back(atom);
+        if (numbers.types[atom] < 0) continue;
+        node_of_atom[atom] = static_cast<int64_t>(numbers.centres.size());
+        numbers.centres.push_back(atom);
     }
-
-    const auto fill = [&](at::Tensor &tensor, const at::Tensor &values, at::ScalarType type) {
-        reserve(tensor, values.size(0), compute_.integers().dtype(type));
-        tensor.narrow(0, 0, values.size(0)).copy_(values);
-    };
-    fill(type_, on_host(model_types_, at::kInt), at::kLong);
-    fill(centre_atom_, on_host(centres_, at::kInt), at::kInt);
-    num_centres_.fill_(num_centres());
     if (metadata_.message_passing_layers > 0) {
         const std::vector<int64_t> node_of_centre = node_of_atom;
         for (int atom = 0; atom < system.num_all; ++atom) {
-            if (node_of_atom[atom] >= 0 || model_types_[atom] < 0) continue;
+            if (node_of_atom[atom] >= 0 || numbers.types[atom] < 0) continue;
             const int owner = system.owner[atom];
             if (owner < 0 || owner >= system.num_all || node_of_centre[owner] < 0)
                 throw Error(NEQUIP_MD_BAD_INPUT,
                             "evaluate: owner of an atom is " + number(owner) + ", which is no centre", atom);
             node_of_atom[atom] = node_of_centre[owner];
         }
-        fill(node_of_atom_, on_host(node_of_atom, at::kLong), at::kLong);
+        numbers.node_of_atom = std::move(node_of_atom);
     }
+    if (uploaded_ && numbers == numbers_) return;
+    upload(std::move(numbers));
+}
+
+void NeighbourTable::upload(Numbering numbers)
+{
+    uploaded_ = false;  // should it fail here
+    const auto num_atoms = static_cast<int64_t>(numbers.types.size());
+    const auto fill = [&](at::Tensor &tensor, const at::Tensor &values, at::ScalarType type) {
+        reserve(tensor, values.size(0), compute_.integers().dtype(type));
+        tensor.narrow(0, 0, values.size(0)).copy_(values);
+    };
+    fill(type_, on_host(numbers.types, at::kInt), at::kLong);
+    fill(centre_atom_, on_host(numbers.centres, at::kInt), at::kInt);
+    num_centres_.fill_(static_cast<int64_t>(numbers.centres.size()));
+    if (metadata_.message_passing_layers > 0) fill(node_of_atom_, on_host(numbers.node_of_atom, at::kLong), at::kLong);
     reserve(list_offset_, centre_capacity() + 1, compute_.integers());
-    if (!compute_.gpu()) return;
-    reserve(positions_, system.num_all, compute_.doubles(), {3});
-    reserve(staged_, system.num_all, at::TensorOptions().dtype(at::kDouble).pinned_memory(true), {3});
+    if (compute_.gpu()) {
+        reserve(positions_, num_atoms, compute_.doubles(), {3});
+        reserve(staged_, num_atoms, at::TensorOptions().dtype(at::kDouble).pinned_memory(true), {3});
+    }
+    numbers_ = std::move(numbers);
+    ++num_numberings_;
+    uploaded_ = true;
 }
 
 void NeighbourTable::reserve_list(int64_t candidates)
@@ -191,9 +204,9 @@ void NeighbourTable::copy_lists(const nequip_md_system &system)
     std::vector<int64_t> offset(num_centres() + 1, 0);
     at::parallel_for(0, num_centres(), GRAIN, [&](int64_t begin, int64_t end) {
         for (int64_t node = begin; node < end; ++node) {
-            const int centre = centres_[node];
+            const int centre = centres()[node];
             for (int k = 0; k < system.num_neighbours[centre]; ++k)
-                if (model_types_[neighbour(centre, k)] >= 0) ++offset[node + 1];
+                if (numbers_.types[neighbour(centre, k)] >= 0) ++offset[node + 1];
         }
     });
     for (int64_t node = 0; node < num_centres(); ++node) offset[node + 1] += offset[node];
@@ -204,11 +217,11 @@ void NeighbourTable::copy_lists(const nequip_md_system &system)
     int *const list = ints(host);
     at::parallel_for(0, num_centres(), GRAIN, [&](int64_t begin, int64_t end) {
         for (int64_t node = begin; node < end; ++node) {
-            const int centre = centres_[node];
+            const int centre = centres()[node];
             int64_t slot = offset[node];
             for (int k = 0; k < system.num_neighbours[centre]; ++k) {
                 const int atom = neighbour(centre, k);
-                if (model_types_[atom] >= 0) list[slot++] = atom;
+                if (numbers_.types[atom] >= 0) list[slot++] = atom;
             }
         }
     });
@@ -216,43 +229,49 @@ void NeighbourTable::copy_lists(const nequip_md_system &system)
     list_offset_.narrow(0, 0, num_centres() + 1).copy_(on_host(offset, at::kLong));
 }
 
-// All other atoms within cutoff + skin, from cells of that width.
-void NeighbourTable::search(double skin)
+// All other atoms within cutoff + skin, from cells of that width, or from all atoms if there are few cells.
+void NeighbourTable::search(const nequip_md_system &system)
 {
     const int64_t count = num_atoms();
-    const at::Tensor used = positions_.narrow(0, 0, count);
-    const auto [lowest, highest] = at::aminmax(used, 0);
-    const at::Tensor low = lowest.cpu(), high = highest.cpu();
-
     CellArguments a{};
     a.atoms = atoms();
     a.num_atoms = count;
-    a.skin = skin;
+    a.skin = system.skin;
+    a.list_offset = longs(list_offset_);
     double cells = 1;
-    double width = metadata_.cutoff + skin;
+    double width = metadata_.cutoff + system.skin;
     double extent[3];
     for (int axis = 0; axis < 3; ++axis) {
-        a.origin[axis] = low.data_ptr<double>()[axis];
-        extent[axis] = high.data_ptr<double>()[axis] - a.origin[axis];
+        double low = system.positions[axis], high = low;
+        for (int64_t atom = 1; atom < count; ++atom) {
+            low = std::min(low, system.positions[3 * atom + axis]);
+            high = std::max(high, system.positions[3 * atom + axis]);
+        }
+        a.origin[axis] = low;
+        extent[axis] = high - low;
         cells *= std::max(1.0, extent[axis] / width);
     }
     if (cells > MOST_CELLS) width *= std::cbrt(cells / MOST_CELLS);
+    bool few = true;
     for (int axis = 0; axis < 3; ++axis) {
         a.width[axis] = width;
         a.cells[axis] = std::max<int64_t>(1, static_cast<int64_t>(std::min(extent[axis] / width, MOST_CELLS)));
         if (a.cells[axis] == 1) a.width[axis] = std::max(width, extent[axis] + 1);
+        few = few && a.cells[axis] <= FEW_CELLS;
     }
-    const int64_t num_cells = a.cells[0] * a.cells[1] * a.cells[2];
 
-    const at::Tensor cell = at::empty({count}, compute_.integers());
-    a.cell = longs(cell);
-    NEQUIP_MD_RUN(compute_, find_cell, a, (count + compute_.lanes() - 1) / compute_.lanes());
-    // a stable sort: the order of the atoms in a cell, and with it that of every sum, is always the same
-    const auto [sorted, order] = at::sort(cell, /*stable=*/true, /*dim=*/0, /*descending=*/false);
-    const at::Tensor first = at::searchsorted(sorted, at::arange(num_cells + 1, compute_.integers()));
-    a.atom_of_rank = longs(order);
-    a.first_of_cell = longs(first);
-    a.list_offset = longs(list_offset_);
+    at::Tensor cell, sorted, order, first;  // until the kernels are under way
+    if (!few) {
+        const int64_t num_cells = a.cells[0] * a.cells[1] * a.cells[2];
+        cell = at::empty({count}, compute_.integers());
+        a.cell = longs(cell);
+        NEQUIP_MD_RUN(compute_, find_cell, a, (count + compute_.lanes() - 1) / compute_.lanes());
+        // a stable sort: the order of the atoms in a cell, and with it that of every sum, is always the same
+        std::tie(sorted, order) = at::sort(cell, /*stable=*/true, /*dim=*/0, /*descending=*/false);
+        first = at::searchsorted(sorted, at::arange(num_cells + 1, compute_.integers()));
+        a.atom_of_rank = longs(order);
+        a.first_of_cell = longs(first);
+    }
     NEQUIP_MD_RUN(compute_, count_candidates, a, num_centres());
     list_offset_.narrow(0, 1, num_centres()).cumsum_(0);
     reserve_list(list_offset_[num_centres()].item<int64_t>());

@@ -27,10 +27,10 @@ class NeighbourTable {
     void update(const nequip_md_system &system);
 
     int64_t num_atoms() const { return static_cast<int64_t>(caller_types_.size()); }
-    int64_t num_centres() const { return static_cast<int64_t>(centres_.size()); }
-    const std::vector<int> &centres() const { return centres_; }  // atoms; those of unmapped types left out
+    int64_t num_centres() const { return static_cast<int64_t>(numbers_.centres.size()); }
+    const std::vector<int> &centres() const { return numbers_.centres; }  // atoms; those of unmapped types left out
     int64_t num_candidates() const { return num_candidates_; }
-    int64_t num_updates() const { return num_updates_; }  // how often the table was made
+    int64_t num_numberings() const { return num_numberings_; }  // how often nodes or their types have changed
 
     // Arrays have room for more than there is, so that they can stay where they are: this counts how often one moved.
     int64_t num_moves() const { return num_moves_; }
@@ -44,22 +44,30 @@ class NeighbourTable {
     at::Tensor node_types(int64_t first, int64_t count, int64_t num_nodes, int64_t num_atoms) const;
 
  private:
+    // What stays the same as long as the atoms are the same ones. Lists are often rebuilt for these.
+    struct Numbering {
+        std::vector<int> types;             // [atoms], of the model; -1: not in the model
+        std::vector<int> centres;           // [centres], atoms
+        std::vector<int64_t> node_of_atom;  // [atoms], of models with message passing
+        bool operator==(const Numbering &) const = default;
+    };
+
     bool same_atoms(const nequip_md_system &system) const;
     void upload_positions(const nequip_md_system &system);
     void number_nodes(const nequip_md_system &system);
+    void upload(Numbering numbers);
     void copy_lists(const nequip_md_system &system);
-    void search(double skin);
+    void search(const nequip_md_system &system);
     void reserve_list(int64_t candidates);
     void reserve(at::Tensor &tensor, int64_t size, const at::TensorOptions &options, at::IntArrayRef rest = {});
 
     const Compute &compute_;
     const Metadata &metadata_;
-    bool valid_ = false;
+    bool valid_ = false, uploaded_ = false;  // the table; its numbering
     int listed_ = 0;                 // num_centres of the caller
     std::vector<int> caller_types_;  // [atoms]
-    std::vector<int> model_types_;   // [atoms], -1: not in the model
-    std::vector<int> centres_;
-    int64_t num_candidates_ = 0, num_updates_ = 0, num_moves_ = 0;
+    Numbering numbers_;
+    int64_t num_candidates_ = 0, num_numberings_ = 0, num_moves_ = 0;
 
     at::Tensor staged_;       // [atoms, 3], pinned host memory, GPU only
     at::Tensor positions_;    // [atoms, 3] float64

@@ -25,9 +25,9 @@ void Pieces::run_piece(const NeighbourTable &table, Network &network, Tally &tal
 {
     const bool whole = count == table.num_centres();
     const int64_t num_nodes = count + MIN_PHANTOMS;
-    if (!whole || types_of_ != table.num_updates()) {
+    if (!whole || types_of_ != table.num_numberings()) {
         node_types_ = table.node_types(first, count, num_nodes, table.num_atoms());
-        types_of_ = whole ? table.num_updates() : -1;
+        types_of_ = whole ? table.num_numberings() : -1;
     }
     const Graph graph = build_graph(compute_, table, edge_offset, first, count, num_nodes, num_edges, node_types_);
     tally.add(table, edge_offset, graph, network.run(graph));

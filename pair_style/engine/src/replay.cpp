@@ -28,7 +28,7 @@ void Replay::record(const NeighbourTable &table, Network &network, const Tally::
     if (!fits(table) || num_edges > num_edges_) {
         forget();
         moves_ = table.num_moves();
-        updates_ = table.num_updates();
+        numbering_ = table.num_numberings();
         num_nodes_ = table.centre_capacity();
         num_edges_ = num_edges + num_edges / 32 + 32;  // a liquid's number varies by a percent
         node_types_ = table.node_types(0, table.num_centres(), num_nodes_, table.atom_capacity());
@@ -54,9 +54,9 @@ void Replay::record(const NeighbourTable &table, Network &network, const Tally::
 const Tally *Replay::run(const NeighbourTable &table, const Tally::Wanted &wanted, bool atom_energies)
 {
     if (!of(wanted) || !fits(table)) return nullptr;
-    if (updates_ != table.num_updates()) {
+    if (numbering_ != table.num_numberings()) {
         node_types_.copy_(table.node_types(0, table.num_centres(), num_nodes_, table.atom_capacity()));
-        updates_ = table.num_updates();
+        numbering_ = table.num_numberings();
     }
     Recorded &recorded = *of(wanted);
     recorded.recording->replay();

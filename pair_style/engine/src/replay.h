@@ -41,7 +41,7 @@ class Replay {
 
     const Compute &compute_;
     bool possible_ = true;
-    int64_t moves_ = -1, updates_ = -1;          // of the table
+    int64_t moves_ = -1, numbering_ = -1;        // of the table
     int64_t num_nodes_ = 0, num_edges_ = 0;      // of every recording
     at::Tensor node_types_;                      // read by every recording
     std::unique_ptr<Recorded> recorded_[4];      // by what is wanted

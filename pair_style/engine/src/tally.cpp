@@ -30,7 +30,7 @@ Tally::Tally(const Compute &compute, int64_t num_centres, int64_t num_atoms, con
 
 void Tally::clear()
 {
-    for (at::Tensor *tensor : {&forces_, &virials_, &centroids_, &sums_})
+    for (at::Tensor *tensor : {&forces_, &virials_, &centroids_})
         if (tensor->defined()) tensor->zero_();
 }
 

@@ -25,7 +25,7 @@ class Tally {
 
     Tally(const Compute &compute, int64_t num_centres, int64_t num_atoms, const Wanted &wanted, bool wide);
 
-    void clear();
+    void clear();  // sums of centres are written anew
     void add(const NeighbourTable &table, const at::Tensor &edge_offset, const Graph &graph, const Evaluation &evaluation);
     void finish();  // after the last add()
 
