@@ -1,4 +1,4 @@
-"""Errors of node energies and edge gradients, relative to the same weights in float64.
+"""Errors of node energies, edge gradients and forces, relative to the same weights in float64.
 
     python benchmarks/accuracy.py --device cuda --output benchmarks/results/accuracy.json
     python benchmarks/accuracy.py --device cuda --checkpoint medium.nqmd --artifacts fp32.pt2 tf32.pt2
@@ -38,12 +38,21 @@ Pair = tuple[Tensor, Tensor]
 """Node energies and edge gradients."""
 
 
-def relative_errors(name: str, value: Pair, exact: Pair, scale: Pair, report: Callable[[str], None] = print) -> dict[str, float]:
+def with_forces(pair: Pair, graph: Graph) -> tuple[Tensor, Tensor, Tensor]:
+    """F of an atom: the gradients of its edges, less those of edges to it."""
+    energies, gradient = pair
+    forces = gradient.new_zeros((graph.num_nodes, 3), dtype=torch.float64)
+    for sign, nodes in zip((1, -1), graph.edge_index):
+        forces.index_add_(0, nodes, sign * gradient.double())
+    return energies, gradient, forces
+
+
+def relative_errors(name: str, value: Pair, exact: Pair, scale: Pair, graph: Graph, report: Callable[[str], None] = print) -> dict[str, float]:
     """Norms of value - exact over those of ``scale``."""
     norm = torch.linalg.vector_norm
-    result = {part: float(norm(a.double() - b) / norm(c))
-              for part, a, b, c in zip(("energies", "edge_gradients"), value, exact, scale)}
-    report(f"  {name:30} energies {result['energies']:.1e}   edge gradients {result['edge_gradients']:.1e}")
+    result = {part: float(norm(a.double() - b) / norm(c)) for part, a, b, c
+              in zip(("energies", "edge_gradients", "forces"), *[with_forces(pair, graph) for pair in (value, exact, scale)])}
+    report(f"  {name:35} " + "   ".join(f"{part.replace('_', ' ')} {error:.2e}" for part, error in result.items()))
     return result
 
 
@@ -55,7 +64,7 @@ def compile_artifact(checkpoint: Path, path: Path, precision: str, device: str) 
 def errors(
     config: PotentialConfig, graph: Graph, device: str, report: Callable[[str], None] = print
 ) -> dict[str, dict[str, float]]:
-    """Errors of ``energies`` and ``edge_gradients`` by the form that was evaluated, for random weights."""
+    """Errors of ``energies``, ``edge_gradients`` and ``forces`` by the form that was evaluated, for random weights."""
     torch.backends.cuda.matmul.allow_tf32 = False
     graph = graph.to(device)
     result = {}
@@ -65,7 +74,7 @@ def errors(
         exact = energy_and_gradient(with_dtype(model, "float64").to(device), *graph.tensors)
 
         def compare(name: str, value: tuple[Tensor, Tensor]) -> None:
-            result[name] = relative_errors(name, value, exact, exact, report)
+            result[name] = relative_errors(name, value, exact, exact, graph, report)
 
         compare("eager PyTorch, fp32, TF32 off", energy_and_gradient(model, *graph.tensors))
         precisions = ("fp32", "tf32") if device == "cuda" else ("fp32",)
@@ -91,7 +100,7 @@ def errors_of(checkpoint: Path, artifacts: list[Path], size: int, device: str) -
     network = energy_and_gradient(without.to(device), *graph.tensors)
     forms = {"eager PyTorch, fp32, TF32 off": lambda: energy_and_gradient(model.to(device), *graph.tensors)}
     forms |= {f"artifact {path.name}": lambda path=path: load_artifact(path)(graph) for path in artifacts}
-    return {name: relative_errors(name, form(), exact, network) for name, form in forms.items()}
+    return {name: relative_errors(name, form(), exact, network, graph) for name, form in forms.items()}
 
 
 def main() -> None:

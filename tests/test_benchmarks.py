@@ -117,7 +117,7 @@ def test_errors_against_float64():
     result = accuracy.errors(config, graph, "cpu", report=lambda line: None)
     assert set(result) == {"eager PyTorch, fp32, TF32 off", "artifact fp32"}
     for row in result.values():
-        assert 0 < row["energies"] < 1e-5 and 0 < row["edge_gradients"] < 1e-5
+        assert 0 < row["energies"] < 1e-5 and 0 < row["edge_gradients"] < 1e-5 and 0 < row["forces"] < 1e-5
 
 
 def test_times_by_operator(small_models):

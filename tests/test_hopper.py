@@ -44,11 +44,12 @@ def weights(widths, inner, outer, last):
 class Perceptrons(nn.Module):
     """Every operator that has such a kernel, on one set of rows."""
 
-    DERIVATIVES = (7, 8, 11, 12)
-
     def __init__(self, shape):
         super().__init__()
         self.widths, self.inner, self.outer, self.last = shape
+        # results: two energies with their gradients; h, d1, d2; h, y, d1, d2
+        parts, first = len(self.widths), 2 * (1 + len(self.widths))
+        self.derivatives = {*range(1, 1 + parts), *range(2 + parts, first), first + 1, first + 2, first + 5, first + 6}
         for name, value in weights(*shape).items():
             self.register_buffer(name, value)
 
@@ -118,13 +119,13 @@ def exact(module, inputs):
 
 
 def assert_near(got, expected, tolerance, derivatives=()):
-    """``derivatives``: results that are silu', at most 1 also where its argument, and so that one's error, is a hundred times larger."""
+    """``derivatives``: silu' or made of it alone, of the size of 1 also where its argument, and so that one's error, is a hundred times larger."""
     for k, (a, b) in enumerate(zip(got, expected, strict=True)):
         assert a.shape == b.shape, k
         if b.numel():
             # row by row: a scale for all rows would lose the small ones
             difference = a.double() - b
-            assert float(difference.norm() / b.norm()) < tolerance * (10 if k in derivatives else 1), k
+            assert float(difference.norm()) <= tolerance * (10 if k in derivatives else 1) * float(b.norm()), k
             if b.dim() == 2:  # in the sum over all, small rows do not count
                 assert float((difference.norm(dim=1) / b.norm(dim=1).clamp(1e-300)).median()) < tolerance, k
 
@@ -250,17 +251,16 @@ def test_kernels_over_edges_compile():
 
 
 @pytest.mark.parametrize("precision", ["fp32", "tf32"])
-def test_products_are_kept_in_flight(precision):
+@pytest.mark.parametrize("name", WIDTHS)
+def test_products_are_kept_in_flight(name, precision):
     """ptxas says when it waits for every single product instead; and nothing much is spilled."""
-    kernels = hopper.Kernels(PRODUCTS[precision])
-    for shape in WIDTHS.values():
-        module = Perceptrons(shape)
-        lowered(module, module.inputs(50, precision), precision, kernels)
+    kernels, module = hopper.Kernels(PRODUCTS[precision]), Perceptrons(WIDTHS[name])
+    lowered(module, module.inputs(50, precision), precision, kernels)
     said = []
     assert hopper.compile_cuda(kernels.source(), said.append).startswith(b"\x7fELF")
     assert "wgmma" not in said[0] and "setmaxnreg" not in said[0]
     spilled = [int(n) for n in re.findall(r"(\d+) bytes spill stores", said[0])]
-    assert len(spilled) == 6 * len(WIDTHS) and max(spilled) <= 400
+    assert len(spilled) == 6 and max(spilled) <= 400
 
 
 def test_what_the_compiler_refuses_is_said():
@@ -284,7 +284,7 @@ def test_kernels_in_an_artifact(tmp_path, name, precision):
         for rows in COUNTS:
             inputs = module.inputs(rows, precision, "cuda")
             got = compiled(*inputs)
-            assert_near(got, exact(module, inputs), TOLERANCE[precision], module.DERIVATIVES)
+            assert_near(got, exact(module, inputs), TOLERANCE[precision], module.derivatives)
             again = compiled(*inputs)
             assert all(torch.equal(a, b) for a, b in zip(got, again)), "equal digits when repeated"
 

@@ -399,8 +399,7 @@ class Kernels:
             with as_file(files("nequip_md.ops") / "csrc") as sources:
                 build(folder, _LIBRARY, sources / "hopper_launch.cpp",
                       [f'-DKERNELS="{folder / "kernels.cubin"}"', f'-DINSTANCES="{folder / "instances.inc"}"'])
-            # the driver's library once more, after this one: a linker forgets libraries that nothing before them needed
-            yield {"aot_inductor.custom_ops_to_c_shims": shims, "aot_inductor.custom_op_libs": [_LIBRARY, "cuda"]}
+            yield {"aot_inductor.custom_ops_to_c_shims": shims, "aot_inductor.custom_op_libs": [_LIBRARY]}
 
 
 _LIBRARY = "nequip_md_hopper"

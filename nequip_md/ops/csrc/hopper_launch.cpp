@@ -11,17 +11,9 @@
 #include <mutex>
 #include <utility>
 
-#include "tensors.h"
+#include <dlfcn.h>
 
-// From the documentation of CUDA's driver interface, whose header not every installation of PyTorch brings along.
-extern "C" {
-int cuModuleLoadData(void** module, const void* image);
-int cuModuleGetFunction(void** function, void* module, const char* name);
-int cuFuncSetAttribute(void* function, int attribute, int value);
-int cuDeviceGetAttribute(int* value, int attribute, int device);
-int cuLaunchKernel(void* function, unsigned grid_x, unsigned grid_y, unsigned grid_z, unsigned block_x, unsigned block_y,
-                   unsigned block_z, unsigned shared_bytes, void* stream, void** arguments, void** extra);
-}
+#include "tensors.h"
 
 __asm__(
     ".section .rodata\n"
@@ -54,6 +46,37 @@ void check_driver(int code, const char* what) {
   if (code != 0) throw Failure{what, code};
 }
 
+// From the documentation of CUDA's driver interface, whose header not every installation of PyTorch brings along. Found by name: the
+// linker forgets a library that stands before what needs it, and Inductor puts this one first.
+struct Driver {
+  int (*load)(void** module, const void* image);
+  int (*get)(void** function, void* module, const char* name);
+  int (*set)(void* function, int attribute, int value);
+  int (*attribute)(int* value, int attribute, int device);
+  int (*launch)(void* function, unsigned grid_x, unsigned grid_y, unsigned grid_z, unsigned block_x, unsigned block_y, unsigned block_z,
+                unsigned shared_bytes, void* stream, void** arguments, void** extra);
+
+  Driver() {
+    find("cuModuleLoadData", load);
+    find("cuModuleGetFunction", get);
+    find("cuFuncSetAttribute", set);
+    find("cuDeviceGetAttribute", attribute);
+    find("cuLaunchKernel", launch);
+  }
+ private:
+  template <class Function>
+  void find(const char* name, Function& function) {
+    static void* const library = dlopen("libcuda.so.1", RTLD_NOW);
+    function = library ? reinterpret_cast<Function>(dlsym(library, name)) : nullptr;
+    check_driver(function ? 0 : 1, "a function of CUDA's driver, libcuda.so.1, is not there");
+  }
+};
+
+const Driver& driver() {
+  static const Driver found;
+  return found;
+}
+
 // The GPU that a tensor is on: where results are allocated and kernels launched.
 class Device {
  public:
@@ -68,15 +91,15 @@ class Device {
 
   std::int64_t multiprocessors() const {
     int count = 0;
-    check_driver(cuDeviceGetAttribute(&count, MULTIPROCESSORS, index_), "the number of multiprocessors is not known");
+    check_driver(driver().attribute(&count, MULTIPROCESSORS, index_), "the number of multiprocessors is not known");
     return count;
   }
 
   void launch(std::int64_t instance, std::int64_t blocks, int threads, unsigned shared_bytes, void** arguments) const {
     void* stream = nullptr;
     check(aoti_torch_get_current_cuda_stream(index_, &stream));
-    check_driver(cuLaunchKernel(function(instance), static_cast<unsigned>(blocks), 1, 1, threads, 1, 1, shared_bytes, stream, arguments,
-                                nullptr),
+    check_driver(driver().launch(function(instance), static_cast<unsigned>(blocks), 1, 1, threads, 1, 1, shared_bytes, stream, arguments,
+                                 nullptr),
                  "a kernel cannot be launched");
   }
 
@@ -89,10 +112,10 @@ class Device {
     void*& function = functions[{instance, index_}];
     if (!function) {
       void*& module = modules[index_];
-      if (!module) check_driver(cuModuleLoadData(&module, nequip_md_hopper_kernels), "the kernels cannot be loaded on this GPU");
+      if (!module) check_driver(driver().load(&module, nequip_md_hopper_kernels), "the kernels cannot be loaded on this GPU");
       void* found = nullptr;
-      check_driver(cuModuleGetFunction(&found, module, instances[instance].name), "a kernel is missing");
-      check_driver(cuFuncSetAttribute(found, MAX_DYNAMIC_SHARED, static_cast<int>(instances[instance].shared_bytes)),
+      check_driver(driver().get(&found, module, instances[instance].name), "a kernel is missing");
+      check_driver(driver().set(found, MAX_DYNAMIC_SHARED, static_cast<int>(instances[instance].shared_bytes)),
                    "there is too little shared memory");
       function = found;
     }

@@ -121,6 +121,14 @@ __device__ __forceinline__ void clear(float (&values)[N]) {
 
 // ---- numbers -----------------------------------------------------------------------------------------------------------------
 
+// The tensor cores round towards zero whenever they add to a sum. On average over numbers of either sign that takes a third of 2^-24 of
+// it each time, from every row of every layer alike. What a result is scaled by makes up for it.
+__device__ constexpr int additions(int width) { return (width + 15) / 16; }
+template <int PRODUCTS>
+__device__ constexpr float restored(int additions) {
+  return 1.0f + static_cast<float>(additions * PRODUCTS / 3.0 / (1 << 24));
+}
+
 __device__ __forceinline__ float power_of_two(float bound) {
   const int exponent = (__float_as_int(bound) >> 23) & 255;
   return __int_as_float(min(max(268 - exponent, 1), 127 + 64) << 23);
@@ -180,6 +188,7 @@ __device__ constexpr int blocks(int width) { return (width + SIDE - 1) / SIDE; }
 template <int K0, int K1 = 0, int K2 = 0, int K3 = 0>
 struct Parts {
   static constexpr int PANELS = blocks(K0) + blocks(K1) + blocks(K2) + blocks(K3);
+  static constexpr int ADDITIONS = additions(K0) + additions(K1) + additions(K2) + additions(K3);
   __device__ static constexpr int width(int part) { return part == 0 ? K0 : part == 1 ? K1 : part == 2 ? K2 : K3; }
   __device__ static constexpr int first(int part) {
     return (part > 0 ? blocks(K0) : 0) + (part > 1 ? blocks(K1) : 0) + (part > 2 ? blocks(K2) : 0);
@@ -416,6 +425,9 @@ struct Shape {
   using Last = Parts<LAST_>;
   static constexpr int INNER = INNER_, OUTER = OUTER_, LAST = LAST_, PRODUCTS = PRODUCTS_, STAGES = STAGES_;
   static constexpr int CHUNKS = blocks(INNER), COLUMNS = blocks(OUTER);
+  // of the results of products with as many rows as the input has columns, or one of the layers, or what reads the second
+  static constexpr float OF_INPUT = restored<PRODUCTS>(P::ADDITIONS), OF_INNER = restored<PRODUCTS>(additions(INNER)),
+                         OF_OUTER = restored<PRODUCTS>(additions(OUTER)), OF_LAST = restored<PRODUCTS>(additions(LAST));
   static constexpr int TILE_BYTES = PANELS * Ring<PRODUCTS, STAGES>::BYTES;
   static constexpr int RING_BYTES = STAGES * Ring<PRODUCTS, STAGES>::BYTES;
   static constexpr int SHARED_BYTES = WARPGROUPS * TILE_BYTES + RING_BYTES + WARPGROUPS * SIDE * 8 + 16 * STAGES;
@@ -494,8 +506,8 @@ __device__ __forceinline__ void input_gradients(
     norm[half] = sqrtf(quad_sum(norm[half]));
     scale2[half] = power_of_two(norm[half]);
     const float scale1 = power_of_two(norm[half] * w2_info[2] * 1.1f);
-    unscale2[half] = inverse_power_of_two(scale2[half]) * w2_info[0] * scale1;
-    unscale1[half] = inverse_power_of_two(scale1) * w1_info[0];
+    unscale2[half] = inverse_power_of_two(scale2[half]) * (w2_info[0] * S::OF_OUTER) * scale1;
+    unscale1[half] = inverse_power_of_two(scale1) * (w1_info[0] * S::OF_INNER);
   }
   // what the tile held before is not needed any more, by any thread
   warpgroup_barrier(warpgroup);
@@ -550,9 +562,9 @@ __device__ __forceinline__ void second_sum(float (&total)[S::COLUMNS][VALUES], R
   float unscale1[2], scale2[2], unscale2[2];
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
-    unscale1[half] = inverse_power_of_two(power_of_two(rows.norm[half])) * w1_info[0];
+    unscale1[half] = inverse_power_of_two(power_of_two(rows.norm[half])) * (w1_info[0] * S::OF_INPUT);
     scale2[half] = power_of_two(rows.norm[half] * w1_info[1]);
-    unscale2[half] = inverse_power_of_two(scale2[half]) * w2_info[0];
+    unscale2[half] = inverse_power_of_two(scale2[half]) * (w2_info[0] * S::OF_INNER);
   }
   const u32 tile = shared_address(program.tile);
 #pragma unroll
@@ -696,7 +708,7 @@ __device__ __forceinline__ void hidden(const Pointers& x, const char* stream, co
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       scale[half] = power_of_two(sqrtf(quad_sum(norm[half])));
-      unscale[half] = inverse_power_of_two(scale[half]) * w3_info[0];
+      unscale[half] = inverse_power_of_two(scale[half]) * (w3_info[0] * S::OF_OUTER);
     }
     u32 hi[S::COLUMNS][VALUES / 2], lo[S::COLUMNS][VALUES / 2];
 #pragma unroll
@@ -745,7 +757,7 @@ __device__ __forceinline__ void hidden_backward(const float* g, float* dy, const
         for (int n = 0; n < S::COLUMNS; ++n) ring.add(total[n], panels + q * PANEL_BYTES, Last::PANELS * PANEL_BYTES);
       ring.finish();
 #pragma unroll
-      for (int half = 0; half < 2; ++half) unscale[half] = inverse_power_of_two(power_of_two(rows.norm[half])) * w3_info[0];
+      for (int half = 0; half < 2; ++half) unscale[half] = inverse_power_of_two(power_of_two(rows.norm[half])) * (w3_info[0] * S::OF_LAST);
     }
 #pragma unroll
     for (int n = 0; n < S::COLUMNS; ++n) {
