@@ -1,9 +1,9 @@
 """Errors of node energies, edge gradients and forces, relative to the same weights in float64.
 
-    python benchmarks/accuracy.py --device cuda --output benchmarks/results/accuracy.json
+    python benchmarks/accuracy.py --device cuda --preset small medium large --output benchmarks/results/accuracy.json
     python benchmarks/accuracy.py --device cuda --checkpoint medium.nqmd --artifacts fp32.pt2 tf32.pt2
 
-The reference is the model in eager PyTorch in float64, on water, with random weights, with and without ZBL repulsion (which is
+The reference is the model in eager PyTorch in float64 on the CPU, on water, with random weights, with and without ZBL repulsion (which is
 computed in float64 in every form and, being large, hides errors of the network). An error is the norm of the difference over
 the norm of the reference. Compared are eager PyTorch in fp32 with TF32 off and the artifacts of each precision.
 """
@@ -13,9 +13,10 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing
+import os
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from datetime import date
 from pathlib import Path
@@ -25,6 +26,7 @@ from torch import Tensor
 
 from nequip_md.bench.compilation import preset_config, random_checkpoint
 from nequip_md.bench.measure import machine
+from nequip_md.bench.report import check_files
 from nequip_md.bench.structures import water_box
 from nequip_md.checkpoint import load
 from nequip_md.cli import run
@@ -33,7 +35,9 @@ from nequip_md.export.cli import export
 from nequip_md.graph import Graph, build_graph
 from nequip_md.model import PRESETS, PotentialConfig, build_model, energy_and_gradient, with_dtype
 
-
+PRECISIONS = ("fp32", "tf32", "fp64")
+JOBS = max(1, (os.cpu_count() or 1) // 2)
+"""Artifacts that are compiled at a time."""
 Pair = tuple[Tensor, Tensor]
 """Node energies and edge gradients."""
 
@@ -62,28 +66,34 @@ def compile_artifact(checkpoint: Path, path: Path, precision: str, device: str) 
 
 
 def errors(
-    config: PotentialConfig, graph: Graph, device: str, report: Callable[[str], None] = print
-) -> dict[str, dict[str, float]]:
-    """Errors of ``energies``, ``edge_gradients`` and ``forces`` by the form that was evaluated, for random weights."""
+    configs: dict[str, PotentialConfig], graph: Graph, device: str, precisions: Sequence[str] = PRECISIONS, report: Callable[[str], None] = print
+) -> dict[str, dict[str, dict[str, float]]]:
+    """Errors of ``energies``, ``edge_gradients`` and ``forces`` by model and by the form that was evaluated, for random weights."""
     torch.backends.cuda.matmul.allow_tf32 = False
-    graph = graph.to(device)
-    result = {}
-    with tempfile.TemporaryDirectory() as folder:
-        checkpoint = random_checkpoint(config, Path(folder) / "model.nqmd")
-        model = load(checkpoint).to(device)
-        exact = energy_and_gradient(with_dtype(model, "float64").to(device), *graph.tensors)
+    result: dict[str, dict] = {}
+    with tempfile.TemporaryDirectory() as folder, ProcessPoolExecutor(JOBS, multiprocessing.get_context("spawn")) as pool:
+        checkpoints = {name: random_checkpoint(config, Path(folder) / f"{k}.nqmd") for k, (name, config) in enumerate(configs.items())}
+        paths = {(name, precision): checkpoint.with_suffix(f".{precision}.pt2")
+                 for name, checkpoint in checkpoints.items() for precision in precisions}
+        made = {(name, precision): pool.submit(compile_artifact, checkpoints[name], path, precision, device)
+                for (name, precision), path in paths.items()}
+        for name, checkpoint in checkpoints.items():
+            model = load(checkpoint)
+            exact = energy_and_gradient(with_dtype(model, "float64"), *graph.tensors)
+            on_device, forms = graph.to(device), result.setdefault(name, {})
+            report(name)
 
-        def compare(name: str, value: tuple[Tensor, Tensor]) -> None:
-            result[name] = relative_errors(name, value, exact, exact, graph, report)
+            def compare(form: str, evaluate: Callable[[], Pair]) -> None:
+                value = tuple(part.cpu() for part in evaluate())
+                forms[form] = relative_errors(form, value, exact, exact, graph, report)
 
-        compare("eager PyTorch, fp32, TF32 off", energy_and_gradient(model, *graph.tensors))
-        precisions = ("fp32", "tf32") if device == "cuda" else ("fp32",)
-        paths = [Path(folder) / f"{precision}.pt2" for precision in precisions]
-        with ProcessPoolExecutor(len(paths), multiprocessing.get_context("spawn")) as pool:
-            for future in [pool.submit(compile_artifact, checkpoint, *pair, device) for pair in zip(paths, precisions)]:
-                future.result()
-        for precision, path in zip(precisions, paths):
-            compare(f"artifact {precision}", load_artifact(path)(graph))
+            compare("eager PyTorch, fp32, TF32 off", lambda: energy_and_gradient(model.to(device), *on_device.tensors))
+            for precision in precisions:
+                if failure := made[name, precision].exception():
+                    report(f"  artifact {precision} failed: {failure}")
+                    forms[f"artifact {precision}"] = {"failure": str(failure)[:1000]}
+                    continue
+                compare(f"artifact {precision}", lambda: load_artifact(paths[name, precision])(on_device))
     return result
 
 
@@ -105,35 +115,38 @@ def errors_of(checkpoint: Path, artifacts: list[Path], size: int, device: str) -
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--preset", default="medium", choices=PRESETS)
+    parser.add_argument("--preset", default=["medium"], choices=PRESETS, nargs="+")
     parser.add_argument("--size", type=int, default=375, help="about so many atoms of water (default 375)")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--without-zbl", action="store_true", help="leave out the model with ZBL")
+    parser.add_argument("--precision", choices=PRECISIONS, nargs="+", help="all that the device has by default")
+    parser.add_argument("--without-zbl", action="store_true", help="leave out the models with ZBL")
     parser.add_argument("--checkpoint", type=Path, help="with --artifacts: measure these instead")
     parser.add_argument("--artifacts", type=Path, nargs="+", default=[])
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()
 
+    def of_presets() -> dict:
+        atoms = water_box(options.size)
+        configs = {}
+        for preset in options.preset:
+            config = preset_config(preset, atoms)
+            configs[f"{preset}, without ZBL"] = config.model_copy(update={"pair_potential": None})
+            if config.pair_potential and not options.without_zbl:
+                configs[f"{preset}, with ZBL"] = config
+        graph = build_graph(atoms, config.type_names, config.cutoff)
+        work = f"{len(atoms)} atoms of water, {graph.num_edges / len(atoms):.1f} edges/atom: norm of the difference to float64 over its norm"
+        precisions = options.precision or (PRECISIONS if options.device == "cuda" else ("fp32", "fp64"))
+        return {"work": work, **errors(configs, graph, options.device, precisions)}
+
     def program() -> None:
+        check_files(options.output, None)
         if options.checkpoint:
             result = errors_of(options.checkpoint, options.artifacts, options.size, options.device)
         else:
-            result = of_preset()
-        result |= {"machine": machine(options.device), "date": date.today().isoformat(),
-                   "command": "python " + " ".join(sys.argv)}
+            result = of_presets()
+        result |= {"machine": machine(options.device), "date": date.today().isoformat(), "command": "python " + " ".join(sys.argv)}
         if options.output:
-            options.output.write_text(json.dumps(result, indent=2) + "\n")
-
-    def of_preset() -> dict:
-        atoms = water_box(options.size)
-        config = preset_config(options.preset, atoms)
-        graph = build_graph(atoms, config.type_names, config.cutoff)
-        result = {"work": f"{options.preset}, {len(atoms)} atoms of water, {graph.num_edges / len(atoms):.1f} edges/atom: "
-                          "norm of the difference to float64 over its norm"}
-        for name, pair_potential in (("without ZBL", None), ("with ZBL", config.pair_potential))[: 1 if options.without_zbl else 2]:
-            print(f"{options.preset} {name}, {len(atoms)} atoms of water, {options.device}", flush=True)
-            result[name] = errors(config.model_copy(update={"pair_potential": pair_potential}), graph, options.device)
-        return result
+            options.output.write_text(json.dumps(result, indent=1) + "\n")
 
     run(program)
 

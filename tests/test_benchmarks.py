@@ -114,7 +114,7 @@ def test_errors_against_float64():
     config = AllegroConfig(type_names=["H", "O"], cutoff=4.0, avg_num_neighbors=18.0, l_max=1, num_layers=1,
                            num_scalar_features=8, num_tensor_features=4, pair_potential={"chemical_species": ["H", "O"]})
     graph = build_graph(water_box(24), config.type_names, config.cutoff)
-    result = accuracy.errors(config, graph, "cpu", report=lambda line: None)
+    result = accuracy.errors({"model": config}, graph, "cpu", ["fp32"], report=lambda line: None)["model"]
     assert set(result) == {"eager PyTorch, fp32, TF32 off", "artifact fp32"}
     for row in result.values():
         assert 0 < row["energies"] < 1e-5 and 0 < row["edge_gradients"] < 1e-5 and 0 < row["forces"] < 1e-5

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import ctypes
 import re
 import subprocess
@@ -400,6 +401,30 @@ def test_found_neighbours_last_for_the_skin(library, load, lj_artifact):
     atoms.positions[1, 0] = 5.7
     atoms.lists_changed = 0
     assert atoms.evaluate(library, handle).status == OK and max(map(abs, atoms.forces)) > 0
+
+
+@pytest.mark.parametrize("change", ["positions", "centres", "types", "type_map", "failure between"])
+def test_rebuilt_lists(change, library, load, lj_artifact):
+    """What the table keeps from the lists before is right for the new ones, whatever has changed."""
+    handle, skin = load(lj_artifact), 0.3
+    found_by_engine(some_atoms(12), skin).evaluate(library, handle)
+    atoms = found_by_engine(some_atoms(12), skin)
+    if change == "positions":
+        atoms.positions = atoms.positions[:, [2, 0, 1]] * 1.1
+    elif change == "centres":
+        atoms.centres = atoms.centres[:5][::-1]
+    elif change == "types":
+        atoms.types = atoms.types[1:] + [0]
+    elif change == "type_map":
+        atoms.type_map = (-1, 1, -1)
+    else:
+        wrong = found_by_engine(some_atoms(11, centres=[0, 1, 2]), skin)
+        wrong.types[3] = 99
+        assert wrong.evaluate(library, handle).status != OK
+    ours, fresh = (copy.deepcopy(atoms).evaluate(library, h) for h in (handle, load(lj_artifact)))
+    assert ours.status == OK and ours.energy == fresh.energy != 0
+    for name in ("forces", "energies", "virials", "centroid"):
+        assert list(getattr(ours, name)) == list(getattr(fresh, name)), name
 
 
 @pytest.mark.parametrize("field, value, words", [
