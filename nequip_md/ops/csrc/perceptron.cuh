@@ -122,7 +122,7 @@ __device__ __forceinline__ void clear(float (&values)[N]) {
 // ---- numbers -----------------------------------------------------------------------------------------------------------------
 
 // The tensor cores round towards zero whenever they add to a sum. On average over numbers of either sign that takes a third of 2^-24 of
-// it each time, from every row of every layer alike. What a result is scaled by makes up for it.
+// it each time, from every row of every layer alike (``unscaled`` in mlp.py). What a result is scaled by makes up for it.
 __device__ constexpr int additions(int width) { return (width + 15) / 16; }
 template <int PRODUCTS>
 __device__ constexpr float restored(int additions) {

@@ -21,8 +21,8 @@ import triton
 import triton.language as tl
 
 from nequip_md.ops.triton_kernels.mlp import (
-    fragment, fragment_columns, fragment_rows, halves, inverse_power_of_two, load_fragment, load_parts, load_rows,
-    power_of_two, silu_and_derivative, store_fragment,
+    fragment, fragment_columns, fragment_rows, halves, load_fragment, load_parts, load_rows, power_of_two, silu_and_derivative, store_fragment,
+    unscaled,
 )
 
 
@@ -126,7 +126,7 @@ def layer_kernel(
 
     lane = tl.arange(0, ROWS)
     inside = lane < count - row0
-    total *= (inverse_power_of_two(tl.load(scales + row)) * tl.load(w_info))[:, None]
+    total *= unscaled(tl.load(scales + row), w_info, K, PRODUCTS)[:, None]
     if THEN == "silu" or THEN == "silu dot":
         total, derivative = silu_and_derivative(total)
         store_fragment(d, derivative, row0, count, N, column0, ROWS, BLOCK_N)
