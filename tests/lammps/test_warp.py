@@ -1,0 +1,75 @@
+"""The engine's loops as a GPU runs them: 32 lanes of a warp, here threads of the CPU, beside the CPU's way and a plain search."""
+
+from __future__ import annotations
+
+import ctypes
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+CUTOFF, SKIN, EXTENT = 3.0, 0.5, 14.0
+UNITS = 2.0**46  # of forces in fixed point
+
+
+class Atoms(ctypes.Structure):
+    _fields_ = [(name, ctypes.c_void_p) for name in ("positions", "type", "centre_atom", "num_centres", "cutoff")] + [
+        ("num_types", ctypes.c_longlong)]
+
+
+@pytest.fixture(scope="module")
+def ways(tmp_path_factory):
+    """The function ``run`` of warp.cpp, by way."""
+    folder, found = tmp_path_factory.mktemp("warp"), {}
+    for way, options in (("warp", ["-DWARP"]), ("cpu", [])):
+        subprocess.run(["g++", "-std=c++20", "-O1", "-Wall", "-Wno-unknown-pragmas", "-pthread", "-shared", "-fPIC", *options,
+                        "-I", ROOT / "pair_style" / "engine" / "src", ROOT / "tests" / "support" / "warp.cpp", "-o", folder / f"{way}.so"],
+                       check=True, capture_output=True, text=True)
+        found[way] = ctypes.CDLL(str(folder / f"{way}.so")).run
+    return found
+
+
+def evaluate(run, positions, types, centres, cells, num_nodes, num_edges):
+    count, some = len(positions), len(centres)
+    arrays = {"positions": positions, "type": types, "centre_atom": np.array(centres, np.int32), "num_centres": np.array([some]),
+              "cutoff": np.full((2, 2), CUTOFF)}
+    atoms = Atoms(*[a.ctypes.data for a in arrays.values()], 2)
+    # what is not written stays what it is here
+    result = {"list_offset": np.full(some + 1, -7), "list": np.full(count * count, -7, np.int32), "vectors": np.full((num_edges, 3), np.nan),
+              "nodes": np.full((2, num_edges), -7), "neighbour_atom": np.full(num_edges, -7, np.int32), "row_ptr": np.full(num_nodes + 1, -7),
+              "forces": np.zeros((count, 3), np.int64), "sums": np.full((num_nodes, 9), np.nan)}
+    p = {name: ctypes.c_void_p(a.ctypes.data) for name, a in result.items()}
+    run(ctypes.byref(atoms), count, some, cells, ctypes.c_double(EXTENT), ctypes.c_double(SKIN), p["list_offset"], p["list"],
+        ctypes.c_longlong(num_nodes), ctypes.c_longlong(num_edges), ctypes.c_double(2 * CUTOFF), p["vectors"], p["nodes"],
+        p["neighbour_atom"], p["row_ptr"], p["forces"], p["sums"])
+    return result
+
+
+@pytest.mark.parametrize("cells", [0, 4])
+@pytest.mark.parametrize("some", [37, 3])
+def test_lanes(ways, cells, some):
+    rng = np.random.default_rng(some)
+    positions, types = rng.uniform(0, EXTENT, (150, 3)), rng.integers(-1, 2, 150)
+    centres = [int(i) for i in rng.permutation(150) if types[i] >= 0][:some]
+    near = np.linalg.norm(positions[:, None] - positions[centres], axis=2)
+    allowed = (types >= 0)[:, None] & (near > 0)
+    edges = int((allowed & (near < CUTOFF)).sum())
+    nodes, padded = some + 5, edges + 11
+    warp, cpu = (evaluate(ways[way], positions, types, centres, cells, nodes, padded) for way in ("warp", "cpu"))
+    for name, values in cpu.items():
+        if name == "sums":  # of floating-point numbers, in another order
+            np.testing.assert_allclose(warp[name], values, rtol=1e-13, atol=1e-13, err_msg=name)
+        else:
+            np.testing.assert_array_equal(warp[name], values, err_msg=name)
+    assert list(np.diff(cpu["list_offset"])) == list((allowed & (near < CUTOFF + SKIN)).sum(axis=0))
+    assert list(np.diff(cpu["row_ptr"])[:some]) == list((allowed & (near < CUTOFF)).sum(axis=0)) and cpu["row_ptr"][-1] == padded
+    forces = np.zeros((150, 3))
+    for k, i in enumerate(centres):
+        for j in np.flatnonzero(allowed[:, k] & (near[:, k] < CUTOFF)):
+            gradient = 0.1 * (positions[j] - positions[i])
+            forces[i] += gradient
+            forces[j] -= gradient
+    np.testing.assert_allclose(cpu["forces"] / UNITS, forces, atol=1e-12)
+    assert cpu["sums"][:, 6].tolist() == [*range(some), *[0] * 5] and cpu["sums"][:, 8].sum() == edges
