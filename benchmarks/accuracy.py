@@ -42,20 +42,23 @@ Pair = tuple[Tensor, Tensor]
 """Node energies and edge gradients."""
 
 
-def with_forces(pair: Pair, graph: Graph) -> tuple[Tensor, Tensor, Tensor]:
-    """F of an atom: the gradients of its edges, less those of edges to it."""
-    energies, gradient = pair
-    forces = gradient.new_zeros((graph.num_nodes, 3), dtype=torch.float64)
+PARTS = ("energies", "edge_gradients", "forces")
+
+
+def with_forces(pair: Pair, graph: Graph) -> dict[str, Tensor]:
+    """:data:`PARTS` in float64 on the CPU, where ``graph`` is. F of an atom: the gradients of its edges, less those of edges to it."""
+    energies, gradient = (part.cpu().double() for part in pair)
+    forces = torch.zeros((graph.num_nodes, 3), dtype=torch.float64)
     for sign, nodes in zip((1, -1), graph.edge_index):
-        forces.index_add_(0, nodes, sign * gradient.double())
-    return energies, gradient, forces
+        forces.index_add_(0, nodes, sign * gradient)
+    return dict(zip(PARTS, (energies, gradient, forces)))
 
 
-def relative_errors(name: str, value: Pair, exact: Pair, scale: Pair, graph: Graph, report: Callable[[str], None] = print) -> dict[str, float]:
+def relative_errors(name: str, value: dict[str, Tensor], exact: dict[str, Tensor], scale: dict[str, Tensor],
+                    report: Callable[[str], None] = print) -> dict[str, float]:
     """Norms of value - exact over those of ``scale``."""
     norm = torch.linalg.vector_norm
-    result = {part: float(norm(a.double() - b) / norm(c)) for part, a, b, c
-              in zip(("energies", "edge_gradients", "forces"), *[with_forces(pair, graph) for pair in (value, exact, scale)])}
+    result = {part: float(norm(value[part] - exact[part]) / norm(scale[part])) for part in PARTS}
     report(f"  {name:35} " + "   ".join(f"{part.replace('_', ' ')} {error:.2e}" for part, error in result.items()))
     return result
 
@@ -79,21 +82,20 @@ def errors(
                 for (name, precision), path in paths.items()}
         for name, checkpoint in checkpoints.items():
             model = load(checkpoint)
-            exact = energy_and_gradient(with_dtype(model, "float64"), *graph.tensors)
+            exact = with_forces(energy_and_gradient(with_dtype(model, "float64"), *graph.tensors), graph)
             on_device, forms = graph.to(device), result.setdefault(name, {})
             report(name)
 
-            def compare(form: str, evaluate: Callable[[], Pair]) -> None:
-                value = tuple(part.cpu() for part in evaluate())
-                forms[form] = relative_errors(form, value, exact, exact, graph, report)
+            def compare(form: str, pair: Pair) -> None:
+                forms[form] = relative_errors(form, with_forces(pair, graph), exact, exact, report)
 
-            compare("eager PyTorch, fp32, TF32 off", lambda: energy_and_gradient(model.to(device), *on_device.tensors))
+            compare("eager PyTorch, fp32, TF32 off", energy_and_gradient(model.to(device), *on_device.tensors))
             for precision in precisions:
                 if failure := made[name, precision].exception():
                     report(f"  artifact {precision} failed: {failure}")
                     forms[f"artifact {precision}"] = {"failure": str(failure)[:1000]}
                     continue
-                compare(f"artifact {precision}", lambda: load_artifact(paths[name, precision])(on_device))
+                compare(f"artifact {precision}", load_artifact(paths[name, precision])(on_device))
     return result
 
 
@@ -102,15 +104,15 @@ def errors_of(checkpoint: Path, artifacts: list[Path], size: int, device: str) -
     torch.backends.cuda.matmul.allow_tf32 = False
     model = load(checkpoint)
     config = model.config
-    graph = build_graph(water_box(size), config.type_names, config.cutoff).to(device)
+    graph = build_graph(water_box(size), config.type_names, config.cutoff)
+    on_device = graph.to(device)
     without = build_model(config.model_copy(update={"pair_potential": None, "dtype": "float64"}))
     without.load_state_dict({name: value.double() if value.is_floating_point() else value for name, value in model.state_dict().items()
                              if name in without.state_dict()})
-    exact = energy_and_gradient(with_dtype(model, "float64").to(device), *graph.tensors)
-    network = energy_and_gradient(without.to(device), *graph.tensors)
-    forms = {"eager PyTorch, fp32, TF32 off": lambda: energy_and_gradient(model.to(device), *graph.tensors)}
-    forms |= {f"artifact {path.name}": lambda path=path: load_artifact(path)(graph) for path in artifacts}
-    return {name: relative_errors(name, form(), exact, network, graph) for name, form in forms.items()}
+    exact, network = (with_forces(energy_and_gradient(form, *graph.tensors), graph) for form in (with_dtype(model, "float64"), without))
+    forms = {"eager PyTorch, fp32, TF32 off": lambda: energy_and_gradient(model.to(device), *on_device.tensors)}
+    forms |= {f"artifact {path.name}": lambda path=path: load_artifact(path)(on_device) for path in artifacts}
+    return {name: relative_errors(name, with_forces(form(), graph), exact, network) for name, form in forms.items()}
 
 
 def main() -> None:

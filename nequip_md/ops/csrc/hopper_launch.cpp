@@ -63,10 +63,12 @@ struct Driver {
     find("cuDeviceGetAttribute", attribute);
     find("cuLaunchKernel", launch);
   }
+
  private:
+  void* const library = dlopen("libcuda.so.1", RTLD_NOW);
+
   template <class Function>
   void find(const char* name, Function& function) {
-    static void* const library = dlopen("libcuda.so.1", RTLD_NOW);
     function = library ? reinterpret_cast<Function>(dlsym(library, name)) : nullptr;
     check_driver(function ? 0 : 1, "a function of CUDA's driver, libcuda.so.1, is not there");
   }
