@@ -1,6 +1,7 @@
 """Errors of node energies, edge gradients and forces, relative to the same weights in float64.
 
     python benchmarks/accuracy.py --device cuda --preset small medium large --output benchmarks/results/accuracy.json
+    python benchmarks/accuracy.py --device cuda --preset small --set parity=false num_tensor_features=48
     python benchmarks/accuracy.py --device cuda --checkpoint medium.nqmd --artifacts fp32.pt2 tf32.pt2
 
 The reference is the model in eager PyTorch in float64 on the CPU, on water, with random weights, with and without ZBL repulsion (which is
@@ -22,6 +23,8 @@ from datetime import date
 from pathlib import Path
 
 import torch
+import yaml
+from pydantic import ValidationError
 from torch import Tensor
 
 from nequip_md.bench.compilation import preset_config, random_checkpoint
@@ -30,6 +33,7 @@ from nequip_md.bench.report import check_files
 from nequip_md.bench.structures import water_box
 from nequip_md.checkpoint import load
 from nequip_md.cli import run
+from nequip_md.errors import NequIPMDError
 from nequip_md.export import load_artifact
 from nequip_md.export.cli import export
 from nequip_md.graph import Graph, build_graph
@@ -63,15 +67,32 @@ def relative_errors(name: str, value: dict[str, Tensor], exact: dict[str, Tensor
     return result
 
 
+def changed(config: PotentialConfig, options: Sequence[str]) -> PotentialConfig:
+    """``config`` with options that are written KEY=VALUE, the value as YAML.
+
+    Raises:
+        NequIPMDError: the model has no such option, or not with this value.
+    """
+    pairs = (option.partition("=")[::2] for option in options)
+    try:
+        return type(config).model_validate(config.model_dump() | {key: yaml.safe_load(value) for key, value in pairs})
+    except (ValidationError, yaml.YAMLError) as error:
+        raise NequIPMDError(f"--set {' '.join(options)}: {error}") from error
+
+
 def compile_artifact(checkpoint: Path, path: Path, precision: str, device: str) -> None:
     """In a process of its own."""
     export(checkpoint, path, device=device, precision=precision, report=lambda _: None)
 
 
 def errors(
-    configs: dict[str, PotentialConfig], graph: Graph, device: str, precisions: Sequence[str] = PRECISIONS, report: Callable[[str], None] = print
+    configs: dict[str, PotentialConfig], graph: Graph, device: str, precisions: Sequence[str] = PRECISIONS,
+    report: Callable[[str], None] = print, keep: Callable[[dict], None] = lambda result: None,
 ) -> dict[str, dict[str, dict[str, float]]]:
-    """Errors of ``energies``, ``edge_gradients`` and ``forces`` by model and by the form that was evaluated, for random weights."""
+    """Errors of ``energies``, ``edge_gradients`` and ``forces`` by model and by the form that was evaluated, for random weights.
+
+    ``keep`` is given what there is after each model: large ones take minutes to compile.
+    """
     torch.backends.cuda.matmul.allow_tf32 = False
     result: dict[str, dict] = {}
     with tempfile.TemporaryDirectory() as folder, ProcessPoolExecutor(JOBS, multiprocessing.get_context("spawn")) as pool:
@@ -96,6 +117,7 @@ def errors(
                     forms[f"artifact {precision}"] = {"failure": str(failure)[:1000]}
                     continue
                 compare(f"artifact {precision}", load_artifact(paths[name, precision])(on_device))
+            keep(result)
     return result
 
 
@@ -121,34 +143,37 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=375, help="about so many atoms of water (default 375)")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--precision", choices=PRECISIONS, nargs="+", help="all that the device has by default")
+    parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="options of the presets that are to differ")
     parser.add_argument("--without-zbl", action="store_true", help="leave out the models with ZBL")
     parser.add_argument("--checkpoint", type=Path, help="with --artifacts: measure these instead")
     parser.add_argument("--artifacts", type=Path, nargs="+", default=[])
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()
 
-    def of_presets() -> dict:
+    def of_presets() -> None:
         atoms = water_box(options.size)
         configs = {}
         for preset in options.preset:
-            config = preset_config(preset, atoms)
-            configs[f"{preset}, without ZBL"] = config.model_copy(update={"pair_potential": None})
+            config, name = changed(preset_config(preset, atoms), options.set), ", ".join([preset, *options.set])
+            configs[f"{name}, without ZBL"] = config.model_copy(update={"pair_potential": None})
             if config.pair_potential and not options.without_zbl:
-                configs[f"{preset}, with ZBL"] = config
+                configs[f"{name}, with ZBL"] = config
         graph = build_graph(atoms, config.type_names, config.cutoff)
         work = f"{len(atoms)} atoms of water, {graph.num_edges / len(atoms):.1f} edges/atom: norm of the difference to float64 over its norm"
         precisions = options.precision or (PRECISIONS if options.device == "cuda" else ("fp32", "fp64"))
-        return {"work": work, **errors(configs, graph, options.device, precisions)}
+        errors(configs, graph, options.device, precisions, keep=lambda result: write({"work": work, **result}))
+
+    def write(result: dict) -> None:
+        facts = {"machine": machine(options.device), "date": date.today().isoformat(), "command": "python " + " ".join(sys.argv)}
+        if options.output:
+            options.output.write_text(json.dumps(result | facts, indent=1) + "\n")
 
     def program() -> None:
         check_files(options.output, None)
         if options.checkpoint:
-            result = errors_of(options.checkpoint, options.artifacts, options.size, options.device)
+            write(errors_of(options.checkpoint, options.artifacts, options.size, options.device))
         else:
-            result = of_presets()
-        result |= {"machine": machine(options.device), "date": date.today().isoformat(), "command": "python " + " ".join(sys.argv)}
-        if options.output:
-            options.output.write_text(json.dumps(result, indent=1) + "\n")
+            of_presets()
 
     run(program)
 

@@ -16,6 +16,7 @@ import counters
 import kernel_times
 import make_data
 import nve_drift
+import rounding
 import target_rows
 import targets
 
@@ -118,6 +119,21 @@ def test_errors_against_float64():
     assert set(result) == {"eager PyTorch, fp32, TF32 off", "artifact fp32"}
     for row in result.values():
         assert 0 < row["energies"] < 1e-5 and 0 < row["edge_gradients"] < 1e-5 and 0 < row["forces"] < 1e-5
+
+
+def test_options_of_presets_are_checked():
+    config = AllegroConfig(type_names=["H", "O"], cutoff=4.0)
+    assert not accuracy.changed(config, ["parity=false", "allegro_mlp_nonlinearity=mish"]).parity
+    for wrong in (["partiy=false"], ["l_max=9"], ["parity"]):
+        with pytest.raises(NequIPMDError, match=f"--set {wrong[0]}"):
+            accuracy.changed(config, wrong)
+
+
+@pytest.mark.parametrize("order", rounding.ORDERS)
+def test_scales_make_up_for_what_tensor_cores_round_off(order):
+    row = rounding.measure(256, order, rows=100)
+    assert row["taken"] == pytest.approx(1 / 3, abs=0.1)
+    assert row["scaled"] < 0.6 * row["as it is"]
 
 
 def test_times_by_operator(small_models):

@@ -116,17 +116,19 @@ def layer_kernel(
     lower_w: tl.constexpr = K * PADDED_N
     total = tl.zeros([ROWS, BLOCK_N], dtype=tl.float32)
     for step in range(0, steps):
-        # for each piece of the inner dimension: lo hi, hi lo, hi hi
-        k0 = step // PRODUCTS * CHUNK
-        a, b = from_x + k0, from_w + k0 * PADDED_N
         if PRODUCTS == 3:
-            a += tl.where(step % 3 == 0, lower_x, 0)
-            b += tl.where(step % 3 == 1, lower_w, 0)
+            # lo hi and hi lo for each piece of the inner dimension, then hi hi: what the small ones are added to is small
+            first = step < 2 * (K // CHUNK)
+            k0 = tl.where(first, step // 2, step - 2 * (K // CHUNK)) * CHUNK
+            a = from_x + k0 + tl.where(first & (step % 2 == 0), lower_x, 0)
+            b = from_w + k0 * PADDED_N + tl.where(first & (step % 2 == 1), lower_w, 0)
+        else:
+            a, b = from_x + step * CHUNK, from_w + step * CHUNK * PADDED_N
         total = tl.dot(tl.load(a), tl.load(b), total)
 
     lane = tl.arange(0, ROWS)
     inside = lane < count - row0
-    total *= unscaled(tl.load(scales + row), w_info, K, PRODUCTS)[:, None]
+    total *= unscaled(tl.load(scales + row), w_info, K, 1)[:, None]  # of three sums, two are added to little
     if THEN == "silu" or THEN == "silu dot":
         total, derivative = silu_and_derivative(total)
         store_fragment(d, derivative, row0, count, N, column0, ROWS, BLOCK_N)
