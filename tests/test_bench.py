@@ -14,7 +14,7 @@ from support.structures import single_atom, slab, small_molecule, triclinic_crys
 
 import nequip_md.lammps
 from nequip_md.bench import peer
-from nequip_md.bench.cli import bench, parser
+from nequip_md.bench.cli import bench, parser, threads_per_rank
 from nequip_md.bench.compilation import preset_config
 from nequip_md.bench.lammps_run import boundary, parse_output, write_data
 from nequip_md.bench.measure import failure_of, time_alternately
@@ -64,6 +64,14 @@ def test_structures_are_repeated_and_never_cut():
         assert len(larger) >= size and len(larger) % len(crystal) == 0
         assert larger.get_volume() / len(larger) == pytest.approx(crystal.get_volume() / len(crystal))
     assert [len(box) for box in systems([200, 24, 190], None)] == [24, 192]
+
+
+@pytest.mark.parametrize(
+    "threads, ranks, device, expected",
+    [(8, 2, "cpu", 4), (8, 2, "cuda", 4), (None, 1, "cuda", 1), (None, 4, "cuda", 1), (2, 3, "cpu", 1)],
+)
+def test_ranks_share_threads_and_need_one_on_a_gpu(threads, ranks, device, expected):
+    assert threads_per_rank(threads, ranks, device) == expected
 
 
 @pytest.mark.parametrize("name", ["allegro_fp32", "nequip_fp64"])

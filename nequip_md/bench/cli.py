@@ -47,11 +47,22 @@ def parser() -> argparse.ArgumentParser:
     add("--repeats", type=positive, default=11, help="timed evaluations, of which the median counts (default: 11)")
     add("--steps", type=positive, default=20, help="timed steps of LAMMPS (default: 20)")
     add("--ranks", type=positive, default=1, help="MPI processes of LAMMPS (default: 1)")
-    add("--threads", type=positive, help="CPU threads; LAMMPS' ranks share them (default: as many as PyTorch takes)")
+    add("--threads", type=positive, help="CPU threads; LAMMPS' ranks share them (default: as many as PyTorch takes; "
+        "on cuda one for each rank of LAMMPS)")
     add("--output", type=Path, metavar="results.json", help="write all numbers there, after every size")
     add("--plot", type=Path, metavar="plot.png", help="draw time and memory over the number of atoms")
     add("--allow-pickle", action="store_true", help="read upstream files whose format executes code stored in them")
     return result
+
+
+def threads_per_rank(threads: int | None, ranks: int, device: str) -> int:
+    """OpenMP threads of each rank of LAMMPS; ``threads`` are for all ranks together.
+
+    One on a GPU by default: more are of no use there, and LAMMPS wakes all of them whenever it wraps atoms into the box.
+    """
+    import torch
+
+    return max(1, (threads or (1 if device == "cuda" else torch.get_num_threads())) // ranks)
 
 
 def bench(options: argparse.Namespace, report: Report = print) -> list[Row]:
@@ -94,7 +105,7 @@ def bench(options: argparse.Namespace, report: Report = print) -> list[Row]:
     check_files(options.output, options.plot)
     if options.threads:
         torch.set_num_threads(options.threads)
-    threads = max(1, torch.get_num_threads() // options.ranks)
+    threads = threads_per_rank(options.threads, options.ranks, device)
 
     rows: list[Row] = []
     with tempfile.TemporaryDirectory(prefix="nequip-md-bench-") as scratch:

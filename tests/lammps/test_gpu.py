@@ -131,12 +131,12 @@ def test_forces_beyond_fixed_point(gpu_models, small_models, plugin_folder, tmp_
 
 def test_out_of_memory_is_survived_or_said(gpu_models, plugin_folder, tmp_path):
     """Most of the GPU is taken by others: pieces become smaller, and the numbers stay the same."""
-    free, _ = torch.cuda.mem_get_info()
     script = (DENSE["triclinic"].start(tmp_path) + "replicate 12 12 12\n" + nequip(gpu_models("allegro_fp32"), "H O")
               + "compute counts all pair nequip\nthermo_style custom step pe c_counts[3]\n"
               "thermo_modify format float %.9g norm yes\nrun 2\n")
     results = {}
     for run, left in (("free", None), ("full", 3 << 30)):
+        free, _ = torch.cuda.mem_get_info()  # now: others may be on this GPU
         taken = None if left is None else torch.empty(free - left, dtype=torch.uint8, device="cuda")
         outcome = run_lammps(script, tmp_path)
         del taken
@@ -144,3 +144,11 @@ def test_out_of_memory_is_survived_or_said(gpu_models, plugin_folder, tmp_path):
         assert outcome.status == 0, outcome.text
         results[run] = [float(line.split()[1]) for line in outcome.text.splitlines() if line.split()[:1] == ["0"]][0]
     assert results["full"] == pytest.approx(results["free"], rel=1e-7)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_threads_without_use_are_said(threads, gpu_models, plugin_folder, tmp_path):
+    script = DENSE["triclinic"].start(tmp_path) + nequip(gpu_models("allegro_fp32"), "H O") + "run 0\n"
+    outcome = run_lammps(script, tmp_path, threads=threads)
+    assert outcome.status == 0, outcome.text
+    assert ("set OMP_NUM_THREADS=1" in outcome.text) == (threads > 1)
