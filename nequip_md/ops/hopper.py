@@ -1,7 +1,7 @@
 """The CUDA C++ kernels for Hopper GPUs: what they take, how weights are laid out, how they get into an artifact.
 
 ``csrc/perceptron.cuh`` (perceptrons) and ``csrc/contraction.cuh`` (gradients of contractions, products of an atom's tensors) have the
-kernels, templates that are compiled for the sizes of a model when it is exported.
+kernels, templates that are compiled for the sizes of a model when it is exported; ``csrc/ptx.cuh`` has their inline PTX.
 AOTInductor calls the operators here through C functions (``csrc/hopper_launch.cpp``) that are linked into the artifact together with
 the compiled kernels, as the C++ kernels are on a CPU (:mod:`nequip_md.ops.cpu`). The operators' references read the same arrays of
 weights as the kernels do.
@@ -374,7 +374,7 @@ class Kernels:
     def source(self, text: str | None = None) -> str:
         """The kernels' text, or another version of it, with one line for each instance."""
         folder = files("nequip_md.ops") / "csrc"
-        text = text or "".join((folder / name).read_text() for name in ("perceptron.cuh", "contraction.cuh"))
+        text = text or "".join((folder / name).read_text() for name in ("ptx.cuh", "perceptron.cuh", "contraction.cuh"))
         return text + "".join(f"NQ_{kind.upper()}({name}, {shared}, {shape})\n" for name, (kind, shape, shared) in self.names().items())
 
     def names(self) -> dict[str, tuple[str, str, int]]:

@@ -3,11 +3,12 @@
 // No atomics, a fixed order of every sum, 64-bit offsets. What a program of Triton would read again for every edge, or find by a
 // table, is in registers here: the centre's vectors, the components of an atom.
 //
-// NVRTC compiles this file at export, with one line that names an instance; it includes nothing for that reason.
+// NVRTC compiles this file at export, after ptx.cuh and with one line that names an instance; it includes nothing for that reason.
 
 namespace contraction {
 
-using u32 = unsigned int;
+using namespace ptx;
+
 constexpr int LANES = 32;
 constexpr int STAGES = 4;
 constexpr int MOST_WARPS = 8;
@@ -15,25 +16,6 @@ constexpr int MOST_WARPS = 8;
 struct Pointers {
   const float* part[4];
 };
-
-// ---- copies into shared memory that nobody waits for until they are needed ------------------------------------------------------
-
-__device__ __forceinline__ u32 shared_address(const void* pointer) { return static_cast<u32>(__cvta_generic_to_shared(pointer)); }
-
-__device__ __forceinline__ void copy16(void* to, const void* from) {
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(shared_address(to)), "l"(from) : "memory");
-}
-
-__device__ __forceinline__ void copy4(void* to, const void* from) {
-  asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(shared_address(to)), "l"(from) : "memory");
-}
-
-__device__ __forceinline__ void copies_end() { asm volatile("cp.async.commit_group;" ::: "memory"); }
-
-template <int PENDING>
-__device__ __forceinline__ void copies_wait() {
-  asm volatile("cp.async.wait_group %0;" ::"n"(PENDING) : "memory");
-}
 
 // ---- the gradient -----------------------------------------------------------------------------------------------------------
 

@@ -18,12 +18,11 @@
 // exchanged, so that what it has there are columns 4 q to 4 q + 3 of the matrix (``column_of``): 16 bytes to load or store. Where such a
 // result is the next product's left operand, the columns [k] of those blocks are exchanged as well.
 //
-// NVRTC compiles this file at export, with one line that names an instance; it includes nothing for that reason.
+// NVRTC compiles this file at export, after ptx.cuh and with one line that names an instance; it includes nothing for that reason.
 
 namespace perceptron {
 
-using u32 = unsigned int;
-using u64 = unsigned long long;
+using namespace ptx;
 
 constexpr int SIDE = 64;
 constexpr int PANEL_BYTES = SIDE * SIDE * 2;
@@ -31,86 +30,10 @@ constexpr int WARPGROUPS = 2;
 constexpr int THREADS = (WARPGROUPS + 1) * 128;
 constexpr int VALUES = SIDE * SIDE / 128;  // of a 64 by 64 tile for each thread
 
-// ---- shared memory and its barriers ------------------------------------------------------------------------------------------
-
-__device__ __forceinline__ u32 shared_address(const void* pointer) { return static_cast<u32>(__cvta_generic_to_shared(pointer)); }
-
-__device__ __forceinline__ void barrier_init(u32 barrier, u32 arrivals) {
-  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(arrivals) : "memory");
-}
-
-__device__ __forceinline__ void barrier_arrive(u32 barrier) {
-  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
-}
-
-__device__ __forceinline__ void barrier_wait(u32 barrier, u32 parity) {
-  u32 done;
-  do {
-    asm volatile(
-        "{\n.reg .pred p;\n"
-        "mbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2;\n"
-        "selp.u32 %0, 1, 0, p;\n}"
-        : "=r"(done)
-        : "r"(barrier), "r"(parity)
-        : "memory");
-  } while (!done);
-}
-
-__device__ __forceinline__ void fetch(u32 to, const void* from, u32 bytes, u32 barrier) {
-  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
-  asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(to), "l"(from),
-               "r"(bytes), "r"(barrier)
-               : "memory");
-}
-
 // All threads of one warpgroup have come here, and what they wrote into shared memory can be seen by the tensor cores.
 __device__ __forceinline__ void warpgroup_barrier(int warpgroup) {
-  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
-  asm volatile("bar.sync %0, 128;" ::"r"(warpgroup + 1) : "memory");
-}
-
-// ---- the tensor cores --------------------------------------------------------------------------------------------------------
-
-// Of a panel or block: rows 128 bytes apart in groups of eight 1024 bytes apart, 128-byte swizzle. 16 columns on is + 2.
-__device__ __forceinline__ u64 descriptor(u32 address) {
-  return static_cast<u64>((address & 0x3FFFF) >> 4) | static_cast<u64>(1) << 16 | static_cast<u64>(64) << 32 |
-         static_cast<u64>(1) << 62;
-}
-
-__device__ __forceinline__ void products_begin() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
-__device__ __forceinline__ void products_end() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
-template <int PENDING>
-__device__ __forceinline__ void products_wait() {
-  asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(PENDING) : "memory");
-}
-
-// Values that products in flight write: the compiler may read them only from here on.
-//
-// A sum must begin as zeros, not undefined: its registers would be kept through the loop over tiles for what they held before.
-template <int N>
-__device__ __forceinline__ void settle(float (&values)[N]) {
-#pragma unroll
-  for (int i = 0; i < N; ++i) asm volatile("" : "+f"(values[i])::"memory");
-}
-
-#define NQ_SUM8(d, i) \
-  "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3]), "+f"(d[i + 4]), "+f"(d[i + 5]), "+f"(d[i + 6]), "+f"(d[i + 7])
-#define NQ_SUM32(d, i) NQ_SUM8(d, i), NQ_SUM8(d, i + 8), NQ_SUM8(d, i + 16), NQ_SUM8(d, i + 24)
-#define NQ_NAMES32                                                            \
-  "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "    \
-  "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
-
-// sum += a b for 16 columns of a and one half of a block.
-__device__ __forceinline__ void multiply(float (&sum)[VALUES], u64 a, u64 b) {
-  asm volatile("wgmma.mma_async.sync.aligned.m64n64k16.f32.f16.f16 {" NQ_NAMES32 "}, %32, %33, 1, 1, 1, 0, 0;"
-               : NQ_SUM32(sum, 0)
-               : "l"(a), "l"(b));
-}
-
-__device__ __forceinline__ void multiply_registers(float (&sum)[VALUES], const u32* a, u64 b) {
-  asm volatile("wgmma.mma_async.sync.aligned.m64n64k16.f32.f16.f16 {" NQ_NAMES32 "}, {%32, %33, %34, %35}, %36, 1, 1, 1, 0;"
-               : NQ_SUM32(sum, 0)
-               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
+  show_tensor_cores();
+  meet<128>(warpgroup + 1);
 }
 
 template <int N>
@@ -140,18 +63,6 @@ struct Halves {
   u32 hi, lo;
 };
 
-__device__ __forceinline__ u32 pack(float a, float b) {
-  u32 both;
-  asm("cvt.rn.f16x2.f32 %0, %2, %1;" : "=r"(both) : "f"(a), "f"(b));
-  return both;
-}
-
-__device__ __forceinline__ float2 unpack(u32 both) {
-  float2 pair;
-  asm("{\n.reg .b16 l, h;\nmov.b32 {l, h}, %2;\ncvt.f32.f16 %0, l;\ncvt.f32.f16 %1, h;\n}" : "=f"(pair.x), "=f"(pair.y) : "r"(both));
-  return pair;
-}
-
 __device__ __forceinline__ Halves halves(float a, float b) {
   const u32 hi = pack(a, b);
   const float2 taken = unpack(hi);
@@ -159,18 +70,9 @@ __device__ __forceinline__ Halves halves(float a, float b) {
 }
 
 __device__ __forceinline__ void silu_and_derivative(float x, float& h, float& d) {
-  float e, s;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(e) : "f"(fminf(x * -1.4426950408889634f, 126.0f)));
-  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(s) : "f"(1.0f + e));
+  const float e = power(fminf(x * -1.4426950408889634f, 126.0f)), s = reciprocal(1.0f + e);
   h = x * s;
   d = s + h * (e * s);
-}
-
-// What every tile reads again: the compiler must not keep it in registers from one tile to the next.
-__device__ __forceinline__ float4 load4(const float* from) {
-  float4 value;
-  asm volatile("ld.global.nc.v4.f32 {%0, %1, %2, %3}, [%4];" : "=f"(value.x), "=f"(value.y), "=f"(value.z), "=f"(value.w) : "l"(from));
-  return value;
 }
 
 // Sum over the four threads that hold a row.
@@ -453,15 +355,11 @@ struct Program {
         barrier_init(barriers + 8 * i, 1);
         barrier_init(barriers + 8 * (S::STAGES + i), active * 4);
       }
-      asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+      barriers_ready();
     }
     __syncthreads();
   }
 };
-
-// Of 65,536 registers, 240 go to each computing thread: the sums of a second layer are 128 of them.
-#define NQ_FEW_REGISTERS asm volatile("setmaxnreg.dec.sync.aligned.u32 24;")
-#define NQ_MANY_REGISTERS asm volatile("setmaxnreg.inc.sync.aligned.u32 240;")
 
 template <class S>
 using RingOf = Ring<S::PRODUCTS, S::STAGES>;
@@ -477,11 +375,11 @@ __device__ __forceinline__ void for_each_tile(const char* stream, int length, lo
   RingOf<S> ring(program.ring, program.barriers);
   program.start(active);
   if (warpgroup == WARPGROUPS) {
-    NQ_FEW_REGISTERS;
+    few_registers();
     if (threadIdx.x % 128 == 0) ring.fetch_all(stream, length, tiles);
     return;
   }
-  NQ_MANY_REGISTERS;
+  many_registers();
   if (warpgroup >= active) return;
   for (long long tile = blockIdx.x; tile < tiles; tile += gridDim.x) {
     body(ring, program, warpgroup, tile * rows_each + warpgroup * SIDE);

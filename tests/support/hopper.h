@@ -1,0 +1,317 @@
+// Hopper's kernels on a CPU, for test_hopper_on_cpu.py: what ptx.cuh has and what CUDA C++ brings along, for one program at a time, whose
+// threads take turns. Each runs until it waits for others, so that a run is always the same; if all wait, it is given up.
+//
+// The tensor cores add 16 columns' products exactly and round the sum towards zero, as rounding.py in benchmarks/ has it. Copies and products
+// are done at once: what a missing wait would read too early, this does not show.
+#include <ucontext.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <map>
+#include <memory>
+#include <tuple>
+#include <utility>
+#include <vector>
+
+#define __device__
+#define __global__
+#define __shared__
+#define __forceinline__ inline
+#define __align__(bytes) __attribute__((aligned(bytes)))
+#define __launch_bounds__(...)
+
+using std::max;
+using std::min;
+
+struct Index {
+  int x;
+};
+struct float2 {
+  float x, y;
+};
+struct float4 {
+  float x, y, z, w;
+};
+struct uint2 {
+  unsigned x, y;
+};
+inline float2 make_float2(float x, float y) { return {x, y}; }
+inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
+inline uint2 make_uint2(unsigned x, unsigned y) { return {x, y}; }
+
+constexpr int MOST_SHARED = 232448;
+alignas(1024) char shared[MOST_SHARED];
+alignas(16) float numbers[MOST_SHARED / 4];
+
+// ---- threads -----------------------------------------------------------------------------------------------------------------
+
+Index threadIdx, blockIdx, gridDim, blockDim;
+
+namespace emulated {
+
+struct Thread {
+  ucontext_t context;
+  std::unique_ptr<char[]> stack;
+  bool ended;
+};
+
+std::vector<Thread> threads;
+ucontext_t scheduler;
+void (*body)(void*);
+void* body_arguments;
+bool progress;
+constexpr size_t STACK = 256 << 10;
+
+inline void take_turns() {
+  const int thread = threadIdx.x;
+  swapcontext(&threads[thread].context, &scheduler);
+  threadIdx.x = thread;
+}
+
+template <class Condition>
+void wait_until(Condition condition) {
+  while (!condition()) take_turns();
+}
+
+// Threads that meet: each goes on when ``count`` have come.
+struct Meeting {
+  int come = 0, times = 0;
+  void meet(int count) {
+    if (++come == count) {
+      come = 0;
+      ++times;
+      progress = true;
+      return;
+    }
+    wait_until([this, now = times] { return times != now; });
+  }
+};
+std::map<int, Meeting> meetings;  // by number; those of warps from 16 on
+
+inline void warp_meets() { meetings[16 + threadIdx.x / 32].meet(32); }
+
+struct Barrier {
+  int arrivals, missing, phase;
+  void arrive() {
+    if (--missing > 0) return;
+    missing = arrivals;
+    ++phase;
+    progress = true;
+  }
+};
+std::map<unsigned, Barrier> barriers;  // by address
+
+inline void entry() {
+  body(body_arguments);
+  threads[threadIdx.x].ended = true;
+  progress = true;
+  swapcontext(&threads[threadIdx.x].context, &scheduler);
+}
+
+// One program; false: its threads wait for each other and none can go on.
+inline bool run_program(int count, void (*what)(void*), void* arguments) {
+  body = what;
+  body_arguments = arguments;
+  meetings.clear();
+  barriers.clear();
+  std::memset(shared, 0xff, sizeof shared);  // NaN
+  threads.resize(count);
+  for (Thread& thread : threads) {
+    if (!thread.stack) thread.stack.reset(new char[STACK]);
+    getcontext(&thread.context);
+    thread.context.uc_stack = {thread.stack.get(), 0, STACK};
+    thread.context.uc_link = nullptr;
+    makecontext(&thread.context, entry, 0);
+    thread.ended = false;
+  }
+  for (bool some = true; some;) {
+    some = progress = false;
+    for (int thread = 0; thread < count; ++thread) {
+      if (threads[thread].ended) continue;
+      some = true;
+      threadIdx.x = thread;
+      swapcontext(&scheduler, &threads[thread].context);
+    }
+    if (some && !progress) return false;
+  }
+  return true;
+}
+
+template <class... A, size_t... I>
+bool launch(void (*kernel)(A...), void** arguments, int programs, int count, std::index_sequence<I...>) {
+  using All = std::pair<void (*)(A...), void**>;
+  All all(kernel, arguments);
+  gridDim.x = programs;
+  blockDim.x = count;
+  for (blockIdx.x = 0; blockIdx.x < programs; ++blockIdx.x)
+    if (!run_program(count, [](void* data) {
+          const All& given = *static_cast<All*>(data);
+          given.first(*static_cast<A*>(given.second[I])...);
+        }, &all))
+      return false;
+  return true;
+}
+
+template <class... A>
+int launch(void (*kernel)(A...), void** arguments, int programs, int count) {
+  return launch(kernel, arguments, programs, count, std::index_sequence_for<A...>());
+}
+
+}  // namespace emulated
+
+// As CUDA's driver takes them; 0: given up.
+#define EMULATED(name) \
+  extern "C" int run_##name(void** arguments, int programs, int threads) { return emulated::launch(name, arguments, programs, threads); }
+
+// ---- of CUDA C++ -------------------------------------------------------------------------------------------------------------
+
+inline void __syncthreads() { emulated::meetings[0].meet(blockDim.x); }
+inline void __syncwarp() { emulated::warp_meets(); }
+
+template <class Value>
+Value __shfl_xor_sync(unsigned, Value value, int lanes) {
+  static std::map<int, std::vector<Value>> of_warp;
+  std::vector<Value>& values = of_warp[threadIdx.x / 32];
+  values.resize(32);
+  values[threadIdx.x % 32] = value;
+  emulated::warp_meets();
+  value = values[(threadIdx.x % 32) ^ lanes];
+  emulated::warp_meets();
+  return value;
+}
+
+template <class Value>
+Value __ldg(const Value* from) {
+  return *from;
+}
+inline int __float_as_int(float x) {
+  int bits;
+  std::memcpy(&bits, &x, 4);
+  return bits;
+}
+inline float __int_as_float(int bits) {
+  float x;
+  std::memcpy(&x, &bits, 4);
+  return x;
+}
+
+// ---- ptx.cuh -----------------------------------------------------------------------------------------------------------------
+
+namespace ptx {
+
+using u32 = unsigned int;
+using u64 = unsigned long long;
+
+inline u32 shared_address(const void* pointer) { return static_cast<u32>(static_cast<const char*>(pointer) - shared); }
+
+inline void barrier_init(u32 barrier, u32 arrivals) {
+  emulated::barriers[barrier] = {static_cast<int>(arrivals), static_cast<int>(arrivals), 0};
+}
+inline void barrier_arrive(u32 barrier) { emulated::barriers.at(barrier).arrive(); }
+inline void barrier_wait(u32 barrier, u32 parity) {
+  emulated::wait_until([&] { return (emulated::barriers.at(barrier).phase & 1) != static_cast<int>(parity); });
+}
+inline void fetch(u32 to, const void* from, u32 bytes, u32 barrier) {
+  std::memcpy(shared + to, from, bytes);
+  barrier_arrive(barrier);
+}
+inline void barriers_ready() {}
+
+template <int THREADS>
+void meet(int barrier) {
+  emulated::meetings[barrier].meet(THREADS);
+}
+inline void show_tensor_cores() {}
+inline void few_registers() {}
+inline void many_registers() {}
+
+inline void copy16(void* to, const void* from) { std::memcpy(to, from, 16); }
+inline void copy4(void* to, const void* from) { std::memcpy(to, from, 4); }
+inline void copies_end() {}
+template <int PENDING>
+void copies_wait() {}
+
+inline u64 descriptor(u32 address) { return address >> 4; }
+inline void products_begin() {}
+inline void products_end() {}
+template <int PENDING>
+void products_wait() {}
+template <int N>
+void settle(float (&)[N]) {}
+
+inline float number(u32 address) {
+  _Float16 half;
+  std::memcpy(&half, shared + address, 2);
+  return half;
+}
+
+inline float towards_zero(double x) {
+  const float nearest = static_cast<float>(x);
+  return std::fabs(static_cast<double>(nearest)) > std::fabs(x) ? std::nextafterf(nearest, 0.0f) : nearest;
+}
+
+// Element k of a row of a panel or block: 128 bytes for a row, pieces of 16 exchanged by the address.
+inline float element(u64 descriptor, int row, int k) {
+  const u32 address = static_cast<u32>(descriptor << 4) + row * 128 + 2 * k;
+  return number(address ^ (address >> 7 & 7) << 4);
+}
+
+// A thread's part of sum += a b, for its two rows of a, 16 columns each.
+inline void add(float (&sum)[32], const float (&a)[2][16], u64 b) {
+  const int column = threadIdx.x % 4 * 2;
+  for (int i = 0; i < 32; ++i) {
+    double total = sum[i];
+    for (int k = 0; k < 16; ++k) total += static_cast<double>(a[i / 2 % 2][k]) * element(b, i / 4 * 8 + column + i % 2, k);
+    sum[i] = towards_zero(total);
+  }
+}
+
+inline void multiply(float (&sum)[32], u64 a, u64 b) {
+  const int row = threadIdx.x / 32 % 4 * 16 + threadIdx.x % 32 / 4;
+  float rows[2][16];
+  for (int half = 0; half < 2; ++half)
+    for (int k = 0; k < 16; ++k) rows[half][k] = element(a, row + 8 * half, k);
+  add(sum, rows, b);
+}
+
+inline u32 pack(float a, float b) {
+  const _Float16 both[2] = {static_cast<_Float16>(a), static_cast<_Float16>(b)};
+  u32 bits;
+  std::memcpy(&bits, both, 4);
+  return bits;
+}
+inline float2 unpack(u32 bits) {
+  _Float16 both[2];
+  std::memcpy(both, &bits, 4);
+  return {static_cast<float>(both[0]), static_cast<float>(both[1])};
+}
+
+// The four threads of a row hold two columns each of eight, then of the next eight.
+inline void multiply_registers(float (&sum)[32], const u32* a, u64 b) {
+  static u32 of_warp[16][32][4];
+  u32(&values)[32][4] = of_warp[threadIdx.x / 32];
+  const int lane = threadIdx.x % 32;
+  std::memcpy(values[lane], a, 16);
+  emulated::warp_meets();
+  float rows[2][16];
+  for (int k = 0; k < 16; k += 2)
+    for (int half = 0; half < 2; ++half) {
+      const float2 pair = unpack(values[lane / 4 * 4 + k % 8 / 2][k / 8 * 2 + half]);
+      rows[half][k] = pair.x;
+      rows[half][k + 1] = pair.y;
+    }
+  emulated::warp_meets();
+  add(sum, rows, b);
+}
+
+inline float power(float x) { return std::exp2f(x); }
+inline float reciprocal(float x) { return 1 / x; }
+inline float4 load4(const float* from) {
+  float4 value;
+  std::memcpy(&value, from, 16);
+  return value;
+}
+
+}  // namespace ptx

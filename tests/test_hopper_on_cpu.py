@@ -1,0 +1,119 @@
+"""The CUDA C++ kernels for Hopper, compiled by g++ with tests/support/hopper.h in the place of ptx.cuh, on threads that take turns.
+
+So they are tested where there is no GPU, too: indices, the order of blocks, barriers, scales. What a GPU does at the same time, and whether
+ptx.cuh says what it means, is left to the tests on a GPU (test_hopper.py).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import subprocess
+from importlib.resources import files
+from pathlib import Path
+
+import pytest
+import torch
+from test_hopper import PRODUCTS, TOLERANCE, WIDTHS, Contractions, Perceptrons, assert_near, exact, lowered
+
+from nequip_md.ops import hopper
+
+SUPPORT = Path(__file__).resolve().parent / "support"
+THREADS, SIDE = 384, 64
+
+
+class Pointers(ctypes.Structure):
+    _fields_ = [("part", ctypes.c_void_p * 4)]
+
+    @classmethod
+    def of(cls, tensors):
+        return cls((ctypes.c_void_p * 4)(*[tensor.data_ptr() for tensor in tensors]))
+
+
+def compiled(kernels: hopper.Kernels, folder: Path) -> ctypes.CDLL:
+    """A library with the function ``run_<kernel>`` for each instance."""
+    source = folder / "kernels.cpp"
+    text = "".join((files("nequip_md.ops") / "csrc" / name).read_text() for name in ("perceptron.cuh", "contraction.cuh"))
+    source.write_text('#include "hopper.h"\n' + kernels.source(text) + "".join(f"EMULATED({name})\n" for name in kernels.names()))
+    options = ["-std=c++20", "-O2", "-Wall", "-Wno-unknown-pragmas", "-Wno-unused-variable", "-shared", "-fPIC", "-I", SUPPORT]
+    subprocess.run(["g++", *options, source, "-o", folder / "kernels.so"], check=True, text=True, capture_output=True)
+    return ctypes.CDLL(str(folder / "kernels.so"))
+
+
+class OnThreads(torch.fx.Interpreter):
+    """Runs a graph with the kernels in the place of the operators' references, launched as hopper_launch.cpp does.
+
+    Args:
+        active: warpgroups of a perceptron that have rows of their own.
+        most: programs of a perceptron; each has several tiles if they are too few.
+        warps: that share the edges of a centre.
+    """
+
+    def __init__(self, module, kernels, library, active=1, most=1, warps=8):
+        super().__init__(module)
+        self.library, self.names = library, list(kernels.names())
+        self.active, self.most, self.warps = active, most, warps
+
+    def call_function(self, target, args, kwargs):
+        expected = super().call_function(target, args, kwargs)
+        if target not in hopper.OPERATORS:
+            return expected
+        # what is not written stays what it is here
+        single = isinstance(expected, torch.Tensor)
+        results = [torch.full_like(result, float("nan")) for result in ([expected] if single else expected)]
+        args = [arg.contiguous() if isinstance(arg, torch.Tensor) else arg for arg in args]
+        four, rows = Pointers.of(args[:4]), args[0].shape[0]
+        # arguments, rows of a perceptron's tiles or None, programs, threads
+        if target == hopper._ENERGY:
+            energy, *gradients = results
+            scratch = torch.empty(2 * self.most * -(-args[11] // SIDE), SIDE, SIDE)
+            launch = [four, Pointers.of(gradients), *args[4:10], energy, scratch], rows
+        elif target == hopper._HIDDEN:
+            h, y, d1, d2 = results
+            launch = [four, *args[4:8], h, d1, d2, y], rows
+        elif target == hopper._HIDDEN_BACKWARD:
+            launch = [Pointers.of(results), *args[:8]], rows
+        elif target == hopper._CONTRACT_GRADIENT:
+            launch = [four, *args[4:6], Pointers.of(args[6:10]), args[10], *results], None, len(args[10]) - 1, 32 * self.warps
+        elif target == hopper._CONTRACT_MOMENT:
+            launch = [Pointers.of(args[:1]), *args[1:4], *results], None, len(args[3]) - 1, 32 * self.warps
+        else:
+            launch = [*args[:3], *results, ctypes.c_longlong(rows)], None, -(-rows * args[0].shape[2] // 128), 128
+        self.launch(self.names[args[-1]], *launch)
+        return results[0] if single else tuple(results)
+
+    def launch(self, name, arguments, rows, programs=None, threads=THREADS):
+        if rows is not None:
+            programs = min(self.most, -(-rows // (self.active * SIDE)))
+            arguments = [*arguments, ctypes.c_longlong(rows), ctypes.c_int(self.active)]
+        values = [ctypes.c_void_p(a.data_ptr()) if isinstance(a, torch.Tensor) else a for a in arguments]
+        pointers = (ctypes.c_void_p * len(values))(*[ctypes.cast(ctypes.pointer(v), ctypes.c_void_p) for v in values])
+        assert getattr(self.library, f"run_{name}")(pointers, programs, threads), f"{name}: its threads wait for each other"
+
+
+@pytest.mark.parametrize("name, precision", [("medium", "fp32"), ("odd", "fp32"), ("wide input", "fp32"), ("medium", "tf32"), ("first", "tf32")])
+def test_perceptrons(name, precision, tmp_path):
+    torch.manual_seed(0)
+    module, kernels = Perceptrons(WIDTHS[name]), hopper.Kernels(PRODUCTS[precision])
+    with torch.no_grad():
+        graph = lowered(module, module.inputs(50, precision), precision, kernels, ({0: torch.export.Dim("count", min=0)},) * 6).module()
+        library = compiled(kernels, tmp_path)
+        # few rows: a warpgroup for each 64 of them; many: two, and a program has two tiles
+        for rows, active, most in ((1, 1, 1), (65, 1, 2), (129, 2, 1)):
+            inputs = module.inputs(rows, precision)
+            got = OnThreads(graph, kernels, library, active, most).run(*inputs)
+            assert_near(got, exact(module, inputs), 2 * TOLERANCE[precision], module.derivatives)  # of few rows: one counts for more
+
+
+@pytest.mark.parametrize("name", Contractions.SIZES)
+def test_contractions(name, tmp_path):
+    torch.manual_seed(0)
+    module, kernels = Contractions(*Contractions.SIZES[name]), hopper.Kernels(3)
+    edges, centres = torch.export.Dim("edges", min=0), torch.export.Dim("centres", min=0)
+    dynamic = (*[{0: edges}] * 4, *[{0: centres}] * 2, {0: edges}, {0: centres + 1})
+    with torch.no_grad():
+        graph = lowered(module, module.inputs([3, 0, 7, 40]), "fp32", kernels, dynamic).module()
+        library = compiled(kernels, tmp_path)
+        for warps in (4, 8):
+            inputs = module.inputs([1, 0, 85, 2, 16])
+            got = OnThreads(graph, kernels, library, warps=warps).run(*inputs)
+            assert_near(got, exact(module, inputs), 2e-6)
