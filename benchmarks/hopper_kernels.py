@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import ctypes
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.resources import files
 from pathlib import Path
 
@@ -33,6 +33,14 @@ class Pointers(ctypes.Structure):
         return cls((ctypes.c_void_p * 4)(*[t.data_ptr() for t in tensors], *[tensors[0].data_ptr()] * (4 - len(tensors))))
 
 
+def packed(arguments: Sequence) -> ctypes.Array:
+    """A kernel's arguments as CUDA's driver takes them: tensors by their addresses, all else as values of ctypes."""
+    values = [ctypes.c_void_p(a.data_ptr()) if isinstance(a, torch.Tensor) else a for a in arguments]
+    pointers = (ctypes.c_void_p * len(values))(*[ctypes.cast(ctypes.pointer(v), ctypes.c_void_p) for v in values])
+    pointers.values = values  # they have to live as long
+    return pointers
+
+
 class Driver:
     """Loads a cubin and launches one of its kernels."""
 
@@ -51,10 +59,8 @@ class Driver:
             raise RuntimeError(f"CUDA's driver returned error {code}")
 
     def launch(self, programs: int, *arguments) -> None:
-        values = [ctypes.c_void_p(a.data_ptr()) if isinstance(a, torch.Tensor) else a for a in arguments]
-        pointers = (ctypes.c_void_p * len(values))(*[ctypes.cast(ctypes.pointer(v), ctypes.c_void_p) for v in values])
         stream = ctypes.c_void_p(torch.cuda.current_stream().cuda_stream)
-        self.check(self.library.cuLaunchKernel(self.function, programs, 1, 1, THREADS, 1, 1, self.shared, stream, pointers, None))
+        self.check(self.library.cuLaunchKernel(self.function, programs, 1, 1, THREADS, 1, 1, self.shared, stream, packed(arguments), None))
 
 
 def launcher(case: Case, source: str | None) -> Callable[[int], None]:

@@ -44,6 +44,8 @@ def weights(widths, inner, outer, last):
 class Perceptrons(nn.Module):
     """Every operator that has such a kernel, on one set of rows."""
 
+    dynamic = ({0: torch.export.Dim("count", min=0)},) * 6
+
     def __init__(self, shape):
         super().__init__()
         self.widths, self.inner, self.outer, self.last = shape
@@ -76,6 +78,8 @@ class Contractions(nn.Module):
     """Two contractions of the same weights and their gradients, and the product of two tensors of an atom, on one set of centres."""
 
     SIZES = {"medium": (64, 4), "small": (64, 3), "narrow": (32, 2)}  # channels, orders
+    edges, centres = torch.export.Dim("edges", min=0), torch.export.Dim("centres", min=0)
+    dynamic = (*[{0: edges}] * 4, *[{0: centres}] * 2, {0: edges}, {0: centres + 1})
 
     def __init__(self, channels, orders):
         super().__init__()
@@ -275,9 +279,8 @@ def test_what_the_compiler_refuses_is_said():
 def test_kernels_in_an_artifact(tmp_path, name, precision):
     module = Perceptrons(WIDTHS[name]).cuda()
     kernels = hopper.Kernels(PRODUCTS[precision])
-    count = torch.export.Dim("count", min=0)
     with torch.no_grad():
-        program = lowered(module, module.inputs(50, precision, "cuda"), precision, kernels, ({0: count},) * 6)
+        program = lowered(module, module.inputs(50, precision, "cuda"), precision, kernels, module.dynamic)
         with kernels.linked() as options:
             path = torch._inductor.aoti_compile_and_package(program, package_path=str(tmp_path / "perceptrons.pt2"), inductor_configs=options)
         compiled = torch._inductor.aoti_load_package(path)
@@ -294,10 +297,8 @@ def test_kernels_in_an_artifact(tmp_path, name, precision):
 @pytest.mark.parametrize("name", Contractions.SIZES)
 def test_kernels_over_edges_in_an_artifact(tmp_path, name):
     module, kernels = Contractions(*Contractions.SIZES[name]).cuda(), hopper.Kernels(3)
-    edges, centres = torch.export.Dim("edges", min=0), torch.export.Dim("centres", min=0)
-    dynamic = (*[{0: edges}] * 4, *[{0: centres}] * 2, {0: edges}, {0: centres + 1})
     with torch.no_grad():
-        program = lowered(module, module.inputs([3, 0, 7, 40], "cuda"), "fp32", kernels, dynamic)
+        program = lowered(module, module.inputs([3, 0, 7, 40], "cuda"), "fp32", kernels, module.dynamic)
         with kernels.linked() as options:
             path = torch._inductor.aoti_compile_and_package(program, package_path=str(tmp_path / "edges.pt2"), inductor_configs=options)
         compiled = torch._inductor.aoti_load_package(path)

@@ -8,32 +8,28 @@ from __future__ import annotations
 
 import ctypes
 import subprocess
+import sys
 from importlib.resources import files
 from pathlib import Path
 
 import pytest
 import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
+from hopper_kernels import SIDE, THREADS, Pointers, packed
 from test_hopper import PRODUCTS, TOLERANCE, WIDTHS, Contractions, Perceptrons, assert_near, exact, lowered
 
 from nequip_md.ops import hopper
 
 SUPPORT = Path(__file__).resolve().parent / "support"
-THREADS, SIDE = 384, 64
-
-
-class Pointers(ctypes.Structure):
-    _fields_ = [("part", ctypes.c_void_p * 4)]
-
-    @classmethod
-    def of(cls, tensors):
-        return cls((ctypes.c_void_p * 4)(*[tensor.data_ptr() for tensor in tensors]))
 
 
 def compiled(kernels: hopper.Kernels, folder: Path) -> ctypes.CDLL:
     """A library with the function ``run_<kernel>`` for each instance."""
     source = folder / "kernels.cpp"
-    text = "".join((files("nequip_md.ops") / "csrc" / name).read_text() for name in ("perceptron.cuh", "contraction.cuh"))
-    source.write_text('#include "hopper.h"\n' + kernels.source(text) + "".join(f"EMULATED({name})\n" for name in kernels.names()))
+    text, ptx = kernels.source(), (files("nequip_md.ops") / "csrc" / "ptx.cuh").read_text()
+    assert text.count(ptx) == 1
+    source.write_text(text.replace(ptx, '#include "hopper.h"\n') + "".join(f"EMULATED({name})\n" for name in kernels.names()))
     options = ["-std=c++20", "-O2", "-Wall", "-Wno-unknown-pragmas", "-Wno-unused-variable", "-shared", "-fPIC", "-I", SUPPORT]
     subprocess.run(["g++", *options, source, "-o", folder / "kernels.so"], check=True, text=True, capture_output=True)
     return ctypes.CDLL(str(folder / "kernels.so"))
@@ -85,9 +81,7 @@ class OnThreads(torch.fx.Interpreter):
         if rows is not None:
             programs = min(self.most, -(-rows // (self.active * SIDE)))
             arguments = [*arguments, ctypes.c_longlong(rows), ctypes.c_int(self.active)]
-        values = [ctypes.c_void_p(a.data_ptr()) if isinstance(a, torch.Tensor) else a for a in arguments]
-        pointers = (ctypes.c_void_p * len(values))(*[ctypes.cast(ctypes.pointer(v), ctypes.c_void_p) for v in values])
-        assert getattr(self.library, f"run_{name}")(pointers, programs, threads), f"{name}: its threads wait for each other"
+        assert getattr(self.library, f"run_{name}")(packed(arguments), programs, threads), f"{name}: its threads wait for each other"
 
 
 @pytest.mark.parametrize("name, precision", [("medium", "fp32"), ("odd", "fp32"), ("wide input", "fp32"), ("medium", "tf32"), ("first", "tf32")])
@@ -95,7 +89,7 @@ def test_perceptrons(name, precision, tmp_path):
     torch.manual_seed(0)
     module, kernels = Perceptrons(WIDTHS[name]), hopper.Kernels(PRODUCTS[precision])
     with torch.no_grad():
-        graph = lowered(module, module.inputs(50, precision), precision, kernels, ({0: torch.export.Dim("count", min=0)},) * 6).module()
+        graph = lowered(module, module.inputs(50, precision), precision, kernels, module.dynamic).module()
         library = compiled(kernels, tmp_path)
         # few rows: a warpgroup for each 64 of them; many: two, and a program has two tiles
         for rows, active, most in ((1, 1, 1), (65, 1, 2), (129, 2, 1)):
@@ -108,10 +102,8 @@ def test_perceptrons(name, precision, tmp_path):
 def test_contractions(name, tmp_path):
     torch.manual_seed(0)
     module, kernels = Contractions(*Contractions.SIZES[name]), hopper.Kernels(3)
-    edges, centres = torch.export.Dim("edges", min=0), torch.export.Dim("centres", min=0)
-    dynamic = (*[{0: edges}] * 4, *[{0: centres}] * 2, {0: edges}, {0: centres + 1})
     with torch.no_grad():
-        graph = lowered(module, module.inputs([3, 0, 7, 40]), "fp32", kernels, dynamic).module()
+        graph = lowered(module, module.inputs([3, 0, 7, 40]), "fp32", kernels, module.dynamic).module()
         library = compiled(kernels, tmp_path)
         for warps in (4, 8):
             inputs = module.inputs([1, 0, 85, 2, 16])

@@ -1,4 +1,4 @@
-"""The engine's loops as a GPU runs them: 32 lanes of a warp, here threads of the CPU, beside the CPU's way and a plain search."""
+"""The engine's loops as a GPU runs them: 32 lanes of a warp, here threads that take turns on the CPU, beside the CPU's way and a plain search."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def ways(tmp_path_factory):
     """The function ``run`` of warp.cpp, by way."""
     folder, found = tmp_path_factory.mktemp("warp"), {}
     for way, options in (("warp", ["-DWARP"]), ("cpu", [])):
-        subprocess.run(["g++", "-std=c++20", "-O1", "-Wall", "-Wno-unknown-pragmas", "-pthread", "-shared", "-fPIC", *options,
+        subprocess.run(["g++", "-std=c++20", "-O1", "-Wall", "-Wno-unknown-pragmas", "-shared", "-fPIC", *options,
                         "-I", ROOT / "pair_style" / "engine" / "src", ROOT / "tests" / "support" / "warp.cpp", "-o", folder / f"{way}.so"],
                        check=True, capture_output=True, text=True)
         found[way] = ctypes.CDLL(str(folder / f"{way}.so")).run
@@ -41,9 +41,9 @@ def evaluate(run, positions, types, centres, cells, num_nodes, num_edges):
               "nodes": np.full((2, num_edges), -7), "neighbour_atom": np.full(num_edges, -7, np.int32), "row_ptr": np.full(num_nodes + 1, -7),
               "forces": np.zeros((count, 3), np.int64), "sums": np.full((num_nodes, 9), np.nan)}
     p = {name: ctypes.c_void_p(a.ctypes.data) for name, a in result.items()}
-    run(ctypes.byref(atoms), count, some, cells, ctypes.c_double(EXTENT), ctypes.c_double(SKIN), p["list_offset"], p["list"],
-        ctypes.c_longlong(num_nodes), ctypes.c_longlong(num_edges), ctypes.c_double(2 * CUTOFF), p["vectors"], p["nodes"],
-        p["neighbour_atom"], p["row_ptr"], p["forces"], p["sums"])
+    assert run(ctypes.byref(atoms), count, some, cells, ctypes.c_double(EXTENT), ctypes.c_double(SKIN), p["list_offset"], p["list"],
+               ctypes.c_longlong(num_nodes), ctypes.c_longlong(num_edges), ctypes.c_double(2 * CUTOFF), p["vectors"], p["nodes"],
+               p["neighbour_atom"], p["row_ptr"], p["forces"], p["sums"]), "threads wait for each other"
     return result
 
 

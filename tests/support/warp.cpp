@@ -1,69 +1,28 @@
 // The engine's loops (kernels.h) behind one C function, for test_warp.py: as a GPU runs them, with 32 threads for a warp, if WARP is
 // defined, and else as a CPU does.
 #include <algorithm>
-#include <atomic>
-#include <barrier>
-#include <cmath>
 #include <numeric>
-#include <thread>
 #include <vector>
 
 #ifdef WARP
 #define __CUDACC_RTC__
-#define __device__
-#define __global__
-struct Index {
-    int x;
-};
-thread_local Index threadIdx, blockIdx{0}, blockDim{1024};
-std::barrier<> together(32);
+#include "gpu.h"
+#include "kernels.h"
 
-unsigned __ballot_sync(unsigned, bool yes)
+template <typename Arguments>
+bool launch(void (*kernel)(Arguments, long long), Arguments arguments, long long count)
 {
-    static std::atomic<unsigned> votes;
-    together.arrive_and_wait();
-    votes = 0;
-    together.arrive_and_wait();
-    if (yes) votes |= 1u << threadIdx.x % 32;
-    together.arrive_and_wait();
-    return votes;
+    constexpr int THREADS = 128;  // as in gpu.cpp
+    void *both[] = {&arguments, &count};
+    return emulated::launch(kernel, both, (count * 32 + THREADS - 1) / THREADS, THREADS);
 }
-template <typename Value>
-Value __shfl_xor_sync(unsigned, Value value, int step)
-{
-    static Value of_lane[32];
-    together.arrive_and_wait();
-    of_lane[threadIdx.x % 32] = value;
-    together.arrive_and_wait();
-    return of_lane[threadIdx.x % 32 ^ step];
-}
-int __popc(unsigned bits) { return __builtin_popcount(bits); }
-long long __double2ll_rn(double value) { return std::llrint(value); }
-template <typename Value>
-void atomicAdd(Value *sum, Value value)
-{
-    std::atomic_ref<Value>(*sum).fetch_add(value);
-}
-#endif
+#define RUN(name, arguments, count) \
+    if (!launch(name##_kernel, arguments, count)) return false
+#else
+#include <cmath>
 
 #include "kernels.h"
 
-#ifdef WARP
-template <typename Arguments>
-void launch(void (*kernel)(Arguments, long long), const Arguments &arguments, long long count)
-{
-    std::vector<std::thread> lanes;
-    for (int lane = 0; lane < 32; ++lane)
-        lanes.emplace_back([=] {
-            for (int warp = 0; warp < count; ++warp) {
-                threadIdx.x = 32 * warp + lane;
-                kernel(arguments, count);
-            }
-        });
-    for (std::thread &lane : lanes) lane.join();
-}
-#define RUN(name, arguments, count) launch(name##_kernel, arguments, count)
-#else
 #define RUN(name, arguments, count) \
     for (long long index = 0; index < (count); ++index) nequip_md::name(arguments, index)
 #endif
@@ -71,7 +30,8 @@ void launch(void (*kernel)(Arguments, long long), const Arguments &arguments, lo
 using nequip_md::Int64;
 
 // cells: along every axis; 0: without. Arrays as in kernels.h; list has room for all pairs. gradient = 0.1 vectors.
-extern "C" void run(const nequip_md::Atoms *atoms, int num_atoms, int num_centres, int cells, double extent, double skin, Int64 *list_offset,
+// False: threads of a GPU wait for each other.
+extern "C" bool run(const nequip_md::Atoms *atoms, int num_atoms, int num_centres, int cells, double extent, double skin, Int64 *list_offset,
                     int *list, Int64 num_nodes, Int64 num_edges, double padding, double *vectors, Int64 *nodes, int *neighbour_atom,
                     Int64 *row_ptr, Int64 *forces, double *sums)
 {
@@ -131,4 +91,5 @@ extern "C" void run(const nequip_md::Atoms *atoms, int num_atoms, int num_centre
     t.forces = forces;
     t.sums = sums;
     RUN(tally_fixed, t, num_nodes);
+    return true;
 }

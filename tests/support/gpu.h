@@ -1,0 +1,208 @@
+// A GPU's threads on a CPU, and what CUDA C++ brings along: for one program at a time, whose threads take turns. Each runs until it waits for
+// others, so that a run is always the same; if all wait, it is given up.
+#pragma once
+#include <ucontext.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <map>
+#include <memory>
+#include <utility>
+#include <vector>
+
+#define __device__
+#define __global__
+#define __shared__
+#define __forceinline__ inline
+#define __align__(bytes) __attribute__((aligned(bytes)))
+#define __launch_bounds__(...)
+
+using std::max;
+using std::min;
+
+struct Index {
+  int x;
+};
+struct float2 {
+  float x, y;
+};
+struct float4 {
+  float x, y, z, w;
+};
+struct uint2 {
+  unsigned x, y;
+};
+inline float2 make_float2(float x, float y) { return {x, y}; }
+inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
+inline uint2 make_uint2(unsigned x, unsigned y) { return {x, y}; }
+
+constexpr int MOST_SHARED = 232448;
+alignas(1024) char shared[MOST_SHARED];
+alignas(16) float numbers[MOST_SHARED / 4];
+
+// ---- threads -----------------------------------------------------------------------------------------------------------------
+
+Index threadIdx, blockIdx, gridDim, blockDim;
+
+namespace emulated {
+
+struct Thread {
+  ucontext_t context;
+  std::unique_ptr<char[]> stack;
+  bool ended;
+};
+
+std::vector<Thread> threads;
+ucontext_t scheduler;
+void (*body)(void*);
+void* body_arguments;
+bool progress;
+constexpr size_t STACK = 256 << 10;
+
+inline void take_turns() {
+  const int thread = threadIdx.x;
+  swapcontext(&threads[thread].context, &scheduler);
+  threadIdx.x = thread;
+}
+
+template <class Condition>
+void wait_until(Condition condition) {
+  while (!condition()) take_turns();
+}
+
+// Threads that meet: each goes on when ``count`` have come.
+struct Meeting {
+  int come = 0, times = 0;
+  void meet(int count) {
+    if (++come == count) {
+      come = 0;
+      ++times;
+      progress = true;
+      return;
+    }
+    wait_until([this, now = times] { return times != now; });
+  }
+};
+std::map<int, Meeting> meetings;  // by number; those of warps from 16 on
+
+inline void warp_meets() { meetings[16 + threadIdx.x / 32].meet(32); }
+
+struct Barrier {
+  int arrivals, missing, phase;
+  void arrive() {
+    if (--missing > 0) return;
+    missing = arrivals;
+    ++phase;
+    progress = true;
+  }
+};
+std::map<unsigned, Barrier> barriers;  // by address
+
+inline void entry() {
+  body(body_arguments);
+  threads[threadIdx.x].ended = true;
+  progress = true;
+  swapcontext(&threads[threadIdx.x].context, &scheduler);
+}
+
+// One program; false: its threads wait for each other and none can go on.
+inline bool run_program(int count, void (*what)(void*), void* arguments) {
+  body = what;
+  body_arguments = arguments;
+  meetings.clear();
+  barriers.clear();
+  std::memset(shared, 0xff, sizeof shared);  // NaN
+  threads.resize(count);
+  for (Thread& thread : threads) {
+    if (!thread.stack) thread.stack.reset(new char[STACK]);
+    getcontext(&thread.context);
+    thread.context.uc_stack = {thread.stack.get(), 0, STACK};
+    thread.context.uc_link = nullptr;
+    makecontext(&thread.context, entry, 0);
+    thread.ended = false;
+  }
+  for (bool some = true; some;) {
+    some = progress = false;
+    for (int thread = 0; thread < count; ++thread) {
+      if (threads[thread].ended) continue;
+      some = true;
+      threadIdx.x = thread;
+      swapcontext(&scheduler, &threads[thread].context);
+    }
+    if (some && !progress) return false;
+  }
+  return true;
+}
+
+template <class... A, size_t... I>
+bool launch(void (*kernel)(A...), void** arguments, int programs, int count, std::index_sequence<I...>) {
+  using All = std::pair<void (*)(A...), void**>;
+  All all(kernel, arguments);
+  gridDim.x = programs;
+  blockDim.x = count;
+  for (blockIdx.x = 0; blockIdx.x < programs; ++blockIdx.x)
+    if (!run_program(count, [](void* data) {
+          const All& given = *static_cast<All*>(data);
+          given.first(*static_cast<A*>(given.second[I])...);
+        }, &all))
+      return false;
+  return true;
+}
+
+template <class... A>
+int launch(void (*kernel)(A...), void** arguments, int programs, int count) {
+  return launch(kernel, arguments, programs, count, std::index_sequence_for<A...>());
+}
+
+}  // namespace emulated
+
+// As CUDA's driver takes them; 0: given up.
+#define EMULATED(name) \
+  extern "C" int run_##name(void** arguments, int programs, int threads) { return emulated::launch(name, arguments, programs, threads); }
+
+// ---- of CUDA C++ -------------------------------------------------------------------------------------------------------------
+
+inline void __syncthreads() { emulated::meetings[0].meet(blockDim.x); }
+inline void __syncwarp() { emulated::warp_meets(); }
+
+template <class Value>
+Value __shfl_xor_sync(unsigned, Value value, int lanes) {
+  static std::map<int, std::vector<Value>> of_warp;
+  std::vector<Value>& values = of_warp[threadIdx.x / 32];
+  values.resize(32);
+  values[threadIdx.x % 32] = value;
+  emulated::warp_meets();
+  value = values[(threadIdx.x % 32) ^ lanes];
+  emulated::warp_meets();
+  return value;
+}
+
+inline unsigned __ballot_sync(unsigned, bool yes) {
+  unsigned votes = 0;
+  for (int lanes = 0; lanes < 32; ++lanes) votes |= __shfl_xor_sync(~0u, yes ? 1u : 0u, lanes) << ((threadIdx.x % 32) ^ lanes);
+  return votes;
+}
+
+inline int __popc(unsigned bits) { return __builtin_popcount(bits); }
+inline long long __double2ll_rn(double value) { return std::llrint(value); }
+template <class Value>
+void atomicAdd(Value* sum, Value value) {
+  *sum += value;
+}
+
+template <class Value>
+Value __ldg(const Value* from) {
+  return *from;
+}
+inline int __float_as_int(float x) {
+  int bits;
+  std::memcpy(&bits, &x, 4);
+  return bits;
+}
+inline float __int_as_float(int bits) {
+  float x;
+  std::memcpy(&x, &bits, 4);
+  return x;
+}
