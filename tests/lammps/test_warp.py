@@ -12,6 +12,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 CUTOFF, SKIN, EXTENT = 3.0, 0.5, 14.0
 UNITS = 2.0**46  # of forces in fixed point
+ATOMS = 900  # so dense that most centres have more edges than half a warp has lanes
 
 
 class Atoms(ctypes.Structure):
@@ -51,8 +52,8 @@ def evaluate(run, positions, types, centres, cells, num_nodes, num_edges):
 @pytest.mark.parametrize("some", [37, 3])
 def test_lanes(ways, cells, some):
     rng = np.random.default_rng(some)
-    positions, types = rng.uniform(0, EXTENT, (150, 3)), rng.integers(-1, 2, 150)
-    centres = [int(i) for i in rng.permutation(150) if types[i] >= 0][:some]
+    positions, types = rng.uniform(0, EXTENT, (ATOMS, 3)), rng.integers(-1, 2, ATOMS)
+    centres = [int(i) for i in rng.permutation(ATOMS) if types[i] >= 0][:some]
     near = np.linalg.norm(positions[:, None] - positions[centres], axis=2)
     allowed = (types >= 0)[:, None] & (near > 0)
     edges = int((allowed & (near < CUTOFF)).sum())
@@ -65,7 +66,7 @@ def test_lanes(ways, cells, some):
             np.testing.assert_array_equal(warp[name], values, err_msg=name)
     assert list(np.diff(cpu["list_offset"])) == list((allowed & (near < CUTOFF + SKIN)).sum(axis=0))
     assert list(np.diff(cpu["row_ptr"])[:some]) == list((allowed & (near < CUTOFF)).sum(axis=0)) and cpu["row_ptr"][-1] == padded
-    forces = np.zeros((150, 3))
+    forces = np.zeros((ATOMS, 3))
     for k, i in enumerate(centres):
         for j in np.flatnonzero(allowed[:, k] & (near[:, k] < CUTOFF)):
             gradient = 0.1 * (positions[j] - positions[i])
