@@ -1,11 +1,11 @@
-"""Tile sizes of the kernels that are not fused perceptrons: sums over edges, matrices of orders, layers one by one.
+"""Tile sizes of the kernels that are not fused perceptrons: sums over edges, convolutions, matrices of orders, layers one by one.
 
     python benchmarks/segment_variants.py --only moment dot --output segments.json
 
-Shapes are those of Allegro "medium" on water (layers: also "large"), arithmetic is that of fp32 artifacts. Every variant is timed
-for 25 atoms of 20 edges, 96 of 84 and 12,288 of 84 (layers: 262,144 rows); the little ones repeatedly from a CUDA graph, as an
-artifact runs them, so that their arrays stay in the cache. Results are not checked here (tests/test_cuda_operators.py does). The
-choice stands in nequip_md/ops/cuda.py.
+Shapes are those of Allegro "medium" on water (layers: also "large"; convolutions: the second layer of NequIP "M"), arithmetic is that
+of fp32 artifacts. Every variant is timed for 25 atoms of 20 edges, 96 of 84 and 12,288 of 84 (layers: 262,144 rows); the little ones
+repeatedly from a CUDA graph, as an artifact runs them, so that their arrays stay in the cache. Results are not checked here
+(tests/test_cuda_operators.py does). The choice stands in nequip_md/ops/cuda.py.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ import triton
 from kernel_variants import write_rows
 
 from nequip_md.model import build_model, preset
-from nequip_md.ops.triton_kernels import contract_gradient, halves, mlp, segments
+from nequip_md.ops import cuda
+from nequip_md.ops.triton_kernels import contract_gradient, convolution, halves, mlp, segments
 
 SINGLE, HALF = torch.float32, torch.float16
 SYSTEMS = ((25, 20), (96, 84), (12288, 84))
@@ -116,6 +117,38 @@ def over_edges() -> Iterator[Variant]:
             lambda n, e: (n,))
 
 
+def convolutions() -> Iterator[Variant]:
+    layer = build_model(preset("M", type_names=["H", "O"], cutoff=6.0, avg_num_neighbors=85.0)).layers[1]
+    sources = cuda.convolution_sources(layer.paths)
+    table, last = cuda.component_tables(sources, torch.device("cpu")), sources[-1]
+    widths = {
+        "X_WIDTH": sum((2 * s.first.l_in + 1) * s.first.mul for s in sources), "G_WIDTH": layer.message_width,
+        "W_WIDTH": sum(path.mul for s in sources for path in s.paths), "COUPLING_WIDTH": last.coupling + last.width}
+
+    def arrays(n, e, programs):
+        x, g, w, coupling = ((SINGLE, (rows, widths[name])) for rows, name in (
+            (n, "X_WIDTH"), (n, "G_WIDTH"), (e, "W_WIDTH"), (e, "COUPLING_WIDTH")))
+        gradient = SINGLE, (e, (last.dcoupling + last.width) * max(programs, last.programs))
+        return {"x": x, "g": g, "w": w, "coupling": coupling, "out": g, "dx": x, "dw": w, "dcoupling": gradient, "table": table,
+                "neighbour": torch.randint(n, (e,))}
+
+    kernels = (("sum", convolution.sum_kernel, (1, 2, 4)), ("nodes", convolution.nodes_kernel, (None,)),
+               ("edges", convolution.edges_kernel, (None,)))
+    for name, kernel, unrolls in kernels:
+        for source in sources:
+            constants = source.constants() | {"DCOUPLING_FIRST": source.dcoupling, "PATHS": len(source.paths)}
+            del constants["num_warps"]
+            for block, warps in dict.fromkeys(((source.channels, 1), (source.channels, 2), (source.channels, 4), (32, 1))):
+                for unroll, shares in ((u, s) for u in unrolls for s in ((1,) if u else (1, 6))):
+                    programs = triton.cdiv(source.first.mul, block)
+                    yield Variant(
+                        f"convolution {name} l={source.first.l_in}",
+                        f"channels {block}" + (f", unroll {unroll}" if unroll else f", shares {shares}"), kernel,
+                        lambda n, e, p=programs: arrays(n, e, p),
+                        {**constants, **widths, "DCOUPLING_WIDTH": (last.dcoupling + last.width) * max(programs, last.programs),
+                         "BLOCK_U": block, "UNROLL": unroll}, warps, 3, lambda n, e, p=programs, s=shares: (n, p, s))
+
+
 def over_atoms() -> Iterator[Variant]:
     for inner, outer in ((256, 64), (64, 256)):
         for size, chunk, block, warps, stages in ((64, 64, 128, 4, 2), (32, 64, 64, 4, 3), (32, 64, 64, 8, 2), (16, 256, 64, 4, 2)):
@@ -197,7 +230,7 @@ def layers() -> Iterator[Variant]:
                      "PRODUCTS": products}, warps, 3, lambda n, e, size=size: (ROWS // size,))
 
 
-VARIANTS = [*over_edges(), *over_atoms(), *dense(), *layers()]
+VARIANTS = [*over_edges(), *convolutions(), *over_atoms(), *dense(), *layers()]
 OF_ROWS = ("dense", "layer", "halves")
 """Kernels of perceptrons, timed for ROWS edges."""
 GROUPS = list(dict.fromkeys(v.group for v in VARIANTS))
@@ -234,6 +267,7 @@ def measure(variant: Variant, atoms: int, edges_each: int) -> float:
         return variant.kernel[grid](*arguments, num_warps=variant.warps, num_stages=variant.stages)
 
     call()
+    torch.cuda.synchronize()  # a graph is timed in another stream, which does not wait for the arrays to be filled
     if edges >= MANY or variant.group.startswith(OF_ROWS):
         return triton.testing.do_bench(call, warmup=5, rep=15, return_mode="median")
     return triton.testing.do_bench_cudagraph(call, rep=8, return_mode="median")

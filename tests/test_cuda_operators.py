@@ -11,6 +11,7 @@ from nequip_md import ops
 from nequip_md.export.trace import example_inputs, trace
 from nequip_md.model import build_model, energy_and_gradient, fuse, preset, with_dtype
 from nequip_md.ops import cuda, decompositions
+from support.convolution import CASES, inputs, layer
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 FORMS = {precision: cuda.replacements(precision) for precision in ("fp64", "fp32", "tf32")}
@@ -102,6 +103,20 @@ def test_channel_product(precision):
     table = torch.stack([torch.randint(0, n, (60,), generator=generator) for n in (4, 9, 5, 7)]).to(DEVICE)
     x, y, w, values = (random(precision, *s) for s in ((11, 9, 20), (11, 5, 20), (4, 20), (60,)))
     check("channel_product", precision, x, y, w, table, values, 7)
+
+
+@pytest.mark.parametrize("precision", ["fp64", "fp32"])
+@pytest.mark.parametrize("case", [*CASES.values(), (1, [150, 33]), (2, [40, 16, 70], 1, False)], ids=str)
+def test_convolution(precision, case):
+    """Channels of several programs and of a part of one; centres without edges; neighbours that are no centres."""
+    irreps, paths, cg = layer(*case)
+    x, y, w, g, *graph, cg = (t.to(DEVICE) for t in (*inputs(irreps), cg))
+    x, y, w, g, cg = (t.to(DTYPE[precision]) for t in (x, y, w, g, cg))
+    check("tensor_product_convolution", precision, x, y, w, *graph, cg, paths, g.shape[1])
+    check("tensor_product_convolution_nodes", precision, y, w, g, *graph, cg, paths, *x.shape)
+    check("tensor_product_convolution_edges", precision, x, y, w, g, *graph, cg, paths)
+    strided = torch.stack([g, w.new_zeros(g.shape)], dim=2)[..., 0]
+    check("tensor_product_convolution_edges", precision, x, y, w, strided, *graph, cg, paths)
 
 
 @pytest.mark.parametrize("multiprocessors", [132, 2, 1], ids=["few edges", "some", "many"])
@@ -289,6 +304,24 @@ def test_whole_model(name, precision):
     inputs = example_inputs(5, 3, 9, 2, config.cutoff, seed=5, device=DEVICE)
     for got, want in zip(program.module()(*inputs), energy_and_gradient(exact, *inputs)):
         assert (got - want).norm() <= TOLERANCE[precision] * want.norm()
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp64"])
+def test_whole_nequip(precision):
+    """Message passing: the graph that an export for CUDA compiles has a kernel for each derivative of each convolution."""
+    config = preset("S", type_names=["H", "O"], cutoff=6.0, avg_num_neighbors=20.0, num_features=[16, 8], radial_mlp_width=16)
+    torch.manual_seed(3)
+    exact = with_dtype(build_model(config).eval(), "float64").to(DEVICE)
+    model = copy.deepcopy(exact) if precision == "fp64" else with_dtype(exact, "float32").to(DEVICE)
+    fuse(model)
+    program = trace(model, config.cutoff, 2, device=DEVICE, decompositions={**decompositions(), **FORMS[precision]},
+                    message_passing=True)
+    calls = [str(node.target) for node in program.graph.nodes]
+    for suffix, count in (("", 2), ("_edges", 2), ("_nodes", 1)):  # what the first layer reads are types
+        assert calls.count(f"nequip_md.tensor_product_convolution{suffix}_triton.default") == count
+    sample = example_inputs(13, 0, 7, 2, config.cutoff, device=DEVICE, seed=5)
+    for got, expected in zip(program.module()(*sample), energy_and_gradient(exact, *sample), strict=True):
+        assert (got - expected).norm() <= TOLERANCE[precision] * expected.norm()
 
 
 def test_energies_differentiate_as_a_sum():

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from math import isqrt
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 import triton
@@ -16,7 +16,8 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.library import triton_op, wrap_triton
 
-from nequip_md.ops.triton_kernels import contract_gradient, embedding, segments
+from nequip_md.ops.tensor_product_convolution import ConvolutionPath, coefficients, unpack
+from nequip_md.ops.triton_kernels import contract_gradient, convolution, embedding, segments
 from nequip_md.ops.triton_kernels import halves as halves_kernels
 from nequip_md.ops.triton_kernels import mlp as mlp_kernels
 
@@ -170,6 +171,145 @@ def channel_product(x: Tensor, y: Tensor, w: Tensor, table: Tensor, values: Tens
     _launch(segments.channel_product_kernel, (triton.cdiv(count, atoms) * dim,), x, y, w, table, values, offsets, out, count,
             A=components, B=y.shape[1], D=dim, TERMS=terms, U=channels, BLOCK_U=_block(channels), ATOMS=atoms, UNROLL=4, num_warps=4)
     return out
+
+
+# ---- NequIP's convolution -----------------------------------------------------------------------------------------
+
+
+class ConvolutionSource(NamedTuple):
+    """Adjacent paths from one irrep of the features, which one launch takes together."""
+
+    paths: list[ConvolutionPath]
+    coupling: int
+    """First column of its couplings, [2 l_in + 1, block] in a row of all sources' couplings."""
+    dcoupling: int
+    """First column of their gradients, which have such a matrix for each block of channels."""
+    table: int
+    """Where its tables begin (:func:`component_tables`)."""
+
+    @property
+    def first(self) -> ConvolutionPath:
+        return self.paths[0]
+
+    @property
+    def components(self) -> list[tuple[ConvolutionPath, int]]:
+        """Of all paths' messages."""
+        return [(path, c) for path in self.paths for c in range(2 * path.l_out + 1)]
+
+    @property
+    def block(self) -> int:
+        """Components of a tile."""
+        return max(4, triton.next_power_of_2(len(self.components)))
+
+    @property
+    def channels(self) -> int:
+        """At a time, for tiles of about 2,048 numbers."""
+        return min(_block(self.first.mul), 128, max(16, 2048 // self.block))
+
+    @property
+    def programs(self) -> int:
+        """For a centre."""
+        return triton.cdiv(self.first.mul, self.channels)
+
+    @property
+    def width(self) -> int:
+        """Numbers of a coupling."""
+        return (2 * self.first.l_in + 1) * self.block
+
+    def constants(self) -> dict:
+        """Of each kernel."""
+        return {
+            "X_FIRST": self.first.x_offset, "W_FIRST": self.first.w_offset, "COUPLING_FIRST": self.coupling, "TABLE": self.table,
+            "A": 2 * self.first.l_in + 1, "C": len(self.components), "BLOCK_C": self.block, "U": self.first.mul,
+            "BLOCK_U": self.channels, "num_warps": max(1, self.block * self.channels // 1024),
+        }
+
+
+def convolution_sources(paths: list[int]) -> list[ConvolutionSource]:
+    """Of the paths of a layer, as operators take them."""
+    sources: list[ConvolutionSource] = []
+    for path in unpack(paths):
+        last = sources[-1].paths[-1] if sources else None
+        if last and (last.x_offset, last.w_offset + last.mul) == (path.x_offset, path.w_offset):
+            sources[-1].paths.append(path)
+            continue
+        before = sources[-1] if sources else None
+        ends = (before.coupling + before.width, before.dcoupling + before.programs * before.width,
+                before.table + 2 * before.block) if before else (0, 0, 0)
+        sources.append(ConvolutionSource([path], *ends))
+    return sources
+
+
+def _coupling_matrices(sources: list[ConvolutionSource], cg: Tensor, components: int, gradient: bool) -> Tensor:
+    """[components of the harmonics, all sources' couplings], or as many as there are in their gradients."""
+    matrices = []
+    for source in sources:
+        parts = []
+        for path in source.paths:
+            part, before = coefficients(cg, path).transpose(0, 1), path.l_edge**2
+            parts.append(torch.nn.functional.pad(part, (0, 0, 0, 0, before, components - before - part.shape[0])))
+        matrix = torch.nn.functional.pad(torch.cat(parts, dim=2), (0, source.block - len(source.components)))
+        matrices += [matrix.flatten(1)] * (source.programs if gradient else 1)
+    return torch.cat(matrices, dim=1)
+
+
+def component_tables(sources: list[ConvolutionSource], device: torch.device) -> Tensor:
+    """For each source the first weight of each component, then its first column in the messages."""
+    table = []
+    for source in sources:
+        filling = [0] * (source.block - len(source.components))
+        table += [path.w_offset - source.first.w_offset for path, _ in source.components] + filling
+        table += [path.out_offset + c * path.out_channels + path.out_channel for path, c in source.components] + filling
+    return torch.tensor(table, dtype=torch.int32, device=device)
+
+
+def _convolve(
+    kernel, nodes: int, shares: int, pointers: list[Tensor], sources: list[ConvolutionSource], widths: dict, **more: Callable
+) -> None:
+    """``shares``: programs that share the edges of a centre; ``more``: further constants, of a source."""
+    for source in sources:
+        _launch(kernel, (nodes, source.programs, shares), *pointers, **widths, **source.constants(),
+                **{name: value(source) for name, value in more.items()})
+
+
+@triton_op("nequip_md::tensor_product_convolution_triton", mutates_args={})
+def tensor_product_convolution(
+    x: Tensor, coupling: Tensor, w: Tensor, neighbour: Tensor, row_ptr: Tensor, tables: Tensor, paths: list[int], width: int
+) -> Tensor:
+    nodes = row_ptr.shape[0] - 1
+    out = x.new_empty((nodes, width))
+    widths = {"X_WIDTH": x.shape[1], "W_WIDTH": w.shape[1], "G_WIDTH": width, "COUPLING_WIDTH": coupling.shape[1]}
+    _convolve(convolution.sum_kernel, nodes, 1, [x, coupling, w, neighbour, row_ptr, tables, out], convolution_sources(paths), widths,
+              UNROLL=lambda source: 2)
+    return out
+
+
+@triton_op("nequip_md::tensor_product_convolution_nodes_triton", mutates_args={})
+def tensor_product_convolution_nodes(
+    coupling: Tensor, w: Tensor, g: Tensor, neighbour: Tensor, row_ptr: Tensor, tables: Tensor, paths: list[int], nodes: int,
+    width: int,
+) -> Tensor:
+    dx, centres = g.new_zeros((nodes, width)), row_ptr.shape[0] - 1
+    widths = {"X_WIDTH": width, "W_WIDTH": w.shape[1], "G_WIDTH": g.shape[1], "COUPLING_WIDTH": coupling.shape[1]}
+    _convolve(convolution.nodes_kernel, centres, _shares(centres, 6), [g, coupling, w, neighbour, row_ptr, tables, dx],
+              convolution_sources(paths), widths)
+    return dx
+
+
+@triton_op("nequip_md::tensor_product_convolution_edges_triton", mutates_args={})
+def tensor_product_convolution_edges(
+    x: Tensor, coupling: Tensor, w: Tensor, g: Tensor, neighbour: Tensor, row_ptr: Tensor, tables: Tensor, paths: list[int]
+) -> list[Tensor]:
+    sources, centres = convolution_sources(paths), row_ptr.shape[0] - 1
+    last = sources[-1]
+    dcoupling = w.new_empty((w.shape[0], last.dcoupling + last.programs * last.width))
+    dw = torch.empty_like(w)
+    widths = {"X_WIDTH": x.shape[1], "W_WIDTH": w.shape[1], "G_WIDTH": g.shape[1], "COUPLING_WIDTH": coupling.shape[1],
+              "DCOUPLING_WIDTH": dcoupling.shape[1]}
+    _convolve(convolution.edges_kernel, centres, _shares(centres, 6),
+              [x, g, coupling, w, neighbour, row_ptr, tables, dcoupling, dw], sources, widths,
+              DCOUPLING_FIRST=lambda source: source.dcoupling, PATHS=lambda source: len(source.paths))
+    return [dcoupling, dw]
 
 
 # ---- embedding of edges -------------------------------------------------------------------------------------------
@@ -713,6 +853,26 @@ def replacements(
             return hopper.contract_moment(g, w, y, row_ptr)
         return edge_contract_moment(g, w, y, row_ptr)
 
+    def couplings(y, cg, paths):
+        """What couples features with messages along each edge, and the kernels' tables."""
+        sources = convolution_sources(paths)
+        return y @ _coupling_matrices(sources, cg, y.shape[1], gradient=False), component_tables(sources, y.device)
+
+    def convolution_form(x, y, w, centre, neighbour, row_ptr, cg, paths, width):
+        coupling, tables = couplings(y, cg, paths)
+        return tensor_product_convolution(x.contiguous(), coupling, w.contiguous(), neighbour.contiguous(), row_ptr, tables, paths, width)
+
+    def convolution_nodes_form(y, w, g, centre, neighbour, row_ptr, cg, paths, nodes, width):
+        coupling, tables = couplings(y, cg, paths)
+        g, w, neighbour = g.contiguous(), w.contiguous(), neighbour.contiguous()
+        return tensor_product_convolution_nodes(coupling, w, g, neighbour, row_ptr, tables, paths, nodes, width)
+
+    def convolution_edges_form(x, y, w, g, centre, neighbour, row_ptr, cg, paths):
+        coupling, tables = couplings(y, cg, paths)
+        x, w, g, neighbour = x.contiguous(), w.contiguous(), g.contiguous(), neighbour.contiguous()
+        dcoupling, dw = tensor_product_convolution_edges(x, coupling, w, g, neighbour, row_ptr, tables, paths)
+        return dcoupling @ _coupling_matrices(convolution_sources(paths), cg, y.shape[1], gradient=True).T, dw
+
     def embedding_form(vectors, edge_index, node_types, cutoffs, roots, centre, neighbour, *rest):
         table = torch.cat([centre, neighbour])
         # of two dimensions for the reason given at split
@@ -736,6 +896,9 @@ def replacements(
         ops.edge_contract_gradient.default: lambda g, w, y, z, centre, row_ptr: contract_gradient_form(g, w, y, z, row_ptr),
         ops.channel_product.default: product_form,
         ops.mix_orders.default: mix_form,
+        ops.tensor_product_convolution.default: convolution_form,
+        ops.tensor_product_convolution_nodes.default: convolution_nodes_form,
+        ops.tensor_product_convolution_edges.default: convolution_edges_form,
         ops.dense.default: dense_form,
         ops.mlp_hidden.default: hidden_form,
         ops.mlp_hidden_backward.default: hidden_backward_form,

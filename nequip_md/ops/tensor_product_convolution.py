@@ -57,15 +57,15 @@ def unpack(paths: Sequence[int]) -> Iterator[ConvolutionPath]:
 # ---- one path, on edges -------------------------------------------------------------------------------------------
 
 
-def _coefficients(cg: Tensor, path: ConvolutionPath) -> Tensor:
-    """[a, b, c]"""
+def coefficients(cg: Tensor, path: ConvolutionPath) -> Tensor:
+    """Of one path, [2 l_in + 1, 2 l_edge + 1, 2 l_out + 1]."""
     shape = (2 * path.l_in + 1, 2 * path.l_edge + 1, 2 * path.l_out + 1)
     return cg.narrow(0, path.cg_offset, shape[0] * shape[1] * shape[2]).view(shape)
 
 
 def _coupling(cg: Tensor, y: Tensor, path: ConvolutionPath) -> Tensor:
     """sum_b C_abc y_eb: [E, a, c]."""
-    c = _coefficients(cg, path)
+    c = coefficients(cg, path)
     y = y.narrow(1, path.l_edge**2, c.shape[1])
     return (y @ c.transpose(0, 1).flatten(1)).unflatten(1, (c.shape[0], c.shape[2]))
 
@@ -171,7 +171,7 @@ def _edges_reference(x, y, w, g, centre, neighbour, row_ptr, cg, paths):
         features, cotangent = _features(xj, path), _messages(gi, path)
         dw[path.w_offset] = (_apply(_coupling(cg, y, path), features) * cotangent).sum(dim=1)
         products = (features.unsqueeze(2) * (cotangent * _weights(w, path)).unsqueeze(1)).sum(dim=-1)
-        part = products.flatten(1) @ _coefficients(cg, path).transpose(1, 2).flatten(0, 1)
+        part = products.flatten(1) @ coefficients(cg, path).transpose(1, 2).flatten(0, 1)
         order = path.l_edge**2
         dy[order] = dy[order] + part if order in dy else part
     return _rows(dy, y.shape[1], y), _rows(dw, w.shape[1], w)

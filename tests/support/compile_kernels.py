@@ -22,7 +22,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from nequip_md.export.trace import trace
-from nequip_md.model import build_model, fuse, preset, with_dtype
+from nequip_md.model import NequIPConfig, build_model, fuse, preset, with_dtype
 from nequip_md.ops import cuda, decompositions
 
 TARGET = GPUTarget("cuda", 90, 32)
@@ -48,11 +48,11 @@ def launches(name: str, precision: str) -> list[dict]:
             found.append(launch)
 
     cuda._launch = note
-    config = preset(name, type_names=["H", "O"], avg_num_neighbors=20.0)
+    config = preset(name, type_names=["H", "O"], cutoff=6.0, avg_num_neighbors=20.0)
     model = with_dtype(build_model(config).eval(), "float32")
     fuse(model)
     trace(model, config.cutoff, 2, device="cpu", decompositions={**decompositions(), **cuda.replacements(precision)},
-          message_passing=False)
+          message_passing=isinstance(config, NequIPConfig))
     return found
 
 
