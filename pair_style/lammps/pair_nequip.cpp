@@ -586,8 +586,8 @@ std::string PairNequIP::load(const char *file)
                             text("type_names") + ", cutoff " + text("cutoff") + ", precision " +
                             text("precision") + ", device " + text("device") + ", threads " +
                             std::to_string(options.num_threads) + "\n");
-  // they have no part in the model, and LAMMPS wakes all of them whenever it wraps atoms into the
-  // box (DomainOMP::pbc): with many of them longer than a step of a small system takes
+  // OpenMP threads do nothing for a model on a GPU, but LAMMPS wakes all of them whenever it wraps
+  // atoms into the box (DomainOMP::pbc), which may take longer than a step of a small system
   if (comm->me == 0 && text("device") != "cpu" && comm->nthreads > 1)
     error->warning(FLERR, "Pair style nequip runs on a GPU and LAMMPS with " +
                               std::to_string(comm->nthreads) +
