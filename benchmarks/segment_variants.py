@@ -23,6 +23,8 @@ import triton
 from kernel_variants import write_rows
 
 from nequip_md.model import build_model, preset
+from nequip_md.model.nequip import convolution_paths
+from nequip_md.model.nequip_irreps import plan_layers, width
 from nequip_md.ops import cuda
 from nequip_md.ops.triton_kernels import contract_gradient, convolution, halves, mlp, segments
 
@@ -118,12 +120,13 @@ def over_edges() -> Iterator[Variant]:
 
 
 def convolutions() -> Iterator[Variant]:
-    layer = build_model(preset("M", type_names=["H", "O"], cutoff=6.0, avg_num_neighbors=85.0)).layers[1]
-    sources = cuda.convolution_sources(layer.paths)
+    irreps = plan_layers(preset("M", type_names=["H", "O"], cutoff=6.0, avg_num_neighbors=85.0))[1]
+    paths, _ = convolution_paths(irreps)
+    sources = cuda.convolution_sources([number for path in paths for number in path])
     table, last = cuda.component_tables(sources, torch.device("cpu")), sources[-1]
     widths = {
-        "X_WIDTH": sum((2 * s.first.l_in + 1) * s.first.mul for s in sources), "G_WIDTH": layer.message_width,
-        "W_WIDTH": sum(path.mul for s in sources for path in s.paths), "COUPLING_WIDTH": last.coupling + last.width}
+        "X_WIDTH": width(irreps.inputs), "G_WIDTH": width(irreps.messages), "W_WIDTH": sum(path.mul for path in paths),
+        "COUPLING_WIDTH": last.coupling + last.width}
 
     def arrays(n, e, programs):
         x, g, w, coupling = ((SINGLE, (rows, widths[name])) for rows, name in (
@@ -136,8 +139,6 @@ def convolutions() -> Iterator[Variant]:
                ("edges", convolution.edges_kernel, (None,)))
     for name, kernel, unrolls in kernels:
         for source in sources:
-            constants = source.constants() | {"DCOUPLING_FIRST": source.dcoupling, "PATHS": len(source.paths)}
-            del constants["num_warps"]
             for block, warps in dict.fromkeys(((source.channels, 1), (source.channels, 2), (source.channels, 4), (32, 1))):
                 for unroll, shares in ((u, s) for u in unrolls for s in ((1,) if u else (1, 6))):
                     programs = triton.cdiv(source.first.mul, block)
@@ -145,7 +146,7 @@ def convolutions() -> Iterator[Variant]:
                         f"convolution {name} l={source.first.l_in}",
                         f"channels {block}" + (f", unroll {unroll}" if unroll else f", shares {shares}"), kernel,
                         lambda n, e, p=programs: arrays(n, e, p),
-                        {**constants, **widths, "DCOUPLING_WIDTH": (last.dcoupling + last.width) * max(programs, last.programs),
+                        {**source.constants(), **widths, "DCOUPLING_WIDTH": (last.dcoupling + last.width) * max(programs, last.programs),
                          "BLOCK_U": block, "UNROLL": unroll}, warps, 3, lambda n, e, p=programs, s=shares: (n, p, s))
 
 

@@ -10,6 +10,7 @@ from nequip_md.model.nequip_irreps import split, width
 from nequip_md.ops import cpu, tensor_product_convolution
 from support.convolution import CASES, COUNTS, NODES, inputs, layer
 
+
 def form(irreps, x, y, w, g, centre, neighbour):
     """F(x, y, w, g) by one sum over everything for each path, in terms of blocks."""
     total, first_weight = 0.0, 0

@@ -217,12 +217,16 @@ class ConvolutionSource(NamedTuple):
         return (2 * self.first.l_in + 1) * self.block
 
     def constants(self) -> dict:
-        """Of each kernel."""
+        """Of all three kernels; none takes every one."""
         return {
-            "X_FIRST": self.first.x_offset, "W_FIRST": self.first.w_offset, "COUPLING_FIRST": self.coupling, "TABLE": self.table,
-            "A": 2 * self.first.l_in + 1, "C": len(self.components), "BLOCK_C": self.block, "U": self.first.mul,
-            "BLOCK_U": self.channels, "num_warps": max(1, self.block * self.channels // 1024),
+            "X_FIRST": self.first.x_offset, "W_FIRST": self.first.w_offset, "COUPLING_FIRST": self.coupling,
+            "DCOUPLING_FIRST": self.dcoupling, "TABLE": self.table, "A": 2 * self.first.l_in + 1, "C": len(self.components),
+            "BLOCK_C": self.block, "PATHS": len(self.paths), "U": self.first.mul, "BLOCK_U": self.channels, "UNROLL": 2,
         }
+
+    @property
+    def warps(self) -> int:
+        return max(1, self.block * self.channels // 1024)
 
 
 def convolution_sources(paths: list[int]) -> list[ConvolutionSource]:
@@ -263,13 +267,11 @@ def component_tables(sources: list[ConvolutionSource], device: torch.device) -> 
     return torch.tensor(table, dtype=torch.int32, device=device)
 
 
-def _convolve(
-    kernel, nodes: int, shares: int, pointers: list[Tensor], sources: list[ConvolutionSource], widths: dict, **more: Callable
-) -> None:
-    """``shares``: programs that share the edges of a centre; ``more``: further constants, of a source."""
+def _convolve(kernel, nodes: int, shares: int, pointers: list[Tensor], sources: list[ConvolutionSource], widths: dict) -> None:
+    """``shares``: programs that share the edges of a centre."""
     for source in sources:
-        _launch(kernel, (nodes, source.programs, shares), *pointers, **widths, **source.constants(),
-                **{name: value(source) for name, value in more.items()})
+        constants = {name: value for name, value in source.constants().items() if name in kernel.arg_names}
+        _launch(kernel, (nodes, source.programs, shares), *pointers, **widths, **constants, num_warps=source.warps)
 
 
 @triton_op("nequip_md::tensor_product_convolution_triton", mutates_args={})
@@ -279,8 +281,7 @@ def tensor_product_convolution(
     nodes = row_ptr.shape[0] - 1
     out = x.new_empty((nodes, width))
     widths = {"X_WIDTH": x.shape[1], "W_WIDTH": w.shape[1], "G_WIDTH": width, "COUPLING_WIDTH": coupling.shape[1]}
-    _convolve(convolution.sum_kernel, nodes, 1, [x, coupling, w, neighbour, row_ptr, tables, out], convolution_sources(paths), widths,
-              UNROLL=lambda source: 2)
+    _convolve(convolution.sum_kernel, nodes, 1, [x, coupling, w, neighbour, row_ptr, tables, out], convolution_sources(paths), widths)
     return out
 
 
@@ -307,8 +308,7 @@ def tensor_product_convolution_edges(
     widths = {"X_WIDTH": x.shape[1], "W_WIDTH": w.shape[1], "G_WIDTH": g.shape[1], "COUPLING_WIDTH": coupling.shape[1],
               "DCOUPLING_WIDTH": dcoupling.shape[1]}
     _convolve(convolution.edges_kernel, centres, _shares(centres, 6),
-              [x, g, coupling, w, neighbour, row_ptr, tables, dcoupling, dw], sources, widths,
-              DCOUPLING_FIRST=lambda source: source.dcoupling, PATHS=lambda source: len(source.paths))
+              [x, g, coupling, w, neighbour, row_ptr, tables, dcoupling, dw], sources, widths)
     return [dcoupling, dw]
 
 

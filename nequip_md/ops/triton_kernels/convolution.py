@@ -17,6 +17,18 @@ import triton.language as tl
 
 
 @triton.jit
+def tile(table, TABLE: tl.constexpr, C: tl.constexpr, BLOCK_C: tl.constexpr, U: tl.constexpr, BLOCK_U: tl.constexpr):
+    """This program's channels and components, which of the pairs exist, the first weight of each component, and columns in a row of
+    messages."""
+    u = tl.program_id(1) * BLOCK_U + tl.arange(0, BLOCK_U)
+    c = tl.arange(0, BLOCK_C)
+    inside = (c < C)[:, None] & (u < U)[None, :]
+    first = tl.load(table + TABLE + c)
+    column = tl.load(table + TABLE + BLOCK_C + c)[:, None] + u[None, :]
+    return u, c, inside, first, column
+
+
+@triton.jit
 def sum_kernel(
     x, coupling, w, neighbour, row_ptr, table, out, X_WIDTH: tl.constexpr, W_WIDTH: tl.constexpr, G_WIDTH: tl.constexpr,
     COUPLING_WIDTH: tl.constexpr, X_FIRST: tl.constexpr, W_FIRST: tl.constexpr, COUPLING_FIRST: tl.constexpr, TABLE: tl.constexpr,
@@ -24,11 +36,8 @@ def sum_kernel(
 ):
     """The messages to a centre: out[c, u] = sum over edges of w[c, u] times the sum over a of coupling[a, c] x[a, u]."""
     i = tl.program_id(0).to(tl.int64)
-    u = tl.program_id(1) * BLOCK_U + tl.arange(0, BLOCK_U)
-    c = tl.arange(0, BLOCK_C)
-    inside = (c < C)[:, None] & (u < U)[None, :]
-    weight = tl.load(table + TABLE + c)[:, None] + u[None, :]
-    column = tl.load(table + TABLE + BLOCK_C + c)[:, None] + u[None, :]
+    u, c, inside, first, column = tile(table, TABLE, C, BLOCK_C, U, BLOCK_U)
+    weight = first[:, None] + u[None, :]
     begin = tl.load(row_ptr + i)
     end = tl.load(row_ptr + i + 1)
     total = tl.zeros([BLOCK_C, BLOCK_U], dtype=out.dtype.element_ty)
@@ -54,11 +63,8 @@ def nodes_kernel(
 ):
     """Added to dx of each edge's neighbour: dx[a, u] = sum over c of coupling[a, c] g[c, u] w[c, u]."""
     i = tl.program_id(0).to(tl.int64)
-    u = tl.program_id(1) * BLOCK_U + tl.arange(0, BLOCK_U)
-    c = tl.arange(0, BLOCK_C)
-    inside = (c < C)[:, None] & (u < U)[None, :]
-    weight = tl.load(table + TABLE + c)[:, None] + u[None, :]
-    column = tl.load(table + TABLE + BLOCK_C + c)[:, None] + u[None, :]
+    u, c, inside, first, column = tile(table, TABLE, C, BLOCK_C, U, BLOCK_U)
+    weight = first[:, None] + u[None, :]
     begin = tl.load(row_ptr + i)
     end = tl.load(row_ptr + i + 1)
     g_i = tl.load(g + i * G_WIDTH + column, mask=inside, other=0.0)
@@ -81,12 +87,8 @@ def edges_kernel(
     """dw[p, u] = sum over the components c of path p of g[c, u] times the sum over a of coupling[a, c] x[a, u], and
     dcoupling[a, c] = sum over u of x[a, u] g[c, u] w[c, u], whose parts for each block of channels stand side by side."""
     i = tl.program_id(0).to(tl.int64)
-    u = tl.program_id(1) * BLOCK_U + tl.arange(0, BLOCK_U)
-    c = tl.arange(0, BLOCK_C)
-    inside = (c < C)[:, None] & (u < U)[None, :]
-    first = tl.load(table + TABLE + c)
+    u, c, inside, first, column = tile(table, TABLE, C, BLOCK_C, U, BLOCK_U)
     weight = first[:, None] + u[None, :]
-    column = tl.load(table + TABLE + BLOCK_C + c)[:, None] + u[None, :]
     begin = tl.load(row_ptr + i)
     end = tl.load(row_ptr + i + 1)
     g_i = tl.load(g + i * G_WIDTH + column, mask=inside, other=0.0)
