@@ -10,6 +10,7 @@ from pathlib import Path
 
 import ase.io
 import numpy as np
+import pytest
 import torch
 import yaml
 from support.lammps_run import run_lammps
@@ -58,3 +59,16 @@ def test_example_runs(plugin_folder, tmp_path):
     assert "192 atoms, 0.20 ps: g_OO peak" in drawn.stdout, drawn.stderr
     assert "192 atoms" not in drawn.stderr, drawn.stderr  # a sane liquid; 20 steps of the large box are too few to judge
     assert (folder / "out" / "water.png").stat().st_size > 10_000
+
+    outcome = run_lammps((folder / "in.real").read_text(), folder, arguments=("-var", "steps", "20"))
+    assert outcome.status == 0, outcome.text
+    metal, real = (first_row(folder / "out" / name) for name in ("log.192", "log.real"))
+    assert real["PotEng"] == pytest.approx(23.060549 * metal["PotEng"], rel=1e-7)  # kcal/mol and eV, printed with eight digits
+    assert real["Press"] == pytest.approx(metal["Press"] / 1.01325, rel=1e-4)  # atm and bar
+
+
+def first_row(log: Path) -> dict[str, float]:
+    """The thermodynamic output of a run's first step."""
+    lines = log.read_text().splitlines()
+    start = next(k for k, line in enumerate(lines) if line.split()[:1] == ["Step"])
+    return dict(zip(lines[start].split(), map(float, lines[start + 1].split())))
