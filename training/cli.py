@@ -11,6 +11,7 @@ from pathlib import Path
 from rich.console import Console
 
 from nequip_md.errors import NequIPMDError
+from nequip_md.interrupt import Interrupted, interruptible
 from nequip_md.training.config import load_config
 
 
@@ -26,29 +27,32 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout, force=True)
     try:
-        config = load_config(options.config)
-        if options.output:
-            config = config.model_copy(update={"output": options.output})
-        if options.check:
-            print(f"{options.config}: ok")
-            return 0
-        return _train(config, options)
+        with interruptible():
+            return _run(options)
+    except Interrupted as stop:
+        print(f"nequip-md-train: {stop}", file=sys.stderr)
+        return stop.status
     except NequIPMDError as error:
         print(f"nequip-md-train: {error}", file=sys.stderr)
-        return 1
+    except OSError as error:  # a full disk may be met wherever anything is written
+        print(f"nequip-md-train: {error}; what was saved before is whole, see --resume", file=sys.stderr)
+    return 1
 
 
-def _train(config, options: argparse.Namespace) -> int:
+def _run(options: argparse.Namespace) -> int:
+    config = load_config(options.config)
+    if options.output:
+        config = config.model_copy(update={"output": options.output})
+    if options.check:
+        print(f"{options.config}: ok")
+        return 0
     try:
+        from nequip_md.training.folder import BEST
         from nequip_md.training.report import metrics_table
-        from nequip_md.training.run import BEST, train
+        from nequip_md.training.run import train
     except ModuleNotFoundError as error:
         raise NequIPMDError(f"training needs the package {error.name}: pip install 'nequip-md[train]'") from None
-    try:
-        metrics = train(config, resume=options.resume, overwrite=options.overwrite)
-    except KeyboardInterrupt:
-        print("nequip-md-train: interrupted; --resume continues after the last complete epoch", file=sys.stderr)
-        return 130
+    metrics = train(config, resume=options.resume, overwrite=options.overwrite)
     Console().print(metrics_table(metrics))
     print(f"best model: {Path(config.output) / BEST}")
     return 0
