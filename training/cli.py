@@ -32,11 +32,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Interrupted as stop:
         print(f"nequip-md-train: {stop}", file=sys.stderr)
         return stop.status
-    except NequIPMDError as error:
+    except (NequIPMDError, OSError) as error:
         print(f"nequip-md-train: {error}", file=sys.stderr)
-    except OSError as error:  # a full disk may be met wherever anything is written
-        print(f"nequip-md-train: {error}; what was saved before is whole, see --resume", file=sys.stderr)
-    return 1
+        return 1
 
 
 def _run(options: argparse.Namespace) -> int:

@@ -49,9 +49,8 @@ def held(folder: Path) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
         file = open(folder / _LOCK, "a+", encoding="utf-8")
     except OSError as error:
-        raise NequIPMDError(
-            f"cannot write to the output folder {folder}: {error.strerror}; give another --output"
-        ) from None
+        reason = "it is a file" if isinstance(error, FileExistsError) else error.strerror
+        raise NequIPMDError(f"cannot write to the output folder {folder}: {reason}; give another --output") from None
     with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

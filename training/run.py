@@ -72,6 +72,8 @@ def train(config: TrainingConfig, *, resume: bool = False, overwrite: bool = Fal
             raise Interrupted(stop.signal, states.note()) from None
         except SIGTERMException:  # Lightning has seen the signal, and the exception of its handler got lost on the way
             raise Interrupted(signal.SIGTERM, states.note()) from None
+        except OSError as error:  # a full disk may be met by whatever writes there, the logs for instance
+            raise NequIPMDError(f"the run in {output} has failed: {error}; {states.note()}") from None
 
 
 def _train(
@@ -110,11 +112,13 @@ def _train(
         forget_run(output)
     started = time.monotonic()
     with warnings.catch_warnings():
-        # data in memory needs no loader processes, logs are per epoch, and a run that is resumed has its folder already
+        # data in memory needs no loader processes, logs are per epoch, and a run that is resumed has its folder already,
+        # which may have been moved
         for message in (
             ".*does not have many workers",
             ".*is smaller than the logging interval",
             "Checkpoint directory .* exists",
+            "The dirpath has changed",
             ".*LeafSpec",
         ):
             warnings.filterwarnings("ignore", message=message)

@@ -50,8 +50,8 @@ def _verified(path: Path) -> io.BytesIO:
     """
     content = io.BytesIO()
     with zipfile.ZipFile(path) as source, zipfile.ZipFile(content, "w") as copy:
-        for name in source.namelist():
-            copy.writestr(name, source.read(name))
+        for member in source.infolist():
+            copy.writestr(member.filename, source.read(member))
     content.seek(0)
     return content
 
