@@ -47,10 +47,11 @@ def interruptible() -> Iterator[None]:
     previous = {}
     if threading.current_thread() is threading.main_thread():
         previous = {n: signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)}
+    # None: a handler that was not installed from Python and could not be put back
+    previous = {n: handler for n, handler in previous.items() if handler not in (None, signal.SIG_IGN)}
     try:
-        for number, handler in previous.items():
-            if handler is not signal.SIG_IGN:
-                signal.signal(number, handle)
+        for number in previous:
+            signal.signal(number, handle)
         yield
     finally:
         for number, handler in previous.items():

@@ -33,7 +33,10 @@ def data_digest(frames: Sequence[Atoms], samples: Sequence[Sample]) -> dict[str,
             _add(digests["structures"], array)
     for sample in samples:
         for name in {f.name for f in fields(sample)} - _DERIVED:
-            _add(digests.setdefault(name, hashlib.sha256()), getattr(sample, name).numpy())
+            tensor = getattr(sample, name)
+            # a stress may come from a virial and a volume, whose last bits are another machine's own
+            array = (tensor.float() if name == "stress" else tensor).numpy()
+            _add(digests.setdefault(name, hashlib.sha256()), array)
     return {name: digest.hexdigest() for name, digest in digests.items()}
 
 

@@ -54,6 +54,8 @@ def train(config: TrainingConfig, *, resume: bool = False, overwrite: bool = Fal
 
     Raises:
         NequIPMDError: data that cannot be used, an output folder in use, a resumed run that differs, divergence.
+        Interrupted: SIGTERM has come; after SIGINT only within :func:`~nequip_md.interrupt.interruptible`, because
+            Lightning ends the process otherwise.
     """
     output = Path(config.output)
     accelerator = _accelerator(config.device)
@@ -112,8 +114,8 @@ def _train(
         forget_run(output)
     started = time.monotonic()
     with warnings.catch_warnings():
-        # data in memory needs no loader processes, logs are per epoch, and a run that is resumed has its folder already,
-        # which may have been moved
+        # data in memory needs no loader processes, logs are per epoch, and the folder of a run that is resumed is there
+        # already, possibly in another place than before
         for message in (
             ".*does not have many workers",
             ".*is smaller than the logging interval",
@@ -132,7 +134,8 @@ def _same_run(config: TrainingConfig, state: dict[str, Any]) -> None:
         then = TrainingConfig.model_validate(state[STATE_KEY]["config"]).model_dump(mode="json")
     except ValidationError:
         raise NequIPMDError(
-            "the run to resume is one of another version of nequip-md, which had other keys; resume it with that version"
+            "the run to resume was made by another version of nequip-md, which had other keys; resume it with that"
+            " version"
         ) from None
     now = config.model_dump(mode="json")
     for section in now.keys() - _MAY_CHANGE:

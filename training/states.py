@@ -60,8 +60,8 @@ class StateFiles(CheckpointIO):
     """Writes and reads the states of one run for Lightning: ``last.ckpt``, and ``previous.ckpt`` from an epoch earlier.
 
     Attributes:
-        source: the file to resume from, set by :meth:`read`.
-        epochs: complete epochs of the last state that was read or written, None before.
+        source: the file that was last read or written, from which a run can be resumed; None before.
+        epochs: complete epochs of the state in it.
     """
 
     def __init__(self, folder: Path):
@@ -82,8 +82,8 @@ class StateFiles(CheckpointIO):
                 state, self.source = read_state(self.previous), self.previous
             except NequIPMDError as second:
                 raise NequIPMDError(
-                    f"there is no run to resume: {error}, and {second}; copy one of them back from elsewhere,"
-                    " or start again with --overwrite or another --output"
+                    f"there is no run to resume: {error}, and {second}; copy one of them back,"
+                    " or start again without --resume"
                 ) from None
             log.warning("%s; resuming from %s, one epoch earlier", error, self.previous)
         self.epochs = state["epoch"] + 1
@@ -110,4 +110,4 @@ class StateFiles(CheckpointIO):
         """What is saved and how to go on, for a run that ends early."""
         if self.epochs is None:
             return "no epoch was complete, so there is nothing to resume; start again"
-        return f"the state after epoch {self.epochs} is saved in {self.last}; --resume continues from there"
+        return f"the state after epoch {self.epochs} is saved in {self.source}; --resume continues from there"
