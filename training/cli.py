@@ -17,6 +17,15 @@ from nequip_md.training.config import load_config
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Train the potential that a YAML file describes. Returns the exit status."""
+    try:
+        with interruptible():
+            return _main(arguments)
+    except Interrupted as stop:
+        print(f"nequip-md-train: {stop}", file=sys.stderr)
+        return stop.status
+
+
+def _main(arguments: Sequence[str] | None) -> int:
     parser = argparse.ArgumentParser(prog="nequip-md-train", description="Train an Allegro or NequIP potential.")
     parser.add_argument("config", type=Path, help="training file (YAML); docs/training.md describes its keys")
     parser.add_argument("-o", "--output", help="folder of checkpoints and logs, instead of the file's")
@@ -27,27 +36,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout, force=True)
     try:
-        with interruptible():
-            return _run(options)
-    except Interrupted as stop:
-        print(f"nequip-md-train: {stop}", file=sys.stderr)
-        return stop.status
+        config = load_config(options.config)
+        if options.output:
+            config = config.model_copy(update={"output": options.output})
+        if options.check:
+            print(f"{options.config}: ok")
+            return 0
+        return _train(config, options)
     except (NequIPMDError, OSError) as error:
         print(f"nequip-md-train: {error}", file=sys.stderr)
         return 1
 
 
-def _run(options: argparse.Namespace) -> int:
-    config = load_config(options.config)
-    if options.output:
-        config = config.model_copy(update={"output": options.output})
-    if options.check:
-        print(f"{options.config}: ok")
-        return 0
+def _train(config, options: argparse.Namespace) -> int:
     try:
-        from nequip_md.training.folder import BEST
         from nequip_md.training.report import metrics_table
-        from nequip_md.training.run import train
+        from nequip_md.training.run import BEST, train
     except ModuleNotFoundError as error:
         raise NequIPMDError(f"training needs the package {error.name}: pip install 'nequip-md[train]'") from None
     metrics = train(config, resume=options.resume, overwrite=options.overwrite)

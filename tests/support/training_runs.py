@@ -26,7 +26,7 @@ def crystals(count, seed, *, periodic=True):
         atoms.set_cell(atoms.cell.array @ (np.eye(3) + rng.uniform(-0.04, 0.04, (3, 3))), scale_atoms=True)
         atoms.positions += rng.normal(scale=0.05, size=(8, 3))
         atoms.pbc = periodic
-        atoms.calc = LennardJones(sigma=1.0, epsilon=1.0, rc=1.8, ro=1.4, smooth=True)
+        atoms.calc = LennardJones(sigma=1.0, epsilon=0.5, rc=1.8, ro=1.4, smooth=True)
         atoms.get_forces()
         if periodic:
             atoms.get_stress()
