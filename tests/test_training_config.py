@@ -8,7 +8,7 @@ import yaml
 
 from nequip_md.errors import NequIPMDError
 from nequip_md.training.cli import main
-from nequip_md.training.config import check_config, load_config
+from nequip_md.training.config import StopConfig, check_config, load_config
 
 MINIMAL = {
     "model": {"kind": "allegro", "type_names": ["H", "O"], "cutoff": 5.0},
@@ -20,6 +20,7 @@ REFUSED = [
     (None, {"lr": 3}, ["lr: no such key", "optimizer", "schedule"]),
     (None, {"device": "tpu"}, ["device", "'auto', 'cpu' or 'cuda'", "'tpu'"]),
     (None, {"seed": -1}, ["seed", "greater than or equal to 0", "-1"]),
+    (None, {"seed": 2**70}, ["seed", "less than 9223372036854775808", "1180591620717411303424"]),
     (None, {"data": None}, ["data"]),
     (None, {"schedule": {"kind": "step"}}, ["schedule: kind must be one of 'plateau', 'cosine'"]),
     (None, {"schedule": {"factor": 0.5}}, ["schedule: kind must be one of 'plateau', 'cosine'"]),
@@ -39,6 +40,7 @@ REFUSED = [
     (None, {"stop": {"max_epochs": 0}}, ["stop.max_epochs", "greater than 0"]),
     ("data", {"train": []}, ["data.train: names no file"]),
     ("data", {"train": 3}, ["data.train", "list", "3"]),
+    ("data", {"split_seed": -1}, ["data.split_seed", "greater than or equal to 0", "-1"]),
     ("data", {"batch_size": 0}, ["data.batch_size", "greater than 0"]),
     ("data", {"validation": "v.xyz"}, ["data: give exactly one of validation (files) and validation_split"]),
     ("data", {"validation_split": None}, ["data: give exactly one of validation (files) and validation_split"]),
@@ -134,6 +136,10 @@ def test_presets_and_given_values_reach_the_model():
         ("a: [", "is not a YAML file"),
         ("- 1", "must hold keys and values"),
         ("x: 1", "x: no such key"),
+        ("output: 2024-13-01", "is not a YAML file: month must be in 1..12"),
+        ("stop: {max_epochs: 3}\nseed: 1\nstop: {max_time: 8 h}\n", "line 3: 'stop' is given again, first in line 1"),
+        ("optimizer: {learning_rate: 1e-3, learning_rate: 5.0}", "line 1: 'learning_rate' is given again"),
+        ("model:\n  cutoff: 5\n  radial_embedding: {kind: bessel, 'kind': spline}", "line 3: 'kind' is given again"),
     ],
 )
 def test_the_command_prints_one_message_and_fails(tmp_path, capsys, text, expected):
@@ -144,6 +150,14 @@ def test_the_command_prints_one_message_and_fails(tmp_path, capsys, text, expect
     captured = capsys.readouterr()
     assert expected in captured.err and str(path) in captured.err
     assert "Traceback" not in captured.err
+
+
+def test_a_key_that_overrides_an_anchor_is_no_second_one(tmp_path):
+    path = tmp_path / "train.yaml"
+    path.write_text(
+        yaml.safe_dump(MINIMAL) + "stop: {<<: &limits {max_epochs: 3, patience: 7}, max_epochs: 5}\n"
+    )
+    assert load_config(path).stop == StopConfig(max_epochs=5, patience=7)
 
 
 def test_the_demo_configuration_is_valid():

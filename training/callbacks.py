@@ -35,4 +35,5 @@ class BestModel(L.Callback):
         return {"loss": self.loss}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.loss = state["loss"]
+        if self.path.exists():  # if it was lost, the best model from now on is kept
+            self.loss = state["loss"]

@@ -11,11 +11,21 @@ from pathlib import Path
 from rich.console import Console
 
 from nequip_md.errors import NequIPMDError
+from nequip_md.interrupt import Interrupted, interruptible
 from nequip_md.training.config import load_config
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Train the potential that a YAML file describes. Returns the exit status."""
+    try:
+        with interruptible():
+            return _main(arguments)
+    except Interrupted as stop:
+        print(f"nequip-md-train: {stop}", file=sys.stderr)
+        return stop.status
+
+
+def _main(arguments: Sequence[str] | None) -> int:
     parser = argparse.ArgumentParser(prog="nequip-md-train", description="Train an Allegro or NequIP potential.")
     parser.add_argument("config", type=Path, help="training file (YAML); docs/training.md describes its keys")
     parser.add_argument("-o", "--output", help="folder of checkpoints and logs, instead of the file's")
@@ -33,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"{options.config}: ok")
             return 0
         return _train(config, options)
-    except NequIPMDError as error:
+    except (NequIPMDError, OSError) as error:
         print(f"nequip-md-train: {error}", file=sys.stderr)
         return 1
 
@@ -44,11 +54,7 @@ def _train(config, options: argparse.Namespace) -> int:
         from nequip_md.training.run import BEST, train
     except ModuleNotFoundError as error:
         raise NequIPMDError(f"training needs the package {error.name}: pip install 'nequip-md[train]'") from None
-    try:
-        metrics = train(config, resume=options.resume, overwrite=options.overwrite)
-    except KeyboardInterrupt:
-        print("nequip-md-train: interrupted; --resume continues after the last complete epoch", file=sys.stderr)
-        return 130
+    metrics = train(config, resume=options.resume, overwrite=options.overwrite)
     Console().print(metrics_table(metrics))
     print(f"best model: {Path(config.output) / BEST}")
     return 0

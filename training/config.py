@@ -58,7 +58,7 @@ class DataConfig(_Strict):
     """Without ``validation``: part of the training frames to hold out, a fraction below 1 or a number of frames."""
     test: Files | None = None
     test_split: PositiveFloat | None = None
-    split_seed: int = 0
+    split_seed: int = Field(0, ge=0)
     isolated_atoms: Files | None = None
     """Frames of one atom each, with the energy of the isolated atom."""
     energy_key: str | None = None
@@ -169,7 +169,7 @@ class TrainingConfig(_Strict):
     data: DataConfig
     output: str = "run"
     """Folder of checkpoints and logs; a relative path starts at the current folder."""
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=2**63)
     device: Literal["auto", "cpu", "cuda"] = "auto"
     loss: LossConfig = LossConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
@@ -215,6 +215,20 @@ class TrainingConfig(_Strict):
             raise NequIPMDError(f"model.preset: {error}") from None
 
 
+class _Loader(yaml.SafeLoader):
+    """PyYAML's safe loader, but a key that is given twice is refused instead of its first value."""
+
+    def compose_mapping_node(self, anchor):
+        node = super().compose_mapping_node(anchor)
+        lines: dict[tuple[str, str], int] = {}
+        for key, _ in node.value:
+            name, line = (key.tag, str(key.value)), key.start_mark.line + 1
+            if name in lines:
+                raise NequIPMDError(f"line {line}: {key.value!r} is given again, first in line {lines[name]}; keep one")
+            lines[name] = line
+        return node
+
+
 def load_config(path: str | Path) -> TrainingConfig:
     """Read and check a training file; paths of data files in the result are absolute.
 
@@ -223,11 +237,13 @@ def load_config(path: str | Path) -> TrainingConfig:
     """
     path = Path(path)
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except OSError as error:
         raise NequIPMDError(f"cannot read the training file {path}: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: not UTF-8, or a date such as 2024-13-01
         raise NequIPMDError(f"{path} is not a YAML file: {error}") from None
+    except NequIPMDError as error:
+        raise NequIPMDError(f"{path} is not a valid training file\n  {error}") from None
     if not isinstance(content, dict):
         raise NequIPMDError(
             f"{path} must hold keys and values ({', '.join(TrainingConfig.model_fields)}); it holds {content!r}"

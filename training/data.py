@@ -24,6 +24,7 @@ from nequip_md.errors import NequIPMDError
 from nequip_md.graph import Graph, batch_graphs, build_graph
 from nequip_md.model.config import PotentialConfig
 from nequip_md.training.config import DataConfig
+from nequip_md.training.digest import data_digest
 
 log = logging.getLogger(__name__)
 
@@ -200,6 +201,7 @@ class AtomsData(L.LightningDataModule):
     Attributes:
         train, validation, test: samples; ``test`` is empty where the file names none.
         isolated_atoms: frames of the isolated atoms, empty where the file names none.
+        digests: :func:`~nequip_md.training.digest.data_digest` of ``train``, ``validation`` and ``test``.
     """
 
     def __init__(self, config: DataConfig, potential: PotentialConfig, seed: int = 0):
@@ -227,6 +229,7 @@ class AtomsData(L.LightningDataModule):
         self.train, self.validation, self.test = (
             make_samples(frames[k], potential, labels) for k in ("train", "validation", "test")
         )
+        self.digests = {k: data_digest([a for _, a in frames[k]], getattr(self, k)) for k in frames}
         self.isolated_atoms = read_frames(config.isolated_atoms) if config.isolated_atoms else []
         for name, samples in (("training", self.train), ("validation", self.validation), ("test", self.test)):
             atoms, edges = (sum(getattr(s.graph, k) for s in samples) for k in ("num_nodes", "num_edges"))

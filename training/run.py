@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import logging
+import signal
 import sys
 import time
 import warnings
@@ -15,25 +16,26 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, RichProgressBar
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
-from pydantic import TypeAdapter
+from lightning.pytorch.plugins.environments import LightningEnvironment
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+from pydantic import TypeAdapter, ValidationError
 
 from nequip_md import checkpoint
+from nequip_md.atomic import write_atomically
 from nequip_md.errors import NequIPMDError
+from nequip_md.interrupt import Interrupted
 from nequip_md.model.config import AnyConfig, PotentialConfig
 from nequip_md.model.potential import build_model
 from nequip_md.training.callbacks import BestModel
 from nequip_md.training.config import AUTO_VALUES, TrainingConfig
 from nequip_md.training.data import AtomsData, Labels
+from nequip_md.training.folder import BEST, LAST, REPORT, forget_run, held, holds_run
 from nequip_md.training.lightning_module import STATE_KEY, PotentialModule
 from nequip_md.training.metrics import evaluate
+from nequip_md.training.states import StateFiles
 from nequip_md.training.statistics import Statistics, automatic_value, compute_statistics, isolated_atom_energies
 
 log = logging.getLogger(__name__)
-
-BEST = "best.nqmd"
-"""The best model so far, in the output folder: a native checkpoint."""
-LAST = "last.ckpt"
-"""The state after the last epoch, in the output folder: what ``--resume`` continues from."""
 
 _MAY_CHANGE = {"stop", "output", "device"}
 """Sections that a resumed run may have otherwise than the run it continues."""
@@ -52,17 +54,37 @@ def train(config: TrainingConfig, *, resume: bool = False, overwrite: bool = Fal
 
     Raises:
         NequIPMDError: data that cannot be used, an output folder in use, a resumed run that differs, divergence.
+        Interrupted: SIGTERM has come; after SIGINT only within :func:`~nequip_md.interrupt.interruptible`, because
+            Lightning ends the process otherwise.
     """
     output = Path(config.output)
-    state = _previous_state(output, resume, overwrite)
+    accelerator = _accelerator(config.device)
+    if resume and not output.is_dir():
+        raise NequIPMDError(f"there is no run to resume: the folder {output} does not exist; start without --resume")
+    with held(output):
+        if holds_run(output) and not (resume or overwrite):
+            raise NequIPMDError(
+                f"{output} holds a run already; give --resume to continue it, --overwrite to forget it,"
+                " or another --output"
+            )
+        states = StateFiles(output)
+        try:
+            return _train(config, states, states.read() if resume else None, accelerator)
+        except Interrupted as stop:
+            raise Interrupted(stop.signal, states.note()) from None
+        except SIGTERMException:  # Lightning has seen the signal, and the exception of its handler got lost on the way
+            raise Interrupted(signal.SIGTERM, states.note()) from None
+        except OSError as error:  # a full disk may be met by whatever writes there, the logs for instance
+            raise NequIPMDError(f"the run in {output} has failed: {error}; {states.note()}") from None
+
+
+def _train(
+    config: TrainingConfig, states: StateFiles, state: dict[str, Any] | None, accelerator: str
+) -> dict[str, dict[str, float]]:
+    """As :func:`train`, in a folder that is held, from a state or from the beginning."""
+    output = Path(config.output)
     if state is not None:
         _same_run(config, state)
-    accelerator = _accelerator(config.device)
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise NequIPMDError(f"cannot make the output folder {output}: {error.strerror}") from None
-
     data = AtomsData(config.data, config.potential(), config.seed)
     for label, weight in (
         ("energy", config.loss.energy),
@@ -75,7 +97,7 @@ def train(config: TrainingConfig, *, resume: bool = False, overwrite: bool = Fal
                 f"loss.{key} is {weight}, but no training frame has {label}; set it to 0 or check data.{key}_key"
             )
     statistics = compute_statistics(data.train, config.model["type_names"])
-    potential = _resolved(config, data, statistics) if state is None else _resumed_potential(state, statistics)
+    potential = _resolved(config, data, statistics) if state is None else _resumed_potential(state, statistics, data)
 
     torch.manual_seed(config.seed)
     model = build_model(potential)
@@ -84,43 +106,38 @@ def train(config: TrainingConfig, *, resume: bool = False, overwrite: bool = Fal
         "statistics": statistics.as_dict(),
         "potential": potential.model_dump(mode="json"),
         "loss": config.loss.model_dump(),
+        "data_digests": data.digests,
     }
     module = PotentialModule(model, config, with_stress=data.has("stress"), record=record)
-    trainer = _trainer(config, output, accelerator)
+    trainer = _trainer(config, states, accelerator)
+    if state is None:
+        forget_run(output)
     started = time.monotonic()
     with warnings.catch_warnings():
-        # data in memory needs no loader processes, logs are per epoch, and a run that is resumed has its folder already
+        # data in memory needs no loader processes, logs are per epoch, and the folder of a run that is resumed is there
+        # already, possibly in another place than before
         for message in (
             ".*does not have many workers",
             ".*is smaller than the logging interval",
             "Checkpoint directory .* exists",
+            "The dirpath has changed",
             ".*LeafSpec",
         ):
             warnings.filterwarnings("ignore", message=message)
-        trainer.fit(module, datamodule=data, ckpt_path=output / LAST if state is not None else None)
+        trainer.fit(module, datamodule=data, ckpt_path=states.source)
     log.info("trained %d epochs; this run took %.0f s", trainer.current_epoch, time.monotonic() - started)
     return _finish(output, data, module)
 
 
-def _previous_state(output: Path, resume: bool, overwrite: bool) -> dict[str, Any] | None:
-    last = output / LAST
-    if resume:
-        if not last.exists():
-            raise NequIPMDError(
-                f"there is no run to resume in {output} (no {LAST}); start without --resume, or give its --output"
-            )
-        return torch.load(last, map_location="cpu", weights_only=True)
-    if last.exists() and not overwrite:
-        raise NequIPMDError(
-            f"{output} holds a run already; give --resume to continue it, --overwrite to forget it, or another --output"
-        )
-    for name in (LAST, BEST):
-        (output / name).unlink(missing_ok=True)
-    return None
-
-
 def _same_run(config: TrainingConfig, state: dict[str, Any]) -> None:
-    now, then = config.model_dump(mode="json"), state[STATE_KEY]["config"]
+    try:  # fills in the keys that are newer than the state
+        then = TrainingConfig.model_validate(state[STATE_KEY]["config"]).model_dump(mode="json")
+    except ValidationError:
+        raise NequIPMDError(
+            "the run to resume was made by another version of nequip-md, which had other keys; resume it with that"
+            " version"
+        ) from None
+    now = config.model_dump(mode="json")
     for section in now.keys() - _MAY_CHANGE:
         if not isinstance(now[section], dict):
             pairs = {section: (now[section], then[section])}
@@ -167,7 +184,7 @@ def _resolved(config: TrainingConfig, data: AtomsData, statistics: Statistics) -
     return potential
 
 
-def _resumed_potential(state: dict[str, Any], statistics: Statistics) -> PotentialConfig:
+def _resumed_potential(state: dict[str, Any], statistics: Statistics, data: AtomsData) -> PotentialConfig:
     record = state[STATE_KEY]["record"]
     for key in ("num_frames", "num_atoms"):
         now, then = getattr(statistics, key), record["statistics"][key]
@@ -175,10 +192,20 @@ def _resumed_potential(state: dict[str, Any], statistics: Statistics) -> Potenti
             raise NequIPMDError(
                 f"the training data has {key} {now}, that of the run to resume had {then}; give the same data files"
             )
+    if "data_digests" not in record:
+        log.info("the run to resume has kept no digests of its data: it is not checked that they are the same")
+    for name, then in record.get("data_digests", {}).items():
+        now = data.digests[name]
+        if changed := sorted(key for key in then.keys() & now.keys() if then[key] != now[key]):
+            raise NequIPMDError(
+                f"the {name} data differ from those of the run to resume in {', '.join(changed)};"
+                " give the same data files, or start a new run with another --output"
+            )
     return TypeAdapter(AnyConfig).validate_python(record["potential"])
 
 
-def _trainer(config: TrainingConfig, output: Path, accelerator: str) -> L.Trainer:
+def _trainer(config: TrainingConfig, states: StateFiles, accelerator: str) -> L.Trainer:
+    output = Path(config.output)
     callbacks: list[L.Callback] = [
         BestModel(output / BEST),
         ModelCheckpoint(
@@ -196,6 +223,10 @@ def _trainer(config: TrainingConfig, output: Path, accelerator: str) -> L.Traine
         devices=1,
         max_epochs=config.stop.max_epochs,
         callbacks=callbacks,
+        # of the cluster nothing is used: on Slurm, Lightning would requeue the job itself, and resume from any
+        # hpc_ckpt_*.ckpt that lies in its root folder
+        plugins=[states, LightningEnvironment()],
+        default_root_dir=output,
         logger=_loggers(output),
         gradient_clip_val=config.optimizer.gradient_clip,
         enable_progress_bar=show_bar,
@@ -207,7 +238,7 @@ def _trainer(config: TrainingConfig, output: Path, accelerator: str) -> L.Traine
 
 
 def _loggers(output: Path) -> list[Logger]:
-    table = CSVLogger(output, name="logs")
+    table = CSVLogger(output, name="logs", flush_logs_every_n_steps=1)  # a run may be killed at any time
     if importlib.util.find_spec("tensorboard") is None:
         log.warning("tensorboard is not installed, so there will be no TensorBoard log: pip install tensorboard")
         return [table]
@@ -226,5 +257,5 @@ def _finish(output: Path, data: AtomsData, module: PotentialModule) -> dict[str,
         name: evaluate(model, loader, with_stress=module.with_stress, device=device) for name, loader in loaders.items()
     }
     checkpoint.save(best, model, training=training)
-    (output / "report.json").write_text(json.dumps(training, indent=2) + "\n", encoding="utf-8")
+    write_atomically(output / REPORT, (json.dumps(training, indent=2) + "\n").encode())
     return training["metrics"]

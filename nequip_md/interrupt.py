@@ -1,0 +1,58 @@
+"""One exception for the signals that ask a program to end."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+class Interrupted(BaseException):
+    """The process was asked to end.
+
+    Like ``KeyboardInterrupt`` it passes handlers of errors; it is another class because Lightning takes
+    ``KeyboardInterrupt`` for itself and ends the process with status 1.
+
+    Attributes:
+        signal: SIGTERM (``kill``, ``scancel``, the time limit of a job) or SIGINT (Ctrl-C).
+        status: exit status of the program, 128 + the number of the signal, as a shell reports it.
+        note: what was saved and how to go on, for the user.
+    """
+
+    def __init__(self, number: int, note: str = "nothing was done yet"):
+        super().__init__(number, note)
+        self.signal, self.note = signal.Signals(number), note
+
+    @property
+    def status(self) -> int:
+        return 128 + self.signal
+
+    def __str__(self) -> str:
+        name = "Ctrl-C" if self.signal == signal.SIGINT else self.signal.name
+        return f"ended by {name}: {self.note}"
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Raise :class:`Interrupted` in the main thread when SIGTERM or SIGINT comes within the block.
+
+    A signal that is ignored stays ignored (a shell does so with SIGINT for its background jobs), and other threads
+    than the main one change nothing, because Python runs handlers in the main thread.
+    """
+
+    def handle(number, frame):
+        raise Interrupted(number)
+
+    previous = {}
+    if threading.current_thread() is threading.main_thread():
+        previous = {n: signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)}
+    # None: a handler that was not installed from Python and could not be put back
+    previous = {n: handler for n, handler in previous.items() if handler not in (None, signal.SIG_IGN)}
+    try:
+        for number in previous:
+            signal.signal(number, handle)
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

@@ -1,0 +1,77 @@
+"""Small crystals of an analytic potential, and ``nequip-md-train`` on them."""
+
+import ase.io
+import numpy as np
+import torch
+import yaml
+from ase.build import bulk
+from ase.calculators.lj import LennardJones
+
+from nequip_md import checkpoint
+from nequip_md.training.cli import main
+
+MODEL = {
+    "kind": "allegro", "type_names": ["Ar"], "cutoff": 1.8, "l_max": 1, "num_layers": 1,
+    "num_scalar_features": 8, "num_tensor_features": 4, "two_body_mlp_width": 16,
+    "allegro_mlp_width": 16, "readout_mlp_width": 8, "dtype": "float64",
+}  # fmt: skip
+
+
+def crystals(count, seed, *, periodic=True):
+    """Rattled and strained fcc cells of 8 atoms with Lennard-Jones energies, forces and stresses (reduced units)."""
+    rng = np.random.default_rng(seed)
+    frames = []
+    for _ in range(count):
+        atoms = bulk("Ar", "fcc", a=1.6, cubic=True).repeat((2, 1, 1))
+        atoms.set_cell(atoms.cell.array @ (np.eye(3) + rng.uniform(-0.04, 0.04, (3, 3))), scale_atoms=True)
+        atoms.positions += rng.normal(scale=0.05, size=(8, 3))
+        atoms.pbc = periodic
+        atoms.calc = LennardJones(sigma=1.0, epsilon=0.5, rc=1.8, ro=1.4, smooth=True)
+        atoms.get_forces()
+        if periodic:
+            atoms.get_stress()
+        frames.append(atoms)
+    return frames
+
+
+def write_data(folder):
+    """``train.extxyz`` and ``test.extxyz`` in a folder, which is returned."""
+    ase.io.write(folder / "train.extxyz", crystals(24, 1))
+    ase.io.write(folder / "test.extxyz", crystals(6, 2))
+    return folder
+
+
+def write_config(folder, output, **sections):
+    """A training file for :func:`write_data`'s folder with some sections changed; returns its path."""
+    content = {
+        "model": MODEL,
+        "data": {"train": "train.extxyz", "validation_split": 4, "test": "test.extxyz", "batch_size": 4},
+        "loss": {"energy": 10.0, "force": 1.0, "stress": 10.0},
+        "optimizer": {"learning_rate": 0.02, "ema_decay": 0.95, "gradient_clip": 100.0},
+        "schedule": {"kind": "plateau", "patience": 0, "factor": 0.5},
+        "stop": {"max_epochs": 3},
+        "seed": 5,
+    }
+    for name, change in sections.items():
+        merge = isinstance(change, dict) and "kind" not in change
+        content[name] = {**content.get(name, {}), **change} if merge else change
+    path = folder / f"{output.name}.yaml"
+    path.write_text(yaml.safe_dump(content))
+    return path
+
+
+def run(folder, output, *flags, **sections):
+    """``nequip-md-train`` on the crystals; returns the exit status."""
+    return main([str(write_config(folder, output, **sections)), "--output", str(output), *flags])
+
+
+def assert_same_end(one, other):
+    """Two output folders hold the same weights, optimizer, schedule, random state and best model, to the last bit."""
+    a, b = (torch.load(path / "last.ckpt", weights_only=True) for path in (one, other))
+    assert a["epoch"] == b["epoch"] and a["global_step"] == b["global_step"]
+    for key in ("state_dict", "optimizer_states"):
+        torch.testing.assert_close(a[key], b[key], rtol=0, atol=0)
+    assert a["nequip_md"]["schedule"] == b["nequip_md"]["schedule"]
+    torch.testing.assert_close(a["nequip_md"]["rng"], b["nequip_md"]["rng"], rtol=0, atol=0)
+    first, second = (checkpoint.load(path / "best.nqmd").state_dict() for path in (one, other))
+    torch.testing.assert_close(first, second, rtol=0, atol=0)

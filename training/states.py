@@ -1,0 +1,113 @@
+"""The states that a run continues from, on disk."""
+
+from __future__ import annotations
+
+import io
+import logging
+import pickle
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric.plugins import CheckpointIO
+
+from nequip_md.atomic import write_atomically
+from nequip_md.errors import NequIPMDError
+from nequip_md.training.folder import LAST, PREVIOUS
+from nequip_md.training.lightning_module import STATE_KEY
+
+log = logging.getLogger(__name__)
+
+
+def read_state(path: Path) -> dict[str, Any]:
+    """A state that ``nequip-md-train`` has written, on the CPU.
+
+    Raises:
+        NequIPMDError: no such file, a damaged one (checksums are compared), or another program's.
+    """
+    try:
+        state = torch.load(_verified(path), map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise NequIPMDError(f"{path} does not exist") from None
+    except OSError as error:
+        raise NequIPMDError(f"{path} cannot be read: {error.strerror}") from None
+    except pickle.UnpicklingError:
+        raise NequIPMDError(f"{path} was not written by nequip-md-train: it holds objects of other kinds") from None
+    except Exception as error:  # zipfile and torch raise whatever their parsing meets
+        raise NequIPMDError(f"{path} is damaged ({type(error).__name__}: {error})") from None
+    ours = state.get(STATE_KEY) if isinstance(state, dict) else None
+    if not isinstance(ours, dict) or not {"config", "record"} <= ours.keys():
+        raise NequIPMDError(f"{path} was not written by nequip-md-train")
+    return state
+
+
+def _verified(path: Path) -> io.BytesIO:
+    """The archive made again of members with right checksums.
+
+    torch.load compares no checksums, and one wrong bit in the directory of the archive (an attribute that makes a
+    member a folder) has it return memory that was never filled.
+    """
+    content = io.BytesIO()
+    with zipfile.ZipFile(path) as source, zipfile.ZipFile(content, "w") as copy:
+        for member in source.infolist():
+            copy.writestr(member.filename, source.read(member))
+    content.seek(0)
+    return content
+
+
+class StateFiles(CheckpointIO):
+    """Writes and reads the states of one run for Lightning: ``last.ckpt``, and ``previous.ckpt`` from an epoch earlier.
+
+    Attributes:
+        source: the file that was last read or written, from which a run can be resumed; None before.
+        epochs: complete epochs of the state in it.
+    """
+
+    def __init__(self, folder: Path):
+        self.last, self.previous = folder / LAST, folder / PREVIOUS
+        self.source: Path | None = None
+        self.epochs: int | None = None
+
+    def read(self) -> dict[str, Any]:
+        """The last state, or with a warning the one before it if the last is missing or damaged.
+
+        Raises:
+            NequIPMDError: neither can be used.
+        """
+        try:
+            state, self.source = read_state(self.last), self.last
+        except NequIPMDError as error:
+            try:
+                state, self.source = read_state(self.previous), self.previous
+            except NequIPMDError as second:
+                raise NequIPMDError(
+                    f"there is no run to resume: {error}, and {second}; copy one of them back,"
+                    " or start again without --resume"
+                ) from None
+            log.warning("%s; resuming from %s, one epoch earlier", error, self.previous)
+        self.epochs = state["epoch"] + 1
+        return state
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        content = io.BytesIO()
+        torch.save(checkpoint, content)
+        # a damaged file is not kept: it must not take the place of the good one that this run came from
+        keep_as = self.previous if self.source == self.last else None
+        try:
+            write_atomically(Path(path), content.getbuffer(), keep_as=keep_as)
+        except OSError as error:
+            raise NequIPMDError(f"cannot write {path}: {error.strerror}; {self.note()}") from None
+        self.source, self.epochs = self.last, checkpoint["epoch"] + 1
+
+    def load_checkpoint(self, path: str | Path, *_, **__) -> dict[str, Any]:
+        return read_state(Path(path))
+
+    def remove_checkpoint(self, path: str | Path) -> None:
+        Path(path).unlink(missing_ok=True)
+
+    def note(self) -> str:
+        """What is saved and how to go on, for a run that ends early."""
+        if self.epochs is None:
+            return "no epoch was complete, so there is nothing to resume; start again"
+        return f"the state after epoch {self.epochs} is saved in {self.source}; --resume continues from there"
