@@ -61,7 +61,7 @@ REFUSED = [
     ),
     ("model", {"energy_scales": "rms"}, ["model.energy_scales is 'rms'", "auto, force_rms, force_rms_by_type"]),
     ("model", {"energy_shifts": {"H": -1.0}}, ["energy_shifts must name each of ['H', 'O'] once"]),
-    ("model", {"energy_shifts": "isolated_atoms"}, ["needs data.isolated_atoms"]),
+    ("data", {"energy_key": []}, ["data.energy_key: names no label"]),
     ("model", {"preset": "small"}, ["both preset and kind"]),
 ]
 

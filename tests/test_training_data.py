@@ -120,7 +120,7 @@ def test_isolated_atoms_give_one_energy_for_each_type():
 @pytest.mark.parametrize(
     ("given", "expected"),
     [
-        ([("H", -1.0)], "no energy of O; it has H"),
+        ([("H", -1.0)], "no energy of O, only of H; add it"),
         ([("H", -1.0), ("H", -2.0), ("O", 0.0)], "H has two energies"),
         ([("HO", -1.0)], "this one has 2 atoms"),
         ([("H", None)], "energy None"),

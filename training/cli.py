@@ -22,16 +22,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     begin = parser.add_mutually_exclusive_group()
     begin.add_argument("--resume", action="store_true", help="continue the run in the output folder")
     begin.add_argument("--overwrite", action="store_true", help="forget the run in the output folder")
-    parser.add_argument("--check", action="store_true", help="check the training file and end")
+    parser.add_argument("--check", action="store_true", help="check the training file and its data, and end")
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout, force=True)
     try:
         config = load_config(options.config)
         if options.output:
             config = config.model_copy(update={"output": options.output})
-        if options.check:
-            print(f"{options.config}: ok")
-            return 0
         return _train(config, options)
     except NequIPMDError as error:
         print(f"nequip-md-train: {error}", file=sys.stderr)
@@ -40,10 +37,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _train(config, options: argparse.Namespace) -> int:
     try:
+        from nequip_md.training.prepare import check
         from nequip_md.training.report import metrics_table
         from nequip_md.training.run import BEST, train
     except ModuleNotFoundError as error:
         raise NequIPMDError(f"training needs the package {error.name}: pip install 'nequip-md[train]'") from None
+    if options.check:
+        check(config)
+        print(f"{options.config}: ok")
+        return 0
     try:
         metrics = train(config, resume=options.resume, overwrite=options.overwrite)
     except KeyboardInterrupt:

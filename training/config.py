@@ -48,6 +48,9 @@ def _as_list(value: Any) -> Any:
 Files = Annotated[list[str], BeforeValidator(_as_list)]
 """One path or several; relative paths start at the folder of the training file."""
 
+Names = Annotated[list[str], BeforeValidator(_as_list)]
+"""One name of a label or several, of which the first that a frame has is used."""
+
 
 class DataConfig(_Strict):
     """Labelled structures, in any format that ASE reads."""
@@ -60,11 +63,16 @@ class DataConfig(_Strict):
     test_split: PositiveFloat | None = None
     split_seed: int = 0
     isolated_atoms: Files | None = None
-    """Frames of one atom each, with the energy of the isolated atom."""
-    energy_key: str | None = None
-    force_key: str | None = None
-    stress_key: str | None = None
-    """Names of the labels in ``Atoms.info`` and ``Atoms.arrays``; None means what ASE takes for results."""
+    """Frames of one atom each, with the energy of the isolated atom; frames with ``config_type=IsolatedAtom`` in other
+    files are added to them."""
+    energy_key: Names | None = None
+    force_key: Names | None = None
+    stress_key: Names | None = None
+    """Names of the labels in ``Atoms.info``, ``Atoms.arrays`` and ASE's results; None means what ASE takes for results."""
+    virial_key: Names | None = None
+    """Names of the virial, eV, positive under compression; a frame that has it gets its stress from it."""
+    weight_key: str | None = "config_weight"
+    """Name in ``Atoms.info`` of a frame's weight in the loss; None means that all frames weigh the same."""
     batch_size: PositiveInt = 8
     """Frames in one training step."""
     evaluation_batch_size: PositiveInt | None = None
@@ -77,6 +85,13 @@ class DataConfig(_Strict):
     def _not_empty(cls, value: list[str] | None) -> list[str] | None:
         if value is not None and not value:
             raise ValueError("names no file")
+        return value
+
+    @field_validator("energy_key", "force_key", "stress_key", "virial_key")
+    @classmethod
+    def _some_name(cls, value: list[str] | None) -> list[str] | None:
+        if value is not None and not all(value or [""]):
+            raise ValueError("names no label")
         return value
 
     @field_validator("validation_split", "test_split")
@@ -245,10 +260,6 @@ def check_config(content: dict[str, Any], folder: Path) -> TrainingConfig:
     except ValidationError as error:
         raise NequIPMDError(describe(error, TrainingConfig)) from None
     config.potential()  # so that the model section is checked before any data is read
-    if config.model.get("energy_shifts") == "isolated_atoms" and config.data.isolated_atoms is None:
-        raise NequIPMDError(
-            "model.energy_shifts is 'isolated_atoms', which needs data.isolated_atoms: give the file of their energies"
-        )
     files = {
         key: [str(folder / name) for name in value]
         for key in ("train", "validation", "test", "isolated_atoms")
