@@ -1,6 +1,7 @@
 """Losses, averages, schedules, and whole training runs on small crystals of an analytic potential."""
 
 import json
+import re
 from types import SimpleNamespace
 
 import ase.io
@@ -41,7 +42,7 @@ def crystals(count, seed, *, periodic=True):
         atoms.set_cell(atoms.cell.array @ (np.eye(3) + rng.uniform(-0.04, 0.04, (3, 3))), scale_atoms=True)
         atoms.positions += rng.normal(scale=0.05, size=(8, 3))
         atoms.pbc = periodic
-        atoms.calc = LennardJones(sigma=1.0, epsilon=1.0, rc=1.8, ro=1.4, smooth=True)
+        atoms.calc = LennardJones(sigma=1.0, epsilon=0.5, rc=1.8, ro=1.4, smooth=True)
         atoms.get_forces()
         if periodic:
             atoms.get_stress()
@@ -295,6 +296,18 @@ def test_a_run_that_cannot_go_on_says_why(folder, tmp_path, capsys, sections, ex
         pytest.skip("this machine has a CUDA device")
     assert run(folder, tmp_path / "run", **sections) == 1
     assert expected in capsys.readouterr().err
+
+
+def test_divergence_names_the_frame_with_the_largest_force(folder, tmp_path, capsys):
+    frames = crystals(6, 8)
+    frames[3].calc.results["forces"][2] = [0.0, 3e5, 4e5]
+    ase.io.write(folder / "outlier.extxyz", frames)
+    data = {"train": "outlier.extxyz", "validation": "train.extxyz", "validation_split": None}
+    assert run(folder, tmp_path / "run", data=data, optimizer={"learning_rate": 1e200, "ema_decay": None}) == 1
+    message = capsys.readouterr().err
+    assert "training has diverged" in message
+    assert re.search(r"the largest force of the training data, 5e\+05 eV/Å, is in frame 3 of \S*outlier.extxyz", message)
+    assert re.search(r"first prediction that was not finite is of frame \d of \S*/(outlier|train).extxyz", message)
 
 
 def test_training_stops_before_its_time_is_over(folder, tmp_path, capsys):

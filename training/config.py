@@ -94,6 +94,14 @@ class DataConfig(_Strict):
             raise ValueError("names no label")
         return value
 
+    @field_validator("stress_key")
+    @classmethod
+    def _no_virial(cls, value: list[str] | None) -> list[str] | None:
+        for name in value or []:
+            if "virial" in name.lower() and "stress" not in name.lower():
+                raise ValueError(f"{name!r} seems to be a virial (eV), which is no stress (eV/Å³); give it as virial_key")
+        return value
+
     @field_validator("validation_split", "test_split")
     @classmethod
     def _fraction_or_count(cls, value: float | None) -> float | None:

@@ -253,11 +253,10 @@ class AtomsData(L.LightningDataModule):
         for name in ("train", "validation", "test"):
             samples = getattr(self, name)
             if samples and not any(torch.isfinite(t).any() for s in samples for t in (s.energy, s.forces, s.stress)):
-                keys = {k: getattr(self.config, k) for k in ("energy_key", "force_key", "stress_key", "virial_key")}
                 raise NequIPMDError(
                     f"no frame of the {name} data has an energy, forces or a stress that can be used; if the file has"
-                    f" names of its own for them, say so in data.energy_key, data.force_key and data.stress_key (now"
-                    f" {keys}). {self.describe_files(name)}"
+                    f" names of its own for them, give them in data.energy_key, data.force_key and data.stress_key or"
+                    f" data.virial_key. {self.describe_files(name)}"
                 )
 
     def describe_files(self, role: str = "train") -> str:

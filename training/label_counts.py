@@ -83,7 +83,8 @@ def _warn_of_missing(path: str, frames: Sequence[Atoms], found: Sequence[FrameLa
     empty = [a for a, f in zip(frames, found, strict=True) if f.is_empty]
     if empty:
         log.warning(
-            "warning: %s: %d of %d frames have no label that is read; they have %s",
+            "warning: %s: %d of %d frames have no label that is read; they have %s. data.energy_key, force_key, stress_key"
+            " and virial_key take a name or a list of names",
             path,
             len(empty),
             len(frames),
@@ -93,7 +94,7 @@ def _warn_of_missing(path: str, frames: Sequence[Atoms], found: Sequence[FrameLa
         lacking = [
             a
             for a, f in zip(frames, found, strict=True)
-            if getattr(f, kind) is None and not (kind == "stress" and f.has_unused_stress)
+            if getattr(f, kind) is None and not f.is_empty and not (kind == "stress" and f.has_unused_stress)
         ]
         if similar := similar_names(lacking, kind):
             key = "virial_key" if "virial" in similar[0].lower() else _KEYS[kind]

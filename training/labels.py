@@ -46,7 +46,7 @@ class FrameLabels:
 
     @property
     def is_empty(self) -> bool:
-        return self.energy is None and self.forces is None and self.stress is None
+        return self.energy is None and self.forces is None and self.stress is None and not self.has_unused_stress
 
 
 @dataclass(frozen=True)
