@@ -89,6 +89,7 @@ def make_sample(
             atoms at one place.
     """
     found = labels.of(atoms) if isinstance(labels, Labels) else labels
+    volume = cell_volume(atoms)
     graph = build_graph(atoms, config.type_names, config.cutoff_matrix())
     _refuse_coincident_atoms(graph)
 
@@ -101,7 +102,7 @@ def make_sample(
         energy=tensor(found.energy, 1),
         forces=tensor(found.forces, len(atoms), 3),
         stress=tensor(found.stress, 1, 3, 3),
-        volume=tensor(cell_volume(atoms), 1),
+        volume=tensor(np.inf if volume is None else volume, 1),
         weight=tensor(found.weight, 1),
         index=torch.tensor([index]),
     )
@@ -215,10 +216,10 @@ class AtomsData(L.LightningDataModule):
             "validation": self._read("validation", config.validation or []) or [given[k] for k in validation],
             "test": self._read("test", config.test or []) or [given[k] for k in test],
         }
-        self.names = {name: [frame for frame, _ in samples] for name, samples in sets.items()}
+        self.names = {key: [name for name, _, _ in frames] for key, frames in sets.items()}
         self.train, self.validation, self.test = (
-            [replace(sample, index=torch.tensor([k])) for k, (_, sample) in enumerate(samples)]
-            for samples in sets.values()
+            [replace(sample, index=torch.tensor([k])) for k, (_, _, sample) in enumerate(frames)]
+            for frames in sets.values()
         )
         log_label_table(self.counts)
         for name, samples in (("training", self.train), ("validation", self.validation), ("test", self.test)):
@@ -230,9 +231,9 @@ class AtomsData(L.LightningDataModule):
         log.info("read and built neighbour lists in %.1f s", time.perf_counter() - started)
         self._require_labels()
 
-    def _read(self, role: str, paths: Sequence[str]) -> list[tuple[str, Sample]]:
-        """Samples of some files, each with the name of its frame; isolated atoms go to ``isolated_atoms``."""
-        samples = []
+    def _read(self, role: str, paths: Sequence[str]) -> list[tuple[str, Atoms, Sample]]:
+        """Each frame of some files: its name, itself, its sample. Isolated atoms go to ``isolated_atoms``."""
+        result = []
         for path in paths:
             frames = read_frames([path])
             isolated = [f for f in frames if is_isolated_atom(f[1])]
@@ -242,12 +243,12 @@ class AtomsData(L.LightningDataModule):
             for name, atoms in frames:
                 try:
                     found.append(self.labels.of(atoms))
-                    samples.append((name, make_sample(atoms, self.potential, found[-1])))
+                    result.append((name, atoms, make_sample(atoms, self.potential, found[-1])))
                 except NequIPMDError as error:
                     raise NequIPMDError(f"{name}: {error}") from None
             structures = [atoms for _, atoms in frames]
             self.counts.append(count_labels(role, path, structures, found, self.labels, len(isolated)))
-        return samples
+        return result
 
     def _require_labels(self) -> None:
         for name in ("train", "validation", "test"):

@@ -98,14 +98,16 @@ class Labels:
             raise NequIPMDError(f"its forces have shape {forces.shape}; {len(atoms)} atoms need {(len(atoms), 3)}")
         if weight.size != 1 or weight < 0:
             raise NequIPMDError(f"its {self.weight} is {weight.tolist()}; a weight is one number that is not negative")
-        volume = cell_volume(atoms)
-        if virial is not None:
-            stress = -_tensor(virial, "virial") / volume
-        elif stress is not None:
-            stress = _tensor(stress, "stress")
-        unused = stress is not None and not np.isfinite(volume)
-        if unused:
-            stress = None
+        unused = False
+        if virial is not None or stress is not None:
+            volume = cell_volume(atoms)
+            unused = volume is None
+            if unused:
+                stress = None
+            elif virial is not None:
+                stress = -_tensor(virial, "virial") / volume
+            else:
+                stress = _tensor(stress, "stress")
         if stress is not None and np.abs(stress).max() > MAX_STRESS:
             raise NequIPMDError(_too_large(np.abs(stress).max(), "stress" if virial is None else "virial"))
         return FrameLabels(
@@ -145,13 +147,11 @@ def _too_large(value: float, source: str) -> str:
     )
 
 
-def cell_volume(atoms: Atoms) -> float:
-    """Volume of the cell, angstrom^3, open directions included; infinite where its vectors do not span one."""
-    cell = atoms.cell.array
-    lengths = np.linalg.norm(cell, axis=1)
-    # as flat as the cells that neighbour searches refuse
-    if not lengths.all() or np.linalg.svd(cell / lengths[:, None], compute_uv=False)[-1] < 1e-6:
-        return np.inf
+def cell_volume(atoms: Atoms) -> float | None:
+    """Volume of the cell, angstrom^3, whatever is periodic; None where its vectors span none (absent or coplanar)."""
+    lengths = np.linalg.norm(atoms.cell.array, axis=1)
+    if not lengths.all() or np.linalg.svd(atoms.cell.array / lengths[:, None], compute_uv=False)[-1] < 1e-6:
+        return None
     return float(atoms.get_volume())
 
 
