@@ -98,20 +98,14 @@ class Labels:
             raise NequIPMDError(f"its forces have shape {forces.shape}; {len(atoms)} atoms need {(len(atoms), 3)}")
         if weight.size != 1 or weight < 0:
             raise NequIPMDError(f"its {self.weight} is {weight.tolist()}; a weight is one number that is not negative")
-        unused = False
-        if virial is not None or stress is not None:
-            volume = cell_volume(atoms)
-            unused = volume is None
-            if unused:
-                stress = None
-            elif virial is not None:
-                stress = -_tensor(virial, "virial") / volume
-            else:
-                stress = _tensor(stress, "stress")
-        if stress is not None and np.abs(stress).max() > MAX_STRESS:
-            raise NequIPMDError(_too_large(np.abs(stress).max(), "stress" if virial is None else "virial"))
+        source, tensor = ("stress", stress) if virial is None else ("virial", virial)
+        stress = None if tensor is None else _stress(tensor, source, atoms)
         return FrameLabels(
-            None if energy is None else float(energy.squeeze()), forces, stress, float(weight.squeeze()), unused
+            energy=None if energy is None else float(energy.squeeze()),
+            forces=forces,
+            stress=stress,
+            weight=float(weight.squeeze()),
+            has_unused_stress=tensor is not None and stress is None,
         )
 
 
@@ -127,11 +121,18 @@ def _numbers(value: Any, name: str) -> np.ndarray | None:
     return value
 
 
-def _tensor(value: np.ndarray, name: str) -> np.ndarray:
-    """[3, 3] from 6 components (xx yy zz yz xz xy) or 9."""
+def _stress(value: np.ndarray, source: str, atoms: Atoms) -> np.ndarray | None:
+    """The stress [3, 3] from a ``stress`` or ``virial`` of 6 components (xx yy zz yz xz xy) or 9; None without volume."""
     if value.size not in (6, 9):
-        raise NequIPMDError(f"its {name} has {value.size} components; it needs 6 (xx yy zz yz xz xy) or 9")
-    return voigt_6_to_full_3x3_stress(value.ravel()) if value.size == 6 else value.reshape(3, 3)
+        raise NequIPMDError(f"its {source} has {value.size} components; it needs 6 (xx yy zz yz xz xy) or 9")
+    value = voigt_6_to_full_3x3_stress(value.ravel()) if value.size == 6 else value.reshape(3, 3)
+    volume = cell_volume(atoms)
+    if volume is None:
+        return None
+    stress = -value / volume if source == "virial" else value
+    if np.abs(stress).max() > MAX_STRESS:
+        raise NequIPMDError(_too_large(np.abs(stress).max(), source))
+    return stress
 
 
 def _too_large(value: float, source: str) -> str:
