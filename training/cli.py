@@ -12,6 +12,7 @@ from rich.console import Console
 
 from nequip_md.errors import NequIPMDError
 from nequip_md.training.config import load_config
+from nequip_md.training.from_nequip import convert
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -23,9 +24,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     begin.add_argument("--resume", action="store_true", help="continue the run in the output folder")
     begin.add_argument("--overwrite", action="store_true", help="forget the run in the output folder")
     parser.add_argument("--check", action="store_true", help="check the training file and its data, and end")
+    parser.add_argument(
+        "--from-nequip",
+        action="store_true",
+        help="the file is one of upstream's nequip-train: print a file for nequip-md-train, and end",
+    )
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout, force=True)
     try:
+        if options.from_nequip:
+            print(convert(options.config), end="")
+            return 0
         config = load_config(options.config)
         if options.output:
             config = config.model_copy(update={"output": options.output})

@@ -255,6 +255,11 @@ def load_config(path: str | Path) -> TrainingConfig:
         raise NequIPMDError(
             f"{path} must hold keys and values ({', '.join(TrainingConfig.model_fields)}); it holds {content!r}"
         )
+    if "training_module" in content:
+        raise NequIPMDError(
+            f"{path} is a training file of nequip-train, which has other keys (the model is training_module.model there,"
+            f" for instance). Convert it with: nequip-md-train --from-nequip {path} > train.yaml"
+        )
     try:
         return check_config(content, path.parent.resolve())
     except NequIPMDError as error:
