@@ -12,7 +12,6 @@ from rich.console import Console
 
 from nequip_md.errors import NequIPMDError
 from nequip_md.training.config import load_config
-from nequip_md.training.from_nequip import convert
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -33,6 +32,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout, force=True)
     try:
         if options.from_nequip:
+            from nequip_md.training.from_nequip import convert
+
             print(convert(options.config), end="")
             return 0
         config = load_config(options.config)

@@ -257,8 +257,9 @@ def load_config(path: str | Path) -> TrainingConfig:
         )
     if "training_module" in content:
         raise NequIPMDError(
-            f"{path} is a training file of nequip-train, which has other keys (the model is training_module.model there,"
-            f" for instance). Convert it with: nequip-md-train --from-nequip {path} > train.yaml"
+            f"{path} is a training file of nequip-train, which has other keys (training_module.model is model here,"
+            " data.split_dataset is data.train and data.validation_split; docs/training.md has the table). Convert it with:"
+            f" nequip-md-train --from-nequip {path} > train.yaml"
         )
     try:
         return check_config(content, path.parent.resolve())

@@ -17,10 +17,12 @@ class FirstFailure:
 
     def update(self, prediction: Prediction, batch: Sample) -> None:
         """Look at the predictions of a batch."""
-        failed = ~torch.isfinite(prediction.energy)
-        bad_atoms = (~torch.isfinite(prediction.forces)).any(1).to(torch.int64)
-        failed |= torch.zeros_like(batch.index).index_add(0, batch.graph.node_graph, bad_atoms) > 0
-        found = torch.where(failed.any(), batch.index[failed.to(torch.int64).argmax()], -1)
+        bad_atoms = ~torch.isfinite(prediction.forces).all(1)
+        frame = torch.arange(len(batch.index), device=bad_atoms.device)
+        frame = frame.repeat_interleave(batch.num_atoms, output_size=len(bad_atoms))
+        failures = (~torch.isfinite(prediction.energy)).to(torch.int64).index_add(0, frame, bad_atoms.to(torch.int64))
+        first = batch.index.index_select(0, (failures > 0).to(torch.int64).argmax().reshape(1))
+        found = torch.where(failures.any(), first, -1)
         self._index = found if self._index is None else torch.where(self._index < 0, found, self._index)
 
     @property
