@@ -1,4 +1,4 @@
-"""Training files of upstream's nequip-train become files of ours that mean the same: models and losses by upstream itself."""
+"""Training files of upstream's nequip-train become files of ours that mean the same, by upstream's models and loss."""
 
 import copy
 import re
@@ -43,7 +43,10 @@ NUMBERS = {
 def upstream(kind):
     """A file of the schema that nequip 0.19 documents."""
     loader = {"_target_": "torch.utils.data.DataLoader", "batch_size": 2}
-    metrics = {"_target_": "nequip.train.EnergyForceMetrics", "coeffs": {"total_energy_rmse": 1.0, "forces_rmse": 1.0}}
+    metrics = {"_target_": "nequip.train.EnergyForceMetrics", "coeffs": {"forces_rmse": 1.0}}
+    zbl = {"_target_": "nequip.nn.pair_potential.ZBL", "units": "metal", "chemical_species": "${symbols}"}
+    plateau = {"_target_": "torch.optim.lr_scheduler.ReduceLROnPlateau", "factor": 0.5, "patience": 3}
+    early = {"_target_": "lightning.pytorch.callbacks.EarlyStopping", "monitor": "val0_epoch/forces_rmse", "patience": 6}
     return {
         "run": ["train", "test"], "symbols": ["Cu", "Al"], "cutoff": 4.0, "layers": 2,
         "data": {
@@ -51,7 +54,7 @@ def upstream(kind):
             "split_dataset": {"file_path": "data.xyz", "train": 0.5, "val": 0.25, "test": 0.25},
             "key_mapping": {"REF_energy": "total_energy", "REF_forces": "forces"},
             "transforms": [
-                {"_target_": "nequip.data.transforms.ChemicalSpeciesToAtomTypeMapper", "model_type_names": "${symbols}"},
+                {"_target_": "nequip.data.transforms.ChemicalSpeciesToAtomTypeMapper", "chemical_symbols": "${symbols}"},
                 {"_target_": "nequip.data.transforms.NeighborListTransform", "r_max": "${cutoff}"},
             ],
             "train_dataloader": loader, "val_dataloader": "${data.train_dataloader}",
@@ -61,8 +64,7 @@ def upstream(kind):
             "_target_": "lightning.Trainer", "max_epochs": 7, "accelerator": "cpu", "max_time": "01:02:03:04",
             "gradient_clip_val": 5.0, "precision": "64-true",
             "callbacks": [
-                {"_target_": "lightning.pytorch.callbacks.EarlyStopping", "monitor": "val0_epoch/weighted_sum", "patience": 6},
-                {"_target_": "nequip.train.callbacks.SoftAdapt", "beta": 1.1},
+                early, {"_target_": "nequip.train.callbacks.SoftAdapt", "beta": 1.1},
             ],
         },
         "training_module": {
@@ -70,14 +72,13 @@ def upstream(kind):
             "loss": {"_target_": "nequip.train.EnergyForceLoss", "coeffs": {"total_energy": 1.0, "forces": 4.0}},
             "val_metrics": metrics,
             "optimizer": {"_target_": "torch.optim.Adam", "lr": 0.004, "amsgrad": True},
-            "lr_scheduler": {"scheduler": {"_target_": "torch.optim.lr_scheduler.ReduceLROnPlateau", "factor": 0.5, "patience": 3},
-                             "monitor": "val0_epoch/weighted_sum", "interval": "epoch"},
+            "lr_scheduler": {"scheduler": plateau, "monitor": "val0_epoch/forces_rmse", "interval": "epoch"},
             "model": {
                 "seed": 3, "model_dtype": "float64", "type_names": "${symbols}", "r_max": "${cutoff}", **MODELS[kind],
                 "avg_num_neighbors": STATISTICS % "num_neighbors_mean",
                 "per_type_energy_scales": STATISTICS % "per_type_forces_rms",
                 "per_type_energy_shifts": STATISTICS % "per_atom_energy_mean",
-                "pair_potential": {"_target_": "nequip.nn.pair_potential.ZBL", "units": "metal", "chemical_species": "${symbols}"},
+                "pair_potential": zbl,
             },
         },
     }  # fmt: skip
@@ -154,11 +155,14 @@ def test_every_option_is_converted_or_named(tmp_path, capsys):
     assert config["schedule"] == {"kind": "plateau", "factor": 0.5, "patience": 3, "min_learning_rate": 0.0}
     assert config["seed"] == 3 and config["device"] == "cpu"
     model = config["model"]
-    assert (model["avg_num_neighbors"], model["energy_scales"], model["energy_shifts"]) == ("auto", "force_rms_by_type", "auto")
+    assert model["avg_num_neighbors"] == model["energy_shifts"] == "auto"
+    assert model["energy_scales"] == "force_rms_by_type"
     assert model["pair_potential"]["chemical_species"] == model["type_names"] == ["Cu", "Al"]
     comments = " ".join(line.removeprefix("#").strip() for line in text.splitlines() if line.startswith("#"))
-    for expected in ("SoftAdapt has no equivalent", "trainer.precision: has no equivalent", "not per_atom_energy_mean",
-                     "training_module.optimizer.amsgrad", "EarlyStopping watches", "data.split_dataset: frames are drawn"):  # fmt: skip
+    for expected in (
+        "SoftAdapt has no equivalent", "trainer.precision: has no equivalent", "not per_atom_energy_mean",
+        "training_module.optimizer.amsgrad", "EarlyStopping watches", "data.split_dataset: frames are drawn",
+    ):  # fmt: skip
         assert expected in comments
     assert "NOT COMPLETE" not in text
 

@@ -68,7 +68,7 @@ class DataConfig(_Strict):
     energy_key: Names | None = None
     force_key: Names | None = None
     stress_key: Names | None = None
-    """Names of the labels in ``Atoms.info``, ``Atoms.arrays`` and ASE's results; None means what ASE takes for results."""
+    """Names of labels in ``Atoms.info``, ``Atoms.arrays`` or ASE's results; None means what ASE takes for results."""
     virial_key: Names | None = None
     """Names of the virial, eV, positive under compression; a frame that has it gets its stress from it."""
     weight_key: str | None = "config_weight"
@@ -90,7 +90,7 @@ class DataConfig(_Strict):
     @field_validator("energy_key", "force_key", "stress_key", "virial_key")
     @classmethod
     def _some_name(cls, value: list[str] | None) -> list[str] | None:
-        if value is not None and not all(value or [""]):
+        if value is not None and (not value or "" in value):
             raise ValueError("names no label")
         return value
 
@@ -99,7 +99,7 @@ class DataConfig(_Strict):
     def _no_virial(cls, value: list[str] | None) -> list[str] | None:
         for name in value or []:
             if "virial" in name.lower() and "stress" not in name.lower():
-                raise ValueError(f"{name!r} seems to be a virial (eV), which is no stress (eV/Å³); give it as virial_key")
+                raise ValueError(f"{name!r} seems to be a virial (eV), which is no stress (eV/Å³); give virial_key")
         return value
 
     @field_validator("validation_split", "test_split")
@@ -258,8 +258,8 @@ def load_config(path: str | Path) -> TrainingConfig:
     if "training_module" in content:
         raise NequIPMDError(
             f"{path} is a training file of nequip-train, which has other keys (training_module.model is model here,"
-            " data.split_dataset is data.train and data.validation_split; docs/training.md has the table). Convert it with:"
-            f" nequip-md-train --from-nequip {path} > train.yaml"
+            " data.split_dataset is data.train and data.validation_split; docs/training.md has the table). Convert it"
+            f" with: nequip-md-train --from-nequip {path} > train.yaml"
         )
     try:
         return check_config(content, path.parent.resolve())

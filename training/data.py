@@ -28,6 +28,9 @@ from nequip_md.training.labels import FrameLabels, Labels, cell_volume, is_isola
 
 log = logging.getLogger(__name__)
 
+MIN_DISTANCE = 0.1
+"""Angstrom; atoms that are closer are taken for an error in the data (at distance 0 a model gives no number)."""
+
 
 @dataclass(frozen=True)
 class Sample:
@@ -69,10 +72,6 @@ def collate(samples: Sequence[Sample]) -> Sample:
     """One batch of several samples, on the device that they are on."""
     labels = {f.name: torch.cat([getattr(s, f.name) for s in samples]) for f in fields(Sample) if f.name != "graph"}
     return Sample(graph=batch_graphs([s.graph for s in samples]), **labels)
-
-
-MIN_DISTANCE = 0.1
-"""Angstrom; atoms that are closer are taken for an error in the data (at distance 0 a model gives no number)."""
 
 
 def make_sample(
@@ -258,6 +257,8 @@ class AtomsData(L.LightningDataModule):
     def _require_labels(self) -> None:
         for name in ("train", "validation", "test"):
             samples = getattr(self, name)
+            if not samples and name == "validation":
+                raise NequIPMDError("the validation data holds isolated atoms only; give frames to validate on")
             if samples and not any(torch.isfinite(t).any() for s in samples for t in (s.energy, s.forces, s.stress)):
                 raise NequIPMDError(
                     f"no frame of the {name} data has an energy, forces or a stress that can be used; if the file has"

@@ -97,7 +97,7 @@ def _converted(content: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
         result["optimizer"]["gradient_clip"] = clip
     trainer.finish()
     if (content.get("global_options") or {}).get("allow_tf32"):
-        notes.append("global_options.allow_tf32: training is in the model's dtype; nequip-md-export has --precision tf32")
+        notes.append("global_options.allow_tf32: training has the model's dtype; nequip-md-export has --precision tf32")
     # other keys of the top level are variables, whose values have been put where they are used
     return {k: v for k, v in result.items() if v != {}}, notes
 
@@ -179,7 +179,7 @@ def _model(section: dict[str, Any], notes: list[str]) -> dict[str, Any]:
             notes.append(f"{_MODEL}.{theirs}: {name} is replaced with the statistic 'auto'")
     for key, value in section.items():
         if _is_open(value):
-            raise NequIPMDError(f"{_MODEL}.{key} is {value}, which only a run of nequip-train resolves; write its value")
+            raise NequIPMDError(f"{_MODEL}.{key} is {value}, which only nequip-train resolves; write its value")
     section = modern_config(section, {})
     converter = upstream_allegro if section["_target_"].startswith("allegro.") else upstream_nequip
     config = converter.config_from_upstream(section)
@@ -337,8 +337,8 @@ def _text(path: Path, content: dict[str, Any], notes: list[str]) -> str:
         check_config(content, Path())
     except NequIPMDError as error:
         head.append(f"NOT COMPLETE:\n{error}")
-    head.append("Relative paths start at the folder of this file. Validation, the schedule and the best model follow the")
-    head.append("validation loss. Defaults are those of nequip 0.19 and nequip-allegro 0.8.")
+    head.append("Relative paths start at the folder of this file. The schedule and the best model follow the validation")
+    head.append("loss. Defaults are those of nequip 0.19 and nequip-allegro 0.8.")
     if notes:
         head.append("Not converted, or otherwise:")
         head += [textwrap.fill(f"- {note}", 116, subsequent_indent="  ") for note in notes]

@@ -83,8 +83,8 @@ def _warn_of_missing(path: str, frames: Sequence[Atoms], found: Sequence[FrameLa
     empty = [a for a, f in zip(frames, found, strict=True) if f.is_empty]
     if empty:
         log.warning(
-            "warning: %s: %d of %d frames have no label that is read; they have %s. data.energy_key, force_key, stress_key"
-            " and virial_key take a name or a list of names",
+            "warning: %s: %d of %d frames have no label that is read; they have %s. data.energy_key, force_key,"
+            " stress_key and virial_key take a name or a list of names",
             path,
             len(empty),
             len(frames),
@@ -125,15 +125,15 @@ def _warn_of_odd_values(path: str, frames: Sequence[Atoms], found: Sequence[Fram
         )
     ignored = sorted({k for a in frames for k in a.info if re.fullmatch(r"config_\w+_weight", k)})
     if ignored:
-        log.warning("warning: %s: %s is not used; one weight for a frame is (data.weight_key)", path, ", ".join(ignored))
+        text = "warning: %s: %s is not used; one weight for a frame is (data.weight_key)"
+        log.warning(text, path, ", ".join(ignored))
 
 
 def log_label_table(counts: Sequence[LabelCounts]) -> None:
     """Log the labels of every file as a table."""
     heading = ("data", "frames", "energy", "forces", "stress", "isolated atoms", "file")
-    rows = [heading] + [
-        tuple(str(v) for v in (c.role, c.frames, c.energy, c.forces, c.stress, c.isolated_atoms, c.path)) for c in counts
-    ]
+    cells = [(c.role, c.frames, c.energy, c.forces, c.stress, c.isolated_atoms, c.path) for c in counts]
+    rows = [heading, *(tuple(map(str, row)) for row in cells)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     log.info("frames with each label:")
     for role, *numbers, path in rows:

@@ -122,7 +122,7 @@ def _numbers(value: Any, name: str) -> np.ndarray | None:
 
 
 def _stress(value: np.ndarray, source: str, atoms: Atoms) -> np.ndarray | None:
-    """The stress [3, 3] from a ``stress`` or ``virial`` of 6 components (xx yy zz yz xz xy) or 9; None without volume."""
+    """The stress [3, 3] from a ``stress`` or ``virial`` of 6 or 9 components; None where the cell has no volume."""
     if value.size not in (6, 9):
         raise NequIPMDError(f"its {source} has {value.size} components; it needs 6 (xx yy zz yz xz xy) or 9")
     value = voigt_6_to_full_3x3_stress(value.ravel()) if value.size == 6 else value.reshape(3, 3)

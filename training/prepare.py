@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
 
 from ase.data import atomic_numbers, covalent_radii
 
@@ -19,16 +18,8 @@ CLOSE_CONTACT = 0.7
 """A pair of types has close contacts in the data if one is shorter than this part of the sum of covalent radii."""
 
 
-@dataclass(frozen=True)
-class Prepared:
-    """The data of a run and its statistics."""
-
-    data: AtomsData
-    statistics: Statistics
-
-
-def prepare(config: TrainingConfig) -> Prepared:
-    """Read the data of a training file, log what is in it, and compute its statistics.
+def prepare(config: TrainingConfig) -> tuple[AtomsData, Statistics]:
+    """Read the data of a training file, log what is in it, and compute the statistics of its training frames.
 
     Raises:
         NequIPMDError: a file, frame or label that cannot be used, or a loss of something that no frame has.
@@ -42,16 +33,16 @@ def prepare(config: TrainingConfig) -> Prepared:
         data.require(label, weight)
     statistics = compute_statistics(data.train, config.model["type_names"])
     suggest_repulsion(statistics, config.potential())
-    return Prepared(data, statistics)
+    return data, statistics
 
 
-def resolved(config: TrainingConfig, prepared: Prepared) -> PotentialConfig:
+def resolved(config: TrainingConfig, data: AtomsData, statistics: Statistics) -> PotentialConfig:
     """The model's configuration with its automatic values, which are logged.
 
     Raises:
         NequIPMDError: a value that the data does not determine.
     """
-    data, statistics, types = prepared.data, prepared.statistics, config.model["type_names"]
+    types = config.model["type_names"]
     shifts = config.model.get("energy_shifts", "auto")
     isolated = None
     if data.isolated_atoms and shifts in ("auto", "isolated_atoms"):
@@ -64,7 +55,8 @@ def resolved(config: TrainingConfig, prepared: Prepared) -> PotentialConfig:
             getattr(potential, key),
             " (from the data)" if isinstance(config.model.get(key, ""), str) else "",
         )
-    if isolated is None and statistics.composition_rank < len(types):
+    fitted = isinstance(shifts, str) and isolated is None
+    if fitted and statistics.composition_rank < len(types):
         log.warning(
             "the training frames have %d independent compositions for %d types: only sums of the shifts mean something,"
             " energies of isolated atoms do not",
@@ -80,7 +72,7 @@ def check(config: TrainingConfig) -> None:
     Raises:
         NequIPMDError: what :func:`prepare` and :func:`resolved` refuse.
     """
-    potential = resolved(config, prepare(config))
+    potential = resolved(config, *prepare(config))
     log.info("%s model with %d weights", potential.kind, sum(p.numel() for p in build_model(potential).parameters()))
 
 

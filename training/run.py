@@ -64,9 +64,8 @@ def train(config: TrainingConfig, *, resume: bool = False, overwrite: bool = Fal
     except OSError as error:
         raise NequIPMDError(f"cannot make the output folder {output}: {error.strerror}") from None
 
-    prepared = prepare(config)
-    data, statistics = prepared.data, prepared.statistics
-    potential = resolved(config, prepared) if state is None else _resumed_potential(state, statistics)
+    data, statistics = prepare(config)
+    potential = resolved(config, data, statistics) if state is None else _resumed_potential(state, statistics)
 
     torch.manual_seed(config.seed)
     model = build_model(potential)
