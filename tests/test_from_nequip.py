@@ -45,8 +45,9 @@ def upstream(kind):
     loader = {"_target_": "torch.utils.data.DataLoader", "batch_size": 2}
     metrics = {"_target_": "nequip.train.EnergyForceMetrics", "coeffs": {"forces_rmse": 1.0}}
     zbl = {"_target_": "nequip.nn.pair_potential.ZBL", "units": "metal", "chemical_species": "${symbols}"}
+    mapper = {"_target_": "nequip.data.transforms.ChemicalSpeciesToAtomTypeMapper", "model_type_names": "${symbols}"}
     plateau = {"_target_": "torch.optim.lr_scheduler.ReduceLROnPlateau", "factor": 0.5, "patience": 3}
-    early = {"_target_": "lightning.pytorch.callbacks.EarlyStopping", "monitor": "val0_epoch/forces_rmse", "patience": 6}
+    early = {"_target_": "lightning.pytorch.callbacks.EarlyStopping", "monitor": "val0_epoch/forces_mae", "patience": 6}
     return {
         "run": ["train", "test"], "symbols": ["Cu", "Al"], "cutoff": 4.0, "layers": 2,
         "data": {
@@ -54,7 +55,7 @@ def upstream(kind):
             "split_dataset": {"file_path": "data.xyz", "train": 0.5, "val": 0.25, "test": 0.25},
             "key_mapping": {"REF_energy": "total_energy", "REF_forces": "forces"},
             "transforms": [
-                {"_target_": "nequip.data.transforms.ChemicalSpeciesToAtomTypeMapper", "chemical_symbols": "${symbols}"},
+                mapper,
                 {"_target_": "nequip.data.transforms.NeighborListTransform", "r_max": "${cutoff}"},
             ],
             "train_dataloader": loader, "val_dataloader": "${data.train_dataloader}",
@@ -224,9 +225,13 @@ def test_what_is_missing_is_said(tmp_path, capsys):
     content = upstream("nequip")
     content["data"] = {"_target_": "nequip.data.datamodule.sGDML_CCSD_DataModule", "dataset": "aspirin", "seed": 1}
     content["training_module"]["lr_scheduler"] = None
+    del content["training_module"]["model"]["per_type_energy_scales"]
+    content["training_module"]["model"]["per_type_energy_shifts"] = {"Cu": -1.0, "Al": 2.0}
     text = converted(tmp_path, content, capsys)
     assert "# NOT COMPLETE" in text and "data.train: is required" in text and "sGDML_CCSD_DataModule" in text
-    assert yaml.safe_load(text)["schedule"] == {"kind": "cosine", "final_fraction": 1.0}  # a constant learning rate
+    config = yaml.safe_load(text)
+    assert config["schedule"] == {"kind": "cosine", "final_fraction": 1.0}  # a constant learning rate
+    assert config["model"]["energy_scales"] is None and config["model"]["energy_shifts"] == {"Cu": -1.0, "Al": 2.0}
 
 
 def test_an_upstream_file_given_to_the_trainer_names_the_converter(tmp_path, capsys):

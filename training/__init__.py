@@ -3,6 +3,6 @@
 One module for each concern: ``config`` (what a YAML file may say), ``labels`` (what a frame is labelled with),
 ``label_counts`` (which file has which), ``data`` (files to labelled graphs to batches), ``statistics``, ``prepare``
 (all that comes before the first step), ``loss``, ``metrics``, ``ema``, ``schedule``, ``divergence`` (which frame
-failed), ``lightning_module`` (one training step), ``callbacks``, ``report`` (tables), ``run`` (the whole of a training run),
-``from_nequip`` (files of upstream's trainer), ``cli``.
+failed), ``lightning_module`` (one training step), ``callbacks``, ``report`` (tables), ``run`` (the whole of a
+training run), ``from_nequip`` (files of upstream's trainer), ``cli``.
 """

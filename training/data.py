@@ -267,7 +267,7 @@ class AtomsData(L.LightningDataModule):
                 )
 
     def describe_files(self, role: str = "train") -> str:
-        """What a message says of the files of ``train``, ``validation`` or ``test``: the names in them."""
+        """The names that the files of ``train``, ``validation`` or ``test`` hold, for messages."""
         own = [c for c in self.counts if c.role == role]
         return "; ".join(f"{c.path} has {c.names}" for c in own or self.counts)
 

@@ -32,7 +32,7 @@ class FirstFailure:
 
 
 def describe_failure(failures: dict[str, FirstFailure], data: AtomsData) -> str:
-    """What the message of a run that diverged says of its frames.
+    """Sentences about the frames, for the message of a run that has diverged.
 
     Args:
         failures: by data set; one that comes first was met first.

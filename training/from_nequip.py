@@ -106,7 +106,7 @@ _RESOLVERS = {
     "int_mul": lambda a, b: int(a) * int(b),
     "int_div": lambda a, b: int(a) // int(b),
     "concat_lists": lambda a, b: [*a, *b],
-    "list_to_constant_dict": lambda keys, value: dict.fromkeys(keys, value),
+    "list_to_constant_dict": dict.fromkeys,
 }
 """Upstream's functions of a configuration that need nothing but their arguments."""
 
@@ -162,14 +162,11 @@ def _model(section: dict[str, Any], notes: list[str]) -> dict[str, Any]:
         notes.append(f"{_MODEL}.modifiers: a model is trained without modifiers")
         section = dict(section["model"])
     if "ModelFrom" in section.get("_target_", ""):
-        raise NequIPMDError(
-            f"{_MODEL} starts from the weights of another model, which nequip-md-train does not do"
-        )
+        raise NequIPMDError(f"{_MODEL} starts from the weights of another model, which nequip-md-train does not do")
     words = {}
     for ours, known in _STATISTICS.items():
         theirs = _UPSTREAM_OPTION[ours]
-        words[ours] = value = section.get(theirs)
-        if not _is_open(value):
+        if not _is_open(value := section.get(theirs)):
             continue
         name = value.strip("${} ").rpartition(":")[2]
         words[ours], section[theirs] = known.get(name, "auto"), 1.0
@@ -190,7 +187,8 @@ def _model(section: dict[str, Any], notes: list[str]) -> dict[str, Any]:
         )
     fields = type(config).model_fields
     options = {k: v for k, v in config.model_dump(mode="json").items() if getattr(config, k) != fields[k].default}
-    return {"kind": config.kind, **options, **words}
+    # given in any case, because what is left out would be taken from the data
+    return {"kind": config.kind, **options, **{key: words.get(key, getattr(config, key)) for key in _STATISTICS}}
 
 
 def _data(section: _Section) -> dict[str, Any]:
@@ -337,8 +335,8 @@ def _text(path: Path, content: dict[str, Any], notes: list[str]) -> str:
         check_config(content, Path())
     except NequIPMDError as error:
         head.append(f"NOT COMPLETE:\n{error}")
-    head.append("Relative paths start at the folder of this file. The schedule and the best model follow the validation")
-    head.append("loss. Defaults are those of nequip 0.19 and nequip-allegro 0.8.")
+    head.append("Relative paths start at the folder of this file. The schedule and the best model follow the")
+    head.append("validation loss. Defaults are those of nequip 0.19 and nequip-allegro 0.8.")
     if notes:
         head.append("Not converted, or otherwise:")
         head += [textwrap.fill(f"- {note}", 116, subsequent_indent="  ") for note in notes]
