@@ -95,7 +95,19 @@ def artifact_metadata(
         "nequip_md_version": nequip_md.__version__,
         "config": json.dumps(config or {}),
         "training": json.dumps(training or {}),
+        **_seen_in_training(type_names, (training or {}).get("statistics") or {}),
     }
+
+
+def _seen_in_training(type_names: list[str], statistics: dict) -> dict[str, str]:
+    """Limits of the training data that engines may warn at, as far as the record of the training has them."""
+    table = {}
+    if closest := statistics.get("closest_distances"):
+        distances = [closest.get(a, {}).get(b, 0.0) for a in type_names for b in type_names]
+        table["closest_distances"] = " ".join(repr(float(r)) for r in distances)
+    if (force := statistics.get("largest_force")) is not None:
+        table["largest_force"] = repr(float(force))
+    return table
 
 
 def model_metadata(config: PotentialConfig, *, precision: str, device: str, checkpoint_sha256: str = "",

@@ -80,6 +80,15 @@ def test_metadata_says_what_was_exported(small_models):
     assert (nequip["kind"], nequip["message_passing_layers"], nequip["model_dtype"]) == ("nequip", "2", "float64")
 
 
+def test_metadata_has_the_limits_of_the_training_data():
+    statistics = {"closest_distances": {"O": {"H": 0.87, "O": 2.41}, "H": {"O": 0.87}}, "largest_force": 7.25}
+    options = {"kind": "x", "type_names": ["H", "O"], "cutoff": 3.0}
+    metadata = artifact_metadata(**options, training={"statistics": statistics})
+    assert (metadata["closest_distances"], metadata["largest_force"]) == ("0.0 0.87 0.87 2.41", "7.25")
+    for training in (None, {}, {"statistics": {"closest_distances": {}, "largest_force": None}}):
+        assert not {"closest_distances", "largest_force"} & artifact_metadata(**options, training=training).keys()
+
+
 def test_instructions_of_a_processor(tmp_path):
     """What compilers use of it, in the order of the alphabet; nothing where there is no such file."""
     (tmp_path / "x86").write_text("processor : 0\nflags\t\t: fpu vme sse2 avx512f hypervisor fma bmi2\n\nflags : none\n")

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from types import SimpleNamespace
 
 import ase.io
@@ -243,6 +244,18 @@ def test_a_run_that_cannot_go_on_says_why(folder, tmp_path, capsys, sections, ex
         pytest.skip("this machine has a CUDA device")
     assert run(folder, tmp_path / "run", **sections) == 1
     assert expected in capsys.readouterr().err
+
+
+def test_divergence_names_the_frame_with_the_largest_force(folder, tmp_path, capsys):
+    frames = crystals(6, 8)
+    frames[3].calc.results["forces"][2] = [0.0, 3e5, 4e5]
+    ase.io.write(folder / "outlier.extxyz", frames)
+    data = {"train": "outlier.extxyz", "validation": "train.extxyz", "validation_split": None}
+    assert run(folder, tmp_path / "run", data=data, optimizer={"learning_rate": 1e200, "ema_decay": None}) == 1
+    message = capsys.readouterr().err
+    assert "training has diverged" in message
+    assert re.search(r"the largest force of the training data, 5e\+05 eV/Å, is in frame 3 of \S*outlier.extxyz", message)
+    assert re.search(r"first prediction that was not finite is of frame \d of \S*/(outlier|train).extxyz", message)
 
 
 def test_training_stops_before_its_time_is_over(folder, tmp_path, capsys):

@@ -63,7 +63,7 @@ REFUSED = [
     ),
     ("model", {"energy_scales": "rms"}, ["model.energy_scales is 'rms'", "auto, force_rms, force_rms_by_type"]),
     ("model", {"energy_shifts": {"H": -1.0}}, ["energy_shifts must name each of ['H', 'O'] once"]),
-    ("model", {"energy_shifts": "isolated_atoms"}, ["needs data.isolated_atoms"]),
+    ("data", {"energy_key": []}, ["data.energy_key: names no label"]),
     ("model", {"preset": "small"}, ["both preset and kind"]),
 ]
 
@@ -162,4 +162,4 @@ def test_a_key_that_overrides_an_anchor_is_no_second_one(tmp_path):
 
 def test_the_demo_configuration_is_valid():
     path = Path(__file__).parents[1] / "examples/lammps/water/train.yaml"
-    assert main([str(path), "--check"]) == 0
+    assert load_config(path).model["type_names"] == ["H", "O"]

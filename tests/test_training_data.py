@@ -39,13 +39,18 @@ def test_statistics_agree_with_loops_over_all_pairs(frames):
 
     edges, atoms = dict.fromkeys(TYPES, 0), dict.fromkeys(TYPES, 0)
     squares = {t: [] for t in TYPES}
+    closest, largest = {t: {} for t in TYPES}, 0.0
     for a in frames:
         for i, centre in enumerate(a.symbols):
             atoms[centre] += 1
             for j, neighbour in enumerate(a.symbols):
                 limit = 1.1 if centre == neighbour == "H" else CUTOFF
-                edges[centre] += i != j and np.linalg.norm(a.positions[i] - a.positions[j]) < limit
+                distance = np.linalg.norm(a.positions[i] - a.positions[j])
+                if i != j and distance < limit:
+                    edges[centre] += 1
+                    closest[centre][neighbour] = min(distance, closest[centre].get(neighbour, np.inf))
             if "forces" in a.calc.results:
+                largest = max(largest, np.linalg.norm(a.calc.results["forces"][i]))
                 squares[centre] += list(a.calc.results["forces"][i] ** 2)
     assert found.num_frames == 5 and found.num_atoms == atoms
     assert found.avg_num_neighbors == pytest.approx(sum(edges.values()) / sum(atoms.values()), rel=1e-14)
@@ -53,6 +58,10 @@ def test_statistics_agree_with_loops_over_all_pairs(frames):
     assert 0 < found.avg_num_neighbors < 3
     assert found.force_rms == pytest.approx(np.sqrt(np.mean(squares["H"] + squares["O"])), rel=1e-14)
     assert found.force_rms_by_type == pytest.approx({t: np.sqrt(np.mean(squares[t])) for t in TYPES}, rel=1e-14)
+
+    assert found.closest_distances == {t: pytest.approx(closest[t], rel=1e-14) for t in TYPES}
+    assert set(closest["H"]) == {"O"} and set(closest["O"]) == {"H", "O"}  # no two H within their cutoff
+    assert found.largest_force == pytest.approx(largest, rel=1e-14)
 
     with_energy = [a for a in frames if "energy" in a.calc.results]
     counts = np.array([[list(a.symbols).count(t) for t in TYPES] for a in with_energy], dtype=float)
@@ -68,6 +77,8 @@ def test_one_composition_gives_the_shifts_of_the_smallest_norm():
     rng = np.random.default_rng(1)
     found = compute_statistics([make_sample(frame(rng, "HHO", energy=-10.0), MODEL) for _ in range(3)], TYPES)
     assert found.composition_rank == 1
+    alone = compute_statistics([make_sample(Atoms("H", [[0, 0, 0]]), MODEL)], TYPES)
+    assert alone.closest_distances == {} and alone.largest_force is None
     assert found.least_squares_shifts == pytest.approx({"H": -4.0, "O": -2.0}, rel=1e-12)
 
 
@@ -120,7 +131,7 @@ def test_isolated_atoms_give_one_energy_for_each_type():
 @pytest.mark.parametrize(
     ("given", "expected"),
     [
-        ([("H", -1.0)], "no energy of O; it has H"),
+        ([("H", -1.0)], "no energy of O, only of H; add it"),
         ([("H", -1.0), ("H", -2.0), ("O", 0.0)], "H has two energies"),
         ([("HO", -1.0)], "this one has 2 atoms"),
         ([("H", None)], "energy None"),

@@ -1,7 +1,9 @@
 """Training of potentials: ``nequip-md-train config.yaml``.
 
-One module for each concern: ``config`` (what a YAML file may say), ``data`` (files to labelled graphs to batches),
-``digest`` (to know data again), ``statistics``, ``loss``, ``metrics``, ``ema``, ``schedule``, ``lightning_module``
-(one training step), ``callbacks``, ``folder`` (the output folder), ``states`` (what a run resumes from), ``report``
-(tables), ``run`` (the whole of a training run), ``cli``.
+One module for each concern: ``config`` (what a YAML file may say), ``labels`` (what a frame is labelled with),
+``label_counts`` (which file has which), ``data`` (files to labelled graphs to batches), ``digest`` (to know data
+again), ``statistics``, ``prepare`` (all that comes before the first step), ``loss``, ``metrics``, ``ema``,
+``schedule``, ``divergence`` (which frame failed), ``lightning_module`` (one training step), ``callbacks``, ``folder``
+(the output folder), ``states`` (what a run resumes from), ``report`` (tables), ``run`` (the whole of a training run),
+``from_nequip`` (files of upstream's trainer), ``cli``.
 """

@@ -32,16 +32,23 @@ def _main(arguments: Sequence[str] | None) -> int:
     begin = parser.add_mutually_exclusive_group()
     begin.add_argument("--resume", action="store_true", help="continue the run in the output folder")
     begin.add_argument("--overwrite", action="store_true", help="forget the run in the output folder")
-    parser.add_argument("--check", action="store_true", help="check the training file and end")
+    parser.add_argument("--check", action="store_true", help="check the training file and its data, and end")
+    parser.add_argument(
+        "--from-nequip",
+        action="store_true",
+        help="the file is one of upstream's nequip-train: print a file for nequip-md-train, and end",
+    )
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout, force=True)
     try:
+        if options.from_nequip:
+            from nequip_md.training.from_nequip import convert
+
+            print(convert(options.config), end="")
+            return 0
         config = load_config(options.config)
         if options.output:
             config = config.model_copy(update={"output": options.output})
-        if options.check:
-            print(f"{options.config}: ok")
-            return 0
         return _train(config, options)
     except (NequIPMDError, OSError) as error:
         print(f"nequip-md-train: {error}", file=sys.stderr)
@@ -50,10 +57,15 @@ def _main(arguments: Sequence[str] | None) -> int:
 
 def _train(config, options: argparse.Namespace) -> int:
     try:
+        from nequip_md.training.prepare import check
         from nequip_md.training.report import metrics_table
         from nequip_md.training.run import BEST, train
     except ModuleNotFoundError as error:
         raise NequIPMDError(f"training needs the package {error.name}: pip install 'nequip-md[train]'") from None
+    if options.check:
+        check(config)
+        print(f"{options.config}: ok")
+        return 0
     metrics = train(config, resume=options.resume, overwrite=options.overwrite)
     Console().print(metrics_table(metrics))
     print(f"best model: {Path(config.output) / BEST}")

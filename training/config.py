@@ -48,6 +48,9 @@ def _as_list(value: Any) -> Any:
 Files = Annotated[list[str], BeforeValidator(_as_list)]
 """One path or several; relative paths start at the folder of the training file."""
 
+Names = Annotated[list[str], BeforeValidator(_as_list)]
+"""One name of a label or several, of which the first that a frame has is used."""
+
 
 class DataConfig(_Strict):
     """Labelled structures, in any format that ASE reads."""
@@ -60,11 +63,16 @@ class DataConfig(_Strict):
     test_split: PositiveFloat | None = None
     split_seed: int = Field(0, ge=0)
     isolated_atoms: Files | None = None
-    """Frames of one atom each, with the energy of the isolated atom."""
-    energy_key: str | None = None
-    force_key: str | None = None
-    stress_key: str | None = None
-    """Names of the labels in ``Atoms.info`` and ``Atoms.arrays``; None means what ASE takes for results."""
+    """Frames of one atom each, with the energy of the isolated atom; frames with ``config_type=IsolatedAtom`` in other
+    files are added to them."""
+    energy_key: Names | None = None
+    force_key: Names | None = None
+    stress_key: Names | None = None
+    """Names of labels in ``Atoms.info``, ``Atoms.arrays`` or ASE's results; None means what ASE takes for results."""
+    virial_key: Names | None = None
+    """Names of the virial, eV, positive under compression; a frame that has it gets its stress from it."""
+    weight_key: str | None = "config_weight"
+    """Name in ``Atoms.info`` of a frame's weight in the loss; None means that all frames weigh the same."""
     batch_size: PositiveInt = 8
     """Frames in one training step."""
     evaluation_batch_size: PositiveInt | None = None
@@ -77,6 +85,21 @@ class DataConfig(_Strict):
     def _not_empty(cls, value: list[str] | None) -> list[str] | None:
         if value is not None and not value:
             raise ValueError("names no file")
+        return value
+
+    @field_validator("energy_key", "force_key", "stress_key", "virial_key")
+    @classmethod
+    def _some_name(cls, value: list[str] | None) -> list[str] | None:
+        if value is not None and (not value or "" in value):
+            raise ValueError("names no label")
+        return value
+
+    @field_validator("stress_key")
+    @classmethod
+    def _no_virial(cls, value: list[str] | None) -> list[str] | None:
+        for name in value or []:
+            if "virial" in name.lower() and "stress" not in name.lower():
+                raise ValueError(f"{name!r} seems to be a virial (eV), which is no stress (eV/Å³); give virial_key")
         return value
 
     @field_validator("validation_split", "test_split")
@@ -248,6 +271,12 @@ def load_config(path: str | Path) -> TrainingConfig:
         raise NequIPMDError(
             f"{path} must hold keys and values ({', '.join(TrainingConfig.model_fields)}); it holds {content!r}"
         )
+    if "training_module" in content:
+        raise NequIPMDError(
+            f"{path} is a training file of nequip-train, which has other keys (training_module.model is model here,"
+            " data.split_dataset is data.train and data.validation_split; docs/training.md has the table). Convert it"
+            f" with: nequip-md-train --from-nequip {path} > train.yaml"
+        )
     try:
         return check_config(content, path.parent.resolve())
     except NequIPMDError as error:
@@ -261,10 +290,6 @@ def check_config(content: dict[str, Any], folder: Path) -> TrainingConfig:
     except ValidationError as error:
         raise NequIPMDError(describe(error, TrainingConfig)) from None
     config.potential()  # so that the model section is checked before any data is read
-    if config.model.get("energy_shifts") == "isolated_atoms" and config.data.isolated_atoms is None:
-        raise NequIPMDError(
-            "model.energy_shifts is 'isolated_atoms', which needs data.isolated_atoms: give the file of their energies"
-        )
     files = {
         key: [str(folder / name) for name in value]
         for key in ("train", "validation", "test", "isolated_atoms")

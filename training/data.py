@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from itertools import pairwise
 
 import ase.io
@@ -16,7 +16,6 @@ import lightning as L
 import numpy as np
 import torch
 from ase import Atoms
-from ase.stress import voigt_6_to_full_3x3_stress
 from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
@@ -25,8 +24,13 @@ from nequip_md.graph import Graph, batch_graphs, build_graph
 from nequip_md.model.config import PotentialConfig
 from nequip_md.training.config import DataConfig
 from nequip_md.training.digest import data_digest
+from nequip_md.training.label_counts import LabelCounts, count_labels, log_label_table
+from nequip_md.training.labels import FrameLabels, Labels, cell_volume, is_isolated_atom
 
 log = logging.getLogger(__name__)
+
+MIN_DISTANCE = 0.1
+"""Angstrom; atoms that are closer are taken for an error in the data (at distance 0 a model gives no number)."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +42,9 @@ class Sample:
         energy: eV, float64 [B].
         forces: eV/angstrom, float64 [N, 3].
         stress: eV/angstrom^3, positive under tension, float64 [B, 3, 3].
-        volume: angstrom^3, infinite for structures that are not periodic in three directions, float64 [B].
+        volume: angstrom^3, infinite for structures whose cell has none, float64 [B].
+        weight: factor of each structure's part of the loss, float64 [B].
+        index: of each structure in its data set, int64 [B].
     """
 
     graph: Graph
@@ -46,6 +52,8 @@ class Sample:
     forces: Tensor
     stress: Tensor
     volume: Tensor
+    weight: Tensor
+    index: Tensor
 
     @property
     def num_atoms(self) -> Tensor:
@@ -67,59 +75,55 @@ def collate(samples: Sequence[Sample]) -> Sample:
     return Sample(graph=batch_graphs([s.graph for s in samples]), **labels)
 
 
-@dataclass(frozen=True)
-class Labels:
-    """Names of the labels in ``Atoms.info`` and ``Atoms.arrays``; None means the results that ASE has found."""
-
-    energy: str | None = None
-    forces: str | None = None
-    stress: str | None = None
-
-    def of(self, atoms: Atoms) -> tuple[float | None, np.ndarray | None, np.ndarray | None]:
-        """Energy, forces [N, 3] and stress [3, 3] of a frame, None where it has none.
-
-        Raises:
-            NequIPMDError: a label of another shape.
-        """
-        results = atoms.calc.results if atoms.calc is not None else {}
-        energy = results.get("energy") if self.energy is None else atoms.info.get(self.energy)
-        forces = results.get("forces") if self.forces is None else atoms.arrays.get(self.forces)
-        stress = results.get("stress") if self.stress is None else atoms.info.get(self.stress)
-        if energy is not None and np.size(energy) != 1:
-            raise NequIPMDError(f"its energy is not one number but {energy!r}")
-        if forces is not None and np.shape(forces) != (len(atoms), 3):
-            raise NequIPMDError(f"its forces have shape {np.shape(forces)}; {len(atoms)} atoms need {(len(atoms), 3)}")
-        if stress is not None:
-            stress = np.asarray(stress, dtype=np.float64)
-            if stress.size not in (6, 9):
-                raise NequIPMDError(f"its stress has {stress.size} components; it needs 6 (xx yy zz yz xz xy) or 9")
-            stress = voigt_6_to_full_3x3_stress(stress) if stress.size == 6 else stress.reshape(3, 3)
-        return None if energy is None else float(np.squeeze(energy)), forces, stress
-
-
-def make_sample(atoms: Atoms, config: PotentialConfig, labels: Labels = Labels()) -> Sample:
+def make_sample(
+    atoms: Atoms, config: PotentialConfig, labels: Labels | FrameLabels = Labels(), index: int = 0
+) -> Sample:
     """The graph of a frame with its labels.
 
+    Args:
+        labels: the labels, or the names to look for.
+        index: of the frame in its data set.
+
     Raises:
-        NequIPMDError: a label that is not finite or has another shape, an element that the model lacks, a bad cell.
+        NequIPMDError: a label that is refused (see :meth:`Labels.of`), an element that the model lacks, a bad cell, two
+            atoms at one place.
     """
-    energy, forces, stress = labels.of(atoms)
-    for name, value in (("energy", energy), ("forces", forces), ("stress", stress)):
-        if value is not None and not np.isfinite(value).all():
-            raise NequIPMDError(f"a value of its {name} is not finite; leave the frame out")
-    periodic = bool(atoms.pbc.all())
+    if unknown := sorted(set(atoms.get_chemical_symbols()) - set(config.type_names)):
+        raise NequIPMDError(
+            f"the model has no type for {', '.join(unknown)}; add it to model.type_names, which are now"
+            f" {', '.join(config.type_names)}, or leave the frame out"
+        )
+    found = labels.of(atoms) if isinstance(labels, Labels) else labels
+    volume = cell_volume(atoms)
+    graph = build_graph(atoms, config.type_names, config.cutoff_matrix())
+    _refuse_coincident_atoms(graph)
 
     def tensor(value, *shape: int) -> Tensor:
         value = np.full(shape, np.nan) if value is None else np.array(value, dtype=np.float64).reshape(shape)
         return torch.from_numpy(value)
 
     return Sample(
-        graph=build_graph(atoms, config.type_names, config.cutoff_matrix()),
-        energy=tensor(energy, 1),
-        forces=tensor(forces, len(atoms), 3),
-        stress=tensor(stress if periodic else None, 1, 3, 3),
-        volume=tensor(atoms.get_volume() if periodic else np.inf, 1),
+        graph=graph,
+        energy=tensor(found.energy, 1),
+        forces=tensor(found.forces, len(atoms), 3),
+        stress=tensor(found.stress, 1, 3, 3),
+        volume=tensor(np.inf if volume is None else volume, 1),
+        weight=tensor(found.weight, 1),
+        index=torch.tensor([index]),
     )
+
+
+def _refuse_coincident_atoms(graph: Graph) -> None:
+    if graph.num_edges == 0:
+        return
+    lengths = graph.edge_vectors.norm(dim=1)
+    closest = int(lengths.argmin())
+    if lengths[closest] < MIN_DISTANCE:
+        i, j = graph.edge_index[:, closest].tolist()
+        raise NequIPMDError(
+            f"atoms {i} and {j} are {lengths[closest]:.3g} Å apart (periodic images counted); leave the frame out or"
+            " correct its positions and cell"
+        )
 
 
 def read_frames(paths: Sequence[str]) -> list[tuple[str, Atoms]]:
@@ -142,17 +146,6 @@ def read_frames(paths: Sequence[str]) -> list[tuple[str, Atoms]]:
             raise NequIPMDError(f"data file {path} holds no frame")
         frames += [(f"frame {k} of {path}", atoms) for k, atoms in enumerate(content)]
     return frames
-
-
-def make_samples(frames: Sequence[tuple[str, Atoms]], config: PotentialConfig, labels: Labels) -> list[Sample]:
-    """:func:`make_sample` of each frame; errors name the frame."""
-    samples = []
-    for name, atoms in frames:
-        try:
-            samples.append(make_sample(atoms, config, labels))
-        except NequIPMDError as error:
-            raise NequIPMDError(f"{name}: {error}") from None
-    return samples
 
 
 def split(count: int, parts: Sequence[float | None], seed: int) -> list[np.ndarray]:
@@ -200,8 +193,11 @@ class AtomsData(L.LightningDataModule):
 
     Attributes:
         train, validation, test: samples; ``test`` is empty where the file names none.
-        isolated_atoms: frames of the isolated atoms, empty where the file names none.
-        digests: :func:`~nequip_md.training.digest.data_digest` of ``train``, ``validation`` and ``test``.
+        names: of the frames of each of the three, in the same order, e.g. "frame 3 of train.extxyz".
+        digests: :func:`~nequip_md.training.digest.data_digest` of each of the three.
+        isolated_atoms: frames of isolated atoms: those of ``data.isolated_atoms`` and those that are marked as such in
+            other files.
+        counts: labels of each file.
     """
 
     def __init__(self, config: DataConfig, potential: PotentialConfig, seed: int = 0):
@@ -214,38 +210,87 @@ class AtomsData(L.LightningDataModule):
             NequIPMDError: a file or frame that cannot be used, or a split that is too large.
         """
         super().__init__()
-        self.config, self.seed = config, seed
-        started = time.perf_counter()
-        labels = Labels(config.energy_key, config.force_key, config.stress_key)
-        frames = {"train": read_frames(config.train)}
-        rest, validation, test = split(
-            len(frames["train"]), [config.validation_split, config.test_split], config.split_seed
-        )
-        frames["validation"] = (
-            read_frames(config.validation) if config.validation else [frames["train"][k] for k in validation]
-        )
-        frames["test"] = read_frames(config.test) if config.test else [frames["train"][k] for k in test]
-        frames["train"] = [frames["train"][k] for k in rest]
-        self.train, self.validation, self.test = (
-            make_samples(frames[k], potential, labels) for k in ("train", "validation", "test")
-        )
-        self.digests = {k: data_digest([a for _, a in frames[k]], getattr(self, k)) for k in frames}
+        self.config, self.seed, self.potential = config, seed, potential
+        self.labels = Labels.from_config(config)
+        self.counts: list[LabelCounts] = []
         self.isolated_atoms = read_frames(config.isolated_atoms) if config.isolated_atoms else []
+        started = time.perf_counter()
+        given = self._read("train", config.train)
+        rest, validation, test = split(len(given), [config.validation_split, config.test_split], config.split_seed)
+        sets = {
+            "train": [given[k] for k in rest],
+            "validation": self._read("validation", config.validation or []) or [given[k] for k in validation],
+            "test": self._read("test", config.test or []) or [given[k] for k in test],
+        }
+        self.names = {key: [name for name, _, _ in frames] for key, frames in sets.items()}
+        self.train, self.validation, self.test = (
+            [replace(sample, index=torch.tensor([k])) for k, (_, _, sample) in enumerate(frames)]
+            for frames in sets.values()
+        )
+        self.digests = {key: data_digest([a for _, a, _ in frames], getattr(self, key)) for key, frames in sets.items()}
+        log_label_table(self.counts)
         for name, samples in (("training", self.train), ("validation", self.validation), ("test", self.test)):
             atoms, edges = (sum(getattr(s.graph, k) for s in samples) for k in ("num_nodes", "num_edges"))
             log.info("%s data: %d frames, %d atoms, %d edges", name, len(samples), atoms, edges)
+        weights = torch.cat([s.weight for s in self.train])
+        if (weights != 1).any():
+            log.info("weights of the training frames (%s): %g to %g", self.labels.weight, weights.min(), weights.max())
         log.info("read and built neighbour lists in %.1f s", time.perf_counter() - started)
         self._require_labels()
+
+    def _read(self, role: str, paths: Sequence[str]) -> list[tuple[str, Atoms, Sample]]:
+        """Each frame of some files: its name, itself, its sample. Isolated atoms go to ``isolated_atoms``."""
+        result = []
+        for path in paths:
+            frames = read_frames([path])
+            isolated = [f for f in frames if is_isolated_atom(f[1])]
+            frames = [f for f in frames if not is_isolated_atom(f[1])]
+            self.isolated_atoms += isolated
+            found = []
+            for name, atoms in frames:
+                try:
+                    found.append(self.labels.of(atoms))
+                    result.append((name, atoms, make_sample(atoms, self.potential, found[-1])))
+                except NequIPMDError as error:
+                    raise NequIPMDError(f"{name}: {error}") from None
+            structures = [atoms for _, atoms in frames]
+            self.counts.append(count_labels(role, path, structures, found, self.labels, len(isolated)))
+        return result
 
     def _require_labels(self) -> None:
         for name in ("train", "validation", "test"):
             samples = getattr(self, name)
+            if not samples and name == "validation":
+                raise NequIPMDError("the validation data holds isolated atoms only; give frames to validate on")
             if samples and not any(torch.isfinite(t).any() for s in samples for t in (s.energy, s.forces, s.stress)):
-                keys = {k: getattr(self.config, k) for k in ("energy_key", "force_key", "stress_key")}
                 raise NequIPMDError(
-                    f"no frame of the {name} data has an energy, forces or a stress; if the file has names of its own"
-                    f" for them, say so in data.energy_key, data.force_key and data.stress_key (now {keys})"
+                    f"no frame of the {name} data has an energy, forces or a stress that can be used; if the file has"
+                    f" names of its own for them, give them in data.energy_key, data.force_key and data.stress_key or"
+                    f" data.virial_key. {self.describe_files(name)}"
                 )
+
+    def describe_files(self, role: str = "train") -> str:
+        """The names that the files of ``train``, ``validation`` or ``test`` hold, for messages."""
+        own = [c for c in self.counts if c.role == role]
+        return "; ".join(f"{c.path} has {c.names}" for c in own or self.counts)
+
+    def require(self, label: str, weight: float) -> None:
+        """Refuse a loss of ``energy``, ``forces`` or ``stress`` without a training frame that has it.
+
+        Raises:
+            NequIPMDError: the weight in the loss is above 0, but there is no such label.
+        """
+        if weight == 0 or self.has(label):
+            return
+        key = label.removesuffix("s") if label == "forces" else label
+        unused = sum(c.unused_stress for c in self.counts if c.role == "train") if label == "stress" else 0
+        reason = (
+            f"{unused} frames have one, but their cells have no volume (three vectors that are not coplanar)"
+            if unused
+            else f"or name it in data.{key}_key{' or data.virial_key' * (label == 'stress')}. {self.describe_files()}"
+        )
+        what = f"no training frame has {'a stress that can be used' if unused else label}"
+        raise NequIPMDError(f"loss.{key} is {weight}, but {what}; set it to 0{': ' if unused else ' '}{reason}")
 
     def has(self, label: str) -> bool:
         """Whether any training frame has the label ``energy``, ``forces`` or ``stress``."""

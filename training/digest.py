@@ -13,8 +13,8 @@ from ase import Atoms
 if TYPE_CHECKING:
     from nequip_md.training.data import Sample
 
-_DERIVED = {"graph", "volume"}
-"""Computed from the structures with round-off, which may differ from machine to machine."""
+_NO_LABELS = {"graph", "volume", "index"}
+"""Fields that follow from the structures and their order, some with round-off, which differs from machine to machine."""
 
 
 def data_digest(frames: Sequence[Atoms], samples: Sequence[Sample]) -> dict[str, str]:
@@ -32,7 +32,7 @@ def data_digest(frames: Sequence[Atoms], samples: Sequence[Sample]) -> dict[str,
         for array in (atoms.numbers.astype(np.int64), atoms.positions, atoms.cell.array, atoms.pbc):
             _add(digests["structures"], array)
     for sample in samples:
-        for name in {f.name for f in fields(sample)} - _DERIVED:
+        for name in {f.name for f in fields(sample)} - _NO_LABELS:
             tensor = getattr(sample, name)
             # a stress may come from a virial and a volume, whose last bits are another machine's own
             array = (tensor.float() if name == "stress" else tensor).numpy()

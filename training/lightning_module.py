@@ -14,6 +14,7 @@ from nequip_md.errors import NequIPMDError
 from nequip_md.model.potential import Potential
 from nequip_md.training.config import TrainingConfig
 from nequip_md.training.data import Sample
+from nequip_md.training.divergence import FirstFailure, describe_failure
 from nequip_md.training.ema import AveragedModel
 from nequip_md.training.loss import errors, loss, predict
 from nequip_md.training.metrics import ErrorMetrics, weighted_loss
@@ -57,6 +58,7 @@ class PotentialModule(L.LightningModule):
         self.validation_metrics = ErrorMetrics(with_stress)
         self.validation_errors: dict[str, float] = {}
         self.validation_loss = math.inf
+        self.failures = {"train": FirstFailure(), "validation": FirstFailure()}
         self.clock = Clock(config.stop)
         self._resumed: dict[str, Any] | None = None
 
@@ -77,7 +79,9 @@ class PotentialModule(L.LightningModule):
         return optimizer
 
     def training_step(self, batch: Sample, index: int) -> Tensor:
-        found = errors(predict(self.model, batch, with_stress=self.config.loss.stress > 0, create_graph=True), batch)
+        prediction = predict(self.model, batch, with_stress=self.config.loss.stress > 0, create_graph=True)
+        self.failures["train"].update(prediction, batch)
+        found = errors(prediction, batch)
         self.train_metrics.update(found)
         return loss(found, self.config.loss)
 
@@ -89,7 +93,9 @@ class PotentialModule(L.LightningModule):
         self.validation_metrics.reset()
 
     def validation_step(self, batch: Sample, index: int) -> None:
-        self.validation_metrics.update(errors(predict(self.evaluated, batch, with_stress=self.with_stress), batch))
+        prediction = predict(self.evaluated, batch, with_stress=self.with_stress)
+        self.failures["validation"].update(prediction, batch)
+        self.validation_metrics.update(errors(prediction, batch))
 
     def on_validation_epoch_end(self) -> None:
         self.validation_errors = self.validation_metrics.compute()
@@ -97,8 +103,8 @@ class PotentialModule(L.LightningModule):
         if not math.isfinite(self.validation_loss):
             raise NequIPMDError(
                 f"the validation loss is {self.validation_loss} after epoch {self.trainer.current_epoch + 1}:"
-                " training has diverged; lower optimizer.learning_rate or set optimizer.gradient_clip,"
-                " and look for frames with extreme forces"
+                " training has diverged; lower optimizer.learning_rate or set optimizer.gradient_clip, and look for"
+                f" frames that are not right: {describe_failure(self.failures, self.trainer.datamodule)}"
             )
 
     def on_train_start(self) -> None:

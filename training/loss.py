@@ -45,33 +45,40 @@ class Error:
     Attributes:
         values: 0 where there is no label.
         known: where there is a label; of the same shape.
+        weight: of the frame that each row belongs to.
     """
 
     values: Tensor
     known: Tensor
+    weight: Tensor
 
     @classmethod
-    def of(cls, prediction: Tensor, label: Tensor) -> Error:
+    def of(cls, prediction: Tensor, label: Tensor, weight: Tensor) -> Error:
         known = ~torch.isnan(label)
-        return cls(torch.where(known, prediction - label, 0.0), known)
+        return cls(torch.where(known, prediction - label, 0.0), known, weight)
 
     def mean_square(self) -> Tensor:
-        """Mean over the labels; 0 without any."""
-        return self.values.square().sum() / self.known.sum().clamp(min=1)
+        """Mean over the labels of weight times square; 0 without any."""
+        weight = self.weight.reshape(-1, *[1] * (self.values.dim() - 1))
+        return (weight * self.values.square()).sum() / self.known.sum().clamp(min=1)
 
 
 def errors(prediction: Prediction, batch: Sample) -> dict[str, Error]:
     """Errors of ``energy`` per atom (eV, [B]), ``force`` ([N, 3]) and, if it is predicted, ``stress`` ([B, 3, 3])."""
     atoms = batch.num_atoms
+    of_atom = batch.weight.repeat_interleave(atoms, output_size=batch.forces.shape[0])
     found = {
-        "energy": Error.of(prediction.energy / atoms, batch.energy / atoms),
-        "force": Error.of(prediction.forces, batch.forces),
+        "energy": Error.of(prediction.energy / atoms, batch.energy / atoms, batch.weight),
+        "force": Error.of(prediction.forces, batch.forces, of_atom),
     }
     if prediction.stress is not None:
-        found["stress"] = Error.of(prediction.stress, batch.stress)
+        found["stress"] = Error.of(prediction.stress, batch.stress, batch.weight)
     return found
 
 
 def loss(found: dict[str, Error], weights: LossConfig) -> Tensor:
-    """w_E <(dE / N)^2> + w_F <dF^2> + w_S <dS^2>; means over structures, and over components of forces and stresses."""
+    """w_E <w (dE / N)^2> + w_F <w dF^2> + w_S <w dS^2>, with w the weight of the frame.
+
+    Means are over structures, and over components of forces and stresses; a weight does not count in their number.
+    """
     return sum(getattr(weights, name) * error.mean_square() for name, error in found.items())

@@ -27,13 +27,14 @@ from nequip_md.interrupt import Interrupted
 from nequip_md.model.config import AnyConfig, PotentialConfig
 from nequip_md.model.potential import build_model
 from nequip_md.training.callbacks import BestModel
-from nequip_md.training.config import AUTO_VALUES, TrainingConfig
-from nequip_md.training.data import AtomsData, Labels
+from nequip_md.training.config import TrainingConfig
+from nequip_md.training.data import AtomsData
 from nequip_md.training.folder import BEST, LAST, REPORT, forget_run, held, holds_run
 from nequip_md.training.lightning_module import STATE_KEY, PotentialModule
 from nequip_md.training.metrics import evaluate
+from nequip_md.training.prepare import prepare, resolved
 from nequip_md.training.states import StateFiles
-from nequip_md.training.statistics import Statistics, automatic_value, compute_statistics, isolated_atom_energies
+from nequip_md.training.statistics import Statistics
 
 log = logging.getLogger(__name__)
 
@@ -85,19 +86,8 @@ def _train(
     output = Path(config.output)
     if state is not None:
         _same_run(config, state)
-    data = AtomsData(config.data, config.potential(), config.seed)
-    for label, weight in (
-        ("energy", config.loss.energy),
-        ("forces", config.loss.force),
-        ("stress", config.loss.stress),
-    ):
-        if weight > 0 and not data.has(label):
-            key = label.removesuffix("s") if label == "forces" else label
-            raise NequIPMDError(
-                f"loss.{key} is {weight}, but no training frame has {label}; set it to 0 or check data.{key}_key"
-            )
-    statistics = compute_statistics(data.train, config.model["type_names"])
-    potential = _resolved(config, data, statistics) if state is None else _resumed_potential(state, statistics, data)
+    data, statistics = prepare(config)
+    potential = resolved(config, data, statistics) if state is None else _resumed_potential(state, statistics, data)
 
     torch.manual_seed(config.seed)
     model = build_model(potential)
@@ -159,29 +149,6 @@ def _accelerator(device: str) -> str:
             "device is 'cuda', but this machine has no CUDA device that PyTorch can use; use 'cpu' or 'auto'"
         )
     return "gpu" if device != "cpu" and torch.cuda.is_available() else "cpu"
-
-
-def _resolved(config: TrainingConfig, data: AtomsData, statistics: Statistics) -> PotentialConfig:
-    """The model's configuration with its automatic values, which are logged."""
-    types = config.model["type_names"]
-    labels = Labels(config.data.energy_key, config.data.force_key, config.data.stress_key)
-    isolated = isolated_atom_energies(data.isolated_atoms, types, labels) if data.isolated_atoms else None
-    potential = config.potential(lambda key, word: automatic_value(key, word, statistics, isolated, types))
-    for key in AUTO_VALUES:
-        log.info(
-            "model.%s = %s%s",
-            key,
-            getattr(potential, key),
-            " (from the data)" if isinstance(config.model.get(key, ""), str) else "",
-        )
-    if isolated is None and statistics.composition_rank < len(types):
-        log.warning(
-            "the training frames have %d independent compositions for %d types: only sums of the shifts mean something,"
-            " energies of isolated atoms do not",
-            statistics.composition_rank,
-            len(types),
-        )
-    return potential
 
 
 def _resumed_potential(state: dict[str, Any], statistics: Statistics, data: AtomsData) -> PotentialConfig:

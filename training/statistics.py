@@ -12,7 +12,8 @@ import torch
 from ase import Atoms
 
 from nequip_md.errors import NequIPMDError
-from nequip_md.training.data import Labels, Sample
+from nequip_md.training.data import Sample
+from nequip_md.training.labels import Labels, describe_names
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +33,9 @@ class Statistics:
         composition_rank: linearly independent compositions; below the number of types the shifts are not unique and
             those of the smallest norm are taken.
         energy_rms: what the shifts leave of the energy per atom, root mean square, eV; None without energies.
+        closest_distances: smallest distance of each pair of types, angstrom, symmetric; without the pairs that no
+            frame has within the cutoff.
+        largest_force: largest norm of a force on an atom, eV/angstrom; None without forces.
     """
 
     num_frames: int
@@ -43,6 +47,8 @@ class Statistics:
     least_squares_shifts: dict[str, float] | None
     composition_rank: int
     energy_rms: float | None
+    closest_distances: dict[str, dict[str, float]]
+    largest_force: float | None
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -55,6 +61,7 @@ def compute_statistics(samples: Sequence[Sample], type_names: Sequence[str]) -> 
     atoms = composition.sum(0)
     edges = np.zeros(num_types)
     squares, labelled = np.zeros(num_types), np.zeros(num_types)
+    closest, largest = np.full((num_types, num_types), np.inf), None
     for s in samples:
         types = s.graph.node_types
         edges += np.bincount(types.numpy(), weights=s.graph.row_ptr.diff().numpy(), minlength=num_types)
@@ -63,6 +70,10 @@ def compute_statistics(samples: Sequence[Sample], type_names: Sequence[str]) -> 
             types[known].numpy(), weights=s.forces[known].square().sum(1).numpy(), minlength=num_types
         )
         labelled += 3 * np.bincount(types[known].numpy(), minlength=num_types)
+        centre, neighbour = types[s.graph.edge_index].numpy()
+        np.minimum.at(closest, (centre, neighbour), s.graph.edge_vectors.norm(dim=1).numpy())
+        if known.any():
+            largest = max(largest or 0.0, s.forces[known].norm(dim=1).max().item())
 
     energy = np.array([s.energy.item() for s in samples])
     known = np.isfinite(energy)
@@ -85,11 +96,18 @@ def compute_statistics(samples: Sequence[Sample], type_names: Sequence[str]) -> 
         least_squares_shifts=shifts,
         composition_rank=rank,
         energy_rms=residual,
+        closest_distances=_by_pair(type_names, np.minimum(closest, closest.T)),
+        largest_force=largest,
     )
 
 
 def _by_type(type_names: Sequence[str], values: np.ndarray, present: np.ndarray) -> dict[str, float]:
     return {name: float(v) for name, v, is_there in zip(type_names, values, present, strict=True) if is_there}
+
+
+def _by_pair(type_names: Sequence[str], distances: np.ndarray) -> dict[str, dict[str, float]]:
+    rows = {a: _by_type(type_names, distances[i], np.isfinite(distances[i])) for i, a in enumerate(type_names)}
+    return {a: row for a, row in rows.items() if row}
 
 
 def isolated_atom_energies(
@@ -102,20 +120,25 @@ def isolated_atom_energies(
     """
     energies: dict[str, float] = {}
     for name, atoms in frames:
-        energy = labels.of(atoms)[0]
+        try:
+            energy = labels.of(atoms).energy
+        except NequIPMDError as error:
+            raise NequIPMDError(f"{name}: {error}") from None
         if len(atoms) != 1 or energy is None:
             raise NequIPMDError(
-                f"{name}: data.isolated_atoms holds frames of one atom with its energy;"
-                f" this one has {len(atoms)} atoms, energy {energy}"
+                f"{name}: a frame of data.isolated_atoms, or one marked config_type=IsolatedAtom, is one atom with its"
+                f" energy; this one has {len(atoms)} atoms, energy {energy}, and {describe_names([atoms])}"
             )
         symbol = atoms.get_chemical_symbols()[0]
         if energies.setdefault(symbol, energy) != energy:
             raise NequIPMDError(
-                f"{name}: {symbol} has two energies in data.isolated_atoms, {energies[symbol]} and {energy} eV"
+                f"{name}: {symbol} has two energies as an isolated atom, {energies[symbol]} and {energy} eV"
             )
     if missing := [t for t in type_names if t not in energies]:
         raise NequIPMDError(
-            f"data.isolated_atoms has no energy of {', '.join(missing)}; it has {', '.join(energies) or 'none'}"
+            f"the isolated atoms (data.isolated_atoms and frames marked config_type=IsolatedAtom) have no energy of"
+            f" {', '.join(missing)}, only of {', '.join(energies) or 'none'}; add it, or give model.energy_shifts:"
+            " least_squares"
         )
     return {t: energies[t] for t in type_names}
 
@@ -143,7 +166,10 @@ def automatic_value(
         ("energy_scales", "force_rms"): (statistics.force_rms, "forces that differ from 0"),
         ("energy_scales", "force_rms_by_type"): (statistics.force_rms_by_type, "forces that differ from 0"),
         ("energy_shifts", "least_squares"): (statistics.least_squares_shifts, "energies"),
-        ("energy_shifts", "isolated_atoms"): (isolated, "energies of isolated atoms (data.isolated_atoms)"),
+        ("energy_shifts", "isolated_atoms"): (
+            isolated,
+            "energies of isolated atoms (data.isolated_atoms, or frames marked config_type=IsolatedAtom)",
+        ),
     }[key, word]
     if isinstance(value, dict):
         lacking = [t for t in type_names if t not in value or (value[t] == 0 and key != "energy_shifts")]
