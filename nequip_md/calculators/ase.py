@@ -71,7 +71,7 @@ class NequIPMDCalculator(Calculator):
         """
         super().__init__()
         if isinstance(model, (str, Path)):
-            model = load_artifact(model, device=device)
+            model = load_artifact(Path(model).absolute(), device=device)
         elif device is not None and torch.device(device).type != model.device.type:
             raise NequIPMDError(
                 f"the artifact was loaded on {model.device}, not on {device}; load it there or leave device out"
@@ -83,7 +83,7 @@ class NequIPMDCalculator(Calculator):
         _use_one_thread_in_forked_processes()
 
     def get_property(self, name: str, atoms: Atoms | None = None, allow_calculation: bool = True) -> Any:
-        """As in ASE, and safe in several threads: the result is that of ``atoms``, whatever the others ask for."""
+        """The property of ``atoms``, computed if need be, whatever other threads ask for at the same time."""
         with self._lock:
             return super().get_property(name, atoms, allow_calculation)
 

@@ -23,10 +23,10 @@
 namespace nequip_md {
 namespace {
 
-constexpr int64_t GRAIN = 256;      // centres per task
-constexpr double MOST_CELLS = 4;    // for each atom: atoms far apart need few cells, not many empty ones
-constexpr double FREE_CELLS = 1000; // however few atoms there are
-constexpr int64_t FEW_CELLS = 3;    // along every axis: a cell and those around it are nearly all there is
+constexpr int64_t GRAIN = 256;       // centres per task
+constexpr double MOST_CELLS = 4;     // for each atom: atoms far apart need few cells, not many empty ones
+constexpr double FREE_CELLS = 1000;  // however few atoms there are
+constexpr int64_t FEW_CELLS = 3;     // along every axis: a cell and those around it are nearly all there is
 
 std::string number(int64_t value) { return std::to_string(value); }
 
