@@ -7,11 +7,11 @@ The package takes a checkpoint (its own or upstream ``nequip``'s), compiles it i
 Units everywhere: lengths in angstrom, energies in electronvolt, forces in eV/angstrom, stress in eV/angstrom^3.
 """
 
-from nequip_md.errors import NequIPMDError
+from nequip_md.errors import ExtrapolationWarning, NequIPMDError
 
 __version__ = "0.1.0"
 
-__all__ = ["NequIPMDError", "__version__", "load"]
+__all__ = ["ExtrapolationWarning", "NequIPMDError", "__version__", "load"]
 
 
 def load(path, *, allow_pickle: bool = False):

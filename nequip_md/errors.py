@@ -1,4 +1,4 @@
-"""The one exception that this package raises on bad input."""
+"""The one exception that this package raises on bad input, and the warning of extrapolation."""
 
 
 class NequIPMDError(RuntimeError):
@@ -6,3 +6,7 @@ class NequIPMDError(RuntimeError):
 
     Command-line programs print the message alone and end with status 1.
     """
+
+
+class ExtrapolationWarning(UserWarning):
+    """A structure is far from anything in a model's training data: atoms closer together, or forces much larger."""

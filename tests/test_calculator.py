@@ -228,11 +228,27 @@ def test_bad_structures_are_refused(compiled, case):
         atoms.get_potential_energy()
 
 
-def test_stress_without_a_volume_is_refused():
-    atoms = Atoms("Ar2", positions=[[0, 0, 0], [0, 0, 4]], calculator=argon())
+FLAT = {
+    "no cell": ([0, 0, 0], False),
+    "two vectors": ([[9, 0, 0], [0, 9, 0], [0, 0, 0]], (True, True, False)),
+    "coplanar": ([[9, 0, 0], [0, 9, 0], [9, 9, 0]], (True, True, False)),
+    "nearly coplanar": ([[9, 0, 0], [0, 9, 0], [9, 9, 1e-7]], (True, True, False)),
+}
+
+
+@pytest.mark.parametrize("name", ["get_stress", "get_stresses"])
+@pytest.mark.parametrize("case", FLAT)
+def test_stress_without_a_volume_is_refused(case, name):
+    cell, pbc = FLAT[case]
+    atoms = Atoms("Ar2", positions=[[0, 0, 0], [0, 0, 4]], cell=cell, pbc=pbc, calculator=argon())
     atoms.get_forces()
+    assert not {"stress", "stresses"} & set(atoms.calc.results)
     with pytest.raises(PropertyNotImplementedError, match="no volume"):
-        atoms.get_stress()
+        getattr(atoms, name)()
+    atoms.set_cell([[9, 0, 0], [0, 9, 0], [0, 1, -20]])
+    np.testing.assert_allclose(atoms.get_stresses().sum(0), atoms.get_stress())
+    virial = sum(np.outer(x, f) for x, f in zip(atoms.positions, atoms.get_forces()))
+    assert atoms.get_stress()[2] == pytest.approx(-virial[2, 2] / (9 * 9 * 20))
 
 
 def test_results_that_are_not_finite_are_refused():

@@ -1,8 +1,6 @@
-"""Graphs against a loop over images and ASE's own list; batches, padding, forces, and the list with a skin."""
+"""Graphs against a loop over images and ASE's own list; batches, padding, and forces."""
 
 from __future__ import annotations
-
-from itertools import product
 
 import numpy as np
 import pytest
@@ -12,21 +10,12 @@ from ase.build import molecule
 from ase.neighborlist import neighbor_list
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from support.structures import (
-    dense_box,
-    distant_parts,
-    elongated_cell,
-    single_atom,
-    slab,
-    small_molecule,
-    triclinic_crystal,
-    water_box,
-)
+from support.graph_cases import NAMES, PAIR_CUTOFFS, STRUCTURES, image_loop, of_graph, rows
+from support.structures import single_atom, small_molecule, triclinic_crystal, water_box
 
 from nequip_md import NequIPMDError
 from nequip_md.graph import (
     Graph,
-    VerletList,
     atomic_virials,
     batch_graphs,
     build_graph,
@@ -36,86 +25,6 @@ from nequip_md.graph import (
     total_energy,
     virial_from_gradient,
 )
-
-NAMES = ["C", "H", "O"]
-PAIR_CUTOFFS = np.array([[4.0, 2.0, 3.0], [3.5, 1.7, 2.9], [4.6, 3.9, 4.3]])  # not symmetric
-
-
-def mixed_cell() -> Atoms:
-    """Periodic in y alone; the x and z vectors are there but parallel to nothing useful."""
-    atoms = small_molecule()
-    atoms.set_cell([[6.0, 1.0, 0.0], [0.5, 3.0, 0.0], [6.0, 1.0, 0.0]])
-    atoms.pbc = (False, True, False)
-    return atoms
-
-
-def outside_the_cell() -> Atoms:
-    atoms = triclinic_crystal()
-    shifts = np.random.default_rng(0).integers(-3, 4, (len(atoms), 3))
-    atoms.positions += shifts @ atoms.cell[:]
-    return atoms
-
-
-def left_handed() -> Atoms:
-    atoms = triclinic_crystal()
-    atoms.set_cell(atoms.cell[[1, 0, 2]])
-    return atoms
-
-
-def one_in_a_small_cell() -> Atoms:
-    return Atoms("O", positions=[[0.1, 0.2, 0.3]], cell=[[2.1, 0.0, 0.0], [0.9, 2.3, 0.0], [-0.7, 0.4, 1.9]], pbc=True)
-
-
-STRUCTURES = {
-    f.__name__: f
-    for f in (
-        water_box,
-        small_molecule,
-        triclinic_crystal,
-        slab,
-        single_atom,
-        elongated_cell,
-        dense_box,
-        mixed_cell,
-        outside_the_cell,
-        left_handed,
-        one_in_a_small_cell,
-    )
-}
-STRUCTURES["distant_parts"] = lambda: distant_parts()[2]
-
-
-def rows(centre, neighbour, vectors) -> np.ndarray:
-    """Edges as rows (i, j, x, y, z) in an order that rounding does not change."""
-    table = np.column_stack([centre, neighbour, vectors])
-    return table[np.lexsort(np.round(table, 6).T[::-1])]
-
-
-def of_graph(graph: Graph) -> np.ndarray:
-    return rows(*graph.edge_index.numpy(), graph.edge_vectors.numpy())
-
-
-def image_loop(atoms: Atoms, cutoffs: np.ndarray) -> np.ndarray:
-    """Every pair through every image that can matter, one at a time."""
-    cell = np.where(atoms.pbc[:, None], atoms.cell[:], 0.0)
-    spread = np.ptp(atoms.positions, axis=0)
-    reach = cutoffs.max() + np.linalg.norm(spread)
-    inverse = np.linalg.pinv(cell)  # columns: reciprocal vectors of the periodic directions
-    counts = [int(np.ceil(reach * np.linalg.norm(inverse[:, k]))) if atoms.pbc[k] else 0 for k in range(3)]
-    types = [NAMES.index(s) for s in atoms.get_chemical_symbols()]
-    shifts = np.array(list(product(*(range(-c, c + 1) for c in counts)))) @ cell
-    centres, neighbours, vectors = [], [], []
-    for i, j in product(range(len(atoms)), repeat=2):
-        images = atoms.positions[j] - atoms.positions[i] + shifts
-        distance = np.linalg.norm(images, axis=1)
-        keep = distance < cutoffs[types[i], types[j]]
-        if i == j:
-            keep &= distance > 1e-9
-        centres += [i] * keep.sum()
-        neighbours += [j] * keep.sum()
-        vectors += [images[keep]]
-    return rows(centres, neighbours, np.concatenate(vectors) if vectors else np.zeros((0, 3)))
-
 
 @pytest.mark.parametrize("name", STRUCTURES)
 def test_edges_against_image_loop(name):
@@ -199,8 +108,11 @@ ERRORS = {
         {},
         "linearly dependent",
     ),
+    "cell too long": (lambda: with_pbc([3, 3, 2e9]), {}, r"cell .* longer than 1e\+09 angstrom"),
+    "cell too small": (lambda: with_pbc([0.01, 0.01, 0.01]), {}, "has probably collapsed"),
     "cell not finite": (lambda: with_pbc([3, 3, float("inf")]), {}, "cell .* is not finite"),
     "NaN position": (lambda: with_position(float("nan")), {}, "position of atom 1 .* not finite"),
+    "far position": (lambda: with_position(-3e9), {}, r"position of atom 1 .* farther than 1e\+09 angstrom"),
     "infinite position": (lambda: with_position(float("inf")), {}, "position of atom 1 .* not finite"),
     "cutoffs of wrong shape": (lambda: molecule("H2O"), {"cutoffs": [[3.0, 3.0]]}, r"shape \(1, 2\); 3 types"),
     "cutoff not positive": (lambda: molecule("H2O"), {"cutoffs": 0.0}, "must be positive"),
@@ -341,75 +253,3 @@ def test_padding_and_batching_refuse():
         batch_graphs([])
     with pytest.raises(NequIPMDError, match="need an atom"):
         pad_graph(empty, min_edges=2, min_nodes=0, cutoff=3.0)
-
-
-def assert_same(graph: Graph, atoms: Atoms):
-    for found, expected in zip(graph.tensors, build_graph(atoms, NAMES, PAIR_CUTOFFS).tensors):
-        assert torch.equal(found, expected)
-
-
-@pytest.mark.parametrize("name", [n for n in STRUCTURES if n != "single_atom"])
-def test_skin_along_a_random_walk(name):
-    """Reuse gives the graph of a new search, bit for bit, while atoms wander and the cell breathes and shears."""
-    atoms = STRUCTURES[name]()
-    rng = np.random.default_rng(3)
-    lists = VerletList(NAMES, PAIR_CUTOFFS, skin=0.8)
-    for _ in range(25):
-        assert_same(lists.graph(atoms), atoms)
-        atoms.positions += rng.normal(scale=0.04, size=atoms.positions.shape)
-        if atoms.pbc.any():
-            atoms.set_cell(
-                atoms.cell[:] @ (np.eye(3) + rng.normal(scale=0.005, size=(3, 3))), scale_atoms=bool(atoms.pbc.all())
-            )
-    assert lists.num_searches < 20 and (lists.num_searches > 1 or len(atoms) == 1)
-
-
-def test_skin_holds_a_pair_that_comes_from_outside_it():
-    """Two atoms that start just outside cutoff + skin and move just under half of the skin stay unseen, rightly."""
-    lists = VerletList(["H"], 3.0, skin=1.0)
-    atoms = Atoms("H2", positions=[[0, 0, 0], [4.001, 0, 0]])
-    assert lists.graph(atoms).num_edges == 0
-    atoms.positions[:, 0] += [0.4999, -0.4999]
-    assert lists.graph(atoms).num_edges == 0 and lists.num_searches == 1
-    atoms.positions[:, 0] += [0.001, -0.001]
-    assert lists.graph(atoms).num_edges == 2 and lists.num_searches == 2
-
-
-def test_skin_under_compression():
-    """A shrinking cell brings atoms together without moving one of them relative to it: the list must notice."""
-    atoms = Atoms("H", positions=[[0.2, 0.1, 0.0]], cell=[5.1, 5.1, 5.1], pbc=True)
-    lists = VerletList(["H"], 4.0, skin=1.0)
-    counts = []
-    for _ in range(42):
-        counts.append(lists.graph(atoms).num_edges)
-        assert counts[-1] == build_graph(atoms, ["H"], 4.0).num_edges
-        atoms.set_cell(atoms.cell[:] * 0.985, scale_atoms=True)
-    assert counts[0] == 0 and counts[-1] > 6
-    assert 2 < lists.num_searches < 15
-
-
-CHANGES = {
-    "wrapped": lambda a: a.wrap() or a,
-    "other species": lambda a: a.set_chemical_symbols(["C"] * len(a)) or a,
-    "fewer atoms": lambda a: a[:-1],
-    "other pbc": lambda a: a.set_pbc((True, False, True)) or a,
-    "other cell": lambda a: a.set_cell(a.cell[:] * 1.2) or a,
-    "permuted": lambda a: a[::-1],
-    "replaced": lambda a: small_molecule(),
-    "emptied": lambda a: a[:0],
-}
-
-
-@pytest.mark.parametrize("change", CHANGES)
-def test_skin_after_a_sudden_change(change):
-    atoms = outside_the_cell()
-    lists = VerletList(NAMES, PAIR_CUTOFFS, skin=1.0)
-    lists.graph(atoms)
-    changed = CHANGES[change](atoms.copy())
-    assert_same(lists.graph(changed), changed)
-    assert_same(lists.graph(atoms), atoms)
-
-
-def test_negative_skin_is_refused():
-    with pytest.raises(NequIPMDError, match="at least 0 angstrom, it is -1"):
-        VerletList(NAMES, 3.0, skin=-1.0)

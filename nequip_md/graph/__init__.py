@@ -10,6 +10,7 @@ from nequip_md.graph.derivatives import (
     virial_from_gradient,
 )
 from nequip_md.graph.graph import Graph
+from nequip_md.graph.neighbors import cell_volume
 from nequip_md.graph.verlet import VerletList
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "atomic_virials",
     "batch_graphs",
     "build_graph",
+    "cell_volume",
     "forces_from_gradient",
     "pad_graph",
     "stress_from_gradient",

@@ -96,7 +96,8 @@ def build_graph(
         type_map: chemical symbol to type name where they differ, see :func:`atom_types`.
 
     Raises:
-        NequIPMDError: an unknown element, positions that are not finite, a periodic direction without a cell vector.
+        NequIPMDError: an unknown element, positions or a cell that are not finite or beyond 1e9 angstrom, a periodic
+            direction without a cell vector, a cell that has collapsed.
     """
     matrix = cutoff_matrix(cutoffs, len(type_names))
     types = atom_types(atoms, type_names, type_map)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -12,6 +13,16 @@ from nequip_md.errors import NequIPMDError
 from nequip_md.graph.build import atom_types, cutoff_matrix, graph_from_pairs
 from nequip_md.graph.graph import Graph
 from nequip_md.graph.neighbors import neighbor_pairs, periodic_cell
+
+
+class _Search(NamedTuple):
+    """What was searched, and the pairs that were found (see :func:`~nequip_md.graph.neighbors.neighbor_pairs`)."""
+
+    positions: np.ndarray
+    cell: np.ndarray
+    pbc: np.ndarray
+    pairs: np.ndarray
+    shifts: np.ndarray
 
 
 class VerletList:
@@ -26,6 +37,8 @@ class VerletList:
     which in a fixed cell says that no atom has moved by more than half of the skin. Another number of atoms or
     another periodicity gives a new search; other types need none, as the largest cutoff counts. The graph is the same,
     bit for bit, as that of a new search.
+
+    Several threads may share one list, and copies of it go their own ways: a search is kept and replaced as a whole.
 
     Attributes:
         num_searches: how often pairs were searched so far.
@@ -50,7 +63,7 @@ class VerletList:
         self.cutoffs = cutoff_matrix(cutoffs, len(self.type_names))
         self.skin = float(skin)
         self.num_searches = 0
-        self._reference: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None
+        self._last: _Search | None = None
 
     def graph(self, atoms: Atoms) -> Graph:
         """The graph of ``atoms`` as they are now.
@@ -60,22 +73,20 @@ class VerletList:
         """
         types = atom_types(atoms, self.type_names, self.type_map)
         cell = periodic_cell(atoms)
-        if not self._complete(atoms.positions, cell, atoms.pbc):
-            self._pairs, self._shifts = neighbor_pairs(atoms.positions, cell, atoms.pbc, self.cutoffs.max() + self.skin)
-            self._reference = atoms.positions.copy(), cell, atoms.pbc.copy()
+        search = self._last
+        if search is None or not self._complete(search, atoms.positions, cell, atoms.pbc):
+            found = neighbor_pairs(atoms.positions, cell, atoms.pbc, self.cutoffs.max() + self.skin)
+            self._last = search = _Search(atoms.positions.copy(), cell, atoms.pbc.copy(), *found)
             self.num_searches += 1
-        return graph_from_pairs(atoms.positions, cell, self._pairs, self._shifts, types, self.cutoffs)
+        return graph_from_pairs(atoms.positions, cell, search.pairs, search.shifts, types, self.cutoffs)
 
-    def _complete(self, positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray) -> bool:
-        if self._reference is None:
-            return False
-        positions0, cell0, pbc0 = self._reference
-        if positions.shape != positions0.shape or (pbc != pbc0).any():
+    def _complete(self, search: _Search, positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray) -> bool:
+        if positions.shape != search.positions.shape or (pbc != search.pbc).any():
             return False
         if len(positions) == 0:
             return True
-        deformation = np.linalg.solve(cell0, cell) if (cell != cell0).any() else np.eye(3)
+        deformation = np.linalg.solve(search.cell, cell) if (cell != search.cell).any() else np.eye(3)
         smallest = np.linalg.svd(deformation, compute_uv=False)[-1]
-        moved = np.linalg.norm(positions - positions0 @ deformation, axis=1).max()
+        moved = np.linalg.norm(positions - search.positions @ deformation, axis=1).max()
         cutoff = self.cutoffs.max()
         return smallest * (cutoff + self.skin) - 2 * moved >= cutoff

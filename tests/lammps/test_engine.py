@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import ctypes
 import re
+import resource
 import subprocess
 from ctypes import POINTER, Structure, byref, c_char_p, c_double, c_int, c_longlong, c_void_p
 from pathlib import Path
@@ -391,6 +392,22 @@ def test_neighbours_found_by_the_engine(library, load, lj_artifact, centres, spr
     assert searched.energy == pytest.approx(listed.energy, rel=1e-14)
     for name in ("forces", "energies", "virials", "centroid"):
         np.testing.assert_allclose(np.array(getattr(searched, name)), np.array(getattr(listed, name)), atol=1e-12, err_msg=name)
+
+
+@pytest.mark.parametrize("spread", [(1e5, 1e5, 1.0), (1e5, 1.0, 1.0), 1e5])
+def test_few_cells_for_atoms_far_apart(library, load, lj_artifact, lj_model, spread):
+    """Memory follows the number of atoms, however flat or long the box around them is: here up to 6e5 angstrom."""
+    few = some_atoms(40).positions * spread
+    atoms = Atoms(np.vstack([few, few + 2.0]), [1, 2] * 40)
+    energies, forces = reference(lj_model, atoms)
+    handle = load(lj_artifact)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    found_by_engine(atoms, skin=0.3).evaluate(library, handle)
+    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    assert (atoms.status, atoms.message) == (OK, "")
+    np.testing.assert_allclose(np.array(atoms.energies), energies, rtol=1e-9)
+    np.testing.assert_allclose(np.array(atoms.forces).reshape(-1, 3), forces, rtol=1e-9, atol=1e-9)
+    assert np.abs(forces).max(axis=1).min() > 1e-3 and grown < 100_000, f"{grown} kB"
 
 
 def test_found_neighbours_last_for_the_skin(library, load, lj_artifact):

@@ -23,9 +23,10 @@
 namespace nequip_md {
 namespace {
 
-constexpr int64_t GRAIN = 256;      // centres per task
-constexpr double MOST_CELLS = 1e7;  // atoms far apart need few cells, not many empty ones
-constexpr int64_t FEW_CELLS = 3;    // along every axis: a cell and those around it are nearly all there is
+constexpr int64_t GRAIN = 256;       // centres per task
+constexpr double MOST_CELLS = 4;     // for each atom: atoms far apart need few cells, not many empty ones
+constexpr double FREE_CELLS = 1000;  // however few atoms there are
+constexpr int64_t FEW_CELLS = 3;     // along every axis: a cell and those around it are nearly all there is
 
 std::string number(int64_t value) { return std::to_string(value); }
 
@@ -238,9 +239,8 @@ void NeighbourTable::search(const nequip_md_system &system)
     a.num_atoms = count;
     a.skin = system.skin;
     a.list_offset = longs(list_offset_);
-    double cells = 1;
-    double width = metadata_.cutoff + system.skin;
-    double extent[3];
+    const double reach = metadata_.cutoff + system.skin;
+    double extent[3], cells[3];
     for (int axis = 0; axis < 3; ++axis) {
         double low = system.positions[axis], high = low;
         for (int64_t atom = 1; atom < count; ++atom) {
@@ -249,14 +249,18 @@ void NeighbourTable::search(const nequip_md_system &system)
         }
         a.origin[axis] = low;
         extent[axis] = high - low;
-        cells *= std::max(1.0, extent[axis] / width);
+        a.width[axis] = reach;
+        cells[axis] = std::max(1.0, std::floor(extent[axis] / reach));
     }
-    if (cells > MOST_CELLS) width *= std::cbrt(cells / MOST_CELLS);
+    while (cells[0] * cells[1] * cells[2] > MOST_CELLS * static_cast<double>(count) + FREE_CELLS) {
+        const auto longest = std::max_element(cells, cells + 3) - cells;
+        a.width[longest] *= 2;
+        cells[longest] = std::max(1.0, std::floor(extent[longest] / a.width[longest]));
+    }
     bool few = true;
     for (int axis = 0; axis < 3; ++axis) {
-        a.width[axis] = width;
-        a.cells[axis] = std::max<int64_t>(1, static_cast<int64_t>(std::min(extent[axis] / width, MOST_CELLS)));
-        if (a.cells[axis] == 1) a.width[axis] = std::max(width, extent[axis] + 1);
+        a.cells[axis] = static_cast<int64_t>(cells[axis]);
+        if (a.cells[axis] == 1) a.width[axis] = std::max(a.width[axis], extent[axis] + 1);
         few = few && a.cells[axis] <= FEW_CELLS;
     }
 
