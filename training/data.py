@@ -20,12 +20,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
 from nequip_md.errors import NequIPMDError
-from nequip_md.graph import Graph, batch_graphs, build_graph
+from nequip_md.graph import Graph, batch_graphs, build_graph, cell_volume
 from nequip_md.model.config import PotentialConfig
 from nequip_md.training.config import DataConfig
 from nequip_md.training.digest import data_digest
 from nequip_md.training.label_counts import LabelCounts, count_labels, log_label_table
-from nequip_md.training.labels import FrameLabels, Labels, cell_volume, is_isolated_atom
+from nequip_md.training.labels import FrameLabels, Labels, is_isolated_atom
 
 log = logging.getLogger(__name__)
 

@@ -12,6 +12,7 @@ from ase import Atoms
 from ase.stress import voigt_6_to_full_3x3_stress
 
 from nequip_md.errors import NequIPMDError
+from nequip_md.graph import cell_volume
 from nequip_md.training.config import DataConfig
 
 MAX_STRESS = 10.0
@@ -146,14 +147,6 @@ def _too_large(value: float, source: str) -> str:
         "a stress has to be in eV/Å³, positive under tension. Values in kbar are to be divided by 1602.18, those in GPa"
         " by 160.218, and VASP's change their sign; for a virial in eV give data.virial_key instead of data.stress_key"
     )
-
-
-def cell_volume(atoms: Atoms) -> float | None:
-    """Volume of the cell, angstrom^3, whatever is periodic; None where its vectors span none (absent or coplanar)."""
-    lengths = np.linalg.norm(atoms.cell.array, axis=1)
-    if not lengths.all() or np.linalg.svd(atoms.cell.array / lengths[:, None], compute_uv=False)[-1] < 1e-6:
-        return None
-    return float(atoms.get_volume())
 
 
 def is_isolated_atom(atoms: Atoms) -> bool:

@@ -13,8 +13,9 @@ from torch import Tensor
 from nequip_md.errors import ExtrapolationWarning, NequIPMDError
 from nequip_md.graph import Graph
 
-CLOSER = 0.95
-"""Fraction of the closest distance in the training data below which a pair of atoms is reported."""
+CLOSER = 0.9
+"""Fraction of the closest distance in the training data below which a pair of atoms is reported. Long runs at the
+temperature of the training data come a little closer than that. The engine has the same number (guard.cpp)."""
 
 LARGER = 10.0
 """Multiple of the largest force in the training data above which a force is reported."""
