@@ -36,9 +36,9 @@ def load(path: str | os.PathLike, *, allow_pickle: bool = False) -> Potential:
         NequIPMDError: missing or damaged file, unknown kind, newer format, weights that do not fit, or an upstream
             option that is not implemented, by name.
     """
-    path = _existing(path)
     with _damage_named(path):
-        return load_native(path) if _is_native(path) else convert(read_upstream(path, allow_pickle))
+        path, kind = _identify(path)
+        return load_native(path) if kind == "native" else convert(read_upstream(path, allow_pickle))
 
 
 def read_info(path: str | os.PathLike, *, allow_pickle: bool = False) -> CheckpointInfo:
@@ -46,9 +46,9 @@ def read_info(path: str | os.PathLike, *, allow_pickle: bool = False) -> Checkpo
 
     Args, Raises: as :func:`load`.
     """
-    path = _existing(path)
     with _damage_named(path):
-        return read_native_info(path) if _is_native(path) else upstream_info(read_upstream(path, allow_pickle))
+        path, kind = _identify(path)
+        return read_native_info(path) if kind == "native" else upstream_info(read_upstream(path, allow_pickle))
 
 
 def checkpoint_sha256(path: str | os.PathLike) -> str:
@@ -57,20 +57,19 @@ def checkpoint_sha256(path: str | os.PathLike) -> str:
     Raises:
         NequIPMDError: no such file.
     """
-    path = _existing(path)
-    with _damage_named(path), open(path, "rb") as file:
+    with _damage_named(path), open(_existing(path), "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @contextmanager
-def _damage_named(path: Path) -> Iterator[None]:
+def _damage_named(path: str | os.PathLike) -> Iterator[None]:
     """Errors of any kind, which damaged content can raise anywhere, as one that names the file."""
     try:
         yield
     except NequIPMDError:
         raise
     except OSError as error:
-        raise NequIPMDError(f"checkpoint {path} cannot be read: {error.strerror}") from error
+        raise NequIPMDError(f"checkpoint {path} cannot be read: {error.strerror or error}") from error
     except Exception as error:
         raise NequIPMDError(f"checkpoint {path} cannot be read ({brief(error)}). It is damaged or of an unknown form. {COPY_AGAIN}") from error
 
@@ -89,15 +88,16 @@ def _existing(path: str | os.PathLike) -> Path:
     return path
 
 
-def _is_native(path: Path) -> bool:
-    """The kind of a file by its first bytes: safetensors, or else a PyTorch zip file."""
+def _identify(path: str | os.PathLike) -> tuple[Path, str]:
+    """The kind of a file by its first bytes: safetensors, or a PyTorch zip file."""
+    path = _existing(path)
     with open(path, "rb") as file:
         start = file.read(9)
     # first, because the eight bytes before it are a length that can be anything
     if start[8:] == b"{":
-        return True
+        return path, "native"
     if start[:4] == b"PK\x03\x04":
-        return False
+        return path, "upstream"
     raise NequIPMDError(
         f"{path} is not a checkpoint: neither a native one (safetensors) nor an upstream .ckpt or .nequip.zip. "
         "Compiled .pt2 artifacts are no checkpoints; they go to the engines as they are."

@@ -23,9 +23,9 @@ from torch import Tensor
 from nequip_md import __version__
 from nequip_md.checkpoint.limits import COPY_AGAIN, AtMost, brief
 from nequip_md.errors import NequIPMDError
-from nequip_md.files import replacing
 from nequip_md.model.config import AnyConfig, PotentialConfig
 from nequip_md.model.potential import Potential, build_model
+from nequip_md.replace_file import replacing
 
 FORMAT_VERSION = 1
 _KEY = "nequip_md"

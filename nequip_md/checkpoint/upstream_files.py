@@ -5,7 +5,7 @@ from __future__ import annotations
 import pickle
 import re
 import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,6 @@ from nequip_md.checkpoint.limits import COPY_AGAIN, brief, check_size, plain_dat
 from nequip_md.errors import NequIPMDError
 
 MODEL_NAME = "sole_model"  # upstream's name for the model of a run that trains just one
-_OUR_STATE = "nequip_md"  # what nequip-md-train adds to a Lightning checkpoint
 _MEGABYTE = 1_000_000
 
 
@@ -118,11 +117,6 @@ def read_lightning(path: Path, names: Iterable[str], allow_pickle: bool) -> Upst
             "Compiled artifacts (.pt2) are no checkpoints: engines load them as they are."
         )
     content = _load_pickle(path, allow_pickle)
-    if isinstance(content, Mapping) and _OUR_STATE in content:
-        raise NequIPMDError(
-            f"{path} is the state of a run of nequip-md-train, which --resume continues. "
-            f"Give that run's best model: {path.with_name('best.nqmd')}"
-        )
     try:
         parameters = content["hyper_parameters"]
         model_config, info = plain_data(dict(parameters["model"])), plain_data(parameters["info_dict"])
