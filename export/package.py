@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+import os
 import tempfile
 import warnings
 from collections.abc import Iterator
@@ -29,13 +30,14 @@ def check_target(path: str | Path, device: str) -> None:
         NequIPMDError: not a ``.pt2`` name, a folder, no such folder, unknown or absent device, no C++ compiler.
     """
     path = Path(path)
-    if path.is_dir():
+    # these, unlike those of Path, have no exception for names that are too long
+    if os.path.isdir(path):
         raise NequIPMDError(f"{path} is a folder; give the file to write, such as {path / 'model.pt2'}")
-    if path.exists() and not path.is_file():
+    if os.path.exists(path) and not os.path.isfile(path):
         raise NequIPMDError(f"{path} is a device or pipe; give a file to write")
     if path.suffix != ".pt2":
         raise NequIPMDError(f"the artifact's name must end in .pt2, not {path.name!r}")
-    if not path.parent.is_dir():
+    if not os.path.isdir(path.parent):
         raise NequIPMDError(f"the folder {path.parent} does not exist; create it first")
     if device not in ("cpu", "cuda"):
         raise NequIPMDError(f"device {device!r} is not known; choose cpu or cuda")

@@ -167,6 +167,7 @@ def test_command_refuses(small_models, tmp_path, monkeypatch, case):
 
 REFUSED_BEFORE_COMPILATION = {
     "folder": ("", "is a folder; give the file to write, such as .*/model.pt2"),
+    "long name": (f"{300 * 'x'}.pt2", "cannot write .*xxx.pt2: File name too long"),
     "pipe": ("pipe.pt2", "pipe.pt2 is a device or pipe"),
     "read-only": ("/sys/out.pt2", "cannot write /sys/out.pt2: .*; choose a folder that you may write to"),
     "no compiler": ("no_compiler.pt2", "an export needs a C\\+\\+ compiler, and g\\+\\+ was not found .*apt install g\\+\\+"),

@@ -21,10 +21,14 @@ _SLACK = 1_000_000
 COPY_AGAIN = "Copy it again from where it was written."
 
 
+def shortened(text: str) -> str:
+    """At most 300 characters of what a file says, for a message."""
+    return text if len(text) <= 300 else f"{text[:300]} ..."
+
+
 def brief(error: Exception) -> str:
     """Type and message of an error, for one line."""
-    text = f"{type(error).__name__}: {error}"
-    return text if len(text) <= 300 else f"{text[:300]} ..."
+    return shortened(f"{type(error).__name__}: {error}")
 
 
 def plain_data(value: Any) -> Any:
@@ -104,8 +108,8 @@ class AtMost(TorchFunctionMode):
     def __torch_function__(self, func, types, args=(), kwargs=None):
         # every parameter of a model begins as one of these
         if func in (torch.empty, torch.randn):
-            shape = args[0] if isinstance(args[0], (tuple, list)) else args
-            self._left -= math.prod(shape)
+            size = args or (kwargs or {}).get("size", ())
+            self._left -= math.prod(size[0] if size and isinstance(size[0], (tuple, list)) else size)
             if self._left < 0:
                 raise NequIPMDError(f"the configuration describes a model of far more than the {self._numbers} numbers that the file holds")
         return func(*args, **(kwargs or {}))
