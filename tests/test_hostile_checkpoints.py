@@ -25,6 +25,7 @@ from nequip_md.model import AllegroConfig, NequIPConfig, build_model
 UPSTREAM = Path(__file__).resolve().parent / "data" / "upstream"
 ALLEGRO = {"type_names": ["H", "O"], "cutoff": 3.5, "num_layers": 1, "num_scalar_features": 4, "num_tensor_features": 2}
 NEQUIP = {"type_names": ["H", "O"], "cutoff": 3.5, "num_layers": 2, "num_features": 2, "radial_mlp_width": 4}
+pytestmark = pytest.mark.filterwarnings("ignore:TypedStorage is deprecated")  # what torch.package says of itself
 MEMORY = 2**30  # bytes beyond what the process has
 SECONDS = 10
 

@@ -68,11 +68,10 @@ class _Stack(list):
 def read_pickle(content: bytes) -> Any:
     """What a pickle describes, with a :class:`Record` for everything that is not a plain value or container.
 
-    Time and memory grow with the length of ``content`` alone. Sets become lists, and entries of dictionaries whose key is no
-    text are left out.
+    Time and memory grow with the length of ``content`` alone. Entries of dictionaries whose key is no text are left out.
 
     Raises:
-        UnpicklingError: an operation that ``torch.package`` does not write, or more than a million of them.
+        UnpicklingError: an operation that ``torch.package`` (pickle protocol 3) does not write, or more than a million of them.
         IndexError, KeyError, TypeError, ValueError, AttributeError: damaged content.
     """
     stack, memo = _Stack(), {}
@@ -84,13 +83,8 @@ def read_pickle(content: bytes) -> Any:
                 stack.append(memo[argument])
             case "BINPUT" | "LONG_BINPUT":
                 memo[argument] = stack[-1]
-            case "MEMOIZE":
-                memo[len(memo)] = stack[-1]
             case "GLOBAL":
                 stack.append(Record(argument))
-            case "STACK_GLOBAL":
-                name, module = stack.pop(), stack.pop()
-                stack.append(Record(f"{str(module)} {str(name)}" if isinstance(module, str) and isinstance(name, str) else ""))
             case "REDUCE" | "NEWOBJ":
                 arguments, called = stack.pop(), stack.pop()
                 stack.append(Record(called.name, arguments))
@@ -101,7 +95,7 @@ def read_pickle(content: bytes) -> Any:
                 stack[-1].state = state
             case "EMPTY_TUPLE":
                 stack.append(())
-            case "EMPTY_LIST" | "EMPTY_SET":
+            case "EMPTY_LIST":
                 stack.append([])
             case "EMPTY_DICT":
                 stack.append({})
@@ -112,24 +106,28 @@ def read_pickle(content: bytes) -> Any:
                 stack.append(tuple(stack.pop_to_mark()))
             case "APPEND":
                 _extend(stack, [stack.pop()])
-            case "APPENDS" | "ADDITEMS":
+            case "APPENDS":
                 _extend(stack, stack.pop_to_mark())
             case "SETITEM":
                 value, key = stack.pop(), stack.pop()
                 _update(stack, [key, value])
             case "SETITEMS":
                 _update(stack, stack.pop_to_mark())
+            case "POP":
+                stack.pop()
+            case "POP_MARK":
+                stack.pop_to_mark()
             case "MARK":
                 stack.marks.append(len(stack))
             case "NONE":
                 stack.append(None)
             case "NEWTRUE" | "NEWFALSE" as name:
                 stack.append(name == "NEWTRUE")
-            case "PROTO" | "FRAME":
+            case "PROTO":
                 pass
             case "STOP":
                 break
-            case name if name.startswith(("BININT", "LONG", "BINFLOAT", "BINUNICODE", "BINBYTES", "SHORT_BIN")):
+            case name if name.startswith(("BININT", "LONG", "BINFLOAT", "BINUNICODE", "BINBYTES", "SHORT_BINBYTES")):
                 stack.append(argument)
             case name:
                 raise UnpicklingError(f"operation {name}")
@@ -199,7 +197,7 @@ class _StateReader:
             raise UnpicklingError(f"more than {_VISITS} modules and tensors, or nested more than {_DEPTH} deep")
 
     def _tensor(self, value: Any) -> Tensor | None:
-        if isinstance(value, Record) and value.name == "torch._utils _rebuild_parameter":
+        if isinstance(value, Record) and value.name.startswith("torch._utils _rebuild_parameter"):
             value = value.arguments[0]
         if not isinstance(value, Record) or value.name != "torch._utils _rebuild_tensor_v2":
             return None
@@ -222,6 +220,6 @@ def _entries(value: Any) -> dict[str, Any]:
 
 
 def _listed(value: Any) -> list[str]:
-    """Content of a set, which is a call with a list in the older protocols."""
-    values = value.arguments[0] if isinstance(value, Record) and value.arguments else value
-    return [item for item in values or () if isinstance(item, str)] if isinstance(values, list) else []
+    """Content of a set, which is a call with a list."""
+    values = value.arguments[0] if isinstance(value, Record) and value.arguments else []
+    return [item for item in values if isinstance(item, str)]
