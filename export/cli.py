@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import time
 from pathlib import Path
 
@@ -33,6 +34,8 @@ def export(checkpoint: Path, output: Path, *, device: str, precision: str, allow
     from nequip_md.model import with_dtype
 
     check_target(output, device)
+    if os.path.exists(output) and os.path.exists(checkpoint) and os.path.samefile(output, checkpoint):
+        raise NequIPMDError(f"{output} is the checkpoint itself; give the artifact another name")
     if precision == "tf32" and device != "cuda":
         raise NequIPMDError("precision tf32 is arithmetic of NVIDIA's tensor cores; use --device cuda, or fp32 on the CPU")
     start = time.perf_counter()

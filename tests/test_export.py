@@ -168,6 +168,7 @@ def test_command_refuses(small_models, tmp_path, monkeypatch, case):
 REFUSED_BEFORE_COMPILATION = {
     "folder": ("", "is a folder; give the file to write, such as .*/model.pt2"),
     "long name": (f"{300 * 'x'}.pt2", "cannot write .*xxx.pt2: File name too long"),
+    "itself": ("itself.pt2", "itself.pt2 is the checkpoint itself; give the artifact another name"),
     "pipe": ("pipe.pt2", "pipe.pt2 is a device or pipe"),
     "read-only": ("/sys/out.pt2", "cannot write /sys/out.pt2: .*; choose a folder that you may write to"),
     "no compiler": ("no_compiler.pt2", "an export needs a C\\+\\+ compiler, and g\\+\\+ was not found .*apt install g\\+\\+"),
@@ -185,6 +186,8 @@ def test_refused_before_compilation(tmp_path, monkeypatch, case):
     checkpoint = tmp_path / "model.nqmd"
     save(checkpoint, model)
     os.mkfifo(tmp_path / "pipe.pt2")
+    (tmp_path / "itself.pt2").symlink_to("model.nqmd")
+    before = sorted(tmp_path.iterdir())
     monkeypatch.delenv("CXX", raising=False)
     if case == "wrong compiler":
         monkeypatch.setenv("CXX", "nothing")
@@ -192,7 +195,7 @@ def test_refused_before_compilation(tmp_path, monkeypatch, case):
     with torch._inductor.config.patch({"cpp.cxx": (None, "nothing")} if "compiler" in case else {}):
         with pytest.raises(NequIPMDError, match=message):
             export(checkpoint, tmp_path / output, device="cpu", precision="fp32")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["model.nqmd", "pipe.pt2"]
+    assert sorted(tmp_path.iterdir()) == before
 
 
 def test_an_artifact_that_differs_replaces_nothing(small_models, tmp_path, monkeypatch):
