@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import time
 from pathlib import Path
 
@@ -20,45 +21,50 @@ def export(checkpoint: Path, output: Path, *, device: str, precision: str, allow
         report: called with a line of text after each step.
 
     Raises:
-        NequIPMDError: bad input, or the artifact differs from the model; then no file is left behind.
+        NequIPMDError: bad input, or the artifact differs from the model. Then, and when it is interrupted, ``output`` stays as it
+            was.
     """
     import torch
 
     from nequip_md.checkpoint import checkpoint_sha256, load, read_info
     from nequip_md.export.artifact import load_artifact
     from nequip_md.export.metadata import PRECISIONS, model_metadata
-    from nequip_md.export.package import check_target, write_artifact
+    from nequip_md.export.package import artifact_target, check_target, compile_model
     from nequip_md.export.validate import validate_artifact
     from nequip_md.model import with_dtype
 
     check_target(output, device)
+    if os.path.exists(output) and os.path.exists(checkpoint) and os.path.samefile(output, checkpoint):
+        raise NequIPMDError(f"{output} is the checkpoint itself; give the artifact another name")
     if precision == "tf32" and device != "cuda":
         raise NequIPMDError("precision tf32 is arithmetic of NVIDIA's tensor cores; use --device cuda, or fp32 on the CPU")
     start = time.perf_counter()
-    model = load(checkpoint, allow_pickle=allow_pickle)
-    config = model.config
-    if precision == "fp64" and config.dtype == "float32":
-        report("note: the checkpoint's weights are float32; fp64 evaluates the same weights in float64")
-    parameters = sum(p.numel() for p in model.parameters())
-    report(f"read {checkpoint}: {config.kind}, types {' '.join(config.type_names)}, cutoff {config.cutoff} angstrom, {parameters:,} parameters")
-    model = with_dtype(model, PRECISIONS[precision])
-    metadata = model_metadata(config, precision=precision, device=device, checkpoint_sha256=checkpoint_sha256(checkpoint),
-                              training=read_info(checkpoint, allow_pickle=allow_pickle).training)
-    for sentence in write_artifact(model, output, metadata, device):
-        report(f"note: not fused: {sentence}")
-    compiled = time.perf_counter()
-    report(f"compiled for {device}, {precision}: {compiled - start:.1f} s")
-    try:
-        results = validate_artifact(load_artifact(output), reference_model=model.to(torch.device(device)), quick=True)
+    with artifact_target(output) as unfinished:
+        model = load(checkpoint, allow_pickle=allow_pickle)
+        config = model.config
+        if precision == "fp64" and config.dtype == "float32":
+            report("note: the checkpoint's weights are float32; fp64 evaluates the same weights in float64")
+        parameters = sum(p.numel() for p in model.parameters())
+        report(f"read {checkpoint}: {config.kind}, types {' '.join(config.type_names)}, cutoff {config.cutoff} angstrom, {parameters:,} parameters")
+        model = with_dtype(model, PRECISIONS[precision])
+        if broken := [name for name, tensor in model.state_dict().items() if not tensor.isfinite().all()]:
+            raise NequIPMDError(f"{checkpoint} has weights that are infinite or not a number in {precision} ({', '.join(broken[:5])}), so every "
+                                "energy would be; its training has diverged: take an earlier checkpoint")
+        metadata = model_metadata(config, precision=precision, device=device, checkpoint_sha256=checkpoint_sha256(checkpoint),
+                                  training=read_info(checkpoint, allow_pickle=allow_pickle).training)
+        content, plain = compile_model(model, metadata, device)
+        unfinished.write_bytes(content)
+        for sentence in plain:
+            report(f"note: not fused: {sentence}")
+        compiled = time.perf_counter()
+        report(f"compiled for {device}, {precision}: {compiled - start:.1f} s")
+        results = validate_artifact(load_artifact(unfinished), reference_model=model.to(torch.device(device)), quick=True)
         failed = [r for r in results if not r.passed]
         if failed:
             reasons = "; ".join(f"{r.name}: {r.measured:.3g}, allowed {r.tolerance:.3g}" for r in failed)
-            raise NequIPMDError(f"the compiled model differs from the checkpoint ({reasons}); {output} was removed. Please report this "
+            raise NequIPMDError(f"the compiled model differs from the checkpoint ({reasons}); {output} was not written. Please report this "
                                 "with the model's configuration")
-    except BaseException:
-        output.unlink(missing_ok=True)
-        raise
-    report(f"checked against the model in eager mode: {len(results)} checks passed, {time.perf_counter() - compiled:.1f} s")
+        report(f"checked against the model in eager mode: {len(results)} checks passed, {time.perf_counter() - compiled:.1f} s")
     report(f"wrote {output}: {output.stat().st_size / 1e6:.1f} MB, {time.perf_counter() - start:.1f} s in all")
 
 

@@ -3,35 +3,63 @@
 from __future__ import annotations
 
 import copy
+import io
 import os
+import tempfile
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from torch import nn
+from torch._inductor.exc import CppCompileError, InductorError
 
 from nequip_md.errors import NequIPMDError
 from nequip_md.export.trace import trace
 from nequip_md.model import Potential, fuse
 from nequip_md.ops import cpu, decompositions
+from nequip_md.ops.static_library import compiler
+from nequip_md.replace_file import replacing
 
 
 def check_target(path: str | Path, device: str) -> None:
     """Refuse an output name or a device that cannot work, before anything slow happens.
 
     Raises:
-        NequIPMDError: not a ``.pt2`` name, no such folder, unknown or absent device.
+        NequIPMDError: not a ``.pt2`` name, a folder, no such folder, unknown or absent device, no C++ compiler.
     """
     path = Path(path)
+    # these, unlike those of Path, have no exception for names that are too long
+    if os.path.isdir(path):
+        raise NequIPMDError(f"{path} is a folder; give the file to write, such as {path / 'model.pt2'}")
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise NequIPMDError(f"{path} is a device or pipe; give a file to write")
     if path.suffix != ".pt2":
         raise NequIPMDError(f"the artifact's name must end in .pt2, not {path.name!r}")
-    if not path.parent.is_dir():
+    if not os.path.isdir(path.parent):
         raise NequIPMDError(f"the folder {path.parent} does not exist; create it first")
     if device not in ("cpu", "cuda"):
         raise NequIPMDError(f"device {device!r} is not known; choose cpu or cuda")
     if device == "cuda" and not torch.cuda.is_available():
         raise NequIPMDError("an artifact for CUDA is compiled on a machine with a CUDA device, and this one has none "
                             "that PyTorch can use; export there, or use --device cpu")
+    compiler()
+
+
+@contextmanager
+def artifact_target(path: str | Path) -> Iterator[Path]:
+    """:func:`nequip_md.replace_file.replacing` for an artifact: what cannot be written is noticed when the block begins.
+
+    Raises:
+        NequIPMDError: the file cannot be written.
+    """
+    try:
+        with replacing(path) as unfinished:
+            yield unfinished
+    except OSError as error:
+        raise NequIPMDError(f"cannot write {path}: {error.strerror or error}; choose a folder that you may write to and "
+                            "that has space") from error
 
 
 def write_artifact(model: nn.Module, path: str | Path, metadata: dict[str, str], device: str = "cpu") -> list[str]:
@@ -40,7 +68,7 @@ def write_artifact(model: nn.Module, path: str | Path, metadata: dict[str, str],
     Args:
         model: any module whose ``forward(edge_vectors, edge_index, row_ptr, node_types)`` gives node energies
             (:class:`nequip_md.model.Potential`); its gradient is added here.
-        path: the file to write; it appears only when it is complete.
+        path: the file to write; it appears, or is replaced, only when it is complete.
         metadata: from :func:`nequip_md.export.artifact_metadata`.
         device: ``cpu`` or ``cuda``.
 
@@ -48,10 +76,21 @@ def write_artifact(model: nn.Module, path: str | Path, metadata: dict[str, str],
         What runs in its plain form though the device has a faster one, and why: one sentence for each.
 
     Raises:
-        NequIPMDError: no such device, no compiler, or the model cannot be traced with dynamic sizes.
+        NequIPMDError: no such device, no compiler, the file cannot be written, or the model cannot be traced with dynamic
+            sizes.
     """
-    path = Path(path)
     check_target(path, device)
+    with artifact_target(path) as unfinished:
+        content, plain = compile_model(model, metadata, device)
+        unfinished.write_bytes(content)
+    return plain
+
+
+def compile_model(model: nn.Module, metadata: dict[str, str], device: str) -> tuple[memoryview, list[str]]:
+    """The content of an artifact, and what :func:`write_artifact` returns.
+
+    Args, Raises: as there.
+    """
     on_cpu = device == "cpu"
     types = len(metadata["type_names"].split())
     plain: list[str] = []
@@ -76,18 +115,19 @@ def write_artifact(model: nn.Module, path: str | Path, metadata: dict[str, str],
     if not on_cpu and kernels.instances:
         form += " hopper"
     metadata = {**metadata, "kernels": form}
-    unfinished = path.with_name(f".{path.stem}.{os.getpid()}.pt2")
     options = {
         "aot_inductor.metadata": metadata,
         # threads are decided when the artifact runs, not where it was compiled
         "cpp.dynamic_threads": True,
     }
+    # in memory, because PyTorch ends the process when it cannot write to a file
+    content = io.BytesIO()
     try:
         with linked() as options_of_kernels, warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            torch._inductor.aoti_compile_and_package(program, package_path=str(unfinished),
+            torch._inductor.aoti_compile_and_package(program, package_path=content,
                                                      inductor_configs={**options, **options_of_kernels})
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
-    return plain
+    except (OSError, CppCompileError, InductorError) as error:
+        raise NequIPMDError(f"compiling the model failed: {str(error)[-2000:].strip()}\nCompilation writes to {tempfile.gettempdir()}; if "
+                            "there is no space, set TMPDIR to a folder that has some") from error
+    return content.getbuffer(), plain

@@ -105,11 +105,12 @@ def test_a_failed_save_leaves_the_old_file(written, tmp_path, monkeypatch):
 # Ways to spoil a valid checkpoint: each takes (its bytes, a path to write to).
 
 def _rewrite(path: Path, content: bytes, tensors=None, header=None):
-    """The checkpoint with changed tensors (a function of the dictionary) or a changed header (likewise)."""
+    """The checkpoint with changed tensors (a function of the dictionary) or a changed header (likewise), without a digest."""
     path.write_bytes(content)
     state = load_file(path)
     (length,) = struct.unpack("<Q", content[:8])
     metadata = json.loads(json.loads(content[8 : 8 + length])["__metadata__"]["nequip_md"])
+    del metadata["sha256"]
     if tensors:
         tensors(state)
     text = json.dumps(metadata) if header is None else header(metadata)
@@ -141,6 +142,9 @@ def _zip(path, _):
 WEIGHT = "readout.weights.0"
 BAD_FILES = {
     "missing": (lambda path, content: None, "does not exist"),
+    "pipe": (lambda path, content: os.mkfifo(path), "is a device or pipe"),
+    "old PyTorch file": (lambda path, content: torch.save({}, path, _use_new_zipfile_serialization=False), "is not a checkpoint"),
+    "training no table": (_header(training=[1]), "unreadable header"),
     "directory": (lambda path, content: path.mkdir(), "is a directory"),
     "empty": (lambda path, content: path.write_bytes(b""), "is not a checkpoint"),
     "text": (lambda path, content: path.write_text("units metal\natom_style atomic\n"), "is not a checkpoint"),
@@ -162,6 +166,11 @@ BAD_FILES = {
     "other PyTorch file": (lambda path, content: torch.save({"a": torch.ones(2)}, path), "not a checkpoint of nequip"),
     "damaged PyTorch file": (lambda path, content: path.write_bytes(b"PK\x03\x04" + content[:64]), "damaged or cut"),
 }
+
+
+def test_a_model_on_a_server():
+    with pytest.raises(NequIPMDError, match="nequip.net:group/model:0.1 names a model on https://www.nequip.net/.*get its .nequip.zip there"):
+        load("nequip.net:group/model:0.1")
 
 
 @pytest.mark.parametrize("name", BAD_FILES)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import subprocess
 import sys
 
@@ -15,7 +16,7 @@ from torch import nn
 
 import nequip_md
 from nequip_md import NequIPMDError
-from nequip_md.checkpoint import checkpoint_sha256
+from nequip_md.checkpoint import checkpoint_sha256, save
 from nequip_md.export import package
 from nequip_md.export import artifact_metadata, load_artifact, read_metadata, write_artifact
 from nequip_md.export.metadata import cpu_instructions
@@ -173,21 +174,56 @@ def test_command_refuses(small_models, tmp_path, monkeypatch, case):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_artifact_that_differs_is_removed(small_models, tmp_path, monkeypatch):
-    """The check after compilation is real: an artifact of slightly other weights does not stay."""
-    checkpoint, _ = small_models("allegro_fp32")
-    write = package.write_artifact
+REFUSED_BEFORE_COMPILATION = {
+    "folder": ("", "is a folder; give the file to write, such as .*/model.pt2"),
+    "long name": (f"{300 * 'x'}.pt2", "cannot write .*xxx.pt2: File name too long"),
+    "itself": ("itself.pt2", "itself.pt2 is the checkpoint itself; give the artifact another name"),
+    "pipe": ("pipe.pt2", "pipe.pt2 is a device or pipe"),
+    "read-only": ("/sys/out.pt2", "cannot write /sys/out.pt2: .*; choose a folder that you may write to"),
+    "no compiler": ("no_compiler.pt2", "an export needs a C\\+\\+ compiler, and g\\+\\+ was not found .*apt install g\\+\\+"),
+    "wrong compiler": ("wrong_compiler.pt2", "and CXX is 'nothing', which cannot be run"),
+    "not a number": ("nan.pt2", "weights that are infinite or not a number in fp32 .readout.weights.0.*take an earlier checkpoint"),
+}
 
-    def write_other(model, *arguments):
+
+@pytest.mark.parametrize("case", REFUSED_BEFORE_COMPILATION)
+def test_refused_before_compilation(tmp_path, monkeypatch, case):
+    output, message = REFUSED_BEFORE_COMPILATION[case]
+    model = build_model(AllegroConfig(type_names=["H"], cutoff=3.0, num_layers=1, num_scalar_features=4, num_tensor_features=2))
+    if case == "not a number":
+        model.readout.weights[0].data[0] = torch.nan
+    checkpoint = tmp_path / "model.nqmd"
+    save(checkpoint, model)
+    os.mkfifo(tmp_path / "pipe.pt2")
+    (tmp_path / "itself.pt2").symlink_to("model.nqmd")
+    before = sorted(tmp_path.iterdir())
+    monkeypatch.delenv("CXX", raising=False)
+    if case == "wrong compiler":
+        monkeypatch.setenv("CXX", "nothing")
+    monkeypatch.setattr(package, "compile_model", None)
+    with torch._inductor.config.patch({"cpp.cxx": (None, "nothing")} if "compiler" in case else {}):
+        with pytest.raises(NequIPMDError, match=message):
+            export(checkpoint, tmp_path / output, device="cpu", precision="fp32")
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_an_artifact_that_differs_replaces_nothing(small_models, tmp_path, monkeypatch):
+    """The check after compilation is real, and comes before the file is replaced."""
+    checkpoint, _ = small_models("allegro_fp32")
+    compile_model = package.compile_model
+
+    def compile_other(model, *arguments):
         other = copy.deepcopy(model)
         with torch.no_grad():
             other.readout.weights[0].mul_(1.01)
-        return write(other, *arguments)
+        return compile_model(other, *arguments)
 
-    monkeypatch.setattr(package, "write_artifact", write_other)
-    with pytest.raises(NequIPMDError, match="differs from the checkpoint .*out.pt2 was removed"):
-        export(checkpoint, tmp_path / "out.pt2", device="cpu", precision="fp32")
-    assert list(tmp_path.iterdir()) == []
+    monkeypatch.setattr(package, "compile_model", compile_other)
+    output = tmp_path / "out.pt2"
+    output.write_text("a good one")
+    with pytest.raises(NequIPMDError, match="differs from the checkpoint .*out.pt2 was not written"):
+        export(checkpoint, output, device="cpu", precision="fp32")
+    assert output.read_text() == "a good one" and list(tmp_path.iterdir()) == [output]
 
 
 class SizeBound(nn.Module):

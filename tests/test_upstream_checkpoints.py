@@ -284,5 +284,5 @@ def test_damaged_package(trained, tmp_path):
     content[start : start + 400] = bytes(400)
     path = tmp_path / "model.nequip.zip"
     path.write_bytes(content)
-    with pytest.raises(NequIPMDError, match="cannot be read.*make it again with nequip-package"):
+    with pytest.raises(NequIPMDError, match="is damaged: the checksum of '.*eager_model.pkl' in it is wrong"):
         nequip_md.load(path)

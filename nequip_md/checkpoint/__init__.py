@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+from nequip_md.checkpoint.limits import COPY_AGAIN, brief
 from nequip_md.checkpoint.native import CheckpointInfo, load_native, read_native_info, save_native
 from nequip_md.checkpoint.upstream import convert, read_upstream, upstream_info
 from nequip_md.errors import NequIPMDError
@@ -33,8 +36,9 @@ def load(path: str | os.PathLike, *, allow_pickle: bool = False) -> Potential:
         NequIPMDError: missing or damaged file, unknown kind, newer format, weights that do not fit, or an upstream
             option that is not implemented, by name.
     """
-    path, kind = _identify(path)
-    return load_native(path) if kind == "native" else convert(read_upstream(path, allow_pickle))
+    with _damage_named(path):
+        path, kind = _identify(path)
+        return load_native(path) if kind == "native" else convert(read_upstream(path, allow_pickle))
 
 
 def read_info(path: str | os.PathLike, *, allow_pickle: bool = False) -> CheckpointInfo:
@@ -42,8 +46,9 @@ def read_info(path: str | os.PathLike, *, allow_pickle: bool = False) -> Checkpo
 
     Args, Raises: as :func:`load`.
     """
-    path, kind = _identify(path)
-    return read_native_info(path) if kind == "native" else upstream_info(read_upstream(path, allow_pickle))
+    with _damage_named(path):
+        path, kind = _identify(path)
+        return read_native_info(path) if kind == "native" else upstream_info(read_upstream(path, allow_pickle))
 
 
 def checkpoint_sha256(path: str | os.PathLike) -> str:
@@ -52,29 +57,46 @@ def checkpoint_sha256(path: str | os.PathLike) -> str:
     Raises:
         NequIPMDError: no such file.
     """
-    path = _existing(path)
-    with open(path, "rb") as file:
+    with _damage_named(path), open(_existing(path), "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+@contextmanager
+def _damage_named(path: str | os.PathLike) -> Iterator[None]:
+    """Errors of any kind, which damaged content can raise anywhere, as one that names the file."""
+    try:
+        yield
+    except NequIPMDError:
+        raise
+    except OSError as error:
+        raise NequIPMDError(f"checkpoint {path} cannot be read: {error.strerror or error}") from error
+    except Exception as error:
+        raise NequIPMDError(f"checkpoint {path} cannot be read ({brief(error)}). It is damaged or of an unknown form. {COPY_AGAIN}") from error
+
+
 def _existing(path: str | os.PathLike) -> Path:
+    if str(path).startswith("nequip.net:"):
+        raise NequIPMDError(f"{path} names a model on https://www.nequip.net/, and nequip-md downloads none: "
+                            "get its .nequip.zip there and give that file")
     path = Path(path)
     if path.is_dir():
         raise NequIPMDError(f"checkpoint {path} is a directory; give the file inside it")
+    if path.exists() and not path.is_file():
+        raise NequIPMDError(f"checkpoint {path} is a device or pipe; give a file")
     if not path.is_file():
         raise NequIPMDError(f"checkpoint {path} does not exist; check the path")
     return path
 
 
 def _identify(path: str | os.PathLike) -> tuple[Path, str]:
-    """The kind of a file by its first bytes: safetensors, or a PyTorch zip file or pickle."""
+    """The kind of a file by its first bytes: safetensors, or a PyTorch zip file."""
     path = _existing(path)
     with open(path, "rb") as file:
         start = file.read(9)
     # first, because the eight bytes before it are a length that can be anything
     if start[8:] == b"{":
         return path, "native"
-    if start[:4] == b"PK\x03\x04" or start[:1] == b"\x80":
+    if start[:4] == b"PK\x03\x04":
         return path, "upstream"
     raise NequIPMDError(
         f"{path} is not a checkpoint: neither a native one (safetensors) nor an upstream .ckpt or .nequip.zip. "

@@ -1,12 +1,14 @@
 """The native checkpoint: one safetensors file whose header holds the configuration as JSON.
 
 The weights are the tensors of the model's ``state_dict``. The header's metadata has one entry, ``nequip_md``: a JSON
-object with ``format_version``, ``nequip_md_version``, ``config`` (the pydantic configuration) and ``training``
-(statistics and metrics, free form). Reading a file never executes anything that is stored in it.
+object with ``sha256``, ``format_version``, ``nequip_md_version``, ``config`` (the pydantic configuration) and ``training``
+(statistics and metrics, free form). ``sha256`` is the digest of the file with zeros in the place of the digest; files of
+earlier versions have none. Reading a file never executes anything that is stored in it.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from dataclasses import dataclass, field
@@ -19,13 +21,16 @@ from safetensors.torch import save as serialise
 from torch import Tensor
 
 from nequip_md import __version__
+from nequip_md.checkpoint.limits import COPY_AGAIN, AtMost, brief
 from nequip_md.errors import NequIPMDError
 from nequip_md.model.config import AnyConfig, PotentialConfig
 from nequip_md.model.potential import Potential, build_model
+from nequip_md.replace_file import replacing
 
 FORMAT_VERSION = 1
 _KEY = "nequip_md"
-_REMEDY = "Copy the file again from where it was written, or save the model again with nequip_md.checkpoint.save."
+_NO_DIGEST = 64 * "0"
+_REMEDY = f"{COPY_AGAIN[:-1]}, or save the model again with nequip_md.checkpoint.save."
 
 
 @dataclass(frozen=True)
@@ -58,6 +63,8 @@ def save_native(path: str | os.PathLike, model: Potential, *, training: dict | N
     try:
         header = json.dumps(
             {
+                # first, because its place is found by its value
+                "sha256": _NO_DIGEST,
                 "format_version": FORMAT_VERSION,
                 "nequip_md_version": __version__,
                 "config": model.config.model_dump(mode="json"),
@@ -68,17 +75,12 @@ def save_native(path: str | os.PathLike, model: Potential, *, training: dict | N
         raise NequIPMDError(f"cannot save checkpoint {path}: training must hold plain JSON values ({error})") from error
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     content = serialise(state, metadata={_KEY: header})
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    content = content.replace(_NO_DIGEST.encode(), hashlib.sha256(content).hexdigest().encode(), 1)
     try:
-        with open(temporary, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        with replacing(path) as unfinished:
+            unfinished.write_bytes(content)
     except OSError as error:
         raise NequIPMDError(f"cannot write checkpoint {path}: {error.strerror}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def read_native_info(path: Path) -> CheckpointInfo:
@@ -102,8 +104,11 @@ def load_native(path: Path) -> Potential:
 
 def model_from_state(config: PotentialConfig, state: dict[str, Tensor], path: Path, remedy: str = _REMEDY) -> Potential:
     """Build a model and fill it with exactly the tensors that it has; ``path`` and ``remedy`` are for messages."""
-    with torch.random.fork_rng(devices=[]):
-        model = build_model(config)
+    try:
+        with torch.random.fork_rng(devices=[]), AtMost(sum(tensor.numel() for tensor in state.values())):
+            model = build_model(config)
+    except NequIPMDError as error:
+        raise NequIPMDError(f"checkpoint {path}: {error}. {remedy}") from error
     expected = model.state_dict()
     problems = [f"{name} is missing" for name in expected if name not in state]
     problems += [f"{name} does not belong to the model" for name in state if name not in expected]
@@ -139,24 +144,34 @@ def _read(path: Path, weights: bool) -> tuple[CheckpointInfo, dict[str, Tensor]]
     try:
         header = json.loads(metadata[_KEY])
         version = int(header["format_version"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise NequIPMDError(f"checkpoint {path} has an unreadable header ({error!r}). {_REMEDY}") from error
+        training = dict(header.get("training") or {})
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
+        raise NequIPMDError(f"checkpoint {path} has an unreadable header ({brief(error)}). {_REMEDY}") from error
     if not 1 <= version <= FORMAT_VERSION:
         raise NequIPMDError(
             f"checkpoint {path} has format version {version}; this nequip-md ({__version__}) reads up to version "
             f"{FORMAT_VERSION}. It was written by nequip-md {header.get('nequip_md_version', '(unknown)')}: "
             "install that version or a newer one."
         )
+    if "sha256" in header:
+        _check_digest(path, str(header["sha256"]))
     try:
         config = TypeAdapter(AnyConfig).validate_python(header["config"])
     except (ValidationError, KeyError) as error:
         reason = f"its configuration is not valid: {describe(error)}"
         raise NequIPMDError(f"checkpoint {path}: {reason}. {_REMEDY}") from error
-    return CheckpointInfo(config, header.get("training") or {}, f"nequip-md {header.get('nequip_md_version')}"), state
+    return CheckpointInfo(config, training, f"nequip-md {header.get('nequip_md_version')}"), state
+
+
+def _check_digest(path: Path, digest: str) -> None:
+    content = path.read_bytes().replace(digest.encode(), _NO_DIGEST.encode(), 1)
+    if hashlib.sha256(content).hexdigest() != digest:
+        raise NequIPMDError(f"checkpoint {path} is damaged: its content does not have the digest that was written with it. {_REMEDY}")
 
 
 def describe(error: ValidationError | KeyError) -> str:
-    """One line for each complaint, with the key that it is about."""
+    """The first complaints, each with the key that it is about."""
     if isinstance(error, KeyError):
         return f"it has no entry {error}"
-    return "; ".join(f"{'.'.join(map(str, e['loc'])) or 'configuration'}: {e['msg']}" for e in error.errors())
+    lines = [f"{'.'.join(map(str, e['loc'])) or 'configuration'}: {e['msg']}" for e in error.errors(include_input=False)]
+    return "; ".join(lines[:5]) + (f"; and {len(lines) - 5} more" if len(lines) > 5 else "")

@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from nequip_md.checkpoint import upstream_allegro, upstream_nequip
+from nequip_md.checkpoint.limits import check_zip
 from nequip_md.checkpoint.native import CheckpointInfo, model_from_state
 from nequip_md.checkpoint.upstream_files import UpstreamFile, package_root, read_lightning, read_package
 from nequip_md.checkpoint.upstream_options import Options
@@ -21,6 +22,7 @@ from nequip_md.model.potential import Potential
 # modifiers that change how upstream computes, not what
 _ACCELERATIONS = ("enable_TritonContracter", "enable_CuEquivarianceContracter", "enable_OpenEquivariance",
                   "enable_CuEquivariance", "enable_ForceStressOutput", "disable_ForceStressOutput")
+_STEPS = 20
 
 
 @dataclass
@@ -38,7 +40,9 @@ def read_upstream(path: Path, allow_pickle: bool) -> UpstreamFile:
     Raises:
         NequIPMDError: neither, damaged, or needing code that is not allowed.
     """
-    return read_package(path) if package_root(path) is not None else read_lightning(path, allow_pickle)
+    names = check_zip(path)
+    root = package_root(names)
+    return read_lightning(path, names, allow_pickle) if root is None else read_package(path, root)
 
 
 def convert(file: UpstreamFile) -> Potential:
@@ -69,12 +73,14 @@ def _translate(file: UpstreamFile) -> tuple[PotentialConfig, dict[str, Tensor]]:
     return _with_stored_energies(config, state), state
 
 
-def _resolve(config: dict[str, Any], versions: dict[str, str], file: UpstreamFile) -> _Architecture:
+def _resolve(config: dict[str, Any], versions: dict[str, str], file: UpstreamFile, steps: int = 0) -> _Architecture:
     """Follow a model section to the one that builds the network."""
+    if steps > _STEPS:
+        raise NequIPMDError(f"{file.path}: its options lead from file to file more than {_STEPS} times, or in a circle")
     target = config.get("_target_", "")
     match target.rpartition(".")[2]:
         case "modify" if target.startswith("nequip."):
-            inner = _resolve(config["model"], versions, file)
+            inner = _resolve(config["model"], versions, file, steps + 1)
             modifiers = config.get("modifiers") or []
             if isinstance(modifiers, dict):
                 modifiers = [one for some in modifiers.values() for one in some]
@@ -82,11 +88,11 @@ def _resolve(config: dict[str, Any], versions: dict[str, str], file: UpstreamFil
             return inner
         case "ModelFromPackage" if target.startswith("nequip."):
             origin = _origin(config["package_path"], target, file)
-            return _resolve(origin.model_config, origin.versions, origin)
+            return _resolve(origin.model_config, origin.versions, origin, steps + 1)
         case "ModelFromCheckpoint" if target.startswith("nequip."):
             origin = _origin(config["checkpoint_path"], target, file)
             # upstream rebuilds that network with the code of the later run
-            return _resolve(origin.model_config, versions, origin)
+            return _resolve(origin.model_config, versions, origin, steps + 1)
     return _Architecture(config, versions)
 
 

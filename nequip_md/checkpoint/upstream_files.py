@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 import re
 import zipfile
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,16 @@ import yaml
 from torch import Tensor
 
 from nequip_md.checkpoint.inert_pickle import read_module_state
+from nequip_md.checkpoint.limits import COPY_AGAIN, brief, check_size, plain_data
 from nequip_md.errors import NequIPMDError
 
 MODEL_NAME = "sole_model"  # upstream's name for the model of a run that trains just one
+_MEGABYTE = 1_000_000
+
+
+class _Loader(yaml.SafeLoader):
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        """Merge keys (``<<``) copy what they name, and so multiply it; upstream writes none."""
 
 
 @dataclass(frozen=True)
@@ -42,83 +50,91 @@ class UpstreamFile:
     pickled_code_allowed: bool = False
 
 
-def package_root(path: Path) -> str | None:
-    """Top folder of a packaged model; None if the file is something else."""
-    if not zipfile.is_zipfile(path):
-        return None
-    with zipfile.ZipFile(path) as archive:
-        for name in archive.namelist():
-            root, _, member = name.partition("/")
-            if member in ("model/eager_model.pkl", "model/package_metadata.txt"):
-                return root
+def package_root(names: Iterable[str]) -> str | None:
+    """Top folder of a packaged model, by the names of an archive's members; None if the archive is something else."""
+    for name in names:
+        root, _, member = name.partition("/")
+        if member in ("model/eager_model.pkl", "model/package_metadata.txt"):
+            return root
     return None
 
 
-def read_package(path: Path) -> UpstreamFile:
+def read_package(path: Path, root: str) -> UpstreamFile:
     """Read a ``.nequip.zip``; no code in it is executed (see :mod:`nequip_md.checkpoint.inert_pickle`).
+
+    Args:
+        root: its top folder.
 
     Raises:
         NequIPMDError: damaged file, or no configuration in it.
     """
-    root = package_root(path)
     try:
         with zipfile.ZipFile(path) as archive:
-            config = yaml.safe_load(archive.read(f"{root}/model/config.yaml"))
+            config = _yaml(archive, f"{root}/model/config.yaml")
             versions = _package_versions(archive, root)
-            state = read_module_state(archive, root, "model/eager_model.pkl")
+            views = read_module_state(archive, root, "model/eager_model.pkl")
+        check_size(views.values(), path)
+        state = {name: view.clone() for name, view in views.items()}
         model_config = config["training_module"]["model"]
-    # unpickling damaged bytes can raise nearly anything
+    # damaged bytes can raise nearly anything
     except Exception as error:
         raise NequIPMDError(
-            f"packaged model {path} cannot be read ({type(error).__name__}: {error}). "
+            f"packaged model {path} cannot be read ({brief(error)}). "
             "It is damaged or of another format: make it again with nequip-package."
         ) from error
     return UpstreamFile(path, model_config, _network(state, path), versions=versions)
 
 
+def _yaml(archive: zipfile.ZipFile, member: str) -> Any:
+    if archive.getinfo(member).file_size > _MEGABYTE:
+        raise ValueError(f"{member} has more than {_MEGABYTE} bytes")
+    return plain_data(yaml.load(archive.read(member), Loader=_Loader))
+
+
 def _package_versions(archive: zipfile.ZipFile, root: str) -> dict[str, str]:
     metadata = f"{root}/model/package_metadata.txt"
     if metadata in archive.namelist():
-        versions = yaml.safe_load(archive.read(metadata))["versions"]
+        versions = _yaml(archive, metadata)["versions"]
     else:  # nequip 0.7
-        versions = yaml.safe_load(archive.read(f"{root}/model/versions.txt"))
+        versions = _yaml(archive, f"{root}/model/versions.txt")
     return {name: str(version) for name, version in versions.items()}
 
 
-def read_lightning(path: Path, allow_pickle: bool) -> UpstreamFile:
+def read_lightning(path: Path, names: Iterable[str], allow_pickle: bool) -> UpstreamFile:
     """Read a ``.ckpt`` of ``nequip-train``.
 
     Args:
+        names: of its members.
         allow_pickle: if the file holds more than tensors and plain data, execute what it asks for.
 
     Raises:
         NequIPMDError: damaged file, no checkpoint of ``nequip-train``, code in it that is not allowed, or a training
             module whose evaluation weights are not known.
     """
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            if not any(name.endswith("/data.pkl") for name in archive.namelist()):
-                raise NequIPMDError(
-                    f"{path} is a zip file, but neither a .ckpt of nequip-train nor a packaged .nequip.zip. "
-                    "Compiled artifacts (.pt2) are no checkpoints: engines load them as they are."
-                )
+    if not any(name.endswith("/data.pkl") for name in names):
+        raise NequIPMDError(
+            f"{path} is a zip file, but neither a .ckpt of nequip-train nor a packaged .nequip.zip. "
+            "Compiled artifacts (.pt2) are no checkpoints: engines load them as they are."
+        )
     content = _load_pickle(path, allow_pickle)
     try:
         parameters = content["hyper_parameters"]
-        model_config, info = dict(parameters["model"]), parameters["info_dict"]
+        model_config, info = plain_data(dict(parameters["model"])), plain_data(parameters["info_dict"])
         state = {name: value for name, value in content["state_dict"].items()}
         module = info["training_module"]["_target_"]
         versions = {name: str(version) for name, version in info["versions"].items()}
-    except (KeyError, TypeError, AttributeError) as error:
+        metrics = plain_data((state.get("val_metrics.0._extra_state") or {}).get("metrics_values_epoch", {}))
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise NequIPMDError(
             f"{path} is a PyTorch file, but not a checkpoint of nequip-train 0.7 or newer "
-            f"({type(error).__name__}: {error}). Give one of those, a .nequip.zip, or a native checkpoint."
+            f"({brief(error)}). Give one of those, a .nequip.zip, or a native checkpoint."
         ) from error
     training = {
         "epoch": content.get("epoch"), "global_step": content.get("global_step"), "training_module": module,
-        "metrics": (state.get("val_metrics.0._extra_state") or {}).get("metrics_values_epoch", {}),
+        "metrics": metrics,
     }
     tensors = {name: value for name, value in state.items() if isinstance(value, Tensor)}
+    check_size(tensors.values(), path)
     network = _network({name[6:]: value for name, value in tensors.items() if name.startswith("model.")}, path)
     averages = _ema_weights(path, module, state)
     return UpstreamFile(path, model_config, network, averages, versions, training, allow_pickle)
@@ -137,10 +153,8 @@ def _load_pickle(path: Path, allow_pickle: bool) -> Any:
             "the file. If it is not damaged and you trust its origin, allow that: --allow-pickle on the command line, "
             "allow_pickle=True in Python."
         ) from error
-    except (RuntimeError, EOFError, zipfile.BadZipFile, ValueError, OSError) as error:
-        raise NequIPMDError(
-            f"checkpoint {path} is damaged or cut short ({error}). Copy it again from where it was written."
-        ) from error
+    except (RuntimeError, EOFError, ValueError, OSError) as error:
+        raise NequIPMDError(f"checkpoint {path} is damaged ({brief(error)}). {COPY_AGAIN}") from error
 
 
 def _load_code(path: Path) -> Any:
@@ -149,7 +163,7 @@ def _load_code(path: Path) -> Any:
     # the file decides what runs here, so anything can be raised
     except Exception as error:
         raise NequIPMDError(
-            f"checkpoint {path} cannot be unpickled ({type(error).__name__}: {error}). "
+            f"checkpoint {path} cannot be unpickled ({brief(error)}). "
             "The file is damaged, or it needs a Python package that is not installed."
         ) from error
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from nequip_md.checkpoint.limits import shortened
 from nequip_md.errors import NequIPMDError
 
 _REQUIRED = object()
@@ -48,7 +49,7 @@ class Options:
     def refuse(self, key: str, value: Any, reason: str = "") -> None:
         """Raise the error for an option that is not implemented."""
         raise NequIPMDError(
-            f"upstream model {self.name}: option {key!r} with value {value!r} is not implemented by nequip-md"
+            f"upstream model {self.name}: option {key!r} with value {shortened(repr(value))} is not implemented by nequip-md"
             + (f" ({reason})" if reason else "")
             + ". Train without this option, or compile the model with upstream's own nequip-compile."
         )
@@ -131,7 +132,8 @@ class State:
         have, want = value.double().flatten(), expected.double().flatten()
         if have.shape != want.shape or not torch.allclose(have, want, rtol=1e-6):
             raise NequIPMDError(
-                f"upstream checkpoint: {key!r} holds {have.tolist()}, but the configuration gives {want.tolist()}; "
+                f"upstream checkpoint: {key!r} holds {shortened(str(have.tolist()))}, but the configuration gives "
+                f"{shortened(str(want.tolist()))}; "
                 "weights and configuration do not agree"
             )
 

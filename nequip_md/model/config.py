@@ -13,9 +13,14 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, f
 
 Nonlinearity = Literal["silu", "mish", "gelu"] | None
 
+# far beyond any use: with these, what a configuration costs is decided by its widths alone
+Layers = Annotated[int, Field(gt=0, le=50)]
+Depth = Annotated[int, Field(ge=0, le=50)]
+BasisSize = Annotated[int, Field(gt=0, le=1000)]
+
 
 class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class ZBLConfig(_Strict):
@@ -39,7 +44,7 @@ class ZBLConfig(_Strict):
 class PotentialConfig(_Strict):
     """Options common to every model kind."""
 
-    type_names: list[str] = Field(min_length=1)
+    type_names: list[str] = Field(min_length=1, max_length=1000)
     cutoff: PositiveFloat
     """Global cutoff radius, angstrom; no pair cutoff may exceed it."""
     pair_cutoffs: dict[str, float | dict[str, float]] | None = None
@@ -96,7 +101,7 @@ class BesselEmbedding(_Strict):
     """Product of type embeddings and a linear map of Bessel functions times the envelope."""
 
     kind: Literal["bessel"] = "bessel"
-    num_bessels: PositiveInt = 8
+    num_bessels: BasisSize = 8
     bessel_trainable: bool = False
 
 
@@ -104,8 +109,8 @@ class SplineEmbedding(_Strict):
     """One spline for each ordered pair of types and channel (raised-cosine basis, finite support)."""
 
     kind: Literal["spline"] = "spline"
-    num_splines: PositiveInt = 16
-    spline_span: PositiveInt = 12
+    num_splines: BasisSize = 16
+    spline_span: BasisSize = 12
 
 
 class AllegroConfig(PotentialConfig):
@@ -114,19 +119,19 @@ class AllegroConfig(PotentialConfig):
     kind: Literal["allegro"] = "allegro"
     l_max: int = Field(2, ge=0, le=3)
     parity: bool = True
-    num_layers: PositiveInt = 2
+    num_layers: Layers = 2
     num_scalar_features: PositiveInt = 64
     num_tensor_features: PositiveInt = 16
     radial_embedding: Annotated[BesselEmbedding | SplineEmbedding, Field(discriminator="kind")] = BesselEmbedding()
     radial_embedding_dim: PositiveInt | None = None
     """Width of the two-body embedding; None means ``num_scalar_features``. Even for the Bessel embedding."""
-    two_body_mlp_depth: int = Field(1, ge=0)
+    two_body_mlp_depth: Depth = 1
     two_body_mlp_width: PositiveInt = 64
     two_body_mlp_nonlinearity: Nonlinearity = "silu"
-    allegro_mlp_depth: int = Field(1, ge=0)
+    allegro_mlp_depth: Depth = 1
     allegro_mlp_width: PositiveInt = 64
     allegro_mlp_nonlinearity: Nonlinearity = "silu"
-    readout_mlp_depth: int = Field(1, ge=0)
+    readout_mlp_depth: Depth = 1
     readout_mlp_width: PositiveInt = 32
     readout_mlp_nonlinearity: Nonlinearity = "silu"
     path_channel_coupling: bool = True
@@ -145,15 +150,15 @@ class NequIPConfig(PotentialConfig):
     kind: Literal["nequip"] = "nequip"
     l_max: int = Field(1, ge=0, le=4)
     parity: bool = True
-    num_layers: PositiveInt = 4
+    num_layers: Layers = 4
     num_features: PositiveInt | list[PositiveInt] = 32
     """Multiplicity of each l: one number, or l_max + 1 of them."""
     type_embed_num_features: PositiveInt | None = None
-    radial_mlp_depth: PositiveInt = 1
+    radial_mlp_depth: Layers = 1
     radial_mlp_width: PositiveInt = 128
-    num_bessels: PositiveInt = 8
+    num_bessels: BasisSize = 8
     bessel_trainable: bool = False
-    readout_mlp_depth: int = Field(0, ge=0)
+    readout_mlp_depth: Depth = 0
     readout_mlp_width: PositiveInt | None = None
     readout_mlp_nonlinearity: Nonlinearity = "silu"
 

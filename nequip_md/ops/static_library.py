@@ -8,10 +8,27 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from torch._inductor.cpp_builder import get_cpp_compiler
 from torch.utils.cpp_extension import include_paths
 
 from nequip_md.errors import NequIPMDError
+
+
+def compiler() -> str:
+    """The C++ compiler that Inductor takes: the one that CXX names, or g++.
+
+    Raises:
+        NequIPMDError: there is none.
+    """
+    # the compiler's half of torch: whoever only runs artifacts does without it
+    from torch._inductor.cpp_builder import get_cpp_compiler
+    from torch._inductor.exc import InvalidCxxCompiler
+
+    try:
+        return get_cpp_compiler()
+    except (InvalidCxxCompiler, OSError) as error:
+        named = os.environ.get("CXX")
+        found = f"CXX is {named!r}, which cannot be run: set it to the path of one" if named else "g++ was not found"
+        raise NequIPMDError(f"an export needs a C++ compiler, and {found} (Debian and Ubuntu: apt install g++; or set CXX)") from error
 
 
 def build(folder: Path, name: str, source: Path, options: list[str]) -> None:
@@ -21,7 +38,7 @@ def build(folder: Path, name: str, source: Path, options: list[str]) -> None:
         NequIPMDError: there is no C++ compiler, or it fails.
     """
     code = folder / f"{name}.o"
-    _run([get_cpp_compiler(), "-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", *options, *(f"-I{path}" for path in include_paths()),
+    _run([compiler(), "-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", *options, *(f"-I{path}" for path in include_paths()),
           "-c", str(source), "-o", str(code)])
     _run(["ar", "rcs", str(folder / f"lib{name}.a"), str(code)])
 
