@@ -15,12 +15,12 @@ import torch
 from torch import nn
 from torch._inductor.exc import CppCompileError, InductorError
 
+from nequip_md.atomic import replacing
 from nequip_md.errors import NequIPMDError
 from nequip_md.export.trace import trace
 from nequip_md.model import Potential, fuse
 from nequip_md.ops import cpu, decompositions
 from nequip_md.ops.static_library import compiler
-from nequip_md.replace_file import replacing
 
 
 def check_target(path: str | Path, device: str) -> None:
@@ -49,7 +49,7 @@ def check_target(path: str | Path, device: str) -> None:
 
 @contextmanager
 def artifact_target(path: str | Path) -> Iterator[Path]:
-    """:func:`nequip_md.replace_file.replacing` for an artifact: what cannot be written is noticed when the block begins.
+    """:func:`nequip_md.atomic.replacing` for an artifact: what cannot be written is noticed when the block begins.
 
     Raises:
         NequIPMDError: the file cannot be written.

@@ -2,19 +2,11 @@
 
 from __future__ import annotations
 
-import signal
 import sys
 from collections.abc import Callable
 
 from nequip_md.errors import NequIPMDError
-
-
-class _Terminated(BaseException):
-    """The process was asked to end."""
-
-
-def _terminate(*_) -> None:
-    raise _Terminated
+from nequip_md.interrupt import Interrupted, interruptible
 
 
 def run(program: Callable[[], int | None]) -> None:
@@ -23,16 +15,13 @@ def run(program: Callable[[], int | None]) -> None:
     Ctrl-C and SIGTERM, which schedulers send at a time limit, end the body with an exception, so that it cleans up; the status
     is 130 or 143.
     """
-    signal.signal(signal.SIGTERM, _terminate)
     try:
-        status = program()
+        with interruptible():
+            status = program()
     except NequIPMDError as error:
         print(f"error: {error}", file=sys.stderr)
         status = 1
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        status = 130
-    except _Terminated:
-        print("ended by SIGTERM", file=sys.stderr)
-        status = 143
+    except Interrupted as stop:
+        print(f"ended by {stop.signal.name}", file=sys.stderr)
+        status = stop.status
     sys.exit(status or 0)

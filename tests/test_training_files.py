@@ -140,7 +140,7 @@ def test_a_full_disk_costs_one_epoch(folder, output, four_epochs, capsys):
     assert {k: v for k, v in content(output).items() if k.endswith(".ckpt")} == {
         k: v for k, v in before.items() if k.endswith(".ckpt")
     }
-    assert not list(output.glob(".*.tmp"))
+    assert not list(output.glob(".*.unfinished-*"))
     assert run(folder, output, "--resume", stop={"max_epochs": 4}) == 0
     assert_same_end(output, four_epochs)
 
@@ -188,9 +188,9 @@ def test_two_runs_do_not_share_a_folder(folder, output, capsys):
             assert run(folder, output, flag, stop={"max_epochs": 4}) == 1
             assert f"another run is writing to {output} (process {os.getpid()} on " in capsys.readouterr().err
     assert content(output) == before
-    (output / ".last.ckpt.1.tmp").write_bytes(b"of a killed run")
+    (output / ".last.unfinished-0.ckpt").write_bytes(b"of a killed run")
     assert run(folder, output, "--resume", stop={"max_epochs": 4}) == 0
-    assert not list(output.glob(".*.tmp"))
+    assert not list(output.glob(".*.unfinished-*"))
 
 
 def moved(frames):

@@ -70,6 +70,6 @@ def held(folder: Path) -> Iterator[None]:
             file.truncate(0)
             file.write(f"process {os.getpid()} on {platform.node()}\n")
             file.flush()
-            for part in folder.glob(".*.tmp"):  # of a run that was killed while it wrote
+            for part in folder.glob(".*.unfinished-*"):  # of a run that was killed while it wrote
                 part.unlink()
         yield

@@ -21,11 +21,11 @@ from safetensors.torch import save as serialise
 from torch import Tensor
 
 from nequip_md import __version__
+from nequip_md.atomic import write_atomically
 from nequip_md.checkpoint.limits import COPY_AGAIN, AtMost, brief
 from nequip_md.errors import NequIPMDError
 from nequip_md.model.config import AnyConfig, PotentialConfig
 from nequip_md.model.potential import Potential, build_model
-from nequip_md.replace_file import replacing
 
 FORMAT_VERSION = 1
 _KEY = "nequip_md"
@@ -77,8 +77,7 @@ def save_native(path: str | os.PathLike, model: Potential, *, training: dict | N
     content = serialise(state, metadata={_KEY: header})
     content = content.replace(_NO_DIGEST.encode(), hashlib.sha256(content).hexdigest().encode(), 1)
     try:
-        with replacing(path) as unfinished:
-            unfinished.write_bytes(content)
+        write_atomically(path, content)
     except OSError as error:
         raise NequIPMDError(f"cannot write checkpoint {path}: {error.strerror}") from error
 

@@ -16,13 +16,13 @@ from nequip_md.checkpoint import save
 from nequip_md.errors import NequIPMDError
 from nequip_md.export.package import artifact_target
 from nequip_md.model import AllegroConfig, build_model
-from nequip_md.replace_file import replacing
+from nequip_md.atomic import replacing
 
 # a command of this package that is busy writing
 WRITER = """
 import sys, time
 from nequip_md.cli import run
-from nequip_md.replace_file import replacing
+from nequip_md.atomic import replacing
 
 def program():
     with replacing(sys.argv[1]) as unfinished:
@@ -68,7 +68,7 @@ def test_an_exception_leaves_the_old_file(old):
     assert old.read_text() == "old" and names(old.parent) == ["model.pt2"]
 
 
-@pytest.mark.parametrize("number, status, message", [(signal.SIGTERM, 143, "ended by SIGTERM\n"), (signal.SIGINT, 130, "interrupted\n")])
+@pytest.mark.parametrize("number, status, message", [(signal.SIGTERM, 143, "ended by SIGTERM\n"), (signal.SIGINT, 130, "ended by SIGINT\n")])
 def test_a_signal_leaves_the_old_file(old, number, status, message):
     process = start_writer(old)
     process.send_signal(number)
