@@ -8,15 +8,14 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.console import Console
-
+from nequip_md.cli import command_parser
 from nequip_md.errors import NequIPMDError
-from nequip_md.training.config import load_config
+from nequip_md.files import FileKind, refuse_other
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Train the potential that a YAML file describes. Returns the exit status."""
-    parser = argparse.ArgumentParser(prog="nequip-md-train", description="Train an Allegro or NequIP potential.")
+    parser = command_parser("train", "Train an Allegro or NequIP potential.")
     parser.add_argument("config", type=Path, help="training file (YAML); docs/training.md describes its keys")
     parser.add_argument("-o", "--output", help="folder of checkpoints and logs, instead of the file's")
     begin = parser.add_mutually_exclusive_group()
@@ -24,8 +23,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     begin.add_argument("--overwrite", action="store_true", help="forget the run in the output folder")
     parser.add_argument("--check", action="store_true", help="check the training file and end")
     options = parser.parse_args(arguments)
+    from nequip_md.training.config import load_config  # after the arguments, as it imports torch
+
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout, force=True)
     try:
+        refuse_other(options.config, FileKind.TRAINING_FILE)
         config = load_config(options.config)
         if options.output:
             config = config.model_copy(update={"output": options.output})
@@ -40,6 +42,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _train(config, options: argparse.Namespace) -> int:
     try:
+        from rich.console import Console
+
         from nequip_md.training.report import metrics_table
         from nequip_md.training.run import BEST, train
     except ModuleNotFoundError as error:

@@ -7,6 +7,7 @@ import shlex
 import sys
 import time
 
+from nequip_md.cli import command_parser
 from nequip_md.errors import NequIPMDError
 from nequip_md.lammps.build import PLUGIN, build, failure_note, is_built
 from nequip_md.lammps.installation import Installation, cache_folder, in_tree_options, version
@@ -14,9 +15,7 @@ from nequip_md.lammps.installation import Installation, cache_folder, in_tree_op
 
 def main(argv: list[str] | None = None) -> int:
     """Entry point of the command; returns its exit status."""
-    parser = argparse.ArgumentParser(
-        prog="nequip-md-lammps", description="The LAMMPS plugin that provides pair_style nequip."
-    )
+    parser = command_parser("lammps", "The LAMMPS plugin that provides pair_style nequip.")
     commands = parser.add_subparsers(dest="command", required=True)
     builder = commands.add_parser("build", help="compile the plugin against the installed torch and LAMMPS")
     builder.add_argument("--lammps", metavar="DIR", help="another LAMMPS: an installation prefix or a source tree")
