@@ -30,10 +30,12 @@ if(NOT NEQUIP_MD_LAMMPS_RELEASE AND NEQUIP_MD_LAMMPS_INCLUDE_DIR)
       string(FIND "JanFebMarAprMayJunJulAugSepOctNovDec" "${CMAKE_MATCH_2}" _month)
       math(EXPR NEQUIP_MD_LAMMPS_RELEASE "${_year} * 10000 + (${_month} / 3 + 1) * 100 + ${_day}")
     endif()
-  elseif(EXISTS "${_version_config}")  # e.g. "2025.7.22.4"
+  elseif(EXISTS "${_version_config}")  # e.g. "2025.7.22.4", or "20240829" before 2025
     file(STRINGS "${_version_config}" _line REGEX "set\\(PACKAGE_VERSION ")
     if(_line MATCHES "\"([0-9]+)\\.([0-9]+)\\.([0-9]+)")
       math(EXPR NEQUIP_MD_LAMMPS_RELEASE "${CMAKE_MATCH_1} * 10000 + ${CMAKE_MATCH_2} * 100 + ${CMAKE_MATCH_3}")
+    elseif(_line MATCHES "\"([0-9]+)\"")
+      set(NEQUIP_MD_LAMMPS_RELEASE "${CMAKE_MATCH_1}")
     endif()
   endif()
 endif()

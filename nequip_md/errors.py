@@ -1,4 +1,4 @@
-"""The one exception that this package raises on bad input."""
+"""The one exception that this package raises on bad input, and a remedy that many messages name."""
 
 
 class NequIPMDError(RuntimeError):
@@ -6,3 +6,8 @@ class NequIPMDError(RuntimeError):
 
     Command-line programs print the message alone and end with status 1.
     """
+
+
+def install_command(extra: str) -> str:
+    """What to type where an optional dependency is missing: nequip-md is installed from its sources, not by name."""
+    return f"pip install '.[{extra}]' in the source folder of nequip-md"

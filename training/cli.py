@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from nequip_md.cli import command_parser
-from nequip_md.errors import NequIPMDError
+from nequip_md.errors import NequIPMDError, install_command
 from nequip_md.files import FileKind, refuse_other
 
 
@@ -47,7 +47,7 @@ def _train(config, options: argparse.Namespace) -> int:
         from nequip_md.training.report import metrics_table
         from nequip_md.training.run import BEST, train
     except ModuleNotFoundError as error:
-        raise NequIPMDError(f"training needs the package {error.name}: pip install 'nequip-md[train]'") from None
+        raise NequIPMDError(f"training needs the package {error.name}: {install_command('train')}") from None
     try:
         metrics = train(config, resume=options.resume, overwrite=options.overwrite)
     except KeyboardInterrupt:

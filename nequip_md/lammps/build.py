@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from nequip_md.errors import NequIPMDError
+from nequip_md.errors import NequIPMDError, install_command
 from nequip_md.lammps.installation import Installation, cache_folder
 
 PLUGIN = "nequipplugin.so"
@@ -94,7 +94,7 @@ def _tool(name: str) -> str:
     found = shutil.which(name, path=scripts) or shutil.which(name)
     if not found:
         raise NequIPMDError(
-            f"building the LAMMPS plugin needs {name}, which is not installed; pip install 'nequip-md[lammps]'"
+            f"building the LAMMPS plugin needs {name}, which is not installed; {install_command('lammps')}"
         )
     return found
 

@@ -694,7 +694,7 @@ void PairNequIP::find_owners()
 void PairNequIP::bring_home(Collected &collected, double **array)
 {
   in_transit = &collected;
-  comm->reverse_comm(this, collected.width);
+  comm->reverse_comm(this);    // releases before 2025 take no width here
   const int nlocal = atom->nlocal;
   const double *value = collected.values.data();
   for (int i = 0; i < nlocal; i++)
