@@ -41,7 +41,7 @@ CHECKPOINTS = (FileKind.CHECKPOINT, FileKind.UPSTREAM_CHECKPOINT, FileKind.UPSTR
 
 
 def file_kind(path: str | Path) -> FileKind:
-    """The kind of what lies at ``path``; ``UNKNOWN`` also for a file that is damaged, cannot be read or does not exist."""
+    """The kind of what lies at ``path``; ``UNKNOWN`` also where it is damaged, cannot be read or does not exist."""
     path = Path(path)
     if path.is_dir():
         return FileKind.FOLDER

@@ -209,7 +209,7 @@ def _trainer(config: TrainingConfig, output: Path, accelerator: str) -> L.Traine
 def _loggers(output: Path) -> list[Logger]:
     table = CSVLogger(output, name="logs")
     if importlib.util.find_spec("tensorboard") is None:
-        log.warning("tensorboard is not installed, so there will be no TensorBoard log: pip install tensorboard")
+        log.info("tensorboard is not installed, so there will be no TensorBoard log: pip install tensorboard")
         return [table]
     return [table, TensorBoardLogger(output, name="logs", version=table.version)]
 

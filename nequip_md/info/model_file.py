@@ -35,7 +35,7 @@ def model_facts(path: str | Path, *, allow_pickle: bool = False) -> dict[str, An
     elif kind is FileKind.TRAINING_STATE:
         facts = _state_facts(path)
     else:
-        raise NequIPMDError(f"{path} is {kind}; give a compiled model (.pt2), or a checkpoint of nequip-md or of upstream's nequip")
+        raise NequIPMDError(f"{path} is {kind}; give a compiled model (.pt2), or a checkpoint of nequip-md or upstream's nequip")
     facts = {"file": str(path), "kind": str(kind), "size_MB": round(path.stat().st_size / 1e6, 3), **facts}
     return {key: value for key, value in facts.items() if value not in (None, "", [], {})}
 
@@ -62,9 +62,11 @@ def _artifact_facts(path: Path) -> dict[str, Any]:
         radii = [float(r) for r in table["pair_cutoffs"].split()]
         rows = [radii[k * len(names):(k + 1) * len(names)] for k in range(len(names))]
         facts = {"model": table["kind"], **_types(names, float(table["cutoff"]), rows)}
-    shown = ("precision", "device", "compute_capability", "torch_version", "kernels", "cpu_instructions", "checkpoint_sha256")
-    return {"written_by": f"nequip-md {table.get('nequip_md_version', '')}".strip(), **{key: table.get(key) for key in shown},
-            **facts, **_training_facts(json.loads(table.get("training") or "{}"))}
+    shown = ("precision", "device", "compute_capability", "torch_version", "kernels", "cpu_instructions",
+             "checkpoint_sha256")
+    return {"written_by": f"nequip-md {table.get('nequip_md_version', '')}".strip(),
+            **{key: table.get(key) for key in shown}, **facts,
+            **_training_facts(json.loads(table.get("training") or "{}"))}
 
 
 def _state_facts(path: Path) -> dict[str, Any]:
