@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sysconfig
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -34,17 +35,20 @@ def test_another_release(other_lammps, lj_artifact, tmp_path):
     # LAMMPS that is linked to no MPI of its own takes the one of this environment
     libraries = os.pathsep.join([str(WHERE / "lib"), os.environ.get("LD_LIBRARY_PATH", "")])
     environment = {"LAMMPS_PLUGIN_PATH": str(plugin), "LD_LIBRARY_PATH": libraries}
+    systems = {name: system for name, system in SYSTEMS.items() if "processors" not in system.before}
+    systems["in tiles"] = replace(SYSTEMS["orthogonal"], before="comm_style tiled", after="balance 1.0 rcb")
+    names = [(name, newton) for name in systems for newton in ("on", "off")]
+    styles = {"native": NATIVE, "ours": nequip(lj_artifact)}
     for ranks in (1, 2):
         folder = tmp_path / f"{ranks}_ranks"
-        names = [(name, newton) for name, system in SYSTEMS.items() if "processors" not in system.before for newton in ("on", "off")]
         script = "clear\n".join(
-            SYSTEMS[name].start(folder / str(k), newton) + lines + measurement(f"{k}_{newton}_{kind}")
-            for k, (name, newton) in enumerate(names) for kind, lines in (("native", NATIVE), ("ours", nequip(lj_artifact)))
+            systems[name].start(folder / str(k), newton) + style + measurement(f"{k}_{newton}_{kind}")
+            for k, (name, newton) in enumerate(names) for kind, style in styles.items()
         )
         (folder / "in.test").write_text(script)
         outcome = run_program([other_lammps / "lmp", "-in", "in.test"], folder, ranks=ranks, env=environment)
         assert outcome.status == 0, outcome.text
         assert len(names) >= 10
         for k, (name, newton) in enumerate(names):
-            ours, native = (read_measurement(folder, f"{k}_{newton}_{kind}") for kind in ("ours", "native"))
+            native, ours = (read_measurement(folder, f"{k}_{newton}_{kind}") for kind in styles)
             assert_same(ours, native, f"{name}, newton {newton}, {ranks} ranks")
