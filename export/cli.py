@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import time
 from pathlib import Path
 
-from nequip_md.cli import run
+from nequip_md.cli import command_parser, run
 from nequip_md.errors import NequIPMDError
 
 
@@ -69,7 +68,7 @@ def export(checkpoint: Path, output: Path, *, device: str, precision: str, allow
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="nequip-md-export", description="Compile a trained potential into one .pt2 file for LAMMPS, ASE and other engines.")
+    parser = command_parser("export", "Compile a trained potential into one .pt2 file for LAMMPS, ASE and other engines.")
     parser.add_argument("model", type=Path, help="native checkpoint (.nqmd), upstream .ckpt or upstream .nequip.zip")
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="OUT.pt2", help="the artifact to write")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where it will run (default: cpu)")

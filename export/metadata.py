@@ -14,6 +14,7 @@ import torch
 
 import nequip_md
 from nequip_md.errors import NequIPMDError
+from nequip_md.files import FileKind, refuse_other
 from nequip_md.model.config import NequIPConfig, PotentialConfig
 from nequip_md.model.nequip_irreps import plan_layers, width
 
@@ -130,6 +131,7 @@ def read_metadata(path: str | Path) -> dict[str, str]:
         NequIPMDError: the file is missing, is not an artifact, or was written by another format version.
     """
     path = Path(path)
+    refuse_other(path, FileKind.ARTIFACT)
     if not path.is_file():
         raise NequIPMDError(f"{path}: no such file; write one with: nequip-md-export MODEL -o {path.name}")
     remedy = "write it again with: nequip-md-export MODEL -o OUT.pt2"

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import argparse
 import time
 from pathlib import Path
 
-from nequip_md.cli import run
+from nequip_md.cli import command_parser, run
 
 
 def validate(path: Path, device: str | None = None) -> int:
@@ -45,9 +44,9 @@ def validate(path: Path, device: str | None = None) -> int:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="nequip-md-validate",
-        description="Check a compiled potential: forces and stress against its own energy, invariances, padding, "
+    parser = command_parser(
+        "validate",
+        "Check a compiled potential: forces and stress against its own energy, invariances, padding, "
         "locality and smoothness. Errors are relative to the largest value of each system.",
     )
     parser.add_argument("artifact", type=Path, metavar="FILE.pt2")

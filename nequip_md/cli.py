@@ -1,12 +1,28 @@
-"""What the command-line programs share."""
+"""What the command-line programs share. Nothing here imports torch, so that ``--help`` answers at once."""
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Callable
 
+from nequip_md import __version__
 from nequip_md.errors import NequIPMDError
 from nequip_md.interrupt import Interrupted, interruptible
+
+
+def command_parser(name: str, description: str) -> argparse.ArgumentParser:
+    """Parser of the command ``nequip-md NAME``, which is also installed as ``nequip-md-NAME``; it knows ``--version``."""
+    umbrella = f"nequip-md {name}"
+    # the umbrella command puts its own name there, so that usage and errors repeat what was typed
+    prog = umbrella if sys.argv[0] == umbrella else f"nequip-md-{name}"
+    parser = argparse.ArgumentParser(prog=prog, description=description)
+    add_version(parser)
+    return parser
+
+
+def add_version(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--version", action="version", version=f"nequip-md {__version__}")
 
 
 def run(program: Callable[[], int | None]) -> None:

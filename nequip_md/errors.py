@@ -1,4 +1,4 @@
-"""The one exception that this package raises on bad input, and the warning of extrapolation."""
+"""The exception that this package raises on bad input, the warning of extrapolation, and a common remedy."""
 
 
 class NequIPMDError(RuntimeError):
@@ -10,3 +10,8 @@ class NequIPMDError(RuntimeError):
 
 class ExtrapolationWarning(UserWarning):
     """A structure is far from anything in a model's training data: atoms closer together, or forces much larger."""
+
+
+def install_command(extra: str) -> str:
+    """What to type where an optional dependency is missing: nequip-md is installed from its sources, not by name."""
+    return f"pip install '.[{extra}]' in the source folder of nequip-md"

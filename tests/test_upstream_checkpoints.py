@@ -22,6 +22,7 @@ import nequip_md
 from nequip_md.checkpoint import read_info, save
 from nequip_md.checkpoint.upstream import convert, read_upstream
 from nequip_md.errors import NequIPMDError
+from nequip_md.files import FileKind, file_kind
 from nequip_md.graph import build_graph, forces_from_gradient
 from nequip_md.model import energy_and_gradient
 
@@ -79,7 +80,9 @@ def test_checkpoint(trained, case):
 
 @pytest.mark.parametrize("case", PACKAGED)
 def test_packaged_model(trained, case):
-    assert_same(nequip_md.load(trained / f"{case}.nequip.zip"), trained / f"{case}.json")
+    path = trained / f"{case}.nequip.zip"
+    assert file_kind(path) is FileKind.UPSTREAM_PACKAGE
+    assert_same(nequip_md.load(path), trained / f"{case}.json")
 
 
 @pytest.mark.parametrize("path", OLDER, ids=lambda path: path.stem)

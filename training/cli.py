@@ -8,11 +8,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.console import Console
-
-from nequip_md.errors import NequIPMDError
+from nequip_md.cli import command_parser
+from nequip_md.errors import NequIPMDError, install_command
+from nequip_md.files import FileKind, refuse_other
 from nequip_md.interrupt import Interrupted, interruptible
-from nequip_md.training.config import load_config
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -26,7 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _main(arguments: Sequence[str] | None) -> int:
-    parser = argparse.ArgumentParser(prog="nequip-md-train", description="Train an Allegro or NequIP potential.")
+    parser = command_parser("train", "Train an Allegro or NequIP potential.")
     parser.add_argument("config", type=Path, help="training file (YAML); docs/training.md describes its keys")
     parser.add_argument("-o", "--output", help="folder of checkpoints and logs, instead of the file's")
     begin = parser.add_mutually_exclusive_group()
@@ -39,8 +38,11 @@ def _main(arguments: Sequence[str] | None) -> int:
         help="the file is one of upstream's nequip-train: print a file for nequip-md-train, and end",
     )
     options = parser.parse_args(arguments)
+    from nequip_md.training.config import load_config  # after the arguments, as it imports torch
+
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout, force=True)
     try:
+        refuse_other(options.config, FileKind.TRAINING_FILE)
         if options.from_nequip:
             from nequip_md.training.from_nequip import convert
 
@@ -57,11 +59,13 @@ def _main(arguments: Sequence[str] | None) -> int:
 
 def _train(config, options: argparse.Namespace) -> int:
     try:
+        from rich.console import Console
+
         from nequip_md.training.prepare import check
         from nequip_md.training.report import metrics_table
         from nequip_md.training.run import BEST, train
     except ModuleNotFoundError as error:
-        raise NequIPMDError(f"training needs the package {error.name}: pip install 'nequip-md[train]'") from None
+        raise NequIPMDError(f"training needs the package {error.name}: {install_command('train')}") from None
     if options.check:
         check(config)
         print(f"{options.config}: ok")

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from nequip_md.errors import NequIPMDError
+from nequip_md.files import TRAINING_STATE_KEY
 from nequip_md.model.potential import Potential
 from nequip_md.training.config import TrainingConfig
 from nequip_md.training.data import Sample
@@ -23,7 +24,7 @@ from nequip_md.training.schedule import Clock, make_schedule
 
 log = logging.getLogger(__name__)
 
-STATE_KEY = "nequip_md"
+STATE_KEY = TRAINING_STATE_KEY
 """Where a Lightning checkpoint of this module keeps what Lightning does not save itself."""
 
 

@@ -207,7 +207,7 @@ def _trainer(config: TrainingConfig, states: StateFiles, accelerator: str) -> L.
 def _loggers(output: Path) -> list[Logger]:
     table = CSVLogger(output, name="logs", flush_logs_every_n_steps=1)  # a run may be killed at any time
     if importlib.util.find_spec("tensorboard") is None:
-        log.warning("tensorboard is not installed, so there will be no TensorBoard log: pip install tensorboard")
+        log.info("tensorboard is not installed, so there will be no TensorBoard log: pip install tensorboard")
         return [table]
     return [table, TensorBoardLogger(output, name="logs", version=table.version)]
 

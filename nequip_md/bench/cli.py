@@ -11,13 +11,20 @@ from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nequip_md.cli import run
+from nequip_md.cli import command_parser, run
 from nequip_md.errors import NequIPMDError
 
 if TYPE_CHECKING:
     from nequip_md.bench.measure import Row
 
 Report = Callable[[str], None]
+
+OF_ENGINES = {
+    "repeats": ("graph", 11, "timed evaluations, of which the median counts"),
+    "steps": ("lammps", 20, "timed steps of LAMMPS"),
+    "ranks": ("lammps", 1, "MPI processes of LAMMPS"),
+}
+"""Options that one engine alone obeys: the engine, their default and what they are."""
 
 
 def positive(text: str) -> int:
@@ -28,9 +35,7 @@ def positive(text: str) -> int:
 
 
 def parser() -> argparse.ArgumentParser:
-    result = argparse.ArgumentParser(
-        prog="nequip-md-bench", description="Time of one step of a model on this machine, by number of atoms."
-    )
+    result = command_parser("bench", "Time of one step of a model on this machine, by number of atoms.")
     add = result.add_argument
     add("model", metavar="MODEL", help="checkpoint (.nqmd, .ckpt, .nequip.zip), artifact (.pt2), or a preset with random "
         "weights and the structure's elements: small, medium, large (Allegro), S, M, L, XL (NequIP)")
@@ -44,15 +49,28 @@ def parser() -> argparse.ArgumentParser:
         help="graph: evaluation alone, neighbours found beforehand (default); lammps: molecular dynamics")
     add("--peer", action="store_true", help="time upstream's nequip-allegro beside it (engine graph, Allegro, both with "
         "weights that upstream draws)")
-    add("--repeats", type=positive, default=11, help="timed evaluations, of which the median counts (default: 11)")
-    add("--steps", type=positive, default=20, help="timed steps of LAMMPS (default: 20)")
-    add("--ranks", type=positive, default=1, help="MPI processes of LAMMPS (default: 1)")
+    for name, (_, default, explanation) in OF_ENGINES.items():
+        add(f"--{name}", type=positive, help=f"{explanation} (default: {default})")
     add("--threads", type=positive, help="CPU threads; LAMMPS' ranks share them (default: as many as PyTorch takes; "
         "on cuda one for each rank of LAMMPS)")
     add("--output", type=Path, metavar="results.json", help="write all numbers there, after every size")
     add("--plot", type=Path, metavar="plot.png", help="draw time and memory over the number of atoms")
     add("--allow-pickle", action="store_true", help="read upstream files whose format executes code stored in them")
     return result
+
+
+def complete(options: argparse.Namespace) -> None:
+    """Fill in the defaults of :data:`OF_ENGINES`.
+
+    Raises:
+        NequIPMDError: an option was given whose engine is not timed.
+    """
+    for name, (engine, default, _) in OF_ENGINES.items():
+        if getattr(options, name) is None:
+            setattr(options, name, default)
+        elif engine not in options.engine:
+            raise NequIPMDError(f"--{name} belongs to --engine {engine}, but the engine is {' '.join(options.engine)}; "
+                                f"add --engine {engine}, or leave --{name} out")
 
 
 def threads_per_rank(threads: int | None, ranks: int, device: str) -> int:
@@ -74,6 +92,7 @@ def bench(options: argparse.Namespace, report: Report = print) -> list[Row]:
     Raises:
         NequIPMDError: bad input, something that is not installed, or a failure that other sizes would not escape.
     """
+    complete(options)
     import torch
 
     from nequip_md.bench import measure, peer

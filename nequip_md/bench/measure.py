@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from statistics import median
 
 import torch
@@ -16,6 +15,7 @@ import nequip_md
 from nequip_md.errors import NequIPMDError
 from nequip_md.export import Artifact
 from nequip_md.graph import build_graph
+from nequip_md.info.installation import cpu_name
 
 WARM_UP = 3
 TOGETHER = 0.1
@@ -50,11 +50,8 @@ class Row:
 
 def machine(device: str) -> dict[str, str | int | None]:
     """What the numbers depend on."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    cpu = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), None)
     gpu = torch.cuda.get_device_name() if device == "cuda" else None
-    return {"gpu": gpu, "cpu": cpu, "torch": torch.__version__, "threads": torch.get_num_threads()}
+    return {"gpu": gpu, "cpu": cpu_name(), "torch": torch.__version__, "threads": torch.get_num_threads()}
 
 
 def failure_of(action: Callable[[], object]) -> str | None:

@@ -16,6 +16,7 @@ from nequip_md.checkpoint.limits import COPY_AGAIN, brief
 from nequip_md.checkpoint.native import CheckpointInfo, load_native, read_native_info, save_native
 from nequip_md.checkpoint.upstream import convert, read_upstream, upstream_info
 from nequip_md.errors import NequIPMDError
+from nequip_md.files import FileKind, refuse_other
 from nequip_md.model.potential import Potential
 
 __all__ = ["CheckpointInfo", "checkpoint_sha256", "load", "read_info", "save"]
@@ -91,6 +92,7 @@ def _existing(path: str | os.PathLike) -> Path:
 def _identify(path: str | os.PathLike) -> tuple[Path, str]:
     """The kind of a file by its first bytes: safetensors, or a PyTorch zip file."""
     path = _existing(path)
+    refuse_other(path, FileKind.CHECKPOINT)
     with open(path, "rb") as file:
         start = file.read(9)
     # first, because the eight bytes before it are a length that can be anything

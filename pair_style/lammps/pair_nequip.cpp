@@ -694,7 +694,8 @@ void PairNequIP::find_owners()
 void PairNequIP::bring_home(Collected &collected, double **array)
 {
   in_transit = &collected;
-  comm->reverse_comm(this, collected.width);
+  comm_reverse = collected.width;    // releases before 2025 do not take it as an argument
+  comm->reverse_comm(this);
   const int nlocal = atom->nlocal;
   const double *value = collected.values.data();
   for (int i = 0; i < nlocal; i++)

@@ -1,0 +1,41 @@
+"""``nequip-md``: one command for all of this package's programs, also as ``python -m nequip_md``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from importlib import import_module
+
+from nequip_md.cli import add_version
+
+COMMANDS = {
+    "train": ("nequip_md.training.cli", "train an Allegro or NequIP potential"),
+    "export": ("nequip_md.export.cli", "compile a trained potential into one .pt2 file"),
+    "validate": ("nequip_md.export.validate_cli", "check a compiled potential"),
+    "lammps": ("nequip_md.lammps.cli", "build and find the LAMMPS plugin"),
+    "bench": ("nequip_md.bench.cli", "time a step of a model on this machine"),
+    "info": ("nequip_md.info.cli", "what a model file holds; without a file, what is installed here"),
+}
+"""Module and help of each command; the module's ``main()`` reads ``sys.argv``."""
+
+
+def main() -> None:
+    """Hand over to the command that is named, or explain which there are."""
+    if len(sys.argv) > 1 and sys.argv[1] in COMMANDS:
+        name = sys.argv[1]
+        sys.argv = [f"nequip-md {name}", *sys.argv[2:]]
+        sys.exit(import_module(COMMANDS[name][0]).main())
+    parser = argparse.ArgumentParser(
+        prog="nequip-md",
+        description="Trained NequIP and Allegro potentials in molecular dynamics.",
+        epilog="nequip-md COMMAND --help explains a command; all but info are also installed as nequip-md-COMMAND",
+    )
+    add_version(parser)
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    for name, (_, explanation) in COMMANDS.items():
+        commands.add_parser(name, help=explanation)
+    parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""``nequip-md info``: what a model file holds, and what is installed on this machine."""
