@@ -43,11 +43,16 @@ static constexpr int MESSAGE_SIZE = 1024;
 static constexpr int RESTART_TEXT_SIZE = 1 << 16;    // a longer text of a restart file is a damaged one
 static constexpr int GROUP_ALL = 0;
 
-// Fixes that let atoms vanish on trial by excluding them from all neighbor lists, which they ask for in their own init().
-// To the first two, an atom without neighbors must have no energy; fix widom never evaluates one.
+// Fixes that exclude a group of atoms from all neighbor lists, but only in their init(), after that of the pair style.
+// Those that delete atoms on trial put them into this group, and take it that they have no energy then.
 
-static const char *const VANISHING[] = {"gcmc", "charge/regulation", "widom"};
-static constexpr int NUM_REFUSED = 2;
+struct LAMMPS_NS::ExcludingFix {
+  const char *style;
+  bool deletes;
+};
+
+static constexpr ExcludingFix EXCLUDING_FIXES[] = {
+    {"gcmc", true}, {"charge/regulation", true}, {"widom", false}};
 
 static const char CITE_NEQUIP[] =
     "pair_style nequip with a NequIP model: doi:10.1038/s41467-022-29939-5\n\n"
@@ -331,7 +336,7 @@ void PairNequIP::init_style()
                           std::to_string(comm->nprocs) + "; use one, or an Allegro model");
   check_masses();
   if (isolated)
-    check_vanishing_atoms();
+    check_trial_deletions();
   else
     find_isolated_energies();
   exclusion_warned = false;
@@ -347,6 +352,13 @@ void PairNequIP::init_style()
   work = Work();
 }
 
+// whether a fix of this style, or of a variant of it, is defined
+
+bool PairNequIP::is_there(const ExcludingFix &fix) const
+{
+  return !modify->get_fix_by_style(std::string("^") + fix.style).empty();
+}
+
 /* ----------------------------------------------------------------------
    what only LAMMPS' own neighbor lists know of; empty if all atoms around an atom are its neighbors
 ------------------------------------------------------------------------- */
@@ -354,10 +366,12 @@ void PairNequIP::init_style()
 std::string PairNequIP::needs_lists() const
 {
   if (force->pair != this) return "pair style hybrid";
-  for (const char *style : VANISHING)
-    if (!modify->get_fix_by_style(std::string("^") + style).empty()) return std::string("fix ") + style;
+  for (const ExcludingFix &fix : EXCLUDING_FIXES)
+    if (is_there(fix)) return std::string("fix ") + fix.style;
   return exclusions();
 }
+
+// what neigh_modify leaves out of the lists, empty if nothing
 
 std::string PairNequIP::exclusions() const
 {
@@ -417,16 +431,16 @@ void PairNequIP::leave_out_isolated(int num_centres, const int *atoms, nequip_md
 }
 
 /* ----------------------------------------------------------------------
-   Monte Carlo that deletes atoms on trial: they keep their isolated energies, while inserted ones bring theirs along,
+   an atom deleted on trial would keep its isolated energy, while an inserted one brings it along,
    so that no chemical potential fits both
 ------------------------------------------------------------------------- */
 
-void PairNequIP::check_vanishing_atoms()
+void PairNequIP::check_trial_deletions()
 {
-  for (int k = 0; k < NUM_REFUSED; k++)
-    if (!modify->get_fix_by_style(std::string("^") + VANISHING[k]).empty() && has_isolated_energies())
+  for (const ExcludingFix &fix : EXCLUDING_FIXES)
+    if (fix.deletes && is_there(fix) && has_isolated_energies())
       error->all(FLERR, std::string("Pair style nequip counts the energies of isolated atoms, with which fix ") +
-                            VANISHING[k] + " gives wrong numbers of atoms; use pair_style nequip isolated no");
+                            fix.style + " gives wrong numbers of atoms; use pair_style nequip isolated no");
 }
 
 /* ----------------------------------------------------------------------
@@ -942,8 +956,7 @@ void PairNequIP::check_special_bonds()
     error->all(FLERR,
                "Pair style nequip needs bonded atoms as full neighbors, but special_bonds leaves out or scales "
                "those of atom ID " + std::to_string(anywhere) +
-                   "; use special_bonds lj 1 1 1, or in a hybrid style pair_modify pair nequip special lj 1 1 1 "
-                   "(see Restrictions in docs/pair_style_nequip.md)");
+                   "; use special_bonds lj 1 1 1, or in a hybrid style pair_modify pair nequip special lj 1 1 1");
 }
 
 // ----------------------------------------------------------------------

@@ -19,6 +19,8 @@ struct nequip_md_results;
 
 namespace LAMMPS_NS {
 
+struct ExcludingFix;
+
 class PairNequIP : public Pair {
  public:
   PairNequIP(class LAMMPS *);
@@ -111,12 +113,13 @@ class PairNequIP : public Pair {
   void check_special_bonds();
   void check_lists();
   void check_masses();
-  void check_vanishing_atoms();
+  void check_trial_deletions();
   void find_isolated_energies();
   bool has_isolated_energies();
   void leave_out_isolated(int, const int *, nequip_md_results &) const;
   std::string needs_lists() const;
   std::string exclusions() const;
+  bool is_there(const ExcludingFix &) const;
   void find_owners();
   void bring_home(Collected &, double **);
 };
