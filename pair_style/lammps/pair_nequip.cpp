@@ -82,7 +82,8 @@ static const char CITE_ALLEGRO[] =
 
 PairNequIP::PairNequIP(LAMMPS *lmp) :
     Pair(lmp), model(nullptr), cutoff(0.0), num_threads(0), max_edges(0), isolated(true), replay(true),
-    verbose(false), own_search(false), masses_checked(false), exclusion_warned(false), last_build(-1), in_transit(nullptr), energy_flag(0)
+    verbose(false), own_search(false), masses_checked(false), exclusion_warned(false), last_build(-1),
+    in_transit(nullptr), energy_flag(0)
 {
   single_enable = 0;
   one_coeff = 1;
