@@ -928,8 +928,8 @@ void PairNequIP::map_types(int narg, char **arg)
 }
 
 /* ----------------------------------------------------------------------
-   the model needs all neighbors, and has no weaker ones: harmless only where no atom of the model has any such partner.
-   In a hybrid style the factors are those of pair_modify special, if it was given for this style, during compute() only.
+   the model needs all neighbors, and has no weaker ones: harmless only where no atom of the model
+   has such a partner; in a hybrid style the factors are this style's own during compute() only
 ------------------------------------------------------------------------- */
 
 void PairNequIP::check_special_bonds()

@@ -75,7 +75,8 @@ def assert_refused(outcome):
 
 # name: (atom style, input lines that make a bonded pair of atoms 3.6 angstrom apart before or during 4 steps)
 SOURCES = {
-    "create_bonds": ("bond", "create_atoms 1 single 5 5 5\ncreate_atoms 1 single 8.6 5 5\ncreate_bonds single/bond 1 1 2\n"),
+    "create_bonds": (
+        "bond", "create_atoms 1 single 5 5 5\ncreate_atoms 1 single 8.6 5 5\ncreate_bonds single/bond 1 1 2\n"),
     "create_atoms mol": ("bond", "create_atoms 0 single 5 5 5 mol m 4711 rotate 0 0 0 1\n"),
     "template": ("template m", "create_atoms 0 single 5 5 5 mol m 4711 rotate 0 0 0 1\n"),
     "fix deposit mol": (
@@ -88,7 +89,7 @@ SOURCES = {
 
 @pytest.mark.parametrize("source, neighbors", [*((s, "lammps") for s in SOURCES), ("fix bond/create", "engine")])
 def test_sources_of_bonds(source, neighbors, lj_artifact, tmp_path):
-    """With LAMMPS' default factors of 0 the run stops, at whatever step the bond came; with 1 the pair has its energy."""
+    """With LAMMPS' default factors of 0 the run stops at the step of the bond; with 1 the pair has its energy."""
     style, lines = SOURCES[source]
     begin = start(tmp_path, style)
     if style.startswith("template"):  # the molecule comes before the atom style
@@ -130,8 +131,9 @@ def test_bonds_created_in_a_crystal(lj_artifact, tmp_path):
     ours = nequip(lj_artifact, "Ar", "isolated no")
     outcome = run_lammps(CRYSTAL.format(pair=native) + "clear\n" + CRYSTAL.format(pair=ours), tmp_path)
     assert outcome.status == 0, outcome.text
-    rows = [line.split() for line in outcome.text.splitlines() if line.split()[:1] and line.split()[0] in ("0", "4", "8", "12")]
-    table = np.array([row for row in rows if len(row) == 4], dtype=float).reshape(2, 4, 4)
+    rows = [line.split() for line in outcome.text.splitlines()]
+    rows = [row for row in rows if len(row) == 4 and row[0] in ("0", "4", "8", "12")]
+    table = np.array(rows, dtype=float).reshape(2, 4, 4)
     np.testing.assert_allclose(table[1], table[0], rtol=1e-7)
     np.testing.assert_allclose(table[1, [0, 3], 1], [-5.9937, -5.9819], atol=1e-4)
     assert table[1, 3, 3] > 100, "there are no bonds"
@@ -161,7 +163,8 @@ HYBRID = {
     "bonds on both sides, factors overridden": (BONDS, "1e-50 1e-50 1e-50", SPECIAL, WITHOUT_1_2),
     "bonds on both sides, factors for all": (BONDS, "1e-50 1e-50 1e-50", "", None),
     "bonds on both sides, no neighbours": (BONDS, "0 0 0", "", None),
-    "bonds of the model removed": (BONDS, "0 0 0", "group ml type 1\ndelete_bonds ml multi remove special\n", WITHOUT_1_2),
+    "bonds of the model removed": (
+        BONDS, "0 0 0", "group ml type 1\ndelete_bonds ml multi remove special\n", WITHOUT_1_2),
     "bonds elsewhere": ("create_bonds single/bond 1 3 4\n", "0 0.5 0.5", "", WITHOUT_1_2),
     "a bond between the parts": (CROSSING, "0 0 0", "", [(0, 3), (1, 2), (1, 3), (2, 3)]),
     "factors of other kinds of partners": (BONDS, "1 0.5 0.5", "", [*WITHOUT_1_2, (2, 3)]),

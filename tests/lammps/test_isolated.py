@@ -42,13 +42,13 @@ def test_energies_equal_native(lj_artifact, tmp_path):
 
 @pytest.mark.parametrize("name", ["allegro_fp64", "nequip_fp64"])
 def test_real_models(name, small_models, plugin_folder, tmp_path):
-    """Both kinds of models: what is left out is the eager model's energy of an atom without edges, so that it has none."""
+    """Both kinds of models: what is left out is the eager model's energy of an atom without edges."""
     checkpoint, artifact = small_models(name)
     script = ""
     for case in ("yes", "no"):
         for system in ("triclinic", "out of reach"):
-            script += ("clear\n" + SYSTEMS[system].start(tmp_path / system[:3]) + nequip(artifact, "H O", f"isolated {case}")
-                       + measurement(f"{system[:3]}_{case}"))
+            start = SYSTEMS[system].start(tmp_path / system[:3])
+            script += f"clear\n{start}{nequip(artifact, 'H O', f'isolated {case}')}{measurement(f'{system[:3]}_{case}')}"
     outcome = run_lammps(script, tmp_path)
     assert outcome.status == 0, outcome.text
     model = nequip_md.load(checkpoint)
@@ -86,29 +86,34 @@ ATOMS = ("create_atoms 1 box\nvelocity all create 100 4711\nfix mv all nve\n"
          "fix gc all gcmc 1 20 20 1 29494 150.0 -0.12 0.5 full_energy\n" + RECORD
          + "variable n equal atoms\nfix av all ave/time 1 150 200 v_n\nrun 200\nprint \"MEAN $(f_av)\"\n")
 MOLECULES = (f"fix gc all gcmc 1 20 0 0 29494 300.0 0.0 0.5 mol dimer pressure 200.0 fugacity_coeff 1.0 "
-             f"intra_energy {DIMER_ENERGY!r} full_energy\n" + RECORD + "run 50\n")
+             f"intra_energy {DIMER_ENERGY!r} full_energy\n" + RECORD + "run 30\nrun 20\n")
+IONS = ("fix mv all nve\n"
+        "fix gc all charge/regulation 1 2 nevery 1 nmc 20 pIp -1 pIm -1 temp 300 seed 4711 lunit_nm 0.1\n"
+        + RECORD.replace("f_gc[3] f_gc[4] f_gc[5] f_gc[6]", "f_gc[1] f_gc[2] f_gc[7] f_gc[8]") + "run 30\nrun 20\n")
+GAS_OF_IONS = GAS.replace("style molecular", "style charge").replace("special_bonds", "#").replace("molecule", "#")
+ENSEMBLES = {"atoms": (GAS, ATOMS), "molecules": (GAS, MOLECULES), "ions": (GAS_OF_IONS, IONS)}
 
 
 def counts(text: str) -> list[list[str]]:
-    """Step, atoms, and insertions and deletions tried and accepted, of every line of thermodynamic output."""
+    """Step, atoms and four counts of the fix, of every line of thermodynamic output."""
     rows = [line.split() for line in text.splitlines()]
     return [row[:6] for row in rows if len(row) == 7 and all(part.isdigit() for part in row[:6])]
 
 
-@pytest.mark.parametrize("case, ranks", [("atoms", 1), ("molecules", 1), ("molecules", 2)])
+@pytest.mark.parametrize("case, ranks", [("atoms", 1), ("molecules", 1), ("molecules", 2), ("ions", 1)])
 def test_grand_canonical(case, ranks, lj_artifact, tmp_path):
-    """fix gcmc takes the very same decisions with lj/cut and with the same potential that has energies of isolated atoms."""
+    """The fixes decide alike with lj/cut and with the same potential that has energies of isolated atoms."""
     (tmp_path / "dimer.mol").write_text(DIMER)
-    lines = ATOMS if case == "atoms" else MOLECULES
-    script = GAS + NATIVE + lines + "clear\n" + GAS + nequip(lj_artifact, keywords="isolated no") + lines
+    gas, lines = ENSEMBLES[case]
+    script = gas + NATIVE + lines + "clear\n" + gas + nequip(lj_artifact, keywords="isolated no") + lines
     outcome = run_lammps(script, tmp_path, ranks=ranks)
     assert outcome.status == 0, outcome.text
     native, ours = (counts(part) for part in outcome.text.split("Pair style nequip:"))
     assert len(native) > 3 and ours == native
-    inserted, deleted = int(native[-1][3]), int(native[-1][5])
-    assert inserted > 10 and deleted > 10, "nothing happened"
+    assert int(native[-1][3]) > 10 and int(native[-1][5]) > 10, "nothing happened"
     if case == "atoms":  # the mean over steps 51 to 200
-        assert [float(part.split()[0]) for part in outcome.text.split("MEAN ")[1:]] == [pytest.approx(70.3, abs=0.05)] * 2
+        means = [float(part.split()[0]) for part in outcome.text.split("MEAN ")[1:]]
+        assert means == [pytest.approx(70.3, abs=0.05)] * 2
 
 
 REFUSED = {
@@ -116,7 +121,7 @@ REFUSED = {
     "gcmc, engine": (
         "isolated no neighbors engine", ATOMS, "neighbors engine cannot be used with fix gcmc|use neighbors lammps"),
     "charge/regulation": (
-        "", "create_atoms 1 box\nfix c all charge/regulation 1 2 temp 300 seed 4711 pKa 5 pH 7 acid_type 1\nrun 0\n",
+        "", IONS,
         "fix charge/regulation gives wrong numbers of atoms|use pair_style nequip isolated no"),
     "exclusion after the run was set up": (
         "neighbors engine", "create_atoms 1 box\nneigh_modify check no\nfix mv all nve\nrun 1\n"
@@ -129,7 +134,7 @@ REFUSED = {
 def test_refused(case, lj_artifact, tmp_path):
     (tmp_path / "dimer.mol").write_text(DIMER)
     keywords, lines, words = REFUSED[case]
-    gas = GAS.replace("molecular", "charge").replace("special", "#") if case.startswith("charge") else GAS
+    gas = GAS_OF_IONS if lines == IONS else GAS
     outcome = run_lammps(gas + nequip(lj_artifact, keywords=keywords) + lines, tmp_path, ranks=2, limit=60)
     assert outcome.status != 0
     for word in ("ERROR", *words.split("|")):
@@ -145,7 +150,7 @@ EXCLUDED = {
 
 @pytest.mark.parametrize("case", EXCLUDED)
 def test_warning(case, lj_artifact, tmp_path):
-    """Atoms that are taken out of all lists keep the energy of an isolated atom: said once in a run, unless it is left out."""
+    """Atoms that are taken out of all lists keep the energy of an isolated atom, which is said once in a run."""
     (tmp_path / "dimer.mol").write_text(DIMER)
     lines = "create_atoms 1 box\n" + EXCLUDED[case] + "run 3\n"
     script = GAS + nequip(lj_artifact) + lines + "clear\n" + GAS + nequip(lj_artifact, keywords="isolated no") + lines

@@ -16,7 +16,7 @@ def run_in_two_folders(tmp_path, script: str) -> Outcome:
     for rank in range(2):
         (tmp_path / f"r{rank}" / "in.test").write_text(script)
         command += [":"] * rank + ["-n", "1", "-wdir", tmp_path / f"r{rank}", SCRIPTS / "lmp", "-in", "in.test"]
-    done = subprocess.run(list(map(str, command)), timeout=60, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    done = subprocess.run([*map(str, command)], timeout=60, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     return Outcome(done.returncode, done.stdout, tmp_path)
 
 

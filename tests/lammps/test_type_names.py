@@ -27,7 +27,7 @@ CASES = {
     "rounded": ("mass 1 40\nmass 2 20", "Ar Ne", [], ""),
     "isotope": ("mass 1 36.97\nmass 2 22", "Ar Ne", [], ""),
     "all the same": ("mass * 40", "Ar Ne", [2], "it is that of Ar"),
-    "far from its element": ("mass 1 1.0\nmass 2 20.18", "Ar Ne", [1], "its mass is 1 where that of the element is 39.948;"),
+    "far from its element": ("mass 1 1.0\nmass 2 20.18", "Ar Ne", [1], "is 1 where that of the element is 39.948;"),
     "two types of one name": ("mass 1 20.18\nmass 2 39.948", "Ar Ar", [1], "it is that of Ne"),
     "no mass is near": ("mass 1 30\nmass 2 20.18", "Ar Ne", [], ""),
     "mass of each atom": (SPHERES, "Ar Ne", [1, 2], "it is that of Ne"),
