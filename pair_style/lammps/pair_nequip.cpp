@@ -8,10 +8,13 @@
 #include "pair_nequip.h"
 
 #include "atom.h"
+#include "citeme.h"
 #include "comm.h"
+#include "element_masses.h"
 #include "error.h"
 #include "force.h"
 #include "memory.h"
+#include "modify.h"
 #include "neigh_list.h"
 #include "neighbor.h"
 #include "update.h"
@@ -20,7 +23,12 @@
 #include "nequip_md_engine.h"
 
 #include <algorithm>
+#include <cerrno>
+#include <cmath>
+#include <cstdint>
+#include <cstdlib>
 #include <cstring>
+#include <filesystem>
 #include <numeric>
 
 using namespace LAMMPS_NS;
@@ -32,13 +40,50 @@ static constexpr double EV_IN_KCAL_PER_MOL =
 static constexpr int VIRIAL_COMPONENTS = 6;
 static constexpr int CENTROID_COMPONENTS = 9;
 static constexpr int MESSAGE_SIZE = 1024;
+static constexpr int RESTART_TEXT_SIZE = 1 << 16;    // a longer text of a restart file is a damaged one
+static constexpr int GROUP_ALL = 0;
+
+// Fixes that exclude a group of atoms from all neighbor lists, but only in their init(), after that of the pair style.
+// Those that delete atoms on trial put them into this group, and take it that they have no energy then.
+
+struct LAMMPS_NS::ExcludingFix {
+  const char *style;
+  bool deletes;
+};
+
+static constexpr ExcludingFix EXCLUDING_FIXES[] = {
+    {"gcmc", true}, {"charge/regulation", true}, {"widom", false}};
+
+static const char CITE_NEQUIP[] =
+    "pair_style nequip with a NequIP model: doi:10.1038/s41467-022-29939-5\n\n"
+    "@Article{Batzner2022,\n"
+    " author = {Batzner, Simon and Musaelian, Albert and Sun, Lixin and Geiger, Mario and Mailoa, Jonathan P.\n"
+    "   and Kornbluth, Mordechai and Molinari, Nicola and Smidt, Tess E. and Kozinsky, Boris},\n"
+    " title = {{E(3)}-Equivariant Graph Neural Networks for Data-Efficient and Accurate Interatomic Potentials},\n"
+    " journal = {Nature Communications},\n"
+    " year = 2022,\n"
+    " volume = 13,\n"
+    " pages = 2453\n"
+    "}\n\n";
+
+static const char CITE_ALLEGRO[] =
+    "pair_style nequip with an Allegro model: doi:10.1038/s41467-023-36329-y\n\n"
+    "@Article{Musaelian2023,\n"
+    " author = {Musaelian, Albert and Batzner, Simon and Johansson, Anders and Sun, Lixin and Owen, Cameron J.\n"
+    "   and Kornbluth, Mordechai and Kozinsky, Boris},\n"
+    " title = {Learning Local Equivariant Representations for Large-Scale Atomistic Dynamics},\n"
+    " journal = {Nature Communications},\n"
+    " year = 2023,\n"
+    " volume = 14,\n"
+    " pages = 579\n"
+    "}\n\n";
 
 // ----------------------------------------------------------------------
 
 PairNequIP::PairNequIP(LAMMPS *lmp) :
-    Pair(lmp), model(nullptr), cutoff(0.0), num_threads(0), max_edges(0), replay(true), verbose(false),
-    own_search(false),
-    last_build(-1), in_transit(nullptr), energy_flag(0)
+    Pair(lmp), model(nullptr), cutoff(0.0), num_threads(0), max_edges(0), isolated(true), replay(true),
+    verbose(false), own_search(false), masses_checked(false), exclusion_warned(false), last_build(-1),
+    in_transit(nullptr), energy_flag(0)
 {
   single_enable = 0;
   one_coeff = 1;
@@ -80,6 +125,7 @@ void PairNequIP::compute(int eflag, int vflag)
   const int nall = atom->nlocal + atom->nghost;
   const bool build = (neighbor->ago == 0) || (neighbor->ncalls != last_build);
   last_build = neighbor->ncalls;
+  if (build) check_lists();
 
   nequip_md_system system = {};
   system.num_all = nall;
@@ -129,6 +175,7 @@ void PairNequIP::compute(int eflag, int vflag)
       message += " (atom ID " + std::to_string(atom->tag[results.failed_atom]) + ")";
     error->one(FLERR, message);
   }
+  if (!isolated) leave_out_isolated(system.num_centres, system.centres, results);
 
   work.steps += 1;
   work.replayed += results.replayed;
@@ -187,6 +234,7 @@ void PairNequIP::settings(int narg, char **arg)
   device.clear();
   num_threads = 0;
   max_edges = 0;
+  isolated = true;
   neighbors.clear();
   replay = true;
   verbose = false;
@@ -200,17 +248,19 @@ void PairNequIP::settings(int narg, char **arg)
   };
   for (int iarg = 0; iarg < narg; iarg += 2) {
     const std::string keyword = arg[iarg];
-    const bool known = keyword == "device" || keyword == "max_edges" || keyword == "neighbors" ||
-        keyword == "replay" || keyword == "threads" || keyword == "verbose";
+    const bool known = keyword == "device" || keyword == "isolated" || keyword == "max_edges" ||
+        keyword == "neighbors" || keyword == "replay" || keyword == "threads" || keyword == "verbose";
     if (!known)
       error->all(FLERR, "Unknown pair_style nequip keyword '" + keyword +
-                            "'; known are: device cpu|cuda, max_edges N, neighbors engine|lammps, "
+                            "'; known are: device cpu|cuda, isolated yes|no, max_edges N, neighbors engine|lammps, "
                             "replay yes|no, threads N, verbose yes|no");
     if (iarg + 1 == narg)
       error->all(FLERR, "Pair_style nequip keyword '" + keyword + "' has no value");
     const std::string value = arg[iarg + 1];
     if (keyword == "device") {
       device = one_of(keyword, value, "cpu", "cuda");
+    } else if (keyword == "isolated") {
+      isolated = one_of(keyword, value, "yes", "no") == "yes";
     } else if (keyword == "neighbors") {
       neighbors = one_of(keyword, value, "engine", "lammps");
     } else if (keyword == "replay") {
@@ -223,8 +273,9 @@ void PairNequIP::settings(int narg, char **arg)
         error->all(FLERR, "Pair_style nequip max_edges is " + value + "; it must be 1 or more");
     } else {
       num_threads = utils::inumeric(FLERR, value, false, lmp);
-      if (num_threads < 1)
-        error->all(FLERR, "Pair_style nequip threads is " + value + "; it must be 1 or more");
+      if (num_threads < 1 || num_threads > NEQUIP_MD_MAX_THREADS)
+        error->all(FLERR, "Pair_style nequip threads is " + value + "; it must be from 1 to " +
+                              std::to_string(NEQUIP_MD_MAX_THREADS));
     }
   }
 }
@@ -284,7 +335,12 @@ void PairNequIP::init_style()
     error->all(FLERR, "Pair style nequip runs models with message passing (NequIP) on one MPI "
                       "process only, this run has " +
                           std::to_string(comm->nprocs) + "; use one, or an Allegro model");
-  check_special_bonds();
+  check_masses();
+  if (isolated)
+    check_trial_deletions();
+  else
+    find_isolated_energies();
+  exclusion_warned = false;
 
   const std::string reason = needs_lists();
   if (neighbors == "engine" && !reason.empty())
@@ -297,6 +353,13 @@ void PairNequIP::init_style()
   work = Work();
 }
 
+// whether a fix of this style, or of a variant of it, is defined
+
+bool PairNequIP::is_there(const ExcludingFix &fix) const
+{
+  return !modify->get_fix_by_style(std::string("^") + fix.style).empty();
+}
+
 /* ----------------------------------------------------------------------
    what only LAMMPS' own neighbor lists know of; empty if all atoms around an atom are its neighbors
 ------------------------------------------------------------------------- */
@@ -304,10 +367,128 @@ void PairNequIP::init_style()
 std::string PairNequIP::needs_lists() const
 {
   if (force->pair != this) return "pair style hybrid";
+  for (const ExcludingFix &fix : EXCLUDING_FIXES)
+    if (is_there(fix)) return std::string("fix ") + fix.style;
+  return exclusions();
+}
+
+// what neigh_modify leaves out of the lists, empty if nothing
+
+std::string PairNequIP::exclusions() const
+{
   if (neighbor->nex_type || neighbor->nex_group || neighbor->nex_mol)
     return "neigh_modify exclude";
   if (neighbor->includegroup) return "neigh_modify include";
   return "";
+}
+
+/* ----------------------------------------------------------------------
+   whenever lists are new: bonds and exclusions come and go during a run
+------------------------------------------------------------------------- */
+
+void PairNequIP::check_lists()
+{
+  check_special_bonds();
+  if (own_search && !exclusions().empty())
+    error->all(FLERR, "Pair style nequip finds neighbors itself, and " + exclusions() +
+                          " came when the run was already set up; use pair_style nequip neighbors lammps");
+  if (!isolated || exclusion_warned) return;
+  for (int k = 0; k < neighbor->nex_group; k++)
+    if (neighbor->ex1_group[k] == GROUP_ALL || neighbor->ex2_group[k] == GROUP_ALL) exclusion_warned = true;
+  if (exclusion_warned && has_isolated_energies() && comm->me == 0)
+    error->warning(FLERR,
+                   "Neigh_modify exclude takes atoms out of all neighbor lists, and pair style nequip gives "
+                   "them the energies of isolated atoms; to compare energies of different numbers of atoms, "
+                   "use pair_style nequip isolated no");
+}
+
+/* ----------------------------------------------------------------------
+   energies of atoms without neighbors, by atom type; 0 for types that are not the model's
+------------------------------------------------------------------------- */
+
+void PairNequIP::find_isolated_energies()
+{
+  isolated_energies.assign(atom->ntypes + 1, 0.0);
+  for (int i = 1; i <= atom->ntypes; i++)
+    if (type_to_model[i] >= 0 &&
+        nequip_md_isolated_energy(model, type_to_model[i], &isolated_energies[i]) != NEQUIP_MD_OK)
+      error->one(FLERR, std::string("Pair style nequip: ") + nequip_md_last_error(model));
+}
+
+bool PairNequIP::has_isolated_energies()
+{
+  find_isolated_energies();
+  return std::any_of(isolated_energies.begin(), isolated_energies.end(), [](double e) { return e != 0.0; });
+}
+
+void PairNequIP::leave_out_isolated(int num_centres, const int *atoms, nequip_md_results &results) const
+{
+  for (int k = 0; k < num_centres; k++) {
+    const int i = atoms[k];
+    const double energy = isolated_energies[atom->type[i]];
+    results.energy -= energy;
+    if (results.atom_energies) results.atom_energies[i] -= energy;
+  }
+}
+
+/* ----------------------------------------------------------------------
+   an atom deleted on trial would keep its isolated energy, while an inserted one brings it along,
+   so that no chemical potential fits both
+------------------------------------------------------------------------- */
+
+void PairNequIP::check_trial_deletions()
+{
+  for (const ExcludingFix &fix : EXCLUDING_FIXES)
+    if (fix.deletes && is_there(fix) && has_isolated_energies())
+      error->all(FLERR, std::string("Pair style nequip counts the energies of isolated atoms, with which fix ") +
+                            fix.style + " gives wrong numbers of atoms; use pair_style nequip isolated no");
+}
+
+/* ----------------------------------------------------------------------
+   names in the wrong order: a mass that is another element's, or far from that of its own;
+   isotopes and repartitioned masses of hydrogen are neither
+------------------------------------------------------------------------- */
+
+void PairNequIP::check_masses()
+{
+  constexpr double SAME = 0.02, FAR = 5.0;
+  if (masses_checked) return;
+  masses_checked = true;
+  const int ntypes = atom->ntypes;
+  std::vector<double> mass(ntypes + 1, 0.0);
+  if (atom->rmass) {    // mean of each type
+    std::vector<double> here(2 * (ntypes + 1), 0.0), sum(2 * (ntypes + 1));
+    for (int i = 0; i < atom->nlocal; i++) {
+      here[2 * atom->type[i]] += atom->rmass[i];
+      here[2 * atom->type[i] + 1] += 1.0;
+    }
+    MPI_Allreduce(here.data(), sum.data(), 2 * (ntypes + 1), MPI_DOUBLE, MPI_SUM, world);
+    for (int i = 1; i <= ntypes; i++)
+      if (sum[2 * i + 1] > 0.0) mass[i] = sum[2 * i] / sum[2 * i + 1];
+  } else if (atom->mass) {
+    for (int i = 1; i <= ntypes; i++)
+      if (atom->mass_setflag[i]) mass[i] = atom->mass[i];
+  }
+  if (comm->me != 0) return;
+
+  const auto same = [](double a, double b) { return std::fabs(a - b) < SAME * b; };
+  for (int i = 1; i <= ntypes; i++) {
+    if (type_to_model[i] < 0 || mass[i] <= 0.0) continue;
+    const double own = element_mass(nequip_md_type_name(model, type_to_model[i]));
+    if (own == 0.0 || same(mass[i], own)) continue;
+    std::string other;
+    for (int t = 0; t < nequip_md_num_types(model); t++) {
+      const double of_other = element_mass(nequip_md_type_name(model, t));
+      if (of_other > 0.0 && same(mass[i], of_other)) other = nequip_md_type_name(model, t);
+    }
+    if (other.empty() && mass[i] < FAR * own && mass[i] > own / FAR) continue;
+    char numbers[100];
+    snprintf(numbers, sizeof(numbers), "%.6g where that of the element is %.6g", mass[i], own);
+    error->warning(FLERR, "Pair_coeff calls atom type " + std::to_string(i) + " " + name_of(i) +
+                              ", but its mass is " + numbers +
+                              (other.empty() ? "" : "; it is that of " + other) +
+                              "; check the order of the names");
+  }
 }
 
 /* ----------------------------------------------------------------------
@@ -451,17 +632,43 @@ static void write_text(FILE *fp, const std::string &text)
   fwrite(text.data(), 1, size, fp);
 }
 
+static void damaged(LAMMPS *lmp)
+{
+  lmp->error->all(FLERR,
+                  "The settings of pair style nequip in the restart file are damaged, or of another version of "
+                  "nequip-md; use another restart file, or a data file");
+}
+
 static std::string read_text(FILE *fp, LAMMPS *lmp, MPI_Comm world)
 {
   int me, size = 0;
   MPI_Comm_rank(world, &me);
   if (me == 0) utils::sfread(FLERR, &size, sizeof(int), 1, fp, nullptr, lmp->error);
   MPI_Bcast(&size, 1, MPI_INT, 0, world);
+  if (size < 0 || size > RESTART_TEXT_SIZE) damaged(lmp);
   std::string text(size, ' ');
   if (size == 0) return text;
   if (me == 0) utils::sfread(FLERR, &text[0], 1, size, fp, nullptr, lmp->error);
   MPI_Bcast(&text[0], size, MPI_CHAR, 0, world);
   return text;
+}
+
+static std::string read_one_of(FILE *fp, LAMMPS *lmp, MPI_Comm world, const std::vector<std::string> &known)
+{
+  const std::string text = read_text(fp, lmp, world);
+  if (std::find(known.begin(), known.end(), text) == known.end()) damaged(lmp);
+  return text;
+}
+
+static bigint read_count(FILE *fp, LAMMPS *lmp, MPI_Comm world, bigint largest)
+{
+  const std::string text = read_text(fp, lmp, world);
+  char *end = nullptr;
+  errno = 0;
+  const bigint count = std::strtoll(text.c_str(), &end, 10);
+  if (text.empty() || end != text.c_str() + text.size() || errno != 0 || count < 0 || count > largest)
+    damaged(lmp);
+  return count;
 }
 
 // called on rank 0 alone
@@ -479,6 +686,7 @@ void PairNequIP::write_restart(FILE *fp)
 void PairNequIP::write_restart_settings(FILE *fp)
 {
   write_text(fp, device);
+  write_text(fp, isolated ? "yes" : "no");
   write_text(fp, std::to_string(num_threads));
   write_text(fp, std::to_string(max_edges));
   write_text(fp, neighbors);
@@ -488,12 +696,14 @@ void PairNequIP::write_restart_settings(FILE *fp)
 
 void PairNequIP::read_restart_settings(FILE *fp)
 {
-  device = read_text(fp, lmp, world);
-  num_threads = std::stoi(read_text(fp, lmp, world));
-  max_edges = std::stoll(read_text(fp, lmp, world));
-  neighbors = read_text(fp, lmp, world);
-  replay = read_text(fp, lmp, world) == "yes";
-  verbose = read_text(fp, lmp, world) == "yes";
+  const std::vector<std::string> answers = {"yes", "no"};
+  device = read_one_of(fp, lmp, world, {"", "cpu", "cuda"});
+  isolated = read_one_of(fp, lmp, world, answers) == "yes";
+  num_threads = static_cast<int>(read_count(fp, lmp, world, NEQUIP_MD_MAX_THREADS));
+  max_edges = read_count(fp, lmp, world, MAXBIGINT);
+  neighbors = read_one_of(fp, lmp, world, {"", "engine", "lammps"});
+  replay = read_one_of(fp, lmp, world, answers) == "yes";
+  verbose = read_one_of(fp, lmp, world, answers) == "yes";
 }
 
 /* ----------------------------------------------------------------------
@@ -569,6 +779,8 @@ std::string PairNequIP::load(const char *file)
   options.max_edges = max_edges;
   options.no_replay = !replay;
 
+  Digests digests;
+  digests.before = digest(file);
   char message[MESSAGE_SIZE] = "";
   const int failed = nequip_md_load(file, &options, &model, message, MESSAGE_SIZE) != NEQUIP_MD_OK;
   int culprit, candidate = failed ? comm->me : comm->nprocs;
@@ -578,14 +790,24 @@ std::string PairNequIP::load(const char *file)
     unload();
     return message;
   }
+  digests.after = digest(file);
+  const std::string difference = compare(digests, file);
+  if (!difference.empty()) {
+    unload();
+    return difference;
+  }
   cutoff = nequip_md_cutoff(model);
   path = file;
+  masses_checked = false;
+  if (lmp->citeme && text("kind") == "nequip") lmp->citeme->add(CITE_NEQUIP);
+  if (lmp->citeme && text("kind") == "allegro") lmp->citeme->add(CITE_ALLEGRO);
 
   if (comm->me == 0)
     utils::logmesg(lmp, "Pair style nequip: " + text("kind") + " model " + path + " for " +
                             text("type_names") + ", cutoff " + text("cutoff") + ", precision " +
                             text("precision") + ", device " + text("device") + ", threads " +
-                            std::to_string(options.num_threads) + "\n");
+                            std::to_string(options.num_threads) +
+                            (isolated ? "\n" : ", energies of isolated atoms left out\n"));
   // OpenMP threads do nothing for a model on a GPU, but LAMMPS wakes all of them whenever it wraps
   // atoms into the box (DomainOMP::pbc), which may take longer than a step of a small system
   if (comm->me == 0 && text("device") != "cpu" && comm->nthreads > 1)
@@ -593,6 +815,60 @@ std::string PairNequIP::load(const char *file)
                               std::to_string(comm->nthreads) +
                               " OpenMP threads, which slow it down; set OMP_NUM_THREADS=1 unless other "
                               "styles need them");
+  return "";
+}
+
+/* ----------------------------------------------------------------------
+   a number that depends on all bytes of a file; 0 if it cannot be read, which loading it reports
+------------------------------------------------------------------------- */
+
+uint64_t PairNequIP::digest(const char *file)
+{
+  constexpr uint64_t FACTOR = 0x9E3779B97F4A7C15u;
+  std::error_code none;
+  if (!std::filesystem::is_regular_file(file, none)) return 0;
+  FILE *fp = fopen(file, "rb");
+  if (!fp) return 0;
+  std::vector<uint64_t> words(1 << 17);
+  char *const bytes = reinterpret_cast<char *>(words.data());
+  uint64_t hash = FACTOR;
+  while (const size_t size = fread(bytes, 1, words.size() * sizeof(uint64_t), fp)) {
+    const size_t count = (size + sizeof(uint64_t) - 1) / sizeof(uint64_t);
+    std::fill(bytes + size, bytes + count * sizeof(uint64_t), 0);
+    for (size_t k = 0; k < count; k++) {
+      hash = (hash ^ words[k]) * FACTOR;
+      hash ^= hash >> 29;
+    }
+    hash += size;
+  }
+  fclose(fp);
+  return hash;
+}
+
+/* ----------------------------------------------------------------------
+   a sentence if not all ranks have loaded one and the same file
+------------------------------------------------------------------------- */
+
+std::string PairNequIP::compare(Digests digests, const char *file)
+{
+  std::vector<Digests> all(comm->nprocs);
+  MPI_Allgather(&digests, sizeof(Digests), MPI_BYTE, all.data(), sizeof(Digests), MPI_BYTE, world);
+  for (int rank = 0; rank < comm->nprocs; rank++) {
+    if (all[rank].before != all[rank].after)
+      return std::string("model file '") + file + "' changed while it was loaded; start again";
+    if (all[rank].before == all[0].before) continue;
+    const auto name_of_host = [this](int owner) {
+      char name[MPI_MAX_PROCESSOR_NAME + 1] = "";
+      int length;
+      MPI_Get_processor_name(name, &length);
+      MPI_Bcast(name, sizeof(name), MPI_CHAR, owner, world);
+      return std::string(name);
+    };
+    const std::string first = name_of_host(0), other = name_of_host(rank);
+    return std::string("model file '") + file + "' is not the same on all MPI processes: process 0 on " + first +
+        " and process " + std::to_string(rank) + " on " + other +
+        " found different ones; give all of them the same file";
+  }
   return "";
 }
 
@@ -652,31 +928,36 @@ void PairNequIP::map_types(int narg, char **arg)
 }
 
 /* ----------------------------------------------------------------------
-   the model needs all neighbors, and has no weaker ones
+   the model needs all neighbors, and has no weaker ones: harmless only where no atom of the model
+   has such a partner; in a hybrid style the factors are this style's own during compute() only
 ------------------------------------------------------------------------- */
 
 void PairNequIP::check_special_bonds()
 {
-  const std::string remedy = "; use special_bonds lj 1 1 1";
-  bool excluded = false;
-  for (int k = 1; k <= 3; k++) {
-    const double factor = force->special_lj[k];
-    if (factor != 0.0 && factor != 1.0 && atom->molecular != Atom::ATOMIC)
-      error->all(FLERR, "Pair style nequip cannot scale the interactions of bonded atoms" + remedy);
-    if (factor == 0.0) excluded = true;
-  }
+  const double *const factor = force->special_lj;
+  const bool whole = factor[1] == 1.0 && factor[2] == 1.0 && factor[3] == 1.0;
+  if (atom->molecular == Atom::ATOMIC || whole) return;
 
-  // LAMMPS takes such neighbors out of the list: harmless only if no atom of the model has any
-
-  int here = 0, anywhere;
-  if (excluded && atom->nspecial)
-    for (int i = 0; i < atom->nlocal; i++)
-      if (type_to_model[atom->type[i]] >= 0 && atom->nspecial[i][2] > 0) here = 1;
-  MPI_Allreduce(&here, &anywhere, 1, MPI_INT, MPI_MAX, world);
+  const auto has_partner = [&](int i) {
+    // the template has the bonds
+    if (atom->molecular == Atom::TEMPLATE) return atom->molindex[i] >= 0;
+    for (int kind = 1, k = 0; kind <= 3; kind++)
+      for (; k < atom->nspecial[i][kind - 1]; k++) {
+        if (factor[kind] == 1.0) continue;
+        const int partner = atom->map(atom->special[i][k]);
+        if (partner >= 0 && type_to_model[atom->type[partner]] >= 0) return true;
+      }
+    return false;
+  };
+  tagint here = 0, anywhere;
+  for (int i = 0; i < atom->nlocal && here == 0; i++)
+    if (type_to_model[atom->type[i]] >= 0 && has_partner(i)) here = atom->tag[i];
+  MPI_Allreduce(&here, &anywhere, 1, MPI_LMP_TAGINT, MPI_MAX, world);
   if (anywhere)
     error->all(FLERR,
-               "Pair style nequip needs bonded atoms as neighbors, special_bonds leaves them out" +
-                   remedy);
+               "Pair style nequip needs bonded atoms as full neighbors, but special_bonds leaves out or scales "
+               "those of atom ID " + std::to_string(anywhere) +
+                   "; use special_bonds lj 1 1 1, or in a hybrid style pair_modify pair nequip special lj 1 1 1");
 }
 
 // ----------------------------------------------------------------------

@@ -10,12 +10,16 @@
 
 #include "pair.h"
 
+#include <cstdint>
 #include <string>
 #include <vector>
 
 struct nequip_md_model;
+struct nequip_md_results;
 
 namespace LAMMPS_NS {
+
+struct ExcludingFix;
 
 class PairNequIP : public Pair {
  public:
@@ -45,12 +49,16 @@ class PairNequIP : public Pair {
   std::string device;    // keyword device; empty: the one that the model was exported for
   int num_threads;       // keyword threads; 0: as many as LAMMPS uses
   bigint max_edges;      // keyword max_edges; 0: no limit of the user's
+  bool isolated;          // keyword isolated: energies of isolated atoms are part of the energy
   std::string neighbors;  // keyword neighbors: lammps, engine, or empty for the faster one of the device
   bool replay;            // keyword replay
   bool verbose;           // keyword verbose
   bool own_search;        // the engine searches neighbors, no list is requested from LAMMPS
   std::vector<int> type_to_model;    // model type of each LAMMPS type, -1 for NULL
   std::string path;                  // of the artifact
+  std::vector<double> isolated_energies;    // of each LAMMPS type, once they were needed
+  bool masses_checked;       // since pair_coeff
+  bool exclusion_warned;     // in this run
 
   // What a restart file says of the potential that it was written with; empty if there was none.
 
@@ -85,6 +93,12 @@ class PairNequIP : public Pair {
   std::vector<int> owner;      // atom that each atom is or is a copy of; for models with message passing
   std::vector<int> centres;    // 0 ... nlocal - 1, where there is no list of LAMMPS
 
+  // Of the model's file, when loading it began and ended.
+
+  struct Digests {
+    uint64_t before, after;
+  };
+
   virtual void allocate();
   void unload();
   std::string load(const char *);
@@ -92,10 +106,20 @@ class PairNequIP : public Pair {
   std::string name_of(int) const;
   double energy_factor() const;
   void compare_with_restart();
+  static uint64_t digest(const char *);
+  std::string compare(Digests, const char *);
   int device_index() const;
   void map_types(int, char **);
   void check_special_bonds();
+  void check_lists();
+  void check_masses();
+  void check_trial_deletions();
+  void find_isolated_energies();
+  bool has_isolated_energies();
+  void leave_out_isolated(int, const int *, nequip_md_results &) const;
   std::string needs_lists() const;
+  std::string exclusions() const;
+  bool is_there(const ExcludingFix &) const;
   void find_owners();
   void bring_home(Collected &, double **);
 };

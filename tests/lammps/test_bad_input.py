@@ -76,7 +76,7 @@ NEGATIVE_CONTROLS = {
     ),
     "unknown keyword": (
         "pair_style nequip thread 2",
-        "'thread'|device cpu|cuda, max_edges N, neighbors engine|lammps, replay yes|no, threads N, verbose yes|no",
+        "'thread'|device cpu|cuda, isolated yes|no, max_edges N, neighbors engine|lammps, replay yes|no, threads N, verbose yes|no",
     ),
     "keyword without value": ("pair_style nequip threads", "'threads' has no value"),
     "bad neighbors": ("pair_style nequip neighbors gpu", "neighbors is 'gpu'|engine or lammps"),
@@ -91,7 +91,9 @@ NEGATIVE_CONTROLS = {
     ),
     "bad device": ("pair_style nequip device gpu", "'gpu'|cpu or cuda"),
     "zero edges": ("pair_style nequip max_edges 0", "max_edges is 0|1 or more"),
-    "zero threads": ("pair_style nequip threads 0", "threads is 0|1 or more"),
+    "zero threads": ("pair_style nequip threads 0", "threads is 0|from 1 to 1024"),
+    "thousands of threads": ("pair_style nequip threads 20000", "threads is 20000|from 1 to 1024"),
+    "bad isolated": ("pair_style nequip isolated none", "isolated is 'none'|yes or no"),
     "threads no number": ("pair_style nequip threads two", "two"),
     "units lj": ("pair_style nequip\npair_coeff * * {lj} Ar Ne", "cannot use units lj|units metal or real"),
     "units si": ("pair_style nequip\npair_coeff * * {lj} Ar Ne", "cannot use units si|units metal or real"),
@@ -192,9 +194,10 @@ print "energy $(pe:%.12f)"
 @pytest.mark.parametrize(
     "factors, message",
     [
-        ("0 1 1", "special_bonds leaves them out"),
-        ("0 0 0", "special_bonds leaves them out"),
-        ("1 0.5 1", "cannot scale"),
+        ("0 1 1", "needs bonded atoms as full neighbors"),
+        ("0 0 0", "needs bonded atoms as full neighbors"),
+        ("0.5 1 1", "needs bonded atoms as full neighbors"),
+        ("1 0.5 0", None),  # nothing here is bonded over one or two atoms
         ("1 1 1", None),
     ],
 )

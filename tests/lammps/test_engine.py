@@ -68,6 +68,7 @@ def library(plugin_folder):
     loaded.nequip_md_load.argtypes = [c_char_p, POINTER(Options), POINTER(c_void_p), c_char_p, ctypes.c_size_t]
     loaded.nequip_md_free.argtypes = [c_void_p]
     loaded.nequip_md_evaluate.argtypes = [c_void_p, POINTER(System), POINTER(Results)]
+    loaded.nequip_md_isolated_energy.argtypes = [c_void_p, c_int, POINTER(c_double)]
     for name, result in {
         "last_error": c_char_p,
         "metadata": c_char_p,
@@ -175,7 +176,7 @@ def some_atoms(count: int, **options) -> Atoms:
 
 def test_metadata(library, load, lj_artifact):
     handle = load(lj_artifact)
-    assert library.nequip_md_abi_version() == 3
+    assert library.nequip_md_abi_version() == 4
     assert library.nequip_md_num_types(handle) == 2
     assert [library.nequip_md_type_name(handle, t) for t in (-1, 0, 1, 2)] == [None, b"Ar", b"Ne", None]
     assert library.nequip_md_cutoff(handle) == 6.0
@@ -266,6 +267,30 @@ def test_results_are_added(library, load, lj_artifact):
     atoms.evaluate(library, load(lj_artifact, energy_factor=23.0))
     for ours, base in zip((np.array(atoms.forces), np.array(atoms.energies), atoms.energy, atoms.virial), once):
         np.testing.assert_allclose(ours, 23 * base, rtol=1e-14)
+
+
+def isolated_energy(library, handle, kind: int) -> float:
+    energy = c_double()
+    assert library.nequip_md_isolated_energy(handle, kind, byref(energy)) == OK, library.nequip_md_last_error(handle)
+    return energy.value
+
+
+def test_isolated_energies(library, load, lj_artifact):
+    """The model's shifts, in the unit of the results; the caller's lists outlast the call."""
+    handle = load(lj_artifact, energy_factor=23.0)
+    atoms = some_atoms(12).evaluate(library, handle)
+    assert [isolated_energy(library, handle, t) for t in (0, 1)] == [-1.5 * 23, -0.25 * 23]
+    before, atoms.lists_changed = atoms.energy, 0
+    assert atoms.evaluate(library, handle).energy == before
+    for kind in (-1, 2):
+        assert library.nequip_md_isolated_energy(handle, kind, byref(c_double())) == BAD_INPUT
+        assert f"type is {kind}, the model has types 0 to 1".encode() in library.nequip_md_last_error(handle)
+    assert library.nequip_md_isolated_energy(handle, 0, None) == BAD_INPUT
+
+
+def test_number_of_threads(load, lj_artifact):
+    status, message = load(lj_artifact, num_threads=1025)
+    assert status == BAD_INPUT and "num_threads is 1025; it must be from 0 to 1024" in message
 
 
 def test_centroid_virial_goes_to_the_neighbour(library, load, lj_artifact):

@@ -59,6 +59,7 @@ FEATURES = {
     "excluded pairs of a frozen group": Feature(
         "region half block INF 8 INF INF INF INF\ngroup still region half\nneigh_modify exclude none\n" + MOVE + HEAT
         + "velocity still set 0 0 0\nfix stop still setforce 0 0 0\nrun 40\n"),
+    "atoms taken out of all lists": Feature("group out id 1:9\nneigh_modify exclude group out all\n" + RUN),
     "group of moving atoms": Feature(
         "group light type 2\nneighbor 0.4 bin\ntimestep 0.002\nfix move light nve\n" + HEAT + "run 40\n"),
     # boxes that change

@@ -103,6 +103,19 @@ def test_gpu_equals_cpu(name, ranks, way, gpu_models, on_cpu, tmp_path):
                                        err_msg=f"{key} {quantity}")
 
 
+@pytest.mark.parametrize("kind", ["allegro", "nequip"])
+def test_isolated_energies(kind, gpu_models, small_models, plugin_folder, tmp_path):
+    """Without the energies of isolated atoms, which the compiled model gives on its own device."""
+    system = DENSE["triclinic"]
+    for run, artifact in (("cpu", small_models(f"{kind}_fp64")[1]), ("gpu", gpu_models(f"{kind}_fp64"))):
+        script = system.start(tmp_path) + nequip(artifact, "H O", keywords="isolated no") + measurement(run)
+        outcome = run_lammps(script, tmp_path)
+        assert outcome.status == 0, outcome.text
+    cpu, gpu = read_measurement(tmp_path, "cpu"), read_measurement(tmp_path, "gpu")
+    for quantity in ("energy", "energies", "forces"):
+        np.testing.assert_allclose(gpu[quantity], cpu[quantity], rtol=0, atol=1e-9 * np.abs(cpu[quantity]).max())
+
+
 @pytest.mark.parametrize("way", ["default", "not recorded", "lists of LAMMPS"])
 def test_trajectory(way, gpu_models, small_models, plugin_folder, tmp_path):
     """Sixty steps with rebuilt lists, float64: the same energies as on the CPU; and twice the same digits on the GPU."""

@@ -331,3 +331,15 @@ def test_energies_for_fix_pair(ranks, lj_artifact, plugin_folder, tmp_path):
         table = np.array([line.split() for line in block.splitlines() if len(line.split()) == 3], dtype=float)
         assert len(table) == len(SYSTEMS["orthogonal"].types) and np.ptp(table[:, 1]) > 0.01
         np.testing.assert_allclose(table[:, 2], table[:, 1], rtol=1e-13)
+
+
+@pytest.mark.parametrize("kind, key", [("nequip", "Batzner2022"), ("allegro", "Musaelian2023"), ("other", None)])
+def test_citation(kind, key, doctored, tmp_path):
+    """LAMMPS' option -cite tells which publication the model stands on."""
+    script = SYSTEMS["orthogonal"].start(tmp_path) + nequip(doctored(kind=kind)) + "run 0\n"
+    outcome = run_lammps(script, tmp_path, arguments=("-cite", "references"))
+    assert outcome.status == 0, outcome.text
+    file = tmp_path / "references"
+    text = file.read_text() if file.exists() else ""
+    for name in ("Batzner2022", "Musaelian2023"):
+        assert (name in text) == (name == key)

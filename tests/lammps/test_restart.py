@@ -89,3 +89,39 @@ def test_a_file_that_was_overwritten(doctored, tmp_path):
     outcome = run_lammps("read_restart file\nrun 0\n", tmp_path)
     assert outcome.status == 0, outcome.text
     assert "SHA-256 was 'aaa' and is 'bbb'" in outcome.text
+
+
+def block(*texts: bytes) -> bytes:
+    return b"".join(len(text).to_bytes(4, "little") + text for text in texts)
+
+
+SETTINGS_BLOCK = block(b"cpu", b"no", b"7", b"123", b"lammps", b"yes", b"no")
+# what becomes of the settings in the file
+DAMAGES = {
+    "length": SETTINGS_BLOCK.replace(block(b"lammps")[:4], (1 << 30).to_bytes(4, "little")),
+    "negative length": SETTINGS_BLOCK.replace(block(b"lammps")[:4], (-6).to_bytes(4, "little", signed=True)),
+    "number": SETTINGS_BLOCK.replace(b"123", b"1x3"),
+    "number of threads": block(b"cpu", b"no", b"2147483648", b"123", b"lammps", b"yes", b"no"),
+    "device": SETTINGS_BLOCK.replace(b"cpu", b"cqu"),
+    "yes or no": SETTINGS_BLOCK.replace(b"yes", b"yas"),
+}
+
+
+@pytest.fixture(scope="module")
+def intact(lj_artifact, tmp_path_factory) -> bytes:
+    folder = tmp_path_factory.mktemp("intact")
+    keywords = "device cpu isolated no threads 7 max_edges 123 neighbors lammps replay yes verbose no"
+    script = SYSTEMS["orthogonal"].start(folder) + nequip(lj_artifact, keywords=keywords) + "run 0\nwrite_restart file\n"
+    assert run_lammps(script, folder).status == 0
+    content = (folder / "file").read_bytes()
+    assert content.count(SETTINGS_BLOCK) == 1
+    return content
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damaged_settings(damage, intact, tmp_path):
+    """One sentence that says what is damaged, on all ranks."""
+    (tmp_path / "file").write_bytes(intact.replace(SETTINGS_BLOCK, DAMAGES[damage]))
+    outcome = run_lammps("read_restart file\nrun 0\n", tmp_path, ranks=2, limit=60)
+    assert outcome.status != 0
+    assert "ERROR: The settings of pair style nequip in the restart file are damaged" in outcome.text, outcome.text

@@ -44,7 +44,10 @@ extern "C" {
 #endif
 
 /* Changes whenever a structure or a function below does. A caller compares it with nequip_md_abi_version(). */
-#define NEQUIP_MD_ABI_VERSION 3
+#define NEQUIP_MD_ABI_VERSION 4
+
+/* Largest num_threads of the options. */
+#define NEQUIP_MD_MAX_THREADS 1024
 
 enum nequip_md_status {
     NEQUIP_MD_OK = 0,
@@ -63,7 +66,8 @@ typedef struct nequip_md_model nequip_md_model;
 typedef struct nequip_md_options {
     const char *device;   /* "cpu" or "cuda"; NULL: the device that the artifact was exported for */
     int device_index;     /* which GPU, counted from 0; ignored on the CPU */
-    int num_threads;      /* OpenMP threads during calls; 0: whatever is set in the calling process */
+    int num_threads;      /* OpenMP threads during calls, at most NEQUIP_MD_MAX_THREADS; 0: whatever is set in the calling
+                           * process */
     double energy_factor; /* results are in eV times this; 0 or 1: eV */
     long long max_edges;  /* evaluate at most so many edges at a time, which bounds memory; the results do not depend on
                            * it. For models without message passing. 0: all at once, or on a GPU as many as fit */
@@ -148,11 +152,15 @@ NEQUIP_MD_API double nequip_md_pair_cutoff(const nequip_md_model *model, int cen
 /* 0: strictly local, any set of centres can be evaluated alone. Else the number of layers that pass messages. */
 NEQUIP_MD_API int nequip_md_message_passing_layers(const nequip_md_model *model);
 
+/* Energy of an atom of a model type without any neighbour, in the unit of the results: what the model gives to an atom
+ * that all others are out of reach of. The first call evaluates the model; the caller's lists stay valid. */
+NEQUIP_MD_API int nequip_md_isolated_energy(nequip_md_model *model, int type, double *energy);
+
 /* Energies, forces and virials of one configuration. */
 NEQUIP_MD_API int nequip_md_evaluate(nequip_md_model *model, const nequip_md_system *system,
                                      nequip_md_results *results);
 
-/* The sentence left by the last nequip_md_evaluate() on this handle; empty after a success. */
+/* The sentence left by the last nequip_md_evaluate() or nequip_md_isolated_energy() on this handle; empty after a success. */
 NEQUIP_MD_API const char *nequip_md_last_error(const nequip_md_model *model);
 
 #ifdef __cplusplus

@@ -112,6 +112,20 @@ int nequip_md_message_passing_layers(const nequip_md_model *model)
     return model->model.metadata().message_passing_layers;
 }
 
+int nequip_md_isolated_energy(nequip_md_model *model, int type, double *energy)
+{
+    if (!model) return NEQUIP_MD_BAD_INPUT;
+    int atom;
+    return guarded(model->last_error, atom, [&] {
+        if (!energy) throw nequip_md::Error(NEQUIP_MD_BAD_INPUT, "isolated_energy: energy is NULL");
+        const int count = model->model.metadata().num_types();
+        if (type < 0 || type >= count)
+            throw nequip_md::Error(NEQUIP_MD_BAD_INPUT, "isolated_energy: type is " + std::to_string(type) +
+                                                            ", the model has types 0 to " + std::to_string(count - 1));
+        *energy = model->model.isolated_energies()[type];
+    });
+}
+
 int nequip_md_evaluate(nequip_md_model *model, const nequip_md_system *system, nequip_md_results *results)
 {
     if (!model) return NEQUIP_MD_BAD_INPUT;

@@ -2,6 +2,7 @@
 
 #include <chrono>
 #include <cmath>
+#include <numeric>
 
 #include <ATen/Parallel.h>
 #include <c10/core/InferenceMode.h>
@@ -42,9 +43,9 @@ class Stopwatch {
 
 const nequip_md_options &checked(const nequip_md_options &options)
 {
-    if (options.num_threads < 0)
-        throw Error(NEQUIP_MD_BAD_INPUT,
-                    "num_threads is " + std::to_string(options.num_threads) + "; it must be 0 or more");
+    if (options.num_threads < 0 || options.num_threads > NEQUIP_MD_MAX_THREADS)
+        throw Error(NEQUIP_MD_BAD_INPUT, "num_threads is " + std::to_string(options.num_threads) +
+                                             "; it must be from 0 to " + std::to_string(NEQUIP_MD_MAX_THREADS));
     if (options.max_edges < 0)
         throw Error(NEQUIP_MD_BAD_INPUT, "max_edges is " + std::to_string(options.max_edges) + "; it must be 0 or more");
     if (!std::isfinite(options.energy_factor) || options.energy_factor < 0)
@@ -88,6 +89,39 @@ void Model::evaluate(const nequip_md_system &system, nequip_md_results &results)
     tally.add_to(table_, energy_factor_, results);
     results.seconds_results = watch.seconds() - results.seconds_lists - results.seconds_model;
     results.num_candidates = table_.num_candidates();
+}
+
+const std::vector<double> &Model::isolated_energies()
+{
+    if (!isolated_energies_.empty()) return isolated_energies_;
+    const c10::InferenceMode no_autograd;
+    const ThreadScope threads(num_threads_);
+    const auto stream = compute_.enter();
+    const int count = metadata_.num_types();
+    std::vector<int> each(count);  // one atom of each type: atoms, their types, centres and owners have the same numbers
+    std::iota(each.begin(), each.end(), 0);
+    const std::vector<int> no_neighbours(count, 0);
+    const std::vector<const int *> empty_lists(count, nullptr);
+    std::vector<double> positions(3 * count, 0.0), forces(3 * count, 0.0), energies(count, 0.0);
+
+    nequip_md_system system{};
+    system.num_all = system.num_caller_types = system.num_centres = count;
+    system.positions = positions.data();
+    system.types = system.type_map = system.centres = system.owner = each.data();
+    system.num_neighbours = no_neighbours.data();
+    system.neighbours = empty_lists.data();
+    NeighbourTable table(compute_, metadata_);  // not the caller's, whose lists may have to last longer
+    table.update(system);
+    Tally tally(compute_, count, count, {false, false}, /*wide=*/true);
+    Pieces(compute_, /*max_edges=*/0, /*divisible=*/false).run(table, network_, tally);
+    tally.finish();
+    tally.fetch(count, /*atom_energies=*/true);
+
+    nequip_md_results results{};
+    results.forces = forces.data();
+    results.atom_energies = energies.data();
+    tally.add_to(table, energy_factor_, results);
+    return isolated_energies_ = std::move(energies);
 }
 
 const Tally &Model::evaluate_table(const Tally::Wanted &wanted, bool atom_energies, nequip_md_results &results)

@@ -3,6 +3,7 @@
 
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "compute.h"
 #include "metadata.h"
@@ -21,6 +22,9 @@ class Model {
     const Metadata &metadata() const { return metadata_; }
     void evaluate(const nequip_md_system &system, nequip_md_results &results);
 
+    // Of an atom of each type without neighbours, in the unit of the results; evaluated once.
+    const std::vector<double> &isolated_energies();
+
  private:
     const Tally &evaluate_table(const Tally::Wanted &wanted, bool atom_energies, nequip_md_results &results);
 
@@ -34,6 +38,7 @@ class Model {
     Pieces pieces_;
     Replay replay_;
     std::optional<Tally> tally_;  // of the last evaluation that was not replayed
+    std::vector<double> isolated_energies_;
 };
 
 }  // namespace nequip_md
