@@ -20,6 +20,7 @@
 #include "nequip_md_engine.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 #include <numeric>
 
@@ -32,13 +33,14 @@ static constexpr double EV_IN_KCAL_PER_MOL =
 static constexpr int VIRIAL_COMPONENTS = 6;
 static constexpr int CENTROID_COMPONENTS = 9;
 static constexpr int MESSAGE_SIZE = 1024;
+static constexpr double SUSPICIOUS = 10.0;    // times the largest force of the training data
 
 // ----------------------------------------------------------------------
 
 PairNequIP::PairNequIP(LAMMPS *lmp) :
-    Pair(lmp), model(nullptr), cutoff(0.0), num_threads(0), max_edges(0), replay(true), verbose(false),
+    Pair(lmp), model(nullptr), cutoff(0.0), num_threads(0), max_edges(0), replay(true), verbose(false), guard(true),
     own_search(false),
-    last_build(-1), in_transit(nullptr), energy_flag(0)
+    last_build(-1), in_transit(nullptr), force_warned(false), known_force(0.0), energy_flag(0)
 {
   single_enable = 0;
   one_coeff = 1;
@@ -52,6 +54,7 @@ PairNequIP::PairNequIP(LAMMPS *lmp) :
   nextra = 5;
   pvector = new double[nextra]();
   comm_forward = 1;
+  comm_reverse = 3;
   comm_reverse_off = CENTROID_COMPONENTS;
 }
 
@@ -108,12 +111,16 @@ void PairNequIP::compute(int eflag, int vflag)
 
   nequip_md_results results = {};
   const bool newton = force->newton_pair;
+
+  // the guard needs the whole force on an atom, which LAMMPS sums up later; it looks whenever lists are
+  // new, which is every few steps where forces are huge
+
+  const bool collect = !newton || (build && known_force > 0.0);
+  results.forces = collect ? forces.start(nall, 3) : nall ? atom->f[0] : nullptr;
   if (newton) {
-    results.forces = nall ? atom->f[0] : nullptr;
     if (vflag_atom) results.atom_virials = nall ? vatom[0] : nullptr;
     if (cvflag_atom) results.centroid_virials = nall ? cvatom[0] : nullptr;
   } else {
-    results.forces = forces.start(nall, 3);
     if (vflag_atom) results.atom_virials = virials.start(nall, VIRIAL_COMPONENTS);
     if (cvflag_atom) results.centroid_virials = centroids.start(nall, CENTROID_COMPONENTS);
   }
@@ -128,6 +135,13 @@ void PairNequIP::compute(int eflag, int vflag)
     if (results.failed_atom >= 0)
       message += " (atom ID " + std::to_string(atom->tag[results.failed_atom]) + ")";
     error->one(FLERR, message);
+  }
+
+  if (results.warned_atom >= 0) {
+    std::string atoms = std::to_string(atom->tag[results.warned_atom]);
+    if (results.warned_neighbour >= 0) atoms += " and " + std::to_string(atom->tag[results.warned_neighbour]);
+    error->warning(FLERR, std::string("Pair style nequip: ") + nequip_md_last_warning(model) + " (atom ID " +
+                              atoms + remark());
   }
 
   work.steps += 1;
@@ -155,8 +169,11 @@ void PairNequIP::compute(int eflag, int vflag)
     for (int k = 0; k < VIRIAL_COMPONENTS; k++)
       virial[k] += results.virial[k];
 
-  if (!newton) {
+  if (collect) {
     bring_home(forces, atom->f);
+    if (build && known_force > 0.0) check_forces();
+  }
+  if (!newton) {
     if (vflag_atom) bring_home(virials, vatom);
     if (cvflag_atom) bring_home(centroids, cvatom);
   }
@@ -190,6 +207,7 @@ void PairNequIP::settings(int narg, char **arg)
   neighbors.clear();
   replay = true;
   verbose = false;
+  guard = true;
 
   const auto one_of = [this](const std::string &keyword, const std::string &value,
                              const std::string &first, const std::string &second) {
@@ -200,17 +218,19 @@ void PairNequIP::settings(int narg, char **arg)
   };
   for (int iarg = 0; iarg < narg; iarg += 2) {
     const std::string keyword = arg[iarg];
-    const bool known = keyword == "device" || keyword == "max_edges" || keyword == "neighbors" ||
+    const bool known = keyword == "device" || keyword == "guard" || keyword == "max_edges" || keyword == "neighbors" ||
         keyword == "replay" || keyword == "threads" || keyword == "verbose";
     if (!known)
       error->all(FLERR, "Unknown pair_style nequip keyword '" + keyword +
-                            "'; known are: device cpu|cuda, max_edges N, neighbors engine|lammps, "
+                            "'; known are: device cpu|cuda, guard yes|no, max_edges N, neighbors engine|lammps, "
                             "replay yes|no, threads N, verbose yes|no");
     if (iarg + 1 == narg)
       error->all(FLERR, "Pair_style nequip keyword '" + keyword + "' has no value");
     const std::string value = arg[iarg + 1];
     if (keyword == "device") {
       device = one_of(keyword, value, "cpu", "cuda");
+    } else if (keyword == "guard") {
+      guard = one_of(keyword, value, "yes", "no") == "yes";
     } else if (keyword == "neighbors") {
       neighbors = one_of(keyword, value, "engine", "lammps");
     } else if (keyword == "replay") {
@@ -484,6 +504,7 @@ void PairNequIP::write_restart_settings(FILE *fp)
   write_text(fp, neighbors);
   write_text(fp, replay ? "yes" : "no");
   write_text(fp, verbose ? "yes" : "no");
+  write_text(fp, guard ? "yes" : "no");
 }
 
 void PairNequIP::read_restart_settings(FILE *fp)
@@ -494,6 +515,7 @@ void PairNequIP::read_restart_settings(FILE *fp)
   neighbors = read_text(fp, lmp, world);
   replay = read_text(fp, lmp, world) == "yes";
   verbose = read_text(fp, lmp, world) == "yes";
+  guard = read_text(fp, lmp, world) == "yes";
 }
 
 /* ----------------------------------------------------------------------
@@ -568,6 +590,7 @@ std::string PairNequIP::load(const char *file)
   options.energy_factor = energy_factor();
   options.max_edges = max_edges;
   options.no_replay = !replay;
+  options.no_guard = !guard;
 
   char message[MESSAGE_SIZE] = "";
   const int failed = nequip_md_load(file, &options, &model, message, MESSAGE_SIZE) != NEQUIP_MD_OK;
@@ -580,6 +603,9 @@ std::string PairNequIP::load(const char *file)
   }
   cutoff = nequip_md_cutoff(model);
   path = file;
+  const std::string largest = text("largest_force");
+  force_warned = false;
+  known_force = guard && !largest.empty() ? options.energy_factor * std::stod(largest) : 0.0;
 
   if (comm->me == 0)
     utils::logmesg(lmp, "Pair style nequip: " + text("kind") + " model " + path + " for " +
@@ -687,6 +713,40 @@ void PairNequIP::find_owners()
   for (int i = 0; i < atom->nlocal; i++)
     owner[i] = i;
   comm->forward_comm(this);
+}
+
+/* ----------------------------------------------------------------------
+   warn of forces far beyond those that the model was trained on
+------------------------------------------------------------------------- */
+
+void PairNequIP::check_forces()
+{
+  if (force_warned) return;
+  int worst = -1;
+  double largest = SUSPICIOUS * known_force;
+  for (int i = 0; i < atom->nlocal; i++) {
+    const double *const f = &forces.values[3 * static_cast<size_t>(i)];
+    const double size = std::sqrt(f[0] * f[0] + f[1] * f[1] + f[2] * f[2]);
+    if (size <= largest) continue;
+    largest = size;
+    worst = i;
+  }
+  if (worst < 0) return;
+  force_warned = true;
+  char sentence[256];
+  snprintf(sentence, sizeof(sentence),
+           "Pair style nequip: the force on an atom is %.3g, the largest one in the training data %.3g "
+           "(force units); the run is probably leaving what the model knows (atom ID ",
+           largest, known_force);
+  error->warning(FLERR, sentence + std::to_string(atom->tag[worst]) + remark());
+}
+
+// where in the run a warning of the guard was given, and how to silence it
+
+std::string PairNequIP::remark() const
+{
+  return ", step " + std::to_string(update->ntimestep) +
+      "); this is said once, pair_style nequip guard no turns it off";
 }
 
 // ----------------------------------------------------------------------

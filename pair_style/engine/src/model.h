@@ -5,6 +5,7 @@
 #include <string>
 
 #include "compute.h"
+#include "guard.h"
 #include "metadata.h"
 #include "neighbour_table.h"
 #include "nequip_md_engine.h"
@@ -20,6 +21,7 @@ class Model {
 
     const Metadata &metadata() const { return metadata_; }
     void evaluate(const nequip_md_system &system, nequip_md_results &results);
+    const std::string &warning() const { return guard_.warning(); }  // of the last evaluation; or empty
 
  private:
     const Tally &evaluate_table(const Tally::Wanted &wanted, bool atom_energies, nequip_md_results &results);
@@ -30,6 +32,7 @@ class Model {
     double energy_factor_;
     bool may_replay_;
     Network network_;
+    Guard guard_;
     NeighbourTable table_;
     Pieces pieces_;
     Replay replay_;
