@@ -179,7 +179,7 @@ def some_atoms(count: int, **options) -> Atoms:
 
 def test_metadata(library, load, lj_artifact):
     handle = load(lj_artifact)
-    assert library.nequip_md_abi_version() == 3
+    assert library.nequip_md_abi_version() == 4
     assert library.nequip_md_num_types(handle) == 2
     assert [library.nequip_md_type_name(handle, t) for t in (-1, 0, 1, 2)] == [None, b"Ar", b"Ne", None]
     assert library.nequip_md_cutoff(handle) == 6.0
