@@ -42,6 +42,7 @@ static constexpr int CENTROID_COMPONENTS = 9;
 static constexpr int MESSAGE_SIZE = 1024;
 static constexpr int RESTART_TEXT_SIZE = 1 << 16;    // a longer text of a restart file is a damaged one
 static constexpr int GROUP_ALL = 0;
+static constexpr double SUSPICIOUS = 10.0;    // times the largest force of the training data
 
 // Fixes that exclude a group of atoms from all neighbor lists, but only in their init(), after that of the pair style.
 // Those that delete atoms on trial put them into this group, and take it that they have no energy then.
@@ -82,8 +83,8 @@ static const char CITE_ALLEGRO[] =
 
 PairNequIP::PairNequIP(LAMMPS *lmp) :
     Pair(lmp), model(nullptr), cutoff(0.0), num_threads(0), max_edges(0), isolated(true), replay(true),
-    verbose(false), own_search(false), masses_checked(false), exclusion_warned(false), last_build(-1),
-    in_transit(nullptr), energy_flag(0)
+    verbose(false), guard(true), own_search(false), masses_checked(false), exclusion_warned(false),
+    last_build(-1), in_transit(nullptr), force_warned(false), known_force(0.0), energy_flag(0)
 {
   single_enable = 0;
   one_coeff = 1;
@@ -97,6 +98,7 @@ PairNequIP::PairNequIP(LAMMPS *lmp) :
   nextra = 5;
   pvector = new double[nextra]();
   comm_forward = 1;
+  comm_reverse = 3;
   comm_reverse_off = CENTROID_COMPONENTS;
 }
 
@@ -154,12 +156,16 @@ void PairNequIP::compute(int eflag, int vflag)
 
   nequip_md_results results = {};
   const bool newton = force->newton_pair;
+
+  // the guard needs the whole force on an atom, which LAMMPS sums up later; it looks whenever lists are
+  // new, which is every few steps where forces are huge
+
+  const bool collect = !newton || (build && known_force > 0.0);
+  results.forces = collect ? forces.start(nall, 3) : nall ? atom->f[0] : nullptr;
   if (newton) {
-    results.forces = nall ? atom->f[0] : nullptr;
     if (vflag_atom) results.atom_virials = nall ? vatom[0] : nullptr;
     if (cvflag_atom) results.centroid_virials = nall ? cvatom[0] : nullptr;
   } else {
-    results.forces = forces.start(nall, 3);
     if (vflag_atom) results.atom_virials = virials.start(nall, VIRIAL_COMPONENTS);
     if (cvflag_atom) results.centroid_virials = centroids.start(nall, CENTROID_COMPONENTS);
   }
@@ -176,6 +182,13 @@ void PairNequIP::compute(int eflag, int vflag)
     error->one(FLERR, message);
   }
   if (!isolated) leave_out_isolated(system.num_centres, system.centres, results);
+
+  if (results.warned_atom >= 0) {
+    std::string atoms = std::to_string(atom->tag[results.warned_atom]);
+    if (results.warned_neighbour >= 0) atoms += " and " + std::to_string(atom->tag[results.warned_neighbour]);
+    error->warning(FLERR, std::string("Pair style nequip: ") + nequip_md_last_warning(model) + " (atom ID " +
+                              atoms + remark());
+  }
 
   work.steps += 1;
   work.replayed += results.replayed;
@@ -202,8 +215,11 @@ void PairNequIP::compute(int eflag, int vflag)
     for (int k = 0; k < VIRIAL_COMPONENTS; k++)
       virial[k] += results.virial[k];
 
-  if (!newton) {
+  if (collect) {
     bring_home(forces, atom->f);
+    if (build && known_force > 0.0) check_forces();
+  }
+  if (!newton) {
     if (vflag_atom) bring_home(virials, vatom);
     if (cvflag_atom) bring_home(centroids, cvatom);
   }
@@ -238,6 +254,7 @@ void PairNequIP::settings(int narg, char **arg)
   neighbors.clear();
   replay = true;
   verbose = false;
+  guard = true;
 
   const auto one_of = [this](const std::string &keyword, const std::string &value,
                              const std::string &first, const std::string &second) {
@@ -248,17 +265,21 @@ void PairNequIP::settings(int narg, char **arg)
   };
   for (int iarg = 0; iarg < narg; iarg += 2) {
     const std::string keyword = arg[iarg];
-    const bool known = keyword == "device" || keyword == "isolated" || keyword == "max_edges" ||
-        keyword == "neighbors" || keyword == "replay" || keyword == "threads" || keyword == "verbose";
+    const bool known = keyword == "device" || keyword == "guard" || keyword == "isolated" ||
+        keyword == "max_edges" || keyword == "neighbors" || keyword == "replay" || keyword == "threads" ||
+        keyword == "verbose";
     if (!known)
       error->all(FLERR, "Unknown pair_style nequip keyword '" + keyword +
-                            "'; known are: device cpu|cuda, isolated yes|no, max_edges N, neighbors engine|lammps, "
+                            "'; known are: device cpu|cuda, guard yes|no, isolated yes|no, max_edges N, "
+                            "neighbors engine|lammps, "
                             "replay yes|no, threads N, verbose yes|no");
     if (iarg + 1 == narg)
       error->all(FLERR, "Pair_style nequip keyword '" + keyword + "' has no value");
     const std::string value = arg[iarg + 1];
     if (keyword == "device") {
       device = one_of(keyword, value, "cpu", "cuda");
+    } else if (keyword == "guard") {
+      guard = one_of(keyword, value, "yes", "no") == "yes";
     } else if (keyword == "isolated") {
       isolated = one_of(keyword, value, "yes", "no") == "yes";
     } else if (keyword == "neighbors") {
@@ -692,6 +713,7 @@ void PairNequIP::write_restart_settings(FILE *fp)
   write_text(fp, neighbors);
   write_text(fp, replay ? "yes" : "no");
   write_text(fp, verbose ? "yes" : "no");
+  write_text(fp, guard ? "yes" : "no");
 }
 
 void PairNequIP::read_restart_settings(FILE *fp)
@@ -704,6 +726,7 @@ void PairNequIP::read_restart_settings(FILE *fp)
   neighbors = read_one_of(fp, lmp, world, {"", "engine", "lammps"});
   replay = read_one_of(fp, lmp, world, answers) == "yes";
   verbose = read_one_of(fp, lmp, world, answers) == "yes";
+  guard = read_one_of(fp, lmp, world, answers) == "yes";
 }
 
 /* ----------------------------------------------------------------------
@@ -778,6 +801,7 @@ std::string PairNequIP::load(const char *file)
   options.energy_factor = energy_factor();
   options.max_edges = max_edges;
   options.no_replay = !replay;
+  options.no_guard = !guard;
 
   Digests digests;
   digests.before = digest(file);
@@ -801,6 +825,9 @@ std::string PairNequIP::load(const char *file)
   masses_checked = false;
   if (lmp->citeme && text("kind") == "nequip") lmp->citeme->add(CITE_NEQUIP);
   if (lmp->citeme && text("kind") == "allegro") lmp->citeme->add(CITE_ALLEGRO);
+  const std::string largest = text("largest_force");
+  force_warned = false;
+  known_force = guard && !largest.empty() ? options.energy_factor * std::stod(largest) : 0.0;
 
   if (comm->me == 0)
     utils::logmesg(lmp, "Pair style nequip: " + text("kind") + " model " + path + " for " +
@@ -970,13 +997,51 @@ void PairNequIP::find_owners()
   comm->forward_comm(this);
 }
 
+/* ----------------------------------------------------------------------
+   warn of forces far beyond those that the model was trained on
+------------------------------------------------------------------------- */
+
+void PairNequIP::check_forces()
+{
+  if (force_warned) return;
+  int worst = -1;
+  double largest = SUSPICIOUS * known_force;
+  for (int i = 0; i < atom->nlocal; i++) {
+    const double *const f = &forces.values[3 * static_cast<size_t>(i)];
+    const double size = std::sqrt(f[0] * f[0] + f[1] * f[1] + f[2] * f[2]);
+    if (size <= largest) continue;
+    largest = size;
+    worst = i;
+  }
+  if (worst < 0) return;
+  force_warned = true;
+  char sentence[256];
+  snprintf(sentence, sizeof(sentence),
+           "Pair style nequip: the force on an atom is %.3g, the largest one in the training data %.3g "
+           "(force units); the run is probably leaving what the model knows (atom ID ",
+           largest, known_force);
+  error->warning(FLERR, sentence + std::to_string(atom->tag[worst]) + remark());
+}
+
+// where in the run a warning of the guard was given, and how to silence it
+
+std::string PairNequIP::remark() const
+{
+  return ", step " + std::to_string(update->ntimestep) +
+      "); this is said once, pair_style nequip guard no turns it off";
+}
+
 // ----------------------------------------------------------------------
 
 void PairNequIP::bring_home(Collected &collected, double **array)
 {
   in_transit = &collected;
-  comm_reverse = collected.width;    // releases before 2025 do not take it as an argument
+
+  // releases before 2025 do not take the width as an argument; the larger of the two counts
+
+  comm_reverse = comm_reverse_off = collected.width;
   comm->reverse_comm(this);
+  comm_reverse_off = CENTROID_COMPONENTS;    // what room is made for at the next init
   const int nlocal = atom->nlocal;
   const double *value = collected.values.data();
   for (int i = 0; i < nlocal; i++)

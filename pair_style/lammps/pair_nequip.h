@@ -53,6 +53,7 @@ class PairNequIP : public Pair {
   std::string neighbors;  // keyword neighbors: lammps, engine, or empty for the faster one of the device
   bool replay;            // keyword replay
   bool verbose;           // keyword verbose
+  bool guard;             // keyword guard
   bool own_search;        // the engine searches neighbors, no list is requested from LAMMPS
   std::vector<int> type_to_model;    // model type of each LAMMPS type, -1 for NULL
   std::string path;                  // of the artifact
@@ -79,6 +80,8 @@ class PairNequIP : public Pair {
   };
   Collected forces, virials, centroids;
   Collected *in_transit;    // what pack/unpack_reverse_comm carries
+  bool force_warned;        // of a force far beyond the next
+  double known_force;       // largest force on an atom of the training data, in LAMMPS' units; 0: not known
 
   // What this rank did since the run began, for verbose.
 
@@ -121,6 +124,8 @@ class PairNequIP : public Pair {
   std::string exclusions() const;
   bool is_there(const ExcludingFix &) const;
   void find_owners();
+  void check_forces();
+  std::string remark() const;
   void bring_home(Collected &, double **);
 };
 

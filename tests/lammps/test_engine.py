@@ -21,7 +21,7 @@ OK, BAD_FILE, BAD_MODEL, BAD_DEVICE, BAD_INPUT, BAD_RESULT, INTERNAL = range(7)
 
 class Options(Structure):
     _fields_ = [("device", c_char_p), ("device_index", c_int), ("num_threads", c_int), ("energy_factor", c_double),
-                ("max_edges", c_longlong), ("no_replay", c_int)]
+                ("max_edges", c_longlong), ("no_replay", c_int), ("no_guard", c_int)]
 
 
 class System(Structure):
@@ -51,6 +51,8 @@ class Results(Structure):
         ("atom_virials", POINTER(c_double)),
         ("centroid_virials", POINTER(c_double)),
         ("failed_atom", c_int),
+        ("warned_atom", c_int),
+        ("warned_neighbour", c_int),
         ("num_candidates", c_longlong),
         ("num_edges", c_longlong),
         ("num_evaluated", c_longlong),
@@ -71,6 +73,7 @@ def library(plugin_folder):
     loaded.nequip_md_isolated_energy.argtypes = [c_void_p, c_int, POINTER(c_double)]
     for name, result in {
         "last_error": c_char_p,
+        "last_warning": c_char_p,
         "metadata": c_char_p,
         "type_name": c_char_p,
         "cutoff": c_double,
@@ -150,6 +153,8 @@ class Atoms:
         self.status = library.nequip_md_evaluate(handle, byref(system), byref(results))
         self.energy, self.virial, self.failed_atom = results.energy, np.array(results.virial), results.failed_atom
         self.message = library.nequip_md_last_error(handle).decode()
+        self.warning = library.nequip_md_last_warning(handle).decode()
+        self.warned = results.warned_atom, results.warned_neighbour
         return self
 
 

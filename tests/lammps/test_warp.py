@@ -11,12 +11,13 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 CUTOFF, SKIN, EXTENT = 3.0, 0.5, 14.0
+SHORTEST = np.array([[1.0, 1.4], [1.4, 0.0]])  # squares of distances, [type][type]
 UNITS = 2.0**46  # of forces in fixed point
 ATOMS = 900  # so dense that most centres have more edges than half a warp has lanes
 
 
 class Atoms(ctypes.Structure):
-    _fields_ = [(name, ctypes.c_void_p) for name in ("positions", "type", "centre_atom", "num_centres", "cutoff")] + [
+    _fields_ = [(name, ctypes.c_void_p) for name in ("positions", "type", "centre_atom", "num_centres", "cutoff", "shortest")] + [
         ("num_types", ctypes.c_longlong)]
 
 
@@ -35,12 +36,12 @@ def ways(tmp_path_factory):
 def evaluate(run, positions, types, centres, cells, num_nodes, num_edges):
     count, some = len(positions), len(centres)
     arrays = {"positions": positions, "type": types, "centre_atom": np.array(centres, np.int32), "num_centres": np.array([some]),
-              "cutoff": np.full((2, 2), CUTOFF)}
+              "cutoff": np.full((2, 2), CUTOFF), "shortest": SHORTEST}
     atoms = Atoms(*[a.ctypes.data for a in arrays.values()], 2)
     # what is not written stays what it is here
     result = {"list_offset": np.full(some + 1, -7), "list": np.full(count * count, -7, np.int32), "vectors": np.full((num_edges, 3), np.nan),
               "nodes": np.full((2, num_edges), -7), "neighbour_atom": np.full(num_edges, -7, np.int32), "row_ptr": np.full(num_nodes + 1, -7),
-              "forces": np.zeros((count, 3), np.int64), "sums": np.full((num_nodes, 9), np.nan)}
+              "forces": np.zeros((count, 3), np.int64), "sums": np.full((num_nodes, 10), np.nan)}
     p = {name: ctypes.c_void_p(a.ctypes.data) for name, a in result.items()}
     assert run(ctypes.byref(atoms), count, some, cells, ctypes.c_double(EXTENT), ctypes.c_double(SKIN), p["list_offset"], p["list"],
                ctypes.c_longlong(num_nodes), ctypes.c_longlong(num_edges), ctypes.c_double(2 * CUTOFF), p["vectors"], p["nodes"],
@@ -74,3 +75,5 @@ def test_lanes(ways, cells, some):
             forces[j] -= gradient
     np.testing.assert_allclose(cpu["forces"] / UNITS, forces, atol=1e-12)
     assert cpu["sums"][:, 6].tolist() == [*range(some), *[0] * 5] and cpu["sums"][:, 8].sum() == edges
+    close = near**2 < SHORTEST[types][:, types[centres]]
+    assert close[allowed].any() and list(cpu["sums"][:some, 9]) == list((allowed & close).sum(axis=0))

@@ -86,8 +86,7 @@ extern "C" bool run(const nequip_md::Atoms *atoms, int num_atoms, int num_centre
     t.gradient = gradient.data();
     t.node_energy = energy.data();
     t.neighbour_atom = neighbour_atom;
-    t.centre_atom = atoms->centre_atom;
-    t.num_centres = atoms->num_centres;
+    t.atoms = *atoms;
     t.forces = forces;
     t.sums = sums;
     RUN(tally_fixed, t, num_nodes);

@@ -6,7 +6,7 @@
  * Life of a model
  *     nequip_md_load() makes a handle, nequip_md_evaluate() uses it any number of times, nequip_md_free() ends it. A
  *     handle owns everything that it returns a pointer to; such pointers live until nequip_md_free(), that of
- *     nequip_md_last_error() until the next call on the handle. Arrays passed in belong to the caller and are read or
+ *     nequip_md_last_error() and nequip_md_last_warning() until the next call on the handle. Arrays passed in belong to the caller and are read or
  *     written during the call only.
  *
  * Units
@@ -73,6 +73,8 @@ typedef struct nequip_md_options {
                            * it. For models without message passing. 0: all at once, or on a GPU as many as fit */
     int no_replay;        /* on a GPU, the evaluation of a small system is recorded once and replayed, which saves the
                            * time of launching its kernels one by one. 1: never do that */
+    int no_guard;         /* an evaluation that leaves what the model was trained on is reported once, see
+                           * nequip_md_last_warning(). 1: never */
 } nequip_md_options;
 
 /* Atoms and, unless the library is to find them, full neighbour lists as LAMMPS keeps them. "Atom" is an index into the arrays of length num_all. */
@@ -109,6 +111,8 @@ typedef struct nequip_md_results {
     double *centroid_virials; /* [num_all][9], xx, yy, zz, xy, xz, yz, yx, zx, zy, each edge given to its neighbour
                                * atom, which makes the heat flux of a model without message passing exact; or NULL */
     int failed_atom;          /* after an error that concerns one atom: that atom; else -1 */
+    int warned_atom;          /* after an evaluation with a warning: the two atoms that it concerns; */
+    int warned_neighbour;     /* else -1 */
     long long num_candidates; /* entries of the neighbour lists, given or found, between atoms of the model */
     long long num_edges;      /* those within the cutoff of their types, which the model saw */
     long long num_evaluated;  /* edges with padding: two of each evaluation at least, and the room of a recording */
@@ -159,6 +163,11 @@ NEQUIP_MD_API int nequip_md_isolated_energy(nequip_md_model *model, int type, do
 /* Energies, forces and virials of one configuration. */
 NEQUIP_MD_API int nequip_md_evaluate(nequip_md_model *model, const nequip_md_system *system,
                                      nequip_md_results *results);
+
+/* What the last nequip_md_evaluate() saw that the model was not trained on: two atoms much closer than any pair of their
+ * types in the training data; empty if nothing. It is reported once for a handle, and only if the artifact's metadata has
+ * `closest_distances`. The key `largest_force` is for callers, who alone know the whole force on an atom. */
+NEQUIP_MD_API const char *nequip_md_last_warning(const nequip_md_model *model);
 
 /* The sentence left by the last nequip_md_evaluate() or nequip_md_isolated_energy() on this handle; empty after a success. */
 NEQUIP_MD_API const char *nequip_md_last_error(const nequip_md_model *model);

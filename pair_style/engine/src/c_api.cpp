@@ -138,4 +138,6 @@ int nequip_md_evaluate(nequip_md_model *model, const nequip_md_system *system, n
     return status;
 }
 
+const char *nequip_md_last_warning(const nequip_md_model *model) { return model->model.warning().c_str(); }
+
 const char *nequip_md_last_error(const nequip_md_model *model) { return model->last_error.c_str(); }

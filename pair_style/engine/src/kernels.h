@@ -79,6 +79,7 @@ struct Atoms {
     const int *centre_atom;        // [centres]
     const Int64 *num_centres;      // [1]
     const double *cutoff;          // [types][types], angstrom, ordered pair
+    const double *shortest;        // [types][types], angstrom^2: closer pairs are counted; or null
     Int64 num_types;
 };
 
@@ -271,7 +272,8 @@ NEQUIP_MD_DEVICE void write_edges(const EdgeArguments &a, Int64 index)
 // floating-point sums, and so is one that is not a number.
 constexpr double UNITS = 70368744177664.0;
 constexpr double LARGEST = 1024.0;
-constexpr int SUMS = 9;  // of one centre: virial xx yy zz xy xz yz, energy, edges that exceed LARGEST, all its edges
+constexpr int SUMS = 10;  // of one centre: virial xx yy zz xy xz yz, energy, edges that exceed LARGEST, all its edges,
+                          // edges shorter than the shortest that the model knows
 
 struct TallyArguments {
     const Int64 *row_ptr;        // of the graph
@@ -280,8 +282,7 @@ struct TallyArguments {
     const double *gradient;      // [edges][3], of the total energy by the vectors
     const double *node_energy;   // [nodes]
     const int *neighbour_atom;   // [edges]
-    const int *centre_atom;      // [centres]
-    const Int64 *num_centres;    // [1]
+    Atoms atoms;
     Int64 first;                 // centre of the graph's first node
     void *forces;                // [atoms][3]
     void *virials;               // [atoms][6], half of each edge at either end; or null
@@ -316,21 +317,23 @@ NEQUIP_MD_DEVICE void tally(const TallyArguments &a, Int64 index, bool skip_larg
 {
     const Int64 centre = a.first + index;
     double *const sums = a.sums + SUMS * centre;
-    if (centre >= *a.num_centres) {
+    if (centre >= *a.atoms.num_centres) {
         for (int k = lane(); k < SUMS; k += LANES) sums[k] = 0;
         return;
     }
-    const int atom = a.centre_atom[centre];
+    const int atom = a.atoms.centre_atom[centre];
+    const double *const shortest = a.atoms.shortest ? a.atoms.shortest + a.atoms.type[atom] * a.atoms.num_types : nullptr;
     Number *const forces = (Number *)a.forces, *const virials = (Number *)a.virials, *const centroids = (Number *)a.centroids;
     Number force[3] = {0, 0, 0}, share[6] = {0, 0, 0, 0, 0, 0};
-    double virial[6] = {0, 0, 0, 0, 0, 0}, large = 0;
+    double virial[6] = {0, 0, 0, 0, 0, 0}, large = 0, close = 0;
     for (Int64 edge = a.row_ptr[index] + lane(); edge < a.row_ptr[index + 1]; edge += LANES) {
         const double *const r = a.vectors + 3 * edge, *const g = a.gradient + 3 * edge;
         bool small = true;
         for (int k = 0; k < 3; ++k) small = small && g[k] < LARGEST && g[k] > -LARGEST;
+        const Int64 other = a.neighbour_atom[edge];
+        if (shortest && r[0] * r[0] + r[1] * r[1] + r[2] * r[2] < shortest[a.atoms.type[other]]) close += 1;
         if (!small) large += 1;
         if (!small && skip_large) continue;
-        const Int64 other = a.neighbour_atom[edge];
         for (int k = 0; k < 3; ++k) {
             const Number component = number<Number>(g[k]);
             force[k] += component;
@@ -363,10 +366,12 @@ NEQUIP_MD_DEVICE void tally(const TallyArguments &a, Int64 index, bool skip_larg
         if (lane() == 0) sums[k] = total;
     }
     large = over_lanes(large);
+    close = over_lanes(close);
     if (lane() != 0) return;
     sums[6] = a.node_energy[index];
     sums[7] = large;
     sums[8] = (double)(a.edge_offset[centre + 1] - a.edge_offset[centre]);
+    sums[9] = close;
 }
 
 // index: node of the graph

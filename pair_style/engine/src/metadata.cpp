@@ -17,6 +17,13 @@ class Reader {
     {
     }
 
+    // Keys that not every artifact has; an empty text stands for an unknown value.
+    bool has(const std::string &key) const
+    {
+        const auto found = text_.find(key);
+        return found != text_.end() && !found->second.empty();
+    }
+
     const std::string &word(const std::string &key) const
     {
         const auto found = text_.find(key);
@@ -80,6 +87,9 @@ Metadata parse_metadata(const std::string &path, std::unordered_map<std::string,
     metadata.torch_version = reader.one<std::string>("torch_version");
     metadata.message_passing_layers = reader.one<int>("message_passing_layers");
 
+    if (reader.has("closest_distances")) metadata.closest_distances = reader.list<double>("closest_distances");
+    const double largest_force = reader.has("largest_force") ? reader.one<double>("largest_force") : 0;
+
     const size_t num_types = metadata.type_names.size();
     if (num_types == 0) reader.refuse("type_names");
     if (!(metadata.cutoff > 0) || !std::isfinite(metadata.cutoff)) reader.refuse("cutoff");
@@ -90,6 +100,11 @@ Metadata parse_metadata(const std::string &path, std::unordered_map<std::string,
         reader.refuse("precision");
     if (metadata.device != "cpu" && metadata.device != "cuda") reader.refuse("device");
     if (metadata.message_passing_layers < 0) reader.refuse("message_passing_layers");
+    if (!metadata.closest_distances.empty() && metadata.closest_distances.size() != num_types * num_types)
+        reader.refuse("closest_distances");
+    for (const double distance : metadata.closest_distances)
+        if (!(distance >= 0)) reader.refuse("closest_distances");
+    if (!(largest_force >= 0)) reader.refuse("largest_force");
     if (reader.word("length_unit") != "angstrom") reader.refuse("length_unit");
     if (reader.word("energy_unit") != "eV") reader.refuse("energy_unit");
     return metadata;

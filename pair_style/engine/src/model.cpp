@@ -64,7 +64,8 @@ Model::Model(const std::string &path, const nequip_md_options &options)
       energy_factor_(options.energy_factor == 0 ? 1 : options.energy_factor),
       may_replay_(!options.no_replay),
       network_(path, compute_.device(), metadata_.precision == "tf32"),
-      table_(compute_, metadata_),
+      guard_(metadata_, !options.no_guard),
+      table_(compute_, metadata_, guard_.shortest()),
       pieces_(compute_, options.max_edges, metadata_.message_passing_layers == 0),
       replay_(compute_)
 {
@@ -87,6 +88,7 @@ void Model::evaluate(const nequip_md_system &system, nequip_md_results &results)
                                         results.atom_energies != nullptr, results);
     results.seconds_model = watch.seconds() - results.seconds_lists;
     tally.add_to(table_, energy_factor_, results);
+    guard_.look(tally, table_, system, results);
     results.seconds_results = watch.seconds() - results.seconds_lists - results.seconds_model;
     results.num_candidates = table_.num_candidates();
 }
@@ -110,7 +112,7 @@ const std::vector<double> &Model::isolated_energies()
     system.types = system.type_map = system.centres = system.owner = each.data();
     system.num_neighbours = no_neighbours.data();
     system.neighbours = empty_lists.data();
-    NeighbourTable table(compute_, metadata_);  // not the caller's, whose lists may have to last longer
+    NeighbourTable table(compute_, metadata_, {});  // not the caller's, whose lists may have to last longer
     table.update(system);
     Tally tally(compute_, count, count, {false, false}, /*wide=*/true);
     Pieces(compute_, /*max_edges=*/0, /*divisible=*/false).run(table, network_, tally);

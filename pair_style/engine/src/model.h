@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "compute.h"
+#include "guard.h"
 #include "metadata.h"
 #include "neighbour_table.h"
 #include "nequip_md_engine.h"
@@ -21,6 +22,7 @@ class Model {
 
     const Metadata &metadata() const { return metadata_; }
     void evaluate(const nequip_md_system &system, nequip_md_results &results);
+    const std::string &warning() const { return guard_.warning(); }  // of the last evaluation; or empty
 
     // Of an atom of each type without neighbours, in the unit of the results; evaluated once.
     const std::vector<double> &isolated_energies();
@@ -34,6 +36,7 @@ class Model {
     double energy_factor_;
     bool may_replay_;
     Network network_;
+    Guard guard_;
     NeighbourTable table_;
     Pieces pieces_;
     Replay replay_;

@@ -59,10 +59,11 @@ Int64 *longs(const at::Tensor &tensor) { return reinterpret_cast<Int64 *>(tensor
 
 }  // namespace
 
-NeighbourTable::NeighbourTable(const Compute &compute, const Metadata &metadata)
+NeighbourTable::NeighbourTable(const Compute &compute, const Metadata &metadata, const std::vector<double> &shortest)
     : compute_(compute), metadata_(metadata), num_centres_(at::zeros({1}, compute.integers())),
       cutoff_(at::tensor(metadata.pair_cutoffs, at::TensorOptions().dtype(at::kDouble)).to(compute.device()))
 {
+    if (!shortest.empty()) shortest_ = at::tensor(shortest, at::TensorOptions().dtype(at::kDouble)).to(compute.device());
 }
 
 // Room for `size` rows and some more, so that few rebuilt lists need new memory.
@@ -286,7 +287,7 @@ void NeighbourTable::search(const nequip_md_system &system)
 Atoms NeighbourTable::atoms() const
 {
     return {num_atoms() ? positions_.data_ptr<double>() : nullptr, longs(type_), ints(centre_atom_), longs(num_centres_),
-            cutoff_.data_ptr<double>(), metadata_.num_types()};
+            cutoff_.data_ptr<double>(), shortest_.defined() ? shortest_.data_ptr<double>() : nullptr, metadata_.num_types()};
 }
 
 EdgeArguments NeighbourTable::arguments() const

@@ -19,7 +19,8 @@ constexpr int64_t MIN_PHANTOMS = 2;
 
 class NeighbourTable {
  public:
-    NeighbourTable(const Compute &compute, const Metadata &metadata);
+    // shortest: angstrom^2, [centre type][neighbour type], see Atoms; may be empty.
+    NeighbourTable(const Compute &compute, const Metadata &metadata, const std::vector<double> &shortest);
 
     // Bring table and positions up to date. The table is made anew when the caller says that the lists have changed, and
     // whenever the types or the counts differ from last time: programs that swap types do so without rebuilding
@@ -75,6 +76,7 @@ class NeighbourTable {
     at::Tensor centre_atom_;  // [centres] int32
     at::Tensor num_centres_;  // [1] int64
     at::Tensor cutoff_;       // [types, types] float64
+    at::Tensor shortest_;     // [types, types] float64, or undefined
     at::Tensor list_offset_;  // [centres + 1] int64
     at::Tensor list_;         // [candidates] int32
     at::Tensor node_of_atom_;  // [atoms] int64, of models with message passing

@@ -3,6 +3,7 @@
 #include <cmath>
 
 #include <ATen/TensorOperators.h>
+#include <ATen/ops/argmax.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/sum.h>
 #include <ATen/ops/zeros.h>
@@ -12,7 +13,7 @@
 namespace nequip_md {
 namespace {
 
-enum Sum { VIRIAL = 0, ENERGY = 6, TOO_LARGE = 7, EDGES = 8 };
+enum Sum { VIRIAL = 0, ENERGY = 6, TOO_LARGE = 7, EDGES = 8, CLOSE = 9 };
 
 const Int64 *longs(const at::Tensor &tensor) { return reinterpret_cast<const Int64 *>(tensor.data_ptr<int64_t>()); }
 
@@ -36,7 +37,6 @@ void Tally::clear()
 
 void Tally::add(const NeighbourTable &table, const at::Tensor &edge_offset, const Graph &graph, const Evaluation &evaluation)
 {
-    const Atoms atoms = table.atoms();
     TallyArguments a{};
     a.row_ptr = longs(graph.row_ptr);
     a.edge_offset = longs(edge_offset);
@@ -44,8 +44,7 @@ void Tally::add(const NeighbourTable &table, const at::Tensor &edge_offset, cons
     a.gradient = evaluation.edge_gradient.data_ptr<double>();
     a.node_energy = evaluation.node_energy.data_ptr<double>();
     a.neighbour_atom = graph.neighbour_atom.data_ptr<int>();
-    a.centre_atom = atoms.centre_atom;
-    a.num_centres = atoms.num_centres;
+    a.atoms = table.atoms();
     a.first = graph.first;
     a.forces = forces_.data_ptr();
     a.virials = virials_.defined() ? virials_.data_ptr() : nullptr;
@@ -82,6 +81,13 @@ bool Tally::fetch(int64_t num_atoms, bool atom_energies)
 }
 
 int64_t Tally::num_edges() const { return static_cast<int64_t>(host_total_.data_ptr<double>()[EDGES]); }
+
+bool Tally::has_close() const { return host_total_.data_ptr<double>()[CLOSE] > 0; }
+
+int64_t Tally::close_centre() const
+{
+    return sums_.select(1, CLOSE).argmax().item<int64_t>();
+}
 
 void Tally::add_array(double *array, const at::Tensor &values, double factor) const
 {

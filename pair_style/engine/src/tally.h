@@ -32,7 +32,9 @@ class Tally {
     // Bring the sums to the host, and wait for them. False: forces exceed the range of fixed point, so do it again, wide.
     bool fetch(int64_t num_atoms, bool atom_energies);
 
-    int64_t num_edges() const;  // fetched
+    int64_t num_edges() const;     // fetched
+    bool has_close() const;        // fetched; whether an edge is shorter than those that the model knows
+    int64_t close_centre() const;  // a centre of such an edge
 
     // Add what was fetched to the results. Throws Error (BAD_RESULT) for values that are not finite.
     void add_to(const NeighbourTable &table, double energy_factor, nequip_md_results &results) const;
