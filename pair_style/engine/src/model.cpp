@@ -1,13 +1,15 @@
 #include "model.h"
 
+#include <algorithm>
 #include <chrono>
 #include <cmath>
+#include <thread>
 
 #include <ATen/Parallel.h>
 #include <c10/core/InferenceMode.h>
 
 #include "error.h"
-#include "package.h"
+#include "memory.h"
 #include "tally.h"
 
 namespace nequip_md {
@@ -40,11 +42,22 @@ class Stopwatch {
     const std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now();
 };
 
+int most_threads()
+{
+    constexpr unsigned SMALL = 64;  // so many are never refused: a process may see fewer processors than there are
+    return static_cast<int>(std::max(SMALL, 4 * std::thread::hardware_concurrency()));
+}
+
 const nequip_md_options &checked(const nequip_md_options &options)
 {
     if (options.num_threads < 0)
         throw Error(NEQUIP_MD_BAD_INPUT,
                     "num_threads is " + std::to_string(options.num_threads) + "; it must be 0 or more");
+    // OpenMP ends the process, or hangs, when it cannot start so many.
+    if (const int most = most_threads(); options.num_threads > most)
+        throw Error(NEQUIP_MD_BAD_INPUT, "num_threads is " + std::to_string(options.num_threads) +
+                                             "; it must be at most " + std::to_string(most) +
+                                             " here, and more than the machine's processors gain nothing");
     if (options.max_edges < 0)
         throw Error(NEQUIP_MD_BAD_INPUT, "max_edges is " + std::to_string(options.max_edges) + "; it must be 0 or more");
     if (!std::isfinite(options.energy_factor) || options.energy_factor < 0)
@@ -56,17 +69,23 @@ const nequip_md_options &checked(const nequip_md_options &options)
 }  // namespace
 
 Model::Model(const std::string &path, const nequip_md_options &options)
-    : metadata_(open_package(path, checked(options).device ? options.device : "", options.device_index)),
+    : Model(Package(path, checked(options).device ? options.device : "", options.device_index), options)
+{
+}
+
+Model::Model(const Package &package, const nequip_md_options &options)
+    : metadata_(package.metadata()),
       compute_(metadata_.device == "cpu" ? at::Device(at::kCPU)
                                          : at::Device(at::kCUDA, static_cast<c10::DeviceIndex>(options.device_index))),
       num_threads_(options.num_threads),
       energy_factor_(options.energy_factor == 0 ? 1 : options.energy_factor),
       may_replay_(!options.no_replay),
-      network_(path, compute_.device(), metadata_.precision == "tf32"),
+      network_(package, compute_.device()),
       table_(compute_, metadata_),
       pieces_(compute_, options.max_edges, metadata_.message_passing_layers == 0),
       replay_(compute_)
 {
+    if (!compute_.gpu()) keep_freed_memory();
     if (options.max_edges > 0 && metadata_.message_passing_layers > 0)
         throw Error(NEQUIP_MD_BAD_INPUT,
                     "max_edges is " + std::to_string(options.max_edges) +

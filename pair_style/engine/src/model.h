@@ -9,6 +9,7 @@
 #include "neighbour_table.h"
 #include "nequip_md_engine.h"
 #include "network.h"
+#include "package.h"
 #include "pieces.h"
 #include "replay.h"
 
@@ -22,6 +23,7 @@ class Model {
     void evaluate(const nequip_md_system &system, nequip_md_results &results);
 
  private:
+    Model(const Package &package, const nequip_md_options &options);
     const Tally &evaluate_table(const Tally::Wanted &wanted, bool atom_energies, nequip_md_results &results);
 
     Metadata metadata_;
