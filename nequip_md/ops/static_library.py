@@ -8,9 +8,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from torch._inductor.cpp_builder import get_cpp_compiler
-from torch.utils.cpp_extension import include_paths
-
 from nequip_md.errors import NequIPMDError
 
 
@@ -20,6 +17,10 @@ def build(folder: Path, name: str, source: Path, options: list[str]) -> None:
     Raises:
         NequIPMDError: there is no C++ compiler, or it fails.
     """
+    # the compiler's half of torch: whoever only runs artifacts does without it
+    from torch._inductor.cpp_builder import get_cpp_compiler
+    from torch.utils.cpp_extension import include_paths
+
     code = folder / f"{name}.o"
     _run([get_cpp_compiler(), "-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", *options, *(f"-I{path}" for path in include_paths()),
           "-c", str(source), "-o", str(code)])
