@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from nequip_md.errors import NequIPMDError
+from nequip_md.export import inductor_cache
 from nequip_md.export.trace import trace
 from nequip_md.model import Potential, fuse
 from nequip_md.ops import cpu, decompositions
@@ -52,6 +53,7 @@ def write_artifact(model: nn.Module, path: str | Path, metadata: dict[str, str],
     """
     path = Path(path)
     check_target(path, device)
+    inductor_cache.use_private_cache()
     on_cpu = device == "cpu"
     types = len(metadata["type_names"].split())
     plain: list[str] = []
@@ -78,6 +80,7 @@ def write_artifact(model: nn.Module, path: str | Path, metadata: dict[str, str],
     metadata = {**metadata, "kernels": form}
     unfinished = path.with_name(f".{path.stem}.{os.getpid()}.pt2")
     options = {
+        **inductor_cache.OPTIONS,
         "aot_inductor.metadata": metadata,
         # threads are decided when the artifact runs, not where it was compiled
         "cpp.dynamic_threads": True,
