@@ -12,6 +12,7 @@ from nequip_md.export.artifact_file import ArtifactFile
 from nequip_md.export.loaded_code import Code
 from nequip_md.export.metadata import checked_metadata, cpu_instructions, torch_version
 from nequip_md.graph import Graph, pad_graph
+from nequip_md.memory import keep_freed_memory
 
 
 class Artifact:
@@ -102,6 +103,8 @@ def load_artifact(path: str | Path, device: str | torch.device | None = None) ->
     """
     with ArtifactFile(Path(path)) as file:
         metadata = checked_metadata(file.path, file.metadata())
+        if metadata["device"] == "cpu":
+            keep_freed_memory()
         return Artifact(file, metadata, _target(file.path, metadata, device))
 
 

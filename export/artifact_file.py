@@ -62,8 +62,10 @@ class ArtifactFile:
                 raise NequIPMDError(f"{foreign}: it has no compiled code; write one with: nequip-md-export MODEL -o OUT.pt2")
             self._library = libraries[0]
             for member in self._archive.infolist():
-                if member.compress_type != zipfile.ZIP_STORED or member.file_size != member.compress_size or member.flag_bits & 1:
+                if member.compress_type != zipfile.ZIP_STORED or member.flag_bits & 1:
                     raise NequIPMDError(f"{path} has a compressed member, {member.filename!r}, and nequip-md-export writes none; {AGAIN}")
+                if member.file_size != member.compress_size:
+                    self._damaged(f"the size of {member.filename!r} is wrong")
             if sum(m.file_size for m in self._archive.infolist()) > path.stat().st_size:
                 self._damaged("its directory does not fit its contents")
         except BaseException:

@@ -149,8 +149,8 @@ Archive::Member Archive::read_member(const char *entry, const std::string &name,
         }
         at = next;
     }
-    member.plain =
-        number<uint16_t>(entry, 10) == 0 && unpacked == member.size && !(number<uint16_t>(entry, 8) & ENCRYPTED);
+    member.plain = number<uint16_t>(entry, 10) == 0 && !(number<uint16_t>(entry, 8) & ENCRYPTED);
+    if (member.plain && unpacked != member.size) damaged("the size of '" + name + "' is wrong");
     if (member.start > directory_ || directory_ - member.start < HEADER_SIZE + name.size())
         damaged("'" + name + "' lies outside of the file");
     const std::string header = bytes(member.start, HEADER_SIZE + name.size());

@@ -21,7 +21,6 @@ void keep_freed_memory()
     constexpr int LIMIT_OF_OLD_GLIBC = 32 << 20;
     mallopt(M_TRIM_THRESHOLD, INT_MAX);
     if (!mallopt(M_MMAP_THRESHOLD, INT_MAX)) mallopt(M_MMAP_THRESHOLD, LIMIT_OF_OLD_GLIBC);
-    mallopt(M_TOP_PAD, 64 << 20);
 #endif
 }
 
