@@ -92,6 +92,7 @@ NEGATIVE_CONTROLS = {
     "bad device": ("pair_style nequip device gpu", "'gpu'|cpu or cuda"),
     "zero edges": ("pair_style nequip max_edges 0", "max_edges is 0|1 or more"),
     "zero threads": ("pair_style nequip threads 0", "threads is 0|1 or more"),
+    "too many threads": ("pair_style nequip threads 20000\npair_coeff * * {lj} Ar Ne", "num_threads is 20000|at most"),
     "threads no number": ("pair_style nequip threads two", "two"),
     "units lj": ("pair_style nequip\npair_coeff * * {lj} Ar Ne", "cannot use units lj|units metal or real"),
     "units si": ("pair_style nequip\npair_coeff * * {lj} Ar Ne", "cannot use units si|units metal or real"),
