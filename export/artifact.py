@@ -8,8 +8,11 @@ import torch
 from torch import Tensor
 
 from nequip_md.errors import NequIPMDError
-from nequip_md.export.metadata import cpu_instructions, read_metadata, torch_version
+from nequip_md.export.artifact_file import ArtifactFile
+from nequip_md.export.loaded_code import Code
+from nequip_md.export.metadata import checked_metadata, cpu_instructions, torch_version
 from nequip_md.graph import Graph, pad_graph
+from nequip_md.memory import keep_freed_memory
 
 
 class Artifact:
@@ -23,8 +26,8 @@ class Artifact:
         device: where inputs must lie.
     """
 
-    def __init__(self, path: Path, metadata: dict[str, str], device: torch.device):
-        self.path = path
+    def __init__(self, file: ArtifactFile, metadata: dict[str, str], device: torch.device):
+        self.path = file.path
         self.metadata = metadata
         self.device = device
         self.type_names = metadata["type_names"].split()
@@ -32,7 +35,7 @@ class Artifact:
         cutoffs = [float(r) for r in metadata["pair_cutoffs"].split()]
         self.pair_cutoffs = torch.tensor(cutoffs, dtype=torch.float64).view(len(self.type_names), -1)
         self.message_passing_layers = int(metadata["message_passing_layers"])
-        self._run = torch._inductor.aoti_load_package(str(path), device_index=device.index if device.type == "cuda" else -1)
+        self._code = Code(file, device)
 
     def __call__(self, graph: Graph) -> tuple[Tensor, Tensor]:
         """Evaluate one graph of any size.
@@ -53,7 +56,7 @@ class Artifact:
             raise NequIPMDError(f"{self.path} passes messages between atoms; evaluate it on a graph without ghosts")
         padded = pad_graph(graph, min_edges=2, min_nodes=2, cutoff=self.cutoff)
         with _matmul_precision(self.metadata["precision"]):
-            energy, gradient = self._run(*(t.contiguous() for t in padded.tensors))
+            energy, gradient = self._code(*(t.contiguous() for t in padded.tensors))
         return energy[:nodes], gradient[:edges]
 
     def _check(self, graph: Graph) -> None:
@@ -95,11 +98,18 @@ def load_artifact(path: str | Path, device: str | torch.device | None = None) ->
             current device).
 
     Raises:
-        NequIPMDError: missing or foreign file, other format version, other PyTorch release, wrong device, or code for another
-            processor.
+        NequIPMDError: missing, foreign or damaged file, other format version, other PyTorch release, wrong device, code for
+            another processor, or a folder for temporary files (``TMPDIR``) that cannot be used.
     """
-    path = Path(path)
-    metadata = read_metadata(path)
+    with ArtifactFile(Path(path)) as file:
+        metadata = checked_metadata(file.path, file.metadata())
+        if metadata["device"] == "cpu":
+            keep_freed_memory()
+        return Artifact(file, metadata, _target(file.path, metadata, device))
+
+
+def _target(path: Path, metadata: dict[str, str], device: str | torch.device | None) -> torch.device:
+    """The device on which an artifact will run, when this process can run it."""
     again = "nequip-md-export MODEL -o OUT.pt2"
     if metadata["torch_version"] != torch_version():
         raise NequIPMDError(f"{path} was compiled with PyTorch {metadata['torch_version']}, this is {torch_version()}; "
@@ -122,4 +132,4 @@ def load_artifact(path: str | Path, device: str | torch.device | None = None) ->
         if metadata["compute_capability"] != here:
             raise NequIPMDError(f"{path} was compiled for compute capability {metadata['compute_capability']}, {target} has {here}; "
                                 f"compile it on such a device: {again} --device cuda")
-    return Artifact(path, metadata, target)
+    return target

@@ -23,6 +23,9 @@ def export(checkpoint: Path, output: Path, *, device: str, precision: str, allow
         NequIPMDError: bad input, or the artifact differs from the model. Then, and when it is interrupted, ``output`` stays as it
             was.
     """
+    from nequip_md.export.inductor_cache import use_private_cache
+
+    use_private_cache()  # first, as some modules of torch make the common folder when they are imported
     import torch
 
     from nequip_md.checkpoint import checkpoint_sha256, load, read_info

@@ -6,15 +6,15 @@ Lists are separated by single spaces, numbers are written so that they read back
 from __future__ import annotations
 
 import json
+import math
 import re
-import zipfile
 from pathlib import Path
 
 import torch
 
 import nequip_md
 from nequip_md.errors import NequIPMDError
-from nequip_md.files import FileKind, refuse_other
+from nequip_md.export.artifact_file import AGAIN, ArtifactFile
 from nequip_md.model.config import NequIPConfig, PotentialConfig
 from nequip_md.model.nequip_irreps import plan_layers, width
 
@@ -128,25 +128,48 @@ def read_metadata(path: str | Path) -> dict[str, str]:
     """The metadata of an artifact, without loading its code.
 
     Raises:
-        NequIPMDError: the file is missing, is not an artifact, or was written by another format version.
+        NequIPMDError: the file is missing, is not an artifact, is damaged, or was written by another format version.
     """
     path = Path(path)
-    refuse_other(path, FileKind.ARTIFACT)
-    if not path.is_file():
-        raise NequIPMDError(f"{path}: no such file; write one with: nequip-md-export MODEL -o {path.name}")
-    remedy = "write it again with: nequip-md-export MODEL -o OUT.pt2"
-    try:
-        with zipfile.ZipFile(path) as archive:
-            names = [n for n in archive.namelist() if "/data/aotinductor/" in n and n.endswith("wrapper_metadata.json")]
-            names = names or [n for n in archive.namelist() if "/data/aotinductor/" in n and n.endswith("_metadata.json")]
-            metadata = json.loads(archive.read(names[0])) if names else {}
-    except (zipfile.BadZipFile, ValueError, KeyError, OSError) as error:
-        raise NequIPMDError(f"{path} is not a compiled model (.pt2): {error}; {remedy}") from error
+    with ArtifactFile(path) as file:
+        return checked_metadata(path, file.metadata())
+
+
+def checked_metadata(path: Path, metadata: dict[str, str]) -> dict[str, str]:
+    """The same table, when every loader can rely on it.
+
+    Raises:
+        NequIPMDError: another format version or other units, or a key that is missing or has an unusable value.
+    """
     if "format_version" not in metadata:
-        raise NequIPMDError(f"{path} is not an artifact of nequip-md (it has no format_version); {remedy}")
+        raise NequIPMDError(f"{path} is not an artifact of nequip-md (it has no format_version); {AGAIN}")
     if metadata["format_version"] != FORMAT_VERSION:
-        raise NequIPMDError(f"{path} has format version {metadata['format_version']}, this nequip-md reads {FORMAT_VERSION}; {remedy}")
+        raise NequIPMDError(f"{path} has format version {metadata['format_version']}, this nequip-md reads {FORMAT_VERSION}; {AGAIN}")
     missing = [key for key in REQUIRED if key not in metadata]
     if missing:
-        raise NequIPMDError(f"{path} lacks the metadata {', '.join(missing)}; {remedy}")
+        raise NequIPMDError(f"{path} lacks the metadata {', '.join(missing)}; {AGAIN}")
+    types = len(metadata["type_names"].split())
+    cutoff, layers = _numbers(metadata["cutoff"]), metadata["message_passing_layers"]
+    radii = _numbers(metadata["pair_cutoffs"])
+    usable = {
+        "type_names": types > 0,
+        "cutoff": len(cutoff) == 1 and 0 < cutoff[0] < math.inf,
+        "pair_cutoffs": len(radii) == types**2 and all(0 < radius <= max(cutoff, default=0) for radius in radii),
+        "precision": metadata["precision"] in PRECISIONS,
+        "device": metadata["device"] in ("cpu", "cuda"),
+        "length_unit": metadata["length_unit"] == "angstrom",
+        "energy_unit": metadata["energy_unit"] == "eV",
+        "message_passing_layers": layers.isascii() and layers.isdigit(),
+    }
+    for key, good in usable.items():
+        if not good:
+            raise NequIPMDError(f"{path} has the unusable metadata {key} = {metadata[key][:200]!r}; {AGAIN}")
     return metadata
+
+
+def _numbers(text: str) -> list[float]:
+    """Numbers separated by white space; none if one of them is not a number."""
+    try:
+        return [float(word) for word in text.split()]
+    except ValueError:
+        return []

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from torch._inductor.exc import CppCompileError, InductorError
 
 from nequip_md.atomic import replacing
 from nequip_md.errors import NequIPMDError
+from nequip_md.export import inductor_cache
 from nequip_md.export.trace import trace
 from nequip_md.model import Potential, fuse
 from nequip_md.ops import cpu, decompositions
@@ -91,6 +91,10 @@ def compile_model(model: nn.Module, metadata: dict[str, str], device: str) -> tu
 
     Args, Raises: as there.
     """
+    inductor_cache.use_private_cache()
+    # the compiler's half of torch, which whoever only runs artifacts does without
+    from torch._inductor.exc import CppCompileError, InductorError
+
     on_cpu = device == "cpu"
     types = len(metadata["type_names"].split())
     plain: list[str] = []
@@ -116,6 +120,7 @@ def compile_model(model: nn.Module, metadata: dict[str, str], device: str) -> tu
         form += " hopper"
     metadata = {**metadata, "kernels": form}
     options = {
+        **inductor_cache.OPTIONS,
         "aot_inductor.metadata": metadata,
         # threads are decided when the artifact runs, not where it was compiled
         "cpp.dynamic_threads": True,

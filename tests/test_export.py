@@ -133,7 +133,7 @@ def test_loader_refuses_what_is_no_artifact(tmp_path, small_models):
         load_artifact(tmp_path / "text.pt2")
     cut = tmp_path / "cut.pt2"
     cut.write_bytes(small_models("allegro_fp32")[1].read_bytes()[:5000])
-    with pytest.raises(NequIPMDError, match="not a compiled model"):
+    with pytest.raises(NequIPMDError, match="is damaged"):
         load_artifact(cut)
     with pytest.raises(NequIPMDError, match="compiled for cpu and cannot run on cuda"):
         load_artifact(small_models("allegro_fp32")[1], "cuda")

@@ -12,6 +12,7 @@ from nequip_md.cli import command_parser
 from nequip_md.errors import NequIPMDError, install_command
 from nequip_md.files import FileKind, refuse_other
 from nequip_md.interrupt import Interrupted, interruptible
+from nequip_md.memory import keep_freed_memory
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -49,6 +50,7 @@ def _main(arguments: Sequence[str] | None) -> int:
             print(convert(options.config), end="")
             return 0
         config = load_config(options.config)
+        keep_freed_memory()
         if options.output:
             config = config.model_copy(update={"output": options.output})
         return _train(config, options)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from nequip_md.checkpoint.upstream_allegro import state_from_upstream
 from nequip_md.errors import NequIPMDError
-from nequip_md.export import Artifact
+from nequip_md.export import Artifact, inductor_cache
 from nequip_md.graph import build_graph, forces_from_gradient
 from nequip_md.model import AllegroConfig, Potential, PotentialConfig, build_model
 
@@ -123,7 +123,9 @@ class PeerArtifact:
                 model = modify(model, [{"modifier": "enable_TritonContracter"}])
             dims = {"node": torch.export.Dim("num_nodes", min=2), "edge": torch.export.Dim("num_edges", min=2)}
             data = dict(zip(self.fields, self.inputs(sample)))
-            aot_export_model(model, device, self.fields, self.outputs, data, single_frame_batch_map_settings(dims), str(path))
+            inductor_cache.use_private_cache()
+            with torch._inductor.config.patch(inductor_cache.OPTIONS):
+                aot_export_model(model, device, self.fields, self.outputs, data, single_frame_batch_map_settings(dims), str(path))
         self._run = torch._inductor.aoti_load_package(str(path))
 
     def inputs(self, atoms: Atoms) -> list[Tensor]:

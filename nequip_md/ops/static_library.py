@@ -8,8 +8,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from torch.utils.cpp_extension import include_paths
-
 from nequip_md.errors import NequIPMDError
 
 
@@ -37,6 +35,8 @@ def build(folder: Path, name: str, source: Path, options: list[str]) -> None:
     Raises:
         NequIPMDError: there is no C++ compiler, or it fails.
     """
+    from torch.utils.cpp_extension import include_paths  # late, as the compiler's half of torch comes with it
+
     code = folder / f"{name}.o"
     _run([compiler(), "-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", *options, *(f"-I{path}" for path in include_paths()),
           "-c", str(source), "-o", str(code)])

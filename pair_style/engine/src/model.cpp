@@ -8,7 +8,7 @@
 #include <c10/core/InferenceMode.h>
 
 #include "error.h"
-#include "package.h"
+#include "memory.h"
 #include "tally.h"
 
 namespace nequip_md {
@@ -57,18 +57,24 @@ const nequip_md_options &checked(const nequip_md_options &options)
 }  // namespace
 
 Model::Model(const std::string &path, const nequip_md_options &options)
-    : metadata_(open_package(path, checked(options).device ? options.device : "", options.device_index)),
+    : Model(Package(path, checked(options).device ? options.device : "", options.device_index), options)
+{
+}
+
+Model::Model(const Package &package, const nequip_md_options &options)
+    : metadata_(package.metadata()),
       compute_(metadata_.device == "cpu" ? at::Device(at::kCPU)
                                          : at::Device(at::kCUDA, static_cast<c10::DeviceIndex>(options.device_index))),
       num_threads_(options.num_threads),
       energy_factor_(options.energy_factor == 0 ? 1 : options.energy_factor),
       may_replay_(!options.no_replay),
-      network_(path, compute_.device(), metadata_.precision == "tf32"),
+      network_(package, compute_.device()),
       guard_(metadata_, !options.no_guard),
       table_(compute_, metadata_, guard_.shortest()),
       pieces_(compute_, options.max_edges, metadata_.message_passing_layers == 0),
       replay_(compute_)
 {
+    if (!compute_.gpu()) keep_freed_memory();
     if (options.max_edges > 0 && metadata_.message_passing_layers > 0)
         throw Error(NEQUIP_MD_BAD_INPUT,
                     "max_edges is " + std::to_string(options.max_edges) +

@@ -11,6 +11,7 @@
 #include "neighbour_table.h"
 #include "nequip_md_engine.h"
 #include "network.h"
+#include "package.h"
 #include "pieces.h"
 #include "replay.h"
 
@@ -28,6 +29,7 @@ class Model {
     const std::vector<double> &isolated_energies();
 
  private:
+    Model(const Package &package, const nequip_md_options &options);
     const Tally &evaluate_table(const Tally::Wanted &wanted, bool atom_energies, nequip_md_results &results);
 
     Metadata metadata_;

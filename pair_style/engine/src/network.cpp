@@ -36,28 +36,36 @@ class TF32Scope {
 
 }  // namespace
 
-Network::Network(const std::string &path, const at::Device &device, bool allow_tf32)
-    : path_(path), allow_tf32_(allow_tf32)
+Network::Network(const Package &package, const at::Device &device)
+    : path_(package.path()),
+      allow_tf32_(package.metadata().precision == "tf32"),
+      folder_(std::make_unique<TemporaryFolder>(package.size()))
 {
     // One handle is used by one thread at a time; and only so can a GPU's work be recorded (gpu.h).
     constexpr bool run_single_threaded = true;
     constexpr size_t num_runners = 1;
+    const std::string library = package.unpack(*folder_);
+    const auto &makers = torch::inductor::getAOTIModelRunnerRegistry();
     try {
         // Without the index the weights would land on whatever device is current.
-        loader_ = std::make_unique<torch::inductor::AOTIModelPackageLoader>(
-            path, "model", run_single_threaded, num_runners, device.is_cpu() ? c10::DeviceIndex(-1) : device.index());
+        runner_ = makers.at(package.metadata().device)(library, num_runners, device.str(), folder_->path(),
+                                                       run_single_threaded);
     } catch (const std::exception &error) {
-        throw Error(NEQUIP_MD_BAD_FILE, "the compiled code in '" + path + "' does not load (" +
+        throw Error(NEQUIP_MD_BAD_FILE, "the compiled code in '" + path_ + "' does not load (" +
                                             first_line(error.what()) +
                                             "); export the model again on a machine like this one");
     }
+    // What is loaded stays when its file is deleted, however the process ends. A GPU's kernels are loaded when they are
+    // first needed.
+    if (device.is_cpu()) folder_.reset();
 }
 
 Evaluation Network::run(const Graph &graph)
 {
     const TF32Scope precision(allow_tf32_);
     const std::vector<at::Tensor> outputs =
-        loader_->run({graph.edge_vectors, graph.edge_index, graph.row_ptr, graph.node_types});
+        runner_->run({graph.edge_vectors, graph.edge_index, graph.row_ptr, graph.node_types});
+    folder_.reset();
     if (outputs.size() != 2)
         throw Error(NEQUIP_MD_BAD_MODEL, "artifact '" + path_ + "' returned " + std::to_string(outputs.size()) +
                                              " outputs where the contract says 2; export the model again");

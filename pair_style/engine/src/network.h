@@ -5,9 +5,11 @@
 #include <string>
 
 #include <ATen/core/Tensor.h>
-#include <torch/csrc/inductor/aoti_package/model_package_loader.h>
+#include <torch/csrc/inductor/aoti_runner/model_container_runner.h>
 
 #include "graph.h"
+#include "package.h"
+#include "temporary_folder.h"
 
 namespace nequip_md {
 
@@ -18,8 +20,8 @@ struct Evaluation {
 
 class Network {
  public:
-    // Loads the code of an artifact that open_package() has accepted. Throws Error (BAD_FILE).
-    Network(const std::string &path, const at::Device &device, bool allow_tf32);
+    // Loads the code of an artifact. Throws Error (BAD_FILE).
+    Network(const Package &package, const at::Device &device);
 
     // Throws Error (BAD_MODEL) if the artifact's outputs are not those of the contract.
     Evaluation run(const Graph &graph);
@@ -27,7 +29,8 @@ class Network {
  private:
     std::string path_;
     bool allow_tf32_;
-    std::unique_ptr<torch::inductor::AOTIModelPackageLoader> loader_;
+    std::unique_ptr<TemporaryFolder> folder_;  // while something in it may still be read
+    std::unique_ptr<torch::inductor::AOTIModelContainerRunner> runner_;
 };
 
 }  // namespace nequip_md

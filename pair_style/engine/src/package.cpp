@@ -1,44 +1,63 @@
 #include "package.h"
 
-#include <array>
 #include <cerrno>
 #include <cstring>
 #include <fstream>
 #include <set>
 #include <sstream>
-
-#include <sys/stat.h>
+#include <stdexcept>
 
 #include <ATen/Context.h>
-#include <c10/util/Exception.h>
-#include <torch/csrc/inductor/aoti_package/model_package_loader.h>
 #include <torch/version.h>
 
 #include "error.h"
+#include "text_table.h"
 
 namespace nequip_md {
 namespace {
 
-// torch answers a missing or foreign file with a stack trace, so look first.
-void check_file(const std::string &path)
+constexpr uint64_t MOST_OF_METADATA = 1 << 24;  // bytes
+
+// Name within the folder of the compiled model, below a folder whose name does not matter; empty for other members.
+std::string model_file(const Archive::Member &member)
 {
-    struct stat information;
-    if (stat(path.c_str(), &information) != 0)
-        throw Error(NEQUIP_MD_BAD_FILE, "cannot open model file '" + path + "': " + std::strerror(errno) +
-                                            "; check the path, which is relative to the working directory");
-    if (S_ISDIR(information.st_mode))
-        throw Error(NEQUIP_MD_BAD_FILE, "model file '" + path + "' is a directory; give the .pt2 file itself");
-    std::ifstream file(path, std::ios::binary);
-    if (!file)
-        throw Error(NEQUIP_MD_BAD_FILE,
-                    "cannot read model file '" + path + "': " + std::strerror(errno) + "; check its permissions");
-    std::array<char, 4> magic{};
-    file.read(magic.data(), magic.size());
-    if (std::memcmp(magic.data(), "PK\3\4", 4) != 0)
-        throw Error(NEQUIP_MD_BAD_FILE,
-                    "model file '" + path +
-                        "' is not a .pt2 artifact; make one from a checkpoint with: nequip-md-export "
-                        "CHECKPOINT -o model.pt2");
+    const std::string folder = "/data/aotinductor/model/";
+    const size_t at = member.name.find('/');
+    if (at == std::string::npos || member.name.compare(at, folder.size(), folder) != 0) return "";
+    const std::string name = member.name.substr(at + folder.size());
+    return name.find('/') == std::string::npos ? name : "";
+}
+
+bool ends(const std::string &text, const std::string &end)
+{
+    return text.size() >= end.size() && text.compare(text.size() - end.size(), end.size(), end) == 0;
+}
+
+const Archive::Member *find_library(const Archive &archive)
+{
+    for (const Archive::Member &member : archive.members())
+        if (ends(model_file(member), ".so")) return &member;
+    throw Error(NEQUIP_MD_BAD_FILE, "model file '" + archive.path() +
+                                        "' is not a .pt2 artifact (it has no compiled code); make one from a checkpoint "
+                                        "with: nequip-md-export CHECKPOINT -o model.pt2");
+}
+
+std::unordered_map<std::string, std::string> read_text(const Archive &archive, const Archive::Member &library)
+{
+    const std::string beside = library.name.substr(0, library.name.size() - 3) + "_metadata.json";
+    const Archive::Member *found = nullptr;
+    for (const Archive::Member &member : archive.members())
+        if (ends(model_file(member), "_metadata.json") && (!found || member.name == beside)) found = &member;
+    if (!found) return {};
+    if (found->size > MOST_OF_METADATA) archive.damaged("its metadata have " + std::to_string(found->size) + " bytes");
+    std::string json;
+    archive.read(*found, [&](const char *bytes, size_t size) { json.append(bytes, size); });
+    try {
+        return parse_text_table(json);
+    } catch (const std::invalid_argument &error) {
+        throw Error(NEQUIP_MD_BAD_MODEL, "artifact '" + archive.path() + "' has unusable metadata (" + error.what() +
+                                             "); export the model again");
+    }
 }
 
 // Without the local part that builds append, as in 2.13.0+cpu.
@@ -114,21 +133,36 @@ int device_count(const std::string &kind)
     return 0;
 }
 
-Metadata open_package(const std::string &path, const std::string &kind, int index)
+Package::Package(const std::string &path, const std::string &kind, int index)
+    : archive_(path), library_(find_library(archive_)), metadata_(parse_metadata(path, read_text(archive_, *library_)))
 {
-    check_file(path);
-    std::unordered_map<std::string, std::string> text;
-    try {
-        text = torch::inductor::AOTIModelPackageLoader::load_metadata_from_package(path, "model");
-    } catch (const std::exception &error) {
-        throw Error(NEQUIP_MD_BAD_FILE, "model file '" + path + "' is not a .pt2 artifact, or is damaged (" +
-                                            first_line(error.what()) + "); export the model again");
+    check_torch(path, metadata_);
+    check_processor(path, metadata_);
+    check_device(path, metadata_, kind, index);
+}
+
+uint64_t Package::size() const
+{
+    uint64_t total = 0;
+    for (const Archive::Member &member : archive_.members())
+        if (!model_file(member).empty()) total += member.size;
+    return total;
+}
+
+std::string Package::unpack(const TemporaryFolder &folder) const
+{
+    for (const Archive::Member &member : archive_.members()) {
+        const std::string name = model_file(member);
+        if (name.empty()) {
+            archive_.read(member, [](const char *, size_t) {});
+            continue;
+        }
+        std::ofstream file(folder.path() + "/" + name, std::ios::binary);
+        archive_.read(member, [&](const char *bytes, size_t size) { file.write(bytes, static_cast<std::streamsize>(size)); });
+        file.close();
+        if (!file) folder.unusable(std::strerror(errno));
     }
-    Metadata metadata = parse_metadata(path, std::move(text));
-    check_torch(path, metadata);
-    check_processor(path, metadata);
-    check_device(path, metadata, kind, index);
-    return metadata;
+    return folder.path() + "/" + model_file(*library_);
 }
 
 }  // namespace nequip_md

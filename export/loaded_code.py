@@ -1,0 +1,55 @@
+"""The compiled code of an artifact, loaded into this process.
+
+It is loaded by the C++ runner alone. PyTorch's own loader for Python imports the compiler, which compiles probes and uses
+a folder that other users may have prepared, and unpacks the file without a look at its checksums.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from nequip_md.errors import NequIPMDError
+from nequip_md.export.artifact_file import ArtifactFile
+from nequip_md.export.code_folder import CodeFolder
+
+
+class Code:
+    """What an artifact computes, as a function of tensors."""
+
+    def __init__(self, file: ArtifactFile, device: torch.device):
+        """
+        Args:
+            device: with an index, if it is a GPU.
+
+        Raises:
+            NequIPMDError: the file is damaged, the folder for temporary files cannot be used, or the code does not load.
+        """
+        self._folder: CodeFolder | None = CodeFolder(file.size)
+        try:
+            library = str(file.unpack(self._folder))
+            try:
+                if device.type == "cpu":
+                    self._runner = torch._C._aoti.AOTIModelContainerRunnerCpu(library, 1)
+                else:
+                    self._runner = torch._C._aoti.AOTIModelContainerRunnerCuda(library, 1, str(device), str(self._folder.path))
+            except RuntimeError as error:
+                raise NequIPMDError(f"the compiled code in {file.path} does not load ({str(error).splitlines()[0]}); "
+                                    "compile it again on a machine like this one: nequip-md-export MODEL -o OUT.pt2") from error
+        except BaseException:
+            self._folder.delete()
+            raise
+        # a GPU's kernels are loaded when they are first needed
+        if device.type == "cpu":
+            self._delete_folder()
+
+    def __call__(self, *inputs: Tensor) -> list[Tensor]:
+        outputs = self._runner.run(list(inputs))
+        self._delete_folder()
+        return outputs
+
+    def _delete_folder(self) -> None:
+        """What is loaded stays; so nothing is left behind however the process ends."""
+        if self._folder:
+            self._folder.delete()
+            self._folder = None
