@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from ase.build import bulk, molecule
+from support.artifacts import with_metadata
 from support.lammps_run import measurement, read_measurement, run_lammps
-from support.lammps_systems import SYSTEMS, nequip
+from support.lammps_systems import NATIVE, SYSTEMS, nequip
+from test_guard import PAIR
+from test_isolated import ATOMS, DIMER, GAS, counts
 from test_models import DENSE
 
 pytestmark = [
@@ -165,3 +170,55 @@ def test_threads_without_use_are_said(threads, gpu_models, plugin_folder, tmp_pa
     outcome = run_lammps(script, tmp_path, threads=threads)
     assert outcome.status == 0, outcome.text
     assert ("set OMP_NUM_THREADS=1" in outcome.text) == (threads > 1)
+
+
+@pytest.fixture(scope="session")
+def lj_on_gpu(force_styles, plugin_folder, tmp_path_factory) -> Path:
+    """The analytic artifact of ``lj_artifact``, compiled for CUDA."""
+    from nequip_md.export import artifact_metadata, write_artifact
+
+    style, path = force_styles["lj"], tmp_path_factory.mktemp("cuda_lj") / "lj.pt2"
+    write_artifact(style.analytic_model(), path, artifact_metadata(**style.model["metadata"], device="cuda"), "cuda")
+    return path
+
+
+def test_grand_canonical(lj_on_gpu, tmp_path):
+    """On a GPU the engine would search neighbours; fix gcmc excludes atoms from LAMMPS' lists, in the first run as in others."""
+    script = GAS + NATIVE + ATOMS + "clear\n" + GAS + nequip(lj_on_gpu, keywords="isolated no") + ATOMS
+    (tmp_path / "dimer.mol").write_text(DIMER)
+    outcome = run_lammps(script, tmp_path)
+    assert outcome.status == 0, outcome.text
+    native, ours = (counts(part) for part in outcome.text.split("Pair style nequip:")[:2])
+    assert len(native) > 3 and ours == native
+
+
+@pytest.mark.parametrize("keywords", ["", "replay no", "neighbors lammps", "guard no"])
+def test_guard(keywords, lj_on_gpu, tmp_path):
+    """The device counts contacts that the training data does not have, in recorded evaluations as well."""
+    model = with_metadata(lj_on_gpu, tmp_path / "known.pt2", closest_distances="3.2 3.0 3.0 0", largest_force="")
+    moves = "run 0\ndisplace_atoms all move 0.1 0 0 units box\nrun 0\nset atom 2 x 29.6\nrun 0\nrun 0\n"
+    start = PAIR.format(first=1, second=1, x=25.0, options=keywords, before="", model=model).partition("timestep")[0]
+    outcome = run_lammps(start + moves, tmp_path)
+    assert outcome.status == 0, outcome.text
+    said = [line for line in outcome.text.splitlines() if "angstrom apart" in line]
+    assert len(said) == (0 if keywords == "guard no" else 1)
+    assert all("are 1.5 angstrom apart" in line for line in said)
+
+
+def test_code_is_deleted_when_it_is_loaded(gpu_models, small_models, tmp_path, monkeypatch):
+    """Kernels are loaded at the first evaluation, also those that only a larger one needs."""
+    from nequip_md.calculators import NequIPMDCalculator
+
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    for kind in ("allegro", "nequip"):
+        calculators = [NequIPMDCalculator(path) for path in (gpu_models(f"{kind}_fp64"), small_models(f"{kind}_fp64")[1])]
+        crystal = bulk("H", "fcc", a=4.0, cubic=True)
+        for atoms in (molecule("H2O"), crystal * 3, crystal * 8):
+            atoms.symbols[::3] = "O"
+            atoms.rattle(0.05, seed=1)
+            forces = []
+            for calculator in calculators:
+                atoms.calc = calculator
+                forces.append(atoms.get_forces())
+                assert not list(tmp_path.iterdir()), "unpacked code"
+            np.testing.assert_allclose(forces[0], forces[1], rtol=0, atol=1e-9 * np.abs(forces[1]).max())
