@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import logging
 import pickle
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from nequip_md.atomic import write_atomically
 from nequip_md.errors import NequIPMDError
 from nequip_md.training.folder import LAST, PREVIOUS
 from nequip_md.training.lightning_module import STATE_KEY
+from nequip_md.verified_zip import verified_copy
 
 log = logging.getLogger(__name__)
 
@@ -27,7 +27,7 @@ def read_state(path: Path) -> dict[str, Any]:
         NequIPMDError: no such file, a damaged one (checksums are compared), or another program's.
     """
     try:
-        state = torch.load(_verified(path), map_location="cpu", weights_only=True)
+        state = torch.load(verified_copy(path), map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise NequIPMDError(f"{path} does not exist") from None
     except OSError as error:
@@ -40,20 +40,6 @@ def read_state(path: Path) -> dict[str, Any]:
     if not isinstance(ours, dict) or not {"config", "record"} <= ours.keys():
         raise NequIPMDError(f"{path} was not written by nequip-md-train")
     return state
-
-
-def _verified(path: Path) -> io.BytesIO:
-    """The archive made again of members with right checksums.
-
-    torch.load compares no checksums, and one wrong bit in the directory of the archive (an attribute that makes a
-    member a folder) has it return memory that was never filled.
-    """
-    content = io.BytesIO()
-    with zipfile.ZipFile(path) as source, zipfile.ZipFile(content, "w") as copy:
-        for member in source.infolist():
-            copy.writestr(member.filename, source.read(member))
-    content.seek(0)
-    return content
 
 
 class StateFiles(CheckpointIO):

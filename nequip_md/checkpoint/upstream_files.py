@@ -17,6 +17,7 @@ from torch import Tensor
 from nequip_md.checkpoint.inert_pickle import read_module_state
 from nequip_md.checkpoint.limits import COPY_AGAIN, brief, check_size, plain_data
 from nequip_md.errors import NequIPMDError
+from nequip_md.verified_zip import verified_copy
 
 MODEL_NAME = "sole_model"  # upstream's name for the model of a run that trains just one
 _MEGABYTE = 1_000_000
@@ -142,7 +143,7 @@ def read_lightning(path: Path, names: Iterable[str], allow_pickle: bool) -> Upst
 
 def _load_pickle(path: Path, allow_pickle: bool) -> Any:
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        return torch.load(verified_copy(path), map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         if allow_pickle:
             return _load_code(path)
@@ -153,13 +154,13 @@ def _load_pickle(path: Path, allow_pickle: bool) -> Any:
             "the file. If it is not damaged and you trust its origin, allow that: --allow-pickle on the command line, "
             "allow_pickle=True in Python."
         ) from error
-    except (RuntimeError, EOFError, ValueError, OSError) as error:
+    except (RuntimeError, EOFError, ValueError, OSError, zipfile.BadZipFile) as error:
         raise NequIPMDError(f"checkpoint {path} is damaged ({brief(error)}). {COPY_AGAIN}") from error
 
 
 def _load_code(path: Path) -> Any:
     try:
-        return torch.load(path, map_location="cpu", weights_only=False)
+        return torch.load(verified_copy(path), map_location="cpu", weights_only=False)
     # the file decides what runs here, so anything can be raised
     except Exception as error:
         raise NequIPMDError(

@@ -11,6 +11,7 @@ from pydantic import TypeAdapter, ValidationError
 from nequip_md.errors import NequIPMDError
 from nequip_md.files import CHECKPOINTS, TRAINING_STATE_KEY, FileKind, file_kind
 from nequip_md.model.config import AnyConfig, PotentialConfig
+from nequip_md.verified_zip import verified_copy
 
 
 def model_facts(path: str | Path, *, allow_pickle: bool = False) -> dict[str, Any]:
@@ -73,7 +74,7 @@ def _state_facts(path: Path) -> dict[str, Any]:
     import torch
 
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        content = torch.load(verified_copy(path), map_location="cpu", weights_only=True)
         state, config = content[TRAINING_STATE_KEY], None
         config = TypeAdapter(AnyConfig).validate_python(state["record"]["potential"])
         record = {**state["record"], "epoch": content["epoch"] + 1, "seconds": state.get("elapsed")}
