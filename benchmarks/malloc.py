@@ -1,4 +1,4 @@
-"""What keeping freed memory changes in ASE: time and page faults of a step, and peak memory.
+"""Time and page faults of a step in ASE, and peak memory, with freed memory kept and given back.
 
 ``python benchmarks/malloc.py ARTIFACT.pt2 STRUCTURE [--steps N]`` runs the same steps with and without
 :func:`nequip_md.memory.keep_freed_memory`, in turn, each in a process of its own, and prints the medians of three runs.

@@ -20,7 +20,7 @@ _MODEL = "data/aotinductor/model"
 _MOST_OF_METADATA = 1 << 24  # bytes
 _PIECE = 1 << 20  # bytes
 _DAMAGE = (zipfile.BadZipFile, EOFError, KeyError, NotImplementedError, OverflowError, ValueError, struct.error)
-"""What :mod:`zipfile` raises for a file that is not as it was written."""
+"""Exceptions of :mod:`zipfile` for a file that is not as it was written."""
 
 
 class ArtifactFile:

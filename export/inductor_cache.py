@@ -1,4 +1,4 @@
-"""Where Inductor keeps what it compiles: a folder that no other user can write to."""
+"""The folder in which Inductor keeps what it compiles: one that no other user can write to."""
 
 from __future__ import annotations
 

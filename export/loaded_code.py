@@ -15,7 +15,7 @@ from nequip_md.export.code_folder import CodeFolder
 
 
 class Code:
-    """What an artifact computes, as a function of tensors."""
+    """The compiled function of an artifact: tensors in, tensors out."""
 
     def __init__(self, file: ArtifactFile, device: torch.device):
         """
@@ -49,7 +49,7 @@ class Code:
         return outputs
 
     def _delete_folder(self) -> None:
-        """What is loaded stays; so nothing is left behind however the process ends."""
+        """Loaded code stays when its file is deleted, and so nothing is left behind however the process ends."""
         if self._folder:
             self._folder.delete()
             self._folder = None

@@ -1,4 +1,4 @@
-"""What the command-line programs share. Nothing here imports torch, so that ``--help`` answers at once."""
+"""Helpers of all command-line programs. Nothing here imports torch, so that ``--help`` answers at once."""
 
 from __future__ import annotations
 

@@ -13,5 +13,5 @@ class ExtrapolationWarning(UserWarning):
 
 
 def install_command(extra: str) -> str:
-    """What to type where an optional dependency is missing: nequip-md is installed from its sources, not by name."""
+    """The command to type where an optional dependency is missing: nequip-md is installed from its sources, not by name."""
     return f"pip install '.[{extra}]' in the source folder of nequip-md"

@@ -1,4 +1,4 @@
-"""What a file is, by its content, and what to do with it: shared by error messages and ``nequip-md info``.
+"""The kind of a file, by its content, and what to do with it: shared by error messages and ``nequip-md info``.
 
 Only names and the first bytes are looked at. Nothing is unpickled or executed, and no file is read whole.
 """
@@ -37,7 +37,7 @@ class FileKind(StrEnum):
 
 
 CHECKPOINTS = (FileKind.CHECKPOINT, FileKind.UPSTREAM_CHECKPOINT, FileKind.UPSTREAM_PACKAGE)
-"""What ``nequip-md-export`` compiles."""
+"""The kinds that ``nequip-md-export`` compiles."""
 
 
 def file_kind(path: str | Path) -> FileKind:

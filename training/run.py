@@ -82,7 +82,7 @@ def train(config: TrainingConfig, *, resume: bool = False, overwrite: bool = Fal
 def _train(
     config: TrainingConfig, states: StateFiles, state: dict[str, Any] | None, accelerator: str
 ) -> dict[str, dict[str, float]]:
-    """As :func:`train`, in a folder that is held, from a state or from the beginning."""
+    """The body of :func:`train`, in a folder that is held, from a state or from the beginning."""
     output = Path(config.output)
     if state is not None:
         _same_run(config, state)

@@ -93,7 +93,7 @@ class StateFiles(CheckpointIO):
         Path(path).unlink(missing_ok=True)
 
     def note(self) -> str:
-        """What is saved and how to go on, for a run that ends early."""
+        """A sentence on what is saved and how to go on, for a run that ends early."""
         if self.epochs is None:
             return "no epoch was complete, so there is nothing to resume; start again"
         return f"the state after epoch {self.epochs} is saved in {self.source}; --resume continues from there"

@@ -66,7 +66,7 @@ class _Stack(list):
 
 
 def read_pickle(content: bytes) -> Any:
-    """What a pickle describes, with a :class:`Record` for everything that is not a plain value or container.
+    """The objects that a pickle describes, with a :class:`Record` for everything that is not a plain value or container.
 
     Time and memory grow with the length of ``content`` alone. Entries of dictionaries whose key is no text are left out.
 

@@ -16,7 +16,7 @@ from nequip_md.graph.neighbors import neighbor_pairs, periodic_cell
 
 
 class _Search(NamedTuple):
-    """What was searched, and the pairs that were found (see :func:`~nequip_md.graph.neighbors.neighbor_pairs`)."""
+    """A structure that was searched, and the pairs that were found (see :func:`~nequip_md.graph.neighbors.neighbor_pairs`)."""
 
     positions: np.ndarray
     cell: np.ndarray

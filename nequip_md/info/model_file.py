@@ -1,4 +1,4 @@
-"""What a compiled model, a checkpoint or the state of a training run says about itself."""
+"""Facts that a compiled model, a checkpoint or the state of a training run records about itself."""
 
 from __future__ import annotations
 

@@ -164,7 +164,7 @@ NEQUIP_MD_API int nequip_md_isolated_energy(nequip_md_model *model, int type, do
 NEQUIP_MD_API int nequip_md_evaluate(nequip_md_model *model, const nequip_md_system *system,
                                      nequip_md_results *results);
 
-/* What the last nequip_md_evaluate() saw that the model was not trained on: two atoms much closer than any pair of their
+/* A sentence on something in the last nequip_md_evaluate() that the model was not trained on: two atoms much closer than any pair of their
  * types in the training data; empty if nothing. It is reported once for a handle, and only if the artifact's metadata has
  * `closest_distances`. The key `largest_force` is for callers, who alone know the whole force on an atom. */
 NEQUIP_MD_API const char *nequip_md_last_warning(const nequip_md_model *model);

@@ -25,7 +25,7 @@ class Model {
     void evaluate(const nequip_md_system &system, nequip_md_results &results);
     const std::string &warning() const { return guard_.warning(); }  // of the last evaluation; or empty
 
-    // Of an atom of each type without neighbours, in the unit of the results; evaluated once.
+    // Energies of an atom of each type without neighbours, in the unit of the results; evaluated once.
     const std::vector<double> &isolated_energies();
 
  private:
