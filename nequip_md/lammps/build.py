@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
+import os
 import shutil
 import subprocess
 import sysconfig
@@ -43,18 +45,30 @@ def build(
         The folder of ``nequipplugin.so`` and ``libnequip_md_engine.so``.
 
     Raises:
-        NequIPMDError: something needed is not installed, or the compilation failed.
+        NequIPMDError: something needed is not installed, the compilation failed, or its folder cannot be written to.
     """
     installation = Installation.find(lammps, mpi_include)
     folder = Path(output).resolve() if output else cache_folder() / installation.key()
     if is_built(folder) and not force:
         return folder
+    try:
+        return _build_locked(installation, folder, force, announce)
+    except OSError as error:
+        raise NequIPMDError(
+            f"cannot build the LAMMPS plugin in {folder.parent}: {error.strerror or error}; make room or see to its"
+            " permissions, or name another place: XDG_CACHE_HOME, or --output"
+        ) from None
+
+
+def _build_locked(installation: Installation, folder: Path, force: bool, announce) -> Path:
     folder.parent.mkdir(parents=True, exist_ok=True)
     with _lock(folder.with_name(folder.name + ".lock")):
         if is_built(folder) and not force:
             return folder
         announce("nequip-md: compiling pair_style nequip for this LAMMPS and torch, once; this takes about a minute")
         failure_note(folder).unlink(missing_ok=True)
+        for scratch in folder.parent.glob(f".{folder.name}.*"):  # of builds that were killed: this one has the lock
+            shutil.rmtree(scratch, ignore_errors=True)
         try:
             _compile(installation, folder)
         except NequIPMDError as error:
@@ -64,7 +78,8 @@ def build(
 
 
 def is_built(folder: Path) -> bool:
-    return (folder / PLUGIN).is_file() and (folder / ENGINE).is_file()
+    # a file without content is what a full disk or a failed copy leaves
+    return all((folder / name).is_file() and (folder / name).stat().st_size for name in (PLUGIN, ENGINE))
 
 
 def state() -> tuple[Path, str]:
@@ -132,8 +147,16 @@ def _run(command: list) -> None:
         [str(part) for part in command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
     if process.returncode:
+        no_space = os.strerror(errno.ENOSPC)
+        if no_space in process.stdout:
+            raise OSError(errno.ENOSPC, no_space)  # not a fault of the sources, so the next start tries again
+        named = os.environ.get("CXX")
+        compilers = [named] if named else ["c++", "g++", "clang++"]
+        remedy = "" if any(map(shutil.which, compilers)) else (
+            f"; it needs a C++ compiler, and {compilers[0]} was not found (Debian and Ubuntu: apt install g++, or set CXX)"
+        )
         output = "\n".join(process.stdout.splitlines()[-TAIL:])
         raise NequIPMDError(
-            f"building the LAMMPS plugin failed; it needs a C++ compiler (Debian and Ubuntu: apt install g++). "
+            f"building the LAMMPS plugin failed{remedy}. "
             f"The command was\n  {' '.join(map(str, command))}\nand its output ended with\n{output}"
         )

@@ -88,11 +88,58 @@ def test_failed_build_is_remembered(empty_cache, monkeypatch, capfd):
     assert main(["path"]) == 0 and build_module.is_built(Path(plugin_path()))
 
 
-def test_compiler_error_is_shown(empty_cache, monkeypatch):
-    monkeypatch.setenv("CXX", "/bin/false")
-    with pytest.raises(NequIPMDError, match=r"(?s)C\+\+ compiler.*/bin/false"):
+@pytest.mark.parametrize(
+    "compiler, words",
+    [
+        ("/bin/false", r"(?s)failed\. The command was.*/bin/false"),
+        ("/nowhere/g++", r"(?s)needs a C\+\+ compiler, and /nowhere/g\+\+ was not found.*apt install g\+\+"),
+    ],
+)
+def test_compiler_error_is_shown(compiler, words, empty_cache, monkeypatch):
+    monkeypatch.setenv("CXX", compiler)
+    with pytest.raises(NequIPMDError, match=words):
         build_module_function()
     assert not [p for p in empty_cache.iterdir() if p.is_dir()], "a failed build leaves no folder"
+
+
+def test_a_full_disk_is_no_fault_of_the_compiler(empty_cache, monkeypatch, tmp_path, capfd):
+    """It is said with the folder, and forgotten: the next start tries again."""
+    compiler = tmp_path / "full"
+    compiler.write_text("#!/bin/sh\necho 'fatal error: cannot write x.o: No space left on device' >&2\nexit 1\n")
+    compiler.chmod(0o755)
+    monkeypatch.setenv("CXX", str(compiler))
+    assert main(["build"]) == 1
+    message = capfd.readouterr().err
+    assert f"in {empty_cache}: No space left on device" in message and "compiler" not in message
+    assert not list(empty_cache.glob("*.failed"))
+
+
+def test_a_cache_that_cannot_be_made(monkeypatch, tmp_path, capfd):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    assert main(["build"]) == 1
+    assert "Not a directory" in capfd.readouterr().err
+    plugin_path()
+    assert len(capfd.readouterr().err.splitlines()) == 1
+
+
+def test_what_is_left_of_a_killed_build(empty_cache, monkeypatch):
+    """Empty files are no plugin, and scratch folders go with the next build."""
+    folder = empty_cache / Installation.find().key()
+    folder.mkdir(parents=True)
+    for name in (build_module.PLUGIN, build_module.ENGINE):
+        (folder / name).touch()
+    scratch = empty_cache / f".{folder.name}.killed"
+    scratch.mkdir()
+
+    def compile_again(installation, target):
+        assert target == folder and not scratch.exists()
+        for name in (build_module.PLUGIN, build_module.ENGINE):
+            (target / name).write_text("built")
+
+    monkeypatch.setattr(build_module, "_compile", compile_again)
+    assert not build_module.is_built(folder)
+    assert build_module_function() == folder and build_module.is_built(folder)
 
 
 @pytest.mark.parametrize(
