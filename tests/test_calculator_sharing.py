@@ -31,7 +31,7 @@ def results(atoms, calculator) -> list[np.ndarray]:
 
 @pytest.mark.parametrize("shared", ["calculator", "copies"])
 def test_threads_get_the_results_of_their_own_atoms(artifact, shared):
-    """Four threads, twenty structures of equal and other sizes: to the last digit what one thread gets."""
+    """Four threads, twenty structures of equal and other sizes: what one thread gets."""
     structures = [water_box(seed=k)[: 24 - 3 * (k % 3)] for k in range(20)]
     calculator = NequIPMDCalculator(artifact)
     expected = [results(a, NequIPMDCalculator(calculator.artifact)) for a in structures]
@@ -50,7 +50,8 @@ def test_threads_get_the_results_of_their_own_atoms(artifact, shared):
     for rows in found:
         for row, expected_row in zip(rows, expected):
             for value, expected_value in zip(row, expected_row):
-                np.testing.assert_array_equal(value, expected_value)
+                # a new thread has an OpenMP team of its own, of which the last digits depend
+                np.testing.assert_allclose(value, expected_value, rtol=0, atol=1e-12)
     assert len({float(row[0]) for row in expected}) == 20, "structures must have energies of their own"
 
 

@@ -11,7 +11,7 @@ import yaml
 from ase import Atoms
 from ase.build import bulk
 from ase.calculators.emt import EMT
-from support.upstream_nequip import evaluate_upstream, upstream_state
+from support.upstream_nequip import evaluate_upstream, upstream_settings, upstream_state
 
 from nequip_md.checkpoint import upstream_allegro, upstream_nequip
 from nequip_md.graph import build_graph, forces_from_gradient
@@ -110,7 +110,6 @@ def converted(folder, content, capsys):
 def test_the_converted_file_trains_the_same_model(tmp_path, capsys, kind):
     """Upstream builds its model from its file with numbers for the statistics; ours has its weights and energies."""
     from hydra.utils import get_method
-    from nequip.utils.global_state import set_global_state
     from omegaconf import OmegaConf
 
     text = converted(tmp_path, upstream(kind), capsys)
@@ -126,9 +125,9 @@ def test_the_converted_file_trains_the_same_model(tmp_path, capsys, kind):
     if kind == "nequip":
         content["training_module"]["model"]["radial_mlp_width"] = 6
     options = OmegaConf.to_container(OmegaConf.create(content), resolve=True)["training_module"]["model"]
-    set_global_state()
     torch.manual_seed(1)
-    theirs = get_method(options.pop("_target_"))(**options).eval()
+    with upstream_settings():
+        theirs = get_method(options.pop("_target_"))(**options).eval()
     ours = build_model(potential)
     converter = upstream_nequip if kind == "nequip" else upstream_allegro
     ours.load_state_dict(converter.state_from_upstream(potential, upstream_state(theirs)))

@@ -76,7 +76,7 @@ NEGATIVE_CONTROLS = {
     ),
     "unknown keyword": (
         "pair_style nequip thread 2",
-        "'thread'|device cpu|cuda, isolated yes|no, max_edges N, neighbors engine|lammps, replay yes|no, threads N, verbose yes|no",
+        "'thread'|device cpu|cuda, guard yes|no, isolated yes|no, max_edges N, neighbors engine|lammps, replay yes|no, threads N, verbose yes|no",
     ),
     "keyword without value": ("pair_style nequip threads", "'threads' has no value"),
     "bad neighbors": ("pair_style nequip neighbors gpu", "neighbors is 'gpu'|engine or lammps"),

@@ -35,7 +35,7 @@ MUTATIONS = {
     "types exchanged": Mutation(PAIR, "type_to_model[i] = t;", "type_to_model[i] = nequip_md_num_types(model) - 1 - t;"),
     "half of each atom's energy": Mutation(
         TALLY, "atom_energies[table.centres()[node]] += energy_factor", "atom_energies[table.centres()[node]] += 0.5 * energy_factor"),
-    "no reverse communication": Mutation(PAIR, "  comm->reverse_comm(this, collected.width);\n", ""),
+    "no reverse communication": Mutation(PAIR, "  comm->reverse_comm(this);\n", ""),
     "half of each atom's stress": Mutation(
         TALLY, "add_array(results.atom_virials, host_virials_, energy_factor)", "add_array(results.atom_virials, host_virials_, 0.5)"),
     "heat flux of an edge to its centre": Mutation(

@@ -6,6 +6,8 @@ Only ``nequip`` 0.19 and ``nequip-allegro`` 0.8 from PyPI do the computing here;
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -75,6 +77,20 @@ def _allegro_options(config: AllegroConfig) -> dict[str, Any]:
     return {**options, "radial_chemical_embed": embedding}
 
 
+@contextmanager
+def upstream_settings() -> Iterator[None]:
+    """Float64 as PyTorch's default, under which upstream builds and evaluates; it sets this itself at its first call only."""
+    from nequip.utils.global_state import set_global_state
+
+    before = torch.get_default_dtype()
+    set_global_state()
+    torch.set_default_dtype(torch.float64)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
 def build_upstream(config: PotentialConfig, seed: int = 0) -> torch.nn.Module:
     """Upstream's model, with every trainable weight drawn anew.
 
@@ -82,11 +98,9 @@ def build_upstream(config: PotentialConfig, seed: int = 0) -> torch.nn.Module:
     that a conversion that forgets one cannot pass.
     """
     from hydra.utils import get_method
-    from nequip.utils.global_state import set_global_state
 
-    set_global_state()
     options = upstream_options(config)
-    with warnings.catch_warnings():
+    with upstream_settings(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         model = get_method(options.pop("_target_"))(**options)
     generator = torch.Generator().manual_seed(seed)
@@ -104,6 +118,7 @@ def upstream_state(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     return {key.removeprefix(prefix): state[key].clone() for key in state if key.startswith(prefix)}
 
 
+@upstream_settings()
 def evaluate_upstream(model: torch.nn.Module, config: PotentialConfig, atoms: Atoms) -> Reference:
     """Upstream's energy, forces and stress for one structure, with upstream's neighbour list."""
     from nequip.data import AtomicDataDict, from_ase
