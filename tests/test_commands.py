@@ -68,7 +68,7 @@ def test_old_names_stay():
 
 @pytest.mark.parametrize("path", UPSTREAM, ids=lambda path: path.stem)
 def test_info_of_upstream_checkpoints(path):
-    """As many parameters as upstream's own run averaged, and the errors that it kept."""
+    """The facts have as many parameters as upstream's own run averaged, and the errors that it kept."""
     state = torch.load(path, weights_only=True)["state_dict"]
     facts = model_facts(path)
     assert facts["parameters"] == sum(v.numel() for k, v in state.items() if k.startswith("ema.ema_weight_"))

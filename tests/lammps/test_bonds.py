@@ -89,7 +89,7 @@ SOURCES = {
 
 @pytest.mark.parametrize("source, neighbors", [*((s, "lammps") for s in SOURCES), ("fix bond/create", "engine")])
 def test_sources_of_bonds(source, neighbors, lj_artifact, tmp_path):
-    """With LAMMPS' default factors of 0 the run stops at the step of the bond; with 1 the pair has its energy."""
+    """LAMMPS' default factors of 0 stop the run at the step of the bond; with 1 the pair has its energy."""
     style, lines = SOURCES[source]
     begin = start(tmp_path, style)
     if style.startswith("template"):  # the molecule comes before the atom style

@@ -31,7 +31,7 @@ run 1
 
 
 def warnings(folder, model, *, first=1, second=1, distance=2.0, options="", before="", ranks=1):
-    """What LAMMPS said in two runs of two atoms at a distance, the second atom behind the periodic boundary."""
+    """Warnings of LAMMPS in two runs of two atoms at a distance, the second atom behind the periodic boundary."""
     script = PAIR.format(first=first, second=second, x=31.0 - distance, options=options, before=before, model=model)
     outcome = run_lammps(script, folder, ranks=ranks)
     assert outcome.status == 0, outcome.text
@@ -100,7 +100,7 @@ def test_damaged_metadata_is_refused(doctored, tmp_path, changes):
 @pytest.mark.parametrize("newton", ["on", "off"])
 @pytest.mark.parametrize("style, divide", [("brick", ""), ("tiled", "balance 1.0 rcb")])
 def test_looking_at_forces_changes_none(doctored, tmp_path, newton, ranks, style, divide):
-    """With newton on, whole forces are collected before LAMMPS does so, on steps with new lists."""
+    """The style collects whole forces before LAMMPS does so, with newton on, on steps with new lists."""
     system = replace(SYSTEMS["triclinic"], before=f"comm_style {style}", after=divide)
     model = doctored(closest_distances="", largest_force="100")
     script = "".join(f"clear\n{system.start(tmp_path, newton)}{lines}{measurement(name)}"

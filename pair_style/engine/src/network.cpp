@@ -55,7 +55,7 @@ Network::Network(const Package &package, const at::Device &device)
                                             first_line(error.what()) +
                                             "); export the model again on a machine like this one");
     }
-    // What is loaded stays when its file is deleted, however the process ends. A GPU's kernels are loaded when they are
+    // Loaded code stays when its file is deleted, however the process ends. A GPU's kernels are loaded when they are
     // first needed.
     if (device.is_cpu()) folder_.reset();
 }
