@@ -1,4 +1,4 @@
-"""What an installation puts where: from a wheel and in place, each in a new environment; what distributions hold."""
+"""Installations from a wheel and in place, each in a new environment, and the contents of distributions."""
 
 from __future__ import annotations
 

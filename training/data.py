@@ -88,11 +88,6 @@ def make_sample(
         NequIPMDError: a label that is refused (see :meth:`Labels.of`), an element that the model lacks, a bad cell, two
             atoms at one place.
     """
-    if unknown := sorted(set(atoms.get_chemical_symbols()) - set(config.type_names)):
-        raise NequIPMDError(
-            f"the model has no type for {', '.join(unknown)}; add it to model.type_names, which are now"
-            f" {', '.join(config.type_names)}, or leave the frame out"
-        )
     found = labels.of(atoms) if isinstance(labels, Labels) else labels
     volume = cell_volume(atoms)
     graph = build_graph(atoms, config.type_names, config.cutoff_matrix())

@@ -160,7 +160,8 @@ void PairNequIP::compute(int eflag, int vflag)
   // the guard needs the whole force on an atom, which LAMMPS sums up later; it looks whenever lists are
   // new, which is every few steps where forces are huge
 
-  const bool collect = !newton || (build && known_force > 0.0);
+  const bool watch = build && known_force > 0.0;
+  const bool collect = !newton || watch;
   results.forces = collect ? forces.start(nall, 3) : nall ? atom->f[0] : nullptr;
   if (newton) {
     if (vflag_atom) results.atom_virials = nall ? vatom[0] : nullptr;
@@ -217,7 +218,7 @@ void PairNequIP::compute(int eflag, int vflag)
 
   if (collect) {
     bring_home(forces, atom->f);
-    if (build && known_force > 0.0) check_forces();
+    if (watch) check_forces();
   }
   if (!newton) {
     if (vflag_atom) bring_home(virials, vatom);
