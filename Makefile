@@ -10,7 +10,7 @@ SOURCES := $(shell find nequip_md training export pair_style cmake -type f -not 
 # the tests run side by side, one on each core and on eight at most; another number: make test PYTEST_ARGS="-n 2"
 PYTEST_ARGS ?=
 
-.PHONY: demo test clean
+.PHONY: demo test format clean
 .DELETE_ON_ERROR:
 
 # a safe path: the tests see the installed package, not the source folder of the same name
@@ -33,6 +33,12 @@ $(BIN)/python:
 $(VENV)/.installed-%: $(SOURCES) | $(BIN)/python
 	$(BIN)/python -m pip install --quiet -c constraints.txt ".[$*]"
 	@touch $@
+
+# needs `make test` before
+format:
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+	git ls-files | grep -E '\.(cpp|cuh|h)$$' | xargs $(BIN)/clang-format -i
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info examples/lammps/*/out

@@ -58,8 +58,13 @@ def with_forces(pair: Pair, graph: Graph) -> dict[str, Tensor]:
     return dict(zip(PARTS, (energies, gradient, forces)))
 
 
-def relative_errors(name: str, value: dict[str, Tensor], exact: dict[str, Tensor], scale: dict[str, Tensor],
-                    report: Callable[[str], None] = print) -> dict[str, float]:
+def relative_errors(
+    name: str,
+    value: dict[str, Tensor],
+    exact: dict[str, Tensor],
+    scale: dict[str, Tensor],
+    report: Callable[[str], None] = print,
+) -> dict[str, float]:
     """Norms of value - exact over those of ``scale``."""
     norm = torch.linalg.vector_norm
     result = {part: float(norm(value[part] - exact[part]) / norm(scale[part])) for part in PARTS}
@@ -86,8 +91,12 @@ def compile_artifact(checkpoint: Path, path: Path, precision: str, device: str) 
 
 
 def errors(
-    configs: dict[str, PotentialConfig], graph: Graph, device: str, precisions: Sequence[str] = PRECISIONS,
-    report: Callable[[str], None] = print, keep: Callable[[dict], None] = lambda result: None,
+    configs: dict[str, PotentialConfig],
+    graph: Graph,
+    device: str,
+    precisions: Sequence[str] = PRECISIONS,
+    report: Callable[[str], None] = print,
+    keep: Callable[[dict], None] = lambda result: None,
 ) -> dict[str, dict[str, dict[str, float]]]:
     """Errors of ``energies``, ``edge_gradients`` and ``forces`` by model and by the form that was evaluated, for random weights.
 
@@ -95,12 +104,23 @@ def errors(
     """
     torch.backends.cuda.matmul.allow_tf32 = False
     result: dict[str, dict] = {}
-    with tempfile.TemporaryDirectory() as folder, ProcessPoolExecutor(JOBS, multiprocessing.get_context("spawn")) as pool:
-        checkpoints = {name: random_checkpoint(config, Path(folder) / f"{k}.nqmd") for k, (name, config) in enumerate(configs.items())}
-        paths = {(name, precision): checkpoint.with_suffix(f".{precision}.pt2")
-                 for name, checkpoint in checkpoints.items() for precision in precisions}
-        made = {(name, precision): pool.submit(compile_artifact, checkpoints[name], path, precision, device)
-                for (name, precision), path in paths.items()}
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        ProcessPoolExecutor(JOBS, multiprocessing.get_context("spawn")) as pool,
+    ):
+        checkpoints = {
+            name: random_checkpoint(config, Path(folder) / f"{k}.nqmd")
+            for k, (name, config) in enumerate(configs.items())
+        }
+        paths = {
+            (name, precision): checkpoint.with_suffix(f".{precision}.pt2")
+            for name, checkpoint in checkpoints.items()
+            for precision in precisions
+        }
+        made = {
+            (name, precision): pool.submit(compile_artifact, checkpoints[name], path, precision, device)
+            for (name, precision), path in paths.items()
+        }
         for name, checkpoint in checkpoints.items():
             model = load(checkpoint)
             exact = with_forces(energy_and_gradient(with_dtype(model, "float64"), *graph.tensors), graph)
@@ -129,9 +149,17 @@ def errors_of(checkpoint: Path, artifacts: list[Path], size: int, device: str) -
     graph = build_graph(water_box(size), config.type_names, config.cutoff)
     on_device = graph.to(device)
     without = build_model(config.model_copy(update={"pair_potential": None, "dtype": "float64"}))
-    without.load_state_dict({name: value.double() if value.is_floating_point() else value for name, value in model.state_dict().items()
-                             if name in without.state_dict()})
-    exact, network = (with_forces(energy_and_gradient(form, *graph.tensors), graph) for form in (with_dtype(model, "float64"), without))
+    without.load_state_dict(
+        {
+            name: value.double() if value.is_floating_point() else value
+            for name, value in model.state_dict().items()
+            if name in without.state_dict()
+        }
+    )
+    exact, network = (
+        with_forces(energy_and_gradient(form, *graph.tensors), graph)
+        for form in (with_dtype(model, "float64"), without)
+    )
     forms = {"eager PyTorch, fp32, TF32 off": lambda: energy_and_gradient(model.to(device), *on_device.tensors)}
     forms |= {f"artifact {path.name}": lambda path=path: load_artifact(path)(on_device) for path in artifacts}
     return {name: relative_errors(name, with_forces(form(), graph), exact, network) for name, form in forms.items()}
@@ -143,7 +171,9 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=375, help="about so many atoms of water (default 375)")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--precision", choices=PRECISIONS, nargs="+", help="all that the device has by default")
-    parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="options of the presets that are to differ")
+    parser.add_argument(
+        "--set", nargs="+", default=[], metavar="KEY=VALUE", help="options of the presets that are to differ"
+    )
     parser.add_argument("--without-zbl", action="store_true", help="leave out the models with ZBL")
     parser.add_argument("--checkpoint", type=Path, help="with --artifacts: measure these instead")
     parser.add_argument("--artifacts", type=Path, nargs="+", default=[])
@@ -164,7 +194,11 @@ def main() -> None:
         errors(configs, graph, options.device, precisions, keep=lambda result: write({"work": work, **result}))
 
     def write(result: dict) -> None:
-        facts = {"machine": machine(options.device), "date": date.today().isoformat(), "command": "python " + " ".join(sys.argv)}
+        facts = {
+            "machine": machine(options.device),
+            "date": date.today().isoformat(),
+            "command": "python " + " ".join(sys.argv),
+        }
         if options.output:
             options.output.write_text(json.dumps(result | facts, indent=1) + "\n")
 

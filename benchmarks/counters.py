@@ -73,16 +73,31 @@ def read(text: str) -> list[dict]:
     rows = []
     for values in kernels:
         line = dict(zip(names, values))
-        row = {"kernel": line["Kernel Name"].split("(")[0], "grid": line.get("Grid Size"), "block": line.get("Block Size")}
+        row = {
+            "kernel": line["Kernel Name"].split("(")[0],
+            "grid": line.get("Grid Size"),
+            "block": line.get("Block Size"),
+        }
         for key, counter in COUNTERS.items():
             name = next((n for n in names if n.endswith(counter)), None)
             row[key] = number(line[name]) if name else None
             if key == "ms" and row[key] is not None:
                 row[key] *= MILLISECONDS.get(units[names.index(name)], 1.0)
-        states = {n.split(STALL)[1].split("_per_")[0]: number(v) for n, v in line.items() if STALL in n and "_per_issue" in n and v}
+        states = {
+            n.split(STALL)[1].split("_per_")[0]: number(v)
+            for n, v in line.items()
+            if STALL in n and "_per_issue" in n and v
+        }
         total = sum(filter(None, states.values()))
-        row["waits"] = {state: round(cycles / total, 2) for state, cycles in sorted(states.items(), key=lambda s: -(s[1] or 0))[:4]
-                        if cycles} if total else {}
+        row["waits"] = (
+            {
+                state: round(cycles / total, 2)
+                for state, cycles in sorted(states.items(), key=lambda s: -(s[1] or 0))[:4]
+                if cycles
+            }
+            if total
+            else {}
+        )
         rows.append(row)
     return rows
 
@@ -93,7 +108,10 @@ def print_table(rows: list[dict]) -> None:
     for row in rows:
         if (row["ms"] or 0) >= FEWEST_MS:
             cells = " ".join(f"{'-' if row[key] is None else format(row[key], '.0f'):>8}" for key in numbers)
-            print(f"{row['kernel'][:28]:28} {row['ms']:8.3f} {cells}  " + ", ".join(f"{s} {p:.0%}" for s, p in row["waits"].items()))
+            print(
+                f"{row['kernel'][:28]:28} {row['ms']:8.3f} {cells}  "
+                + ", ".join(f"{s} {p:.0%}" for s, p in row["waits"].items())
+            )
 
 
 def main() -> None:
@@ -118,15 +136,36 @@ def main() -> None:
                 compile_all(options.model, config, [options.precision], "cuda", atoms, Path(folder), with_peer=False)
                 artifact = Path(folder) / f"{options.precision}.pt2"
             log = Path(folder) / "counters.csv"
-            command = ["ncu", "--profile-from-start", "off", "--clock-control", "none", "--csv", "--page", "raw", "--log-file", log,
-                       *(word for section in SECTIONS for word in ("--section", section)),
-                       sys.executable, __file__, artifact, "--size", options.size, "--under-ncu"]
+            command = [
+                "ncu",
+                "--profile-from-start",
+                "off",
+                "--clock-control",
+                "none",
+                "--csv",
+                "--page",
+                "raw",
+                "--log-file",
+                log,
+                *(word for section in SECTIONS for word in ("--section", section)),
+                sys.executable,
+                __file__,
+                artifact,
+                "--size",
+                options.size,
+                "--under-ncu",
+            ]
             done = subprocess.run([str(word) for word in command], capture_output=True, text=True, check=False)
             rows = read((log.read_text() if log.exists() else "") or done.stdout + done.stderr)
         print_table(rows)
         if options.output:
-            facts = {"model": Path(options.model).name, "atoms": len(atoms), "machine": machine("cuda"),
-                     "date": date.today().isoformat(), "command": "python " + " ".join(sys.argv)}
+            facts = {
+                "model": Path(options.model).name,
+                "atoms": len(atoms),
+                "machine": machine("cuda"),
+                "date": date.today().isoformat(),
+                "command": "python " + " ".join(sys.argv),
+            }
             options.output.write_text(json.dumps({**facts, "kernels": rows}, indent=1) + "\n")
 
     run(program)

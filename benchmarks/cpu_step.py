@@ -19,7 +19,8 @@ from pathlib import Path
 
 import torch
 
-from nequip_md.bench.cli import bench, parser as bench_parser
+from nequip_md.bench.cli import bench
+from nequip_md.bench.cli import parser as bench_parser
 from nequip_md.cli import run
 from nequip_md.errors import NequIPMDError
 
@@ -35,8 +36,22 @@ def measure(model: str, molecules: int, repeats: int, threads: int, report=print
     """
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder) / "bench.json"
-        arguments = [model, "--device", "cpu", "--precision", "fp32", "--peer", "--sizes", 3 * molecules**3, "--repeats", repeats,
-                     "--threads", threads, "--output", output]
+        arguments = [
+            model,
+            "--device",
+            "cpu",
+            "--precision",
+            "fp32",
+            "--peer",
+            "--sizes",
+            3 * molecules**3,
+            "--repeats",
+            repeats,
+            "--threads",
+            threads,
+            "--output",
+            output,
+        ]
         ours, theirs = bench(bench_parser().parse_args([str(a) for a in arguments]), report=report)
         facts = json.loads(output.read_text())
     for row in (ours, theirs):
@@ -45,11 +60,17 @@ def measure(model: str, molecules: int, repeats: int, threads: int, report=print
     machine = facts["machine"]
     return {
         "work": f"Allegro {model}, fp32, {ours.atoms} atoms of water, {ours.edges_per_atom:.0f} edges/atom, "
-                f"{threads} threads, graph evaluation",
-        "ours_s": ours.ms_per_step / 1e3, "peer_s": theirs.ms_per_step / 1e3, "ratio": theirs.ms_per_step / ours.ms_per_step,
-        "ours_compile_s": facts["compilation_s"]["ours fp32"], "peer_compile_s": facts["compilation_s"]["peer fp32"],
-        "force_difference": facts["relative_force_difference"]["fp32"], "repeats": repeats, "peer": f"{theirs.who}, AOTInductor",
-        "machine": f"{machine['cpu']}, PyTorch {machine['torch'].split('+')[0]}", "date": date.today().isoformat(),
+        f"{threads} threads, graph evaluation",
+        "ours_s": ours.ms_per_step / 1e3,
+        "peer_s": theirs.ms_per_step / 1e3,
+        "ratio": theirs.ms_per_step / ours.ms_per_step,
+        "ours_compile_s": facts["compilation_s"]["ours fp32"],
+        "peer_compile_s": facts["compilation_s"]["peer fp32"],
+        "force_difference": facts["relative_force_difference"]["fp32"],
+        "repeats": repeats,
+        "peer": f"{theirs.who}, AOTInductor",
+        "machine": f"{machine['cpu']}, PyTorch {machine['torch'].split('+')[0]}",
+        "date": date.today().isoformat(),
         "command": "python " + " ".join(sys.argv),
     }
 
@@ -66,9 +87,11 @@ def main() -> None:
     def program() -> None:
         result = measure(arguments.preset, arguments.molecules, arguments.repeats, arguments.threads)
         ours, theirs = result["ours_s"], result["peer_s"]
-        print(f"{result['work']}\n  ours {ours * 1e3:8.1f} ms   upstream {theirs * 1e3:8.1f} ms   ratio {result['ratio']:.1f}"
-              f"\n  compile: ours {result['ours_compile_s']:.0f} s, upstream {result['peer_compile_s']:.0f} s; "
-              f"largest force difference {result['force_difference']:.1e}")
+        print(
+            f"{result['work']}\n  ours {ours * 1e3:8.1f} ms   upstream {theirs * 1e3:8.1f} ms   ratio {result['ratio']:.1f}"
+            f"\n  compile: ours {result['ours_compile_s']:.0f} s, upstream {result['peer_compile_s']:.0f} s; "
+            f"largest force difference {result['force_difference']:.1e}"
+        )
         if arguments.output:
             arguments.output.write_text(json.dumps(result, indent=2) + "\n")
 

@@ -30,7 +30,9 @@ class Pointers(ctypes.Structure):
 
     @classmethod
     def of(cls, tensors: list[torch.Tensor]) -> Pointers:
-        return cls((ctypes.c_void_p * 4)(*[t.data_ptr() for t in tensors], *[tensors[0].data_ptr()] * (4 - len(tensors))))
+        return cls(
+            (ctypes.c_void_p * 4)(*[t.data_ptr() for t in tensors], *[tensors[0].data_ptr()] * (4 - len(tensors)))
+        )
 
 
 def packed(arguments: Sequence) -> ctypes.Array:
@@ -60,7 +62,11 @@ class Driver:
 
     def launch(self, programs: int, *arguments) -> None:
         stream = ctypes.c_void_p(torch.cuda.current_stream().cuda_stream)
-        self.check(self.library.cuLaunchKernel(self.function, programs, 1, 1, THREADS, 1, 1, self.shared, stream, packed(arguments), None))
+        self.check(
+            self.library.cuLaunchKernel(
+                self.function, programs, 1, 1, THREADS, 1, 1, self.shared, stream, packed(arguments), None
+            )
+        )
 
 
 def launcher(case: Case, source: str | None) -> Callable[[int], None]:
@@ -99,17 +105,26 @@ def measure(case: Case, source: str | None) -> dict:
         torch.cuda.synchronize()
         return case.error(count)
 
-    row = {"kernel": case.name, "precision": case.precision, "error": error(MANY), "few_errors": [error(count) for count in FEW]}
+    row = {
+        "kernel": case.name,
+        "precision": case.precision,
+        "error": error(MANY),
+        "few_errors": [error(count) for count in FEW],
+    }
     row["many_ms"] = triton.testing.do_bench(lambda: launch(MANY), warmup=5, rep=25, return_mode="median")
     # as a recorded step runs them: what they read is in the cache
-    row["few_ms"] = [triton.testing.do_bench_cudagraph(lambda: launch(count), rep=8, return_mode="median") for count in FEW]
+    row["few_ms"] = [
+        triton.testing.do_bench_cudagraph(lambda: launch(count), rep=8, return_mode="median") for count in FEW
+    ]
     return row
 
 
 def triton_ms(case: Case) -> float:
     """With the tile that an export takes for many rows."""
     _, widths, inner, outer, last = SHAPES[case.name]
-    kind = {mlp.energy_kernel: "energy", mlp.hidden_kernel: "hidden", mlp.hidden_backward_kernel: "backward_dense"}[case.kernel]
+    kind = {mlp.energy_kernel: "energy", mlp.hidden_kernel: "hidden", mlp.hidden_backward_kernel: "backward_dense"}[
+        case.kernel
+    ]
     constants = cuda._tiles(kind, widths, inner, outer, products_of(case.precision))
     tile = (constants["ROWS"], constants["CHUNK"], constants["num_warps"], constants["num_stages"])
     return triton.testing.do_bench(case.launch(tile, MANY), warmup=5, rep=25, return_mode="median")
@@ -118,7 +133,9 @@ def triton_ms(case: Case) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--precision", choices=("fp32", "tf32"), nargs="+", default=["fp32", "tf32"])
-    parser.add_argument("--only", choices=SHAPES, nargs="+", default=list(SHAPES), metavar="KERNEL", help=f"of {', '.join(SHAPES)}")
+    parser.add_argument(
+        "--only", choices=SHAPES, nargs="+", default=list(SHAPES), metavar="KERNEL", help=f"of {', '.join(SHAPES)}"
+    )
     parser.add_argument("--source", type=Path, help="another perceptron.cuh")
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()
@@ -134,8 +151,11 @@ def main() -> None:
             row = {**measure(case, source), "triton_ms": triton_ms(case)}
             rows.append(row)
             few = " ".join(f"{t:.4f}" for t in row["few_ms"])
-            print(f"{name:15} {precision:5} {row['many_ms']:13.3f} ms {row['triton_ms']:6.3f} ms {few:>25} ms {row['error']:8.0e} "
-                  f"{max(row['few_errors']):8.0e}", flush=True)
+            print(
+                f"{name:15} {precision:5} {row['many_ms']:13.3f} ms {row['triton_ms']:6.3f} ms {few:>25} ms {row['error']:8.0e} "
+                f"{max(row['few_errors']):8.0e}",
+                flush=True,
+            )
             del case
             torch.cuda.empty_cache()
     if options.output:

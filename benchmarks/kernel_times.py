@@ -60,7 +60,7 @@ def short(name: str) -> str:
     while (shorter := re.sub(r"<[^<>]*>", "", name)) != name:
         name = shorter
     name = re.sub(r"^void |\(.*\)$", "", name)
-    return name if len(name) <= NAME_WIDTH else name[:NAME_WIDTH - 1] + "…"
+    return name if len(name) <= NAME_WIDTH else name[: NAME_WIDTH - 1] + "…"
 
 
 def print_table(result: dict) -> None:
@@ -69,8 +69,11 @@ def print_table(result: dict) -> None:
     for row in result["kernels"]:
         print(f"{short(row['name']):{NAME_WIDTH}} {row['calls']:7g} {row['ms']:9.4f}")
     print(f"{'sum':{NAME_WIDTH}} {sum(row['calls'] for row in result['kernels']):7g} {result['sum_ms']:9.4f}")
-    print(f"{'whole evaluation, by events' if result['device'] == 'cuda' else 'whole evaluation':{NAME_WIDTH}} {'':7} "
-          f"{result['whole_ms']:9.4f}", flush=True)
+    print(
+        f"{'whole evaluation, by events' if result['device'] == 'cuda' else 'whole evaluation':{NAME_WIDTH}} {'':7} "
+        f"{result['whole_ms']:9.4f}",
+        flush=True,
+    )
 
 
 def times(artifact: Artifact, precision: str, atoms: Atoms, repeats: int) -> dict:
@@ -85,8 +88,15 @@ def times(artifact: Artifact, precision: str, atoms: Atoms, repeats: int) -> dic
     if isinstance(timed, str):
         raise NequIPMDError(f"the evaluation failed: {timed}")
     kernels = kernel_table(call, device, repeats)
-    result = {"precision": precision, "device": device, "atoms": len(atoms), "edges": graph.num_edges,
-              "whole_ms": 1e3 * timed[0], "sum_ms": sum(row["ms"] for row in kernels), "kernels": kernels}
+    result = {
+        "precision": precision,
+        "device": device,
+        "atoms": len(atoms),
+        "edges": graph.num_edges,
+        "whole_ms": 1e3 * timed[0],
+        "sum_ms": sum(row["ms"] for row in kernels),
+        "kernels": kernels,
+    }
     print_table(result)
     return result
 
@@ -94,10 +104,18 @@ def times(artifact: Artifact, precision: str, atoms: Atoms, repeats: int) -> dic
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", nargs="?", default="medium", help="preset, checkpoint or artifact (default: medium)")
-    parser.add_argument("--sizes", type=positive, nargs="+", default=[12288], metavar="ATOMS",
-                        help="about so many atoms each (default 12288)")
+    parser.add_argument(
+        "--sizes",
+        type=positive,
+        nargs="+",
+        default=[12288],
+        metavar="ATOMS",
+        help="about so many atoms each (default 12288)",
+    )
     parser.add_argument("--structure", type=Path, help="repeat this structure instead of water")
-    parser.add_argument("--precision", choices=("fp64", "fp32", "tf32"), nargs="+", help="default: fp32 tf32, on a CPU fp32")
+    parser.add_argument(
+        "--precision", choices=("fp64", "fp32", "tf32"), nargs="+", help="default: fp32 tf32, on a CPU fp32"
+    )
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--repeats", type=positive, default=11)
     parser.add_argument("--output", type=Path)
@@ -114,15 +132,20 @@ def main() -> None:
                 artifacts = {artifact.metadata["precision"]: artifact}
             else:
                 precisions = options.precision or (["fp32", "tf32"] if options.device == "cuda" else ["fp32"])
-                artifacts = compile_all(options.model, config, precisions, options.device, boxes[0], Path(folder),
-                                        with_peer=False).artifacts
+                artifacts = compile_all(
+                    options.model, config, precisions, options.device, boxes[0], Path(folder), with_peer=False
+                ).artifacts
             for precision, artifact in artifacts.items():
                 check_types(boxes[0], artifact.type_names)
                 results += [times(artifact, precision, atoms, options.repeats) for atoms in boxes]
         if options.output:
-            facts = {"model": Path(options.model).name, "system": str(options.structure or "liquid water"),
-                     "machine": machine(options.device), "date": date.today().isoformat(),
-                     "command": "python " + " ".join(sys.argv)}
+            facts = {
+                "model": Path(options.model).name,
+                "system": str(options.structure or "liquid water"),
+                "machine": machine(options.device),
+                "date": date.today().isoformat(),
+                "command": "python " + " ".join(sys.argv),
+            }
             options.output.write_text(json.dumps({**facts, "results": results}, indent=2) + "\n")
 
     run(program)

@@ -34,8 +34,19 @@ SHAPES = {
     "backward": (mlp.hidden_backward_kernel, [64, 64], 256, 256, 64),
     "energy": (mlp.energy_kernel, [64, 64, 64], 256, 256, 0),
 }
-TILES = [(128, 32, 8, 2), (128, 32, 8, 3), (128, 16, 8, 3), (64, 32, 4, 2), (64, 32, 4, 3), (64, 16, 4, 2), (64, 16, 4, 3),
-         (32, 32, 4, 3), (16, 32, 4, 3), (16, 64, 4, 2), (16, 64, 8, 2)]
+TILES = [
+    (128, 32, 8, 2),
+    (128, 32, 8, 3),
+    (128, 16, 8, 3),
+    (64, 32, 4, 2),
+    (64, 32, 4, 3),
+    (64, 16, 4, 2),
+    (64, 16, 4, 3),
+    (32, 32, 4, 3),
+    (16, 32, 4, 3),
+    (16, 64, 4, 2),
+    (16, 64, 8, 2),
+]
 """Rows, chunk, warps, stages."""
 HALVES = {"w1_hi", "w1_lo", "w2_hi", "w2_lo", "w3_hi", "w3_lo"}
 DERIVATIVES = {"d1", "d2", "scratch"}
@@ -50,8 +61,18 @@ def settings(name: str, precision: str, tile: tuple) -> tuple[dict, dict]:
     """Constants of a kernel, and its warps and stages."""
     _, widths, inner, outer, last = SHAPES[name]
     rows, chunk, warps, stages = tile
-    constants = {**cuda._part_constants(widths), **cuda._last_constants(last, outer), "N1": inner, "N2": outer, "P1": inner, "P2": outer,
-                 "ROWS": rows, "CHUNK": min(chunk, inner), "PRODUCTS": products_of(precision), "SCALED": False}
+    constants = {
+        **cuda._part_constants(widths),
+        **cuda._last_constants(last, outer),
+        "N1": inner,
+        "N2": outer,
+        "P1": inner,
+        "P2": outer,
+        "ROWS": rows,
+        "CHUNK": min(chunk, inner),
+        "PRODUCTS": products_of(precision),
+        "SCALED": False,
+    }
     return constants, {"num_warps": warps, "num_stages": stages}
 
 
@@ -61,8 +82,10 @@ def compile_one(job: tuple) -> str | None:
     kernel = SHAPES[name][0]
     constants, options = settings(name, precision, tile)
     halves = HALVES | (DERIVATIVES if precision == "tf32" else set())
-    arguments = [constants[n] if n in constants else MANY if n == "count" else torch.float16 if n in halves else torch.float32
-                 for n in kernel.arg_names]
+    arguments = [
+        constants[n] if n in constants else MANY if n == "count" else torch.float16 if n in halves else torch.float32
+        for n in kernel.arg_names
+    ]
     try:
         kernel.warmup(*arguments, grid=(1,), **options)
     except Exception as error:  # a tile that does not fit; the others go on
@@ -102,19 +125,29 @@ class Case:
             j = i if i < len(parts) else 0
             named |= {f"x{i}": parts[j], f"dx{i}": gradients[j]}
         if self.kernel is mlp.hidden_kernel:
-            named |= {"out": torch.empty(MANY, outer, **numbers), "y": torch.empty(MANY, last, **numbers),
-                      "d1": torch.empty(MANY, inner, **stored), "d2": torch.empty(MANY, outer, **stored)}
+            named |= {
+                "out": torch.empty(MANY, outer, **numbers),
+                "y": torch.empty(MANY, last, **numbers),
+                "d1": torch.empty(MANY, inner, **stored),
+                "d2": torch.empty(MANY, outer, **stored),
+            }
             self.results, self.wanted = [named[n] for n in ("out", "y", "d1", "d2")], [h2, h2 @ w3.double(), d1, d2]
         elif self.kernel is mlp.hidden_backward_kernel:
             named |= {"g": torch.randn(MANY, outer, **numbers), "dy": torch.randn(MANY, last, **numbers)}
-            named |= {key: silu(torch.randn(MANY, n, **numbers))[1].to(stored["dtype"]) for key, n in (("d1", inner), ("d2", outer))}
+            named |= {
+                key: silu(torch.randn(MANY, n, **numbers))[1].to(stored["dtype"])
+                for key, n in (("d1", inner), ("d2", outer))
+            }
             g, dy, d1, d2 = (named[n][self.rows].double() for n in ("g", "dy", "d1", "d2"))
             dx = (((g + dy @ w3.double().T) * d2) @ w2.double().T * d1) @ w1.double().T
             self.results, self.wanted = gradients, list(dx.split(widths, 1))
         else:
             named["energy"] = torch.empty(MANY, **numbers)
             dx = ((v.double() * d2) @ w2.double().T * d1) @ w1.double().T + r.double()
-            self.results, self.wanted = [named["energy"], *gradients], [h2 @ v.double() + x @ r.double(), *dx.split(widths, 1)]
+            self.results, self.wanted = (
+                [named["energy"], *gradients],
+                [h2 @ v.double() + x @ r.double(), *dx.split(widths, 1)],
+            )
         self.named = named
 
     def launch(self, tile: tuple, count: int):
@@ -139,25 +172,39 @@ class Case:
         call = self.launch(tile, MANY)
         compiled = call()
         torch.cuda.synchronize()
-        row = {"kernel": self.name, "precision": self.precision, "tile": tile, "error": self.error(), "spilled": compiled.n_spills,
-               "shared": compiled.metadata.shared}
+        row = {
+            "kernel": self.name,
+            "precision": self.precision,
+            "tile": tile,
+            "error": self.error(),
+            "spilled": compiled.n_spills,
+            "shared": compiled.metadata.shared,
+        }
         row["many_ms"] = triton.testing.do_bench(self.launch(tile, MANY), warmup=5, rep=25, return_mode="median")
         # as a recorded step runs them: what they read is in the cache
-        row["few_ms"] = [triton.testing.do_bench_cudagraph(self.launch(tile, count), rep=8, return_mode="median") for count in FEW]
+        row["few_ms"] = [
+            triton.testing.do_bench_cudagraph(self.launch(tile, count), rep=8, return_mode="median") for count in FEW
+        ]
         return row
 
 
 def write_rows(path: Path, rows: list[dict]) -> None:
     """A result file of a program that times kernels."""
-    facts = {"machine": machine("cuda"), "triton": triton.__version__, "date": date.today().isoformat(),
-             "command": "python " + " ".join(sys.argv)}
+    facts = {
+        "machine": machine("cuda"),
+        "triton": triton.__version__,
+        "date": date.today().isoformat(),
+        "command": "python " + " ".join(sys.argv),
+    }
     path.write_text(json.dumps({**facts, "rows": rows}, indent=1) + "\n")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--precision", choices=("fp32", "tf32"), nargs="+", default=["fp32", "tf32"])
-    parser.add_argument("--only", choices=SHAPES, nargs="+", default=list(SHAPES), metavar="KERNEL", help=f"of {', '.join(SHAPES)}")
+    parser.add_argument(
+        "--only", choices=SHAPES, nargs="+", default=list(SHAPES), metavar="KERNEL", help=f"of {', '.join(SHAPES)}"
+    )
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()
     if not torch.cuda.is_available():
@@ -166,7 +213,9 @@ def main() -> None:
     with multiprocessing.get_context("spawn").Pool(min(len(jobs), os.cpu_count() or 1)) as pool:
         failures = dict(zip(jobs, pool.map(compile_one, jobs, chunksize=1)))
     rows = []
-    print(f"{'kernel':15} {'':5} {'rows, chunk, warps, stages':>26} {f'{MANY:,} edges':>16} {f'{FEW} edges':>28} {'error':>8} {'spilled':>8}")
+    print(
+        f"{'kernel':15} {'':5} {'rows, chunk, warps, stages':>26} {f'{MANY:,} edges':>16} {f'{FEW} edges':>28} {'error':>8} {'spilled':>8}"
+    )
     for name in options.only:
         for precision in options.precision:
             case = Case(name, precision)
@@ -182,8 +231,11 @@ def main() -> None:
                     continue
                 rows.append(row)
                 few = " ".join(f"{t:.4f}" for t in row["few_ms"])
-                print(f"{name:15} {precision:5} {str(tile):>26} {row['many_ms']:13.3f} ms {few:>25} ms {row['error']:8.0e} "
-                      f"{row['spilled']:8}", flush=True)
+                print(
+                    f"{name:15} {precision:5} {str(tile):>26} {row['many_ms']:13.3f} ms {few:>25} ms {row['error']:8.0e} "
+                    f"{row['spilled']:8}",
+                    flush=True,
+                )
             del case
             torch.cuda.empty_cache()
     if options.output:

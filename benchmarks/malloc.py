@@ -38,7 +38,11 @@ def measure(artifact: str, structure: str, steps: int) -> dict[str, float]:
             times.append(time.perf_counter() - clock)
             faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    return {"ms per step": 1e3 * statistics.median(times), "faults per step": statistics.median(faults), "peak MB": peak}
+    return {
+        "ms per step": 1e3 * statistics.median(times),
+        "faults per step": statistics.median(faults),
+        "peak MB": peak,
+    }
 
 
 def main() -> None:
@@ -55,8 +59,18 @@ def main() -> None:
     for _ in range(3):
         for name, runs in results.items():
             environment = {**os.environ, **UNCHANGED} if name == "as glibc does" else os.environ
-            command = [sys.executable, __file__, arguments.artifact, arguments.structure, "--steps", str(arguments.steps), "--once"]
-            runs.append(json.loads(subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout))
+            command = [
+                sys.executable,
+                __file__,
+                arguments.artifact,
+                arguments.structure,
+                "--steps",
+                str(arguments.steps),
+                "--once",
+            ]
+            runs.append(
+                json.loads(subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout)
+            )
     for name, runs in results.items():
         medians = {key: statistics.median(run[key] for run in runs) for key in runs[0]}
         print(f"{name:18}", "  ".join(f"{key} {value:9.1f}" for key, value in medians.items()))

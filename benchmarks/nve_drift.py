@@ -91,18 +91,29 @@ def trajectory(precision: str, options: argparse.Namespace) -> tuple[np.ndarray,
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         export(options.model, folder / "water.pt2", device=options.device, precision=precision)
-        script = INPUT.format(data=WATER / "water.data", artifact="water.pt2", equilibration=EQUILIBRATION, limit=limit, steps=steps, repeat=options.repeat)
+        script = INPUT.format(
+            data=WATER / "water.data",
+            artifact="water.pt2",
+            equilibration=EQUILIBRATION,
+            limit=limit,
+            steps=steps,
+            repeat=options.repeat,
+        )
         start = time.perf_counter()
         done = run_lammps(script, folder, ranks=options.ranks, threads=1)
         seconds = time.perf_counter() - start
         log = folder / "nve.log"
         lines = [line.split() for line in log.read_text().splitlines()] if log.exists() else []
     atoms = ATOMS * options.repeat**3
-    table = np.array([[float(w) for w in words] for words in lines if len(words) == 3 and words[0].isdigit()]).reshape(-1, 3)
+    table = np.array([[float(w) for w in words] for words in lines if len(words) == 3 and words[0].isdigit()]).reshape(
+        -1, 3
+    )
     failed = failure(done, atoms) if done.returncode else None
     count = conserved_rows(table[:, 1] / atoms * 1000)
     if count < 3:
-        raise failed or NequIPMDError(f"{precision}: the energy is not conserved from the first steps on; is the potential for water?")
+        raise failed or NequIPMDError(
+            f"{precision}: the energy is not conserved from the first steps on; is the potential for water?"
+        )
     if count < len(table):
         when = table[count, 0] * PICOSECONDS_PER_STEP
         return table[:count], seconds, f"after {when} ps the energy had changed by more than {BROKEN} meV/atom"
@@ -118,12 +129,18 @@ def summary(precision: str, table: np.ndarray, seconds: float, ended: str | None
     facts = machine(options.device)
     return {
         "work": f"NVE, {atoms} atoms of water, {options.picoseconds} ps of 0.5 fs steps, {precision}",
-        "until_ps": time_ps[-1], "ended": ended, "drift_meV_per_atom_per_ps": slope,
+        "until_ps": time_ps[-1],
+        "ended": ended,
+        "drift_meV_per_atom_per_ps": slope,
         "end_minus_start_meV_per_atom": energy[-10:].mean() - energy[:10].mean(),
         "rms_fluctuation_meV_per_atom": float(np.std(energy - slope * time_ps - offset)),
         "mean_temperature_K": table[:, 2].mean(),
-        "seconds": seconds, "ranks": options.ranks, "machine": facts["gpu"] or facts["cpu"],
-        "torch": facts["torch"].split("+")[0], "date": date.today().isoformat(), "command": "python " + " ".join(sys.argv),
+        "seconds": seconds,
+        "ranks": options.ranks,
+        "machine": facts["gpu"] or facts["cpu"],
+        "torch": facts["torch"].split("+")[0],
+        "date": date.today().isoformat(),
+        "command": "python " + " ".join(sys.argv),
     }
 
 
@@ -148,8 +165,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--precision", choices=("fp32", "fp64", "tf32"), nargs="+", default=["fp32"])
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--model", type=Path, default=WATER / "water.nqmd", help="checkpoint, types H and O (default: the example's)")
-    parser.add_argument("--repeat", type=int, default=1, help="n: n^3 times the example's 192 atoms (default 1; 2: 1,536 atoms)")
+    parser.add_argument(
+        "--model", type=Path, default=WATER / "water.nqmd", help="checkpoint, types H and O (default: the example's)"
+    )
+    parser.add_argument(
+        "--repeat", type=int, default=1, help="n: n^3 times the example's 192 atoms (default 1; 2: 1,536 atoms)"
+    )
     parser.add_argument("--picoseconds", type=float, default=10.0)
     parser.add_argument("--seconds", type=int, help="end a trajectory that takes longer; what there is then is used")
     parser.add_argument("--ranks", type=int, help="default: 2 on the CPU, 1 on CUDA")
@@ -161,13 +182,17 @@ def main() -> None:
 
     def program() -> None:
         if options.repeat < 1 or options.jobs < 1 or options.picoseconds < 0.02:
-            raise NequIPMDError("--repeat and --jobs must be 1 or more, --picoseconds 0.02 or more: there is nothing to fit otherwise")
+            raise NequIPMDError(
+                "--repeat and --jobs must be 1 or more, --picoseconds 0.02 or more: there is nothing to fit otherwise"
+            )
         if options.output:
             options.output.parent.mkdir(parents=True, exist_ok=True)
         check_files(options.output, options.plot)
         tables, results = {}, []
         with ProcessPoolExecutor(options.jobs, multiprocessing.get_context("spawn")) as pool:
-            running = {precision: pool.submit(trajectory, precision, options) for precision in dict.fromkeys(options.precision)}
+            running = {
+                precision: pool.submit(trajectory, precision, options) for precision in dict.fromkeys(options.precision)
+            }
             for precision, future in running.items():
                 tables[precision], seconds, ended = future.result()
                 results.append(summary(precision, tables[precision], seconds, ended, options))

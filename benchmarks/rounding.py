@@ -41,7 +41,9 @@ def product(x: Tensor, w: Tensor, order: str) -> tuple[Tensor, int]:
     if order == "together":
         steps = [(*pair, columns) for columns in slices for pair in [*small, (x_upper, w_upper)]]
     else:
-        steps = [(*pair, columns) for columns in slices for pair in small] + [(x_upper, w_upper, columns) for columns in slices]
+        steps = [(*pair, columns) for columns in slices for pair in small] + [
+            (x_upper, w_upper, columns) for columns in slices
+        ]
     total = torch.zeros(len(x), w.shape[1], dtype=torch.float64)
     for a, b, columns in steps:
         total = towards_zero(total + a[:, columns] @ b[columns])
@@ -72,7 +74,9 @@ def main() -> None:
     for width in (64, 128, 256, 512):
         for order in ORDERS:
             row = measure(width, order)
-            print(f"{width:7}  {order:11}  {row['taken']:13.2f}  {row['as it is']:.2e}   {row['scaled']:.2e}   {row['fp32']:.2e}")
+            print(
+                f"{width:7}  {order:11}  {row['taken']:13.2f}  {row['as it is']:.2e}   {row['scaled']:.2e}   {row['fp32']:.2e}"
+            )
 
 
 if __name__ == "__main__":

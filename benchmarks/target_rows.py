@@ -16,7 +16,8 @@ from pathlib import Path
 import cpu_step
 from ase import Atoms
 
-from nequip_md.bench.cli import bench, parser as bench_parser
+from nequip_md.bench.cli import bench
+from nequip_md.bench.cli import parser as bench_parser
 from nequip_md.bench.compilation import preset_config, random_checkpoint
 from nequip_md.bench.measure import Row
 from nequip_md.bench.structures import octanal, read_structure, repeated, water_box
@@ -175,8 +176,15 @@ def in_lammps(preset: str, published: float) -> Callable[[Session], list[Figure]
 
 def little(preset: str, elements: str, structure: str, published: float) -> Callable[[Session], list[Figure]]:
     def measure(session: Session) -> list[Figure]:
-        (row,) = session.bench(session.artifact(preset, elements, "fp32"), "--structure", session.structure(structure),
-                               "--engine", "lammps", "--steps", session.many_steps)
+        (row,) = session.bench(
+            session.artifact(preset, elements, "fp32"),
+            "--structure",
+            session.structure(structure),
+            "--engine",
+            "lammps",
+            "--steps",
+            session.many_steps,
+        )
         return [Figure(row.steps_per_s, published, PAPER)]
 
     return measure
@@ -206,9 +214,14 @@ def largest(session: Session) -> list[Figure]:
     memory = "51,000 atoms on 141 GB" if "H200" in session.gpu else "29,000 atoms on 80 GB"
     known = 51000 if "H200" in session.gpu else 29000 if "H100" in session.gpu else None
     source = f"known from earlier runs: about {memory}" if known else None
-    return [Figure(ran[-1].atoms, known, source, end),
-            Figure(loss, note=f"{ran[-1].atoms:,} atoms, {ran[-1].us_per_atom_step:.3f} µs/atom/step, against {ran[0].atoms:,} "
-                              f"atoms, {ran[0].us_per_atom_step:.3f}")]
+    return [
+        Figure(ran[-1].atoms, known, source, end),
+        Figure(
+            loss,
+            note=f"{ran[-1].atoms:,} atoms, {ran[-1].us_per_atom_step:.3f} µs/atom/step, against {ran[0].atoms:,} "
+            f"atoms, {ran[0].us_per_atom_step:.3f}",
+        ),
+    ]
 
 
 def overhead(session: Session) -> list[Figure]:
@@ -223,14 +236,25 @@ def overhead(session: Session) -> list[Figure]:
             if part == 8 or "out of memory" not in str(error):
                 raise
             session.report(str(error))
-    return [Figure(lammps.us_per_atom_step - graph.us_per_atom_step,
-                   note=f"LAMMPS {lammps.us_per_atom_step:.3f} at {lammps.atoms:,} atoms, "
-                        f"graph {graph.us_per_atom_step:.3f} at {graph.atoms:,} atoms")]
+    return [
+        Figure(
+            lammps.us_per_atom_step - graph.us_per_atom_step,
+            note=f"LAMMPS {lammps.us_per_atom_step:.3f} at {lammps.atoms:,} atoms, "
+            f"graph {graph.us_per_atom_step:.3f} at {graph.atoms:,} atoms",
+        )
+    ]
 
 
 def dhfr(session: Session) -> list[Figure]:
-    (row,) = session.bench(session.artifact("medium", "dhfr", "fp32"), "--structure", session.structure("dhfr"),
-                           "--engine", "lammps", "--steps", 5 * STEPS)
+    (row,) = session.bench(
+        session.artifact("medium", "dhfr", "fp32"),
+        "--structure",
+        session.structure("dhfr"),
+        "--engine",
+        "lammps",
+        "--steps",
+        5 * STEPS,
+    )
     return [Figure(row.steps_per_s), Figure(row.steps_per_s * FEMTOSECONDS * 86400e-6)]
 
 
@@ -241,31 +265,65 @@ def cpu(session: Session) -> list[Figure]:
 
 _MEDIUM = ("medium", "water", "fp32")
 ROWS: dict[str, Work] = {
-    "medium-fp32": Work(medium_fp32, [
-        Target("medium, fp32-accurate, 12,288 atoms of water, graph evaluation", "µs/atom", 1.5),
-        Target("medium, fp32-accurate, 12,288 atoms of water, LAMMPS, all included", "µs/atom/step", 1.8)], (_MEDIUM,)),
-    "medium-tf32": Work(medium_tf32, [
-        Target("medium, tf32, 12,288 atoms of water, graph evaluation", "µs/atom", 0.8)], (("medium", "water", "tf32"),)),
-    "small": Work(in_lammps("small", 12.2), [
-        Target("small, fp32-accurate, 12,288 atoms of water, LAMMPS, all included", "µs/atom/step", 1.2)],
-        (("small", "water", "fp32"),)),
-    "large": Work(in_lammps("large", 120.0), [
-        Target("large, fp32-accurate, 12,288 atoms of water, LAMMPS, all included", "µs/atom/step", 10.0)],
-        (("large", "water", "fp32"),)),
-    "96-atoms": Work(little("medium", "water", "96", 310.0), [
-        Target("medium, fp32-accurate, 96 atoms of water, LAMMPS", "steps/s", 4000.0)], (_MEDIUM,)),
-    "molecule": Work(little("small", "molecule", "molecule", 1456.0), [
-        Target("small, fp32-accurate, molecule of 25 atoms (octanal), open box, LAMMPS", "steps/s", 8000.0)],
-        (("small", "molecule", "fp32"),)),
-    "overhead": Work(overhead, [
-        Target("medium, fp32-accurate, 98,304 atoms of water, LAMMPS beyond the graph evaluation", "µs/atom/step", 0.3)],
-        (_MEDIUM,)),
-    "dhfr": Work(dhfr, [
-        Target("medium, fp32-accurate, DHFR in water, 23,558 atoms, LAMMPS", "steps/s", None),
-        Target("medium, fp32-accurate, DHFR in water, 23,558 atoms, LAMMPS, 0.5 fs", "ns/day", None)],
-        (("medium", "dhfr", "fp32"),)),
-    "largest": Work(largest, [
-        Target("medium, fp32-accurate, largest system of water on one GPU, LAMMPS", "atoms", 4e6),
-        Target("medium, fp32-accurate, largest system, time for an atom beyond that of 98,304 atoms", "%", 10.0)], (_MEDIUM,)),
-    "cpu": Work(cpu, [Target("medium, fp32, 192 atoms of water, CPU, 2 threads, graph evaluation", "ms", 400.0)], on_cpu=True),
+    "medium-fp32": Work(
+        medium_fp32,
+        [
+            Target("medium, fp32-accurate, 12,288 atoms of water, graph evaluation", "µs/atom", 1.5),
+            Target("medium, fp32-accurate, 12,288 atoms of water, LAMMPS, all included", "µs/atom/step", 1.8),
+        ],
+        (_MEDIUM,),
+    ),
+    "medium-tf32": Work(
+        medium_tf32,
+        [Target("medium, tf32, 12,288 atoms of water, graph evaluation", "µs/atom", 0.8)],
+        (("medium", "water", "tf32"),),
+    ),
+    "small": Work(
+        in_lammps("small", 12.2),
+        [Target("small, fp32-accurate, 12,288 atoms of water, LAMMPS, all included", "µs/atom/step", 1.2)],
+        (("small", "water", "fp32"),),
+    ),
+    "large": Work(
+        in_lammps("large", 120.0),
+        [Target("large, fp32-accurate, 12,288 atoms of water, LAMMPS, all included", "µs/atom/step", 10.0)],
+        (("large", "water", "fp32"),),
+    ),
+    "96-atoms": Work(
+        little("medium", "water", "96", 310.0),
+        [Target("medium, fp32-accurate, 96 atoms of water, LAMMPS", "steps/s", 4000.0)],
+        (_MEDIUM,),
+    ),
+    "molecule": Work(
+        little("small", "molecule", "molecule", 1456.0),
+        [Target("small, fp32-accurate, molecule of 25 atoms (octanal), open box, LAMMPS", "steps/s", 8000.0)],
+        (("small", "molecule", "fp32"),),
+    ),
+    "overhead": Work(
+        overhead,
+        [
+            Target(
+                "medium, fp32-accurate, 98,304 atoms of water, LAMMPS beyond the graph evaluation", "µs/atom/step", 0.3
+            )
+        ],
+        (_MEDIUM,),
+    ),
+    "dhfr": Work(
+        dhfr,
+        [
+            Target("medium, fp32-accurate, DHFR in water, 23,558 atoms, LAMMPS", "steps/s", None),
+            Target("medium, fp32-accurate, DHFR in water, 23,558 atoms, LAMMPS, 0.5 fs", "ns/day", None),
+        ],
+        (("medium", "dhfr", "fp32"),),
+    ),
+    "largest": Work(
+        largest,
+        [
+            Target("medium, fp32-accurate, largest system of water on one GPU, LAMMPS", "atoms", 4e6),
+            Target("medium, fp32-accurate, largest system, time for an atom beyond that of 98,304 atoms", "%", 10.0),
+        ],
+        (_MEDIUM,),
+    ),
+    "cpu": Work(
+        cpu, [Target("medium, fp32, 192 atoms of water, CPU, 2 threads, graph evaluation", "ms", 400.0)], on_cpu=True
+    ),
 }

@@ -40,16 +40,36 @@ def parser() -> argparse.ArgumentParser:
     add("--list", action="store_true", help="print keys, rows and targets, and measure nothing")
     add("--device", choices=("cuda", "cpu"), default="cuda", help="of all rows but the key cpu (default: cuda)")
     add("--no-peer", action="store_true", help="do not measure nequip-allegro in medium-fp32 although it is installed")
-    add("--dhfr", type=Path, default=DHFR, metavar="FILE",
-        help="LAMMPS data file of DHFR in water (default: shared/data/dhfr/dhfr_minimized.data beside the repository)")
+    add(
+        "--dhfr",
+        type=Path,
+        default=DHFR,
+        metavar="FILE",
+        help="LAMMPS data file of DHFR in water (default: shared/data/dhfr/dhfr_minimized.data beside the repository)",
+    )
     add("--from-atoms", type=int, default=2 * 131712, help="largest: where doubling begins (default: 263,424)")
     add("--max-atoms", type=int, default=4300000, help="largest: no larger system is tried (default: 4,300,000)")
-    add("--seconds", type=float, default=450.0,
-        help="largest: no size is begun that would exceed this, except the first after 98,304 atoms (default: 450)")
-    add("--artifacts", type=Path, metavar="DIR",
-        help="keep artifacts there and use those that lie there already (of the same code: this is not checked)")
-    add("--jobs", type=int, default=max(1, (os.cpu_count() or 1) // 3), help="artifacts compiled at a time (default: cores / 3)")
-    add("--output", type=Path, default=RESULTS, help="the file to write into (default: benchmarks/results/targets.json)")
+    add(
+        "--seconds",
+        type=float,
+        default=450.0,
+        help="largest: no size is begun that would exceed this, except the first after 98,304 atoms (default: 450)",
+    )
+    add(
+        "--artifacts",
+        type=Path,
+        metavar="DIR",
+        help="keep artifacts there and use those that lie there already (of the same code: this is not checked)",
+    )
+    add(
+        "--jobs",
+        type=int,
+        default=max(1, (os.cpu_count() or 1) // 3),
+        help="artifacts compiled at a time (default: cores / 3)",
+    )
+    add(
+        "--output", type=Path, default=RESULTS, help="the file to write into (default: benchmarks/results/targets.json)"
+    )
     return result
 
 
@@ -57,8 +77,14 @@ def entry(target: Target, figure: Figure | None, machine_name: str | None, comma
     """One element of the result file; ``figure`` None: the measurement failed."""
     numbers = {"peer": figure and figure.peer, "ours": figure and figure.ours, "target": target.target}
     numbers = {key: None if value is None else float(f"{value:.6g}") for key, value in numbers.items()}
-    result = {"work": target.work, **numbers, "unit": target.unit, "machine": machine_name, "command": command,
-              "date": date.today().isoformat()}
+    result = {
+        "work": target.work,
+        **numbers,
+        "unit": target.unit,
+        "machine": machine_name,
+        "command": command,
+        "date": date.today().isoformat(),
+    }
     if figure and figure.peer_source:
         result["peer_source"] = figure.peer_source
     if figure and figure.note:
@@ -77,8 +103,12 @@ def write(path: Path, new: list[dict]) -> None:
     """Rows that no call has measured yet stand there with nulls."""
     old = json.loads(path.read_text()) if path.exists() else []
     known = {e["work"] for e in old + new}
-    missing = [entry(target, None, None, f"python benchmarks/targets.py --only {key}") | {"date": None}
-               for key, work in ROWS.items() for target in work.targets if target.work not in known]
+    missing = [
+        entry(target, None, None, f"python benchmarks/targets.py --only {key}") | {"date": None}
+        for key, work in ROWS.items()
+        for target in work.targets
+        if target.work not in known
+    ]
     path.write_text(json.dumps(merge(old, new + missing), indent=2, ensure_ascii=False) + "\n")
 
 
@@ -126,7 +156,9 @@ def main() -> int:
     if options.list:
         for key, work in ROWS.items():
             for target in work.targets:
-                print(f"{key:12} {target.work}; target {target.target if target.target is not None else '–'} {target.unit}")
+                print(
+                    f"{key:12} {target.work}; target {target.target if target.target is not None else '–'} {target.unit}"
+                )
         return 0
     keys = list(dict.fromkeys(options.only or ROWS))
     on_gpu = options.device == "cuda" and any(not ROWS[key].on_cpu for key in keys)
@@ -137,11 +169,20 @@ def main() -> int:
     peer = not options.no_peer and importlib.util.find_spec("allegro") is not None
     failures = {}
     with nullcontext(options.artifacts) if options.artifacts else tempfile.TemporaryDirectory() as folder:
-        session = Session(device=options.device if on_gpu or options.device == "cpu" else "cpu",
-                          gpu=torch.cuda.get_device_name() if on_gpu else "", folder=Path(folder).resolve(), dhfr=options.dhfr,
-                          peer=peer, from_atoms=options.from_atoms, max_atoms=options.max_atoms, seconds=options.seconds)
+        session = Session(
+            device=options.device if on_gpu or options.device == "cpu" else "cpu",
+            gpu=torch.cuda.get_device_name() if on_gpu else "",
+            folder=Path(folder).resolve(),
+            dhfr=options.dhfr,
+            peer=peer,
+            from_atoms=options.from_atoms,
+            max_atoms=options.max_atoms,
+            seconds=options.seconds,
+        )
         # with the peer, medium-fp32 compiles an artifact with upstream's weights
-        session.compile([need for key in keys if not (peer and key == "medium-fp32") for need in ROWS[key].needs], options.jobs)
+        session.compile(
+            [need for key in keys if not (peer and key == "medium-fp32") for need in ROWS[key].needs], options.jobs
+        )
         entries = []
         for key in keys:
             print(f"\n{key}", flush=True)

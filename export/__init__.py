@@ -10,8 +10,14 @@ if TYPE_CHECKING:
 
 __all__ = ["Artifact", "artifact_metadata", "load_artifact", "model_metadata", "read_metadata", "write_artifact"]
 
-_MODULES = {"Artifact": "artifact", "load_artifact": "artifact", "artifact_metadata": "metadata", "model_metadata": "metadata",
-            "read_metadata": "metadata", "write_artifact": "package"}
+_MODULES = {
+    "Artifact": "artifact",
+    "load_artifact": "artifact",
+    "artifact_metadata": "metadata",
+    "model_metadata": "metadata",
+    "read_metadata": "metadata",
+    "write_artifact": "package",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -69,9 +69,13 @@ class Artifact:
         }
         for (name, (dtype, shape)), tensor in zip(expected.items(), graph.tensors):
             if tensor.dtype != dtype or tuple(tensor.shape) != shape:
-                raise NequIPMDError(f"{name} is {tensor.dtype} {list(tensor.shape)}; this graph needs {dtype} {list(shape)}")
+                raise NequIPMDError(
+                    f"{name} is {tensor.dtype} {list(tensor.shape)}; this graph needs {dtype} {list(shape)}"
+                )
             if tensor.device.type != self.device.type:
-                raise NequIPMDError(f"{name} lies on {tensor.device}, the artifact runs on {self.device}; move the graph there")
+                raise NequIPMDError(
+                    f"{name} lies on {tensor.device}, the artifact runs on {self.device}; move the graph there"
+                )
 
 
 class _matmul_precision:
@@ -112,24 +116,34 @@ def _target(path: Path, metadata: dict[str, str], device: str | torch.device | N
     """The device on which an artifact will run, when this process can run it."""
     again = "nequip-md-export MODEL -o OUT.pt2"
     if metadata["torch_version"] != torch_version():
-        raise NequIPMDError(f"{path} was compiled with PyTorch {metadata['torch_version']}, this is {torch_version()}; "
-                            f"compile it again here: {again}")
+        raise NequIPMDError(
+            f"{path} was compiled with PyTorch {metadata['torch_version']}, this is {torch_version()}; "
+            f"compile it again here: {again}"
+        )
     here = cpu_instructions()
     # an illegal instruction would end the whole process
     if here and (missing := [name for name in metadata.get("cpu_instructions", "").split() if name not in here]):
-        raise NequIPMDError(f"{path} was compiled on a processor with {' '.join(missing)}, which the one of this machine lacks; "
-                            f"compile it here, or on the oldest processor that shall run it: {again}")
+        raise NequIPMDError(
+            f"{path} was compiled on a processor with {' '.join(missing)}, which the one of this machine lacks; "
+            f"compile it here, or on the oldest processor that shall run it: {again}"
+        )
     built_for = metadata["device"]
     target = torch.device(device or built_for)
     if target.type != built_for:
-        raise NequIPMDError(f"{path} was compiled for {built_for} and cannot run on {target.type}; "
-                            f"compile it for that device: {again} --device {target.type}")
+        raise NequIPMDError(
+            f"{path} was compiled for {built_for} and cannot run on {target.type}; "
+            f"compile it for that device: {again} --device {target.type}"
+        )
     if target.type == "cuda":
         if not torch.cuda.is_available():
-            raise NequIPMDError(f"{path} was compiled for CUDA, and PyTorch finds no CUDA device here; compile it for the CPU: {again} --device cpu")
+            raise NequIPMDError(
+                f"{path} was compiled for CUDA, and PyTorch finds no CUDA device here; compile it for the CPU: {again} --device cpu"
+            )
         target = torch.device("cuda", torch.cuda.current_device() if target.index is None else target.index)
         here = ".".join(str(n) for n in torch.cuda.get_device_capability(target))
         if metadata["compute_capability"] != here:
-            raise NequIPMDError(f"{path} was compiled for compute capability {metadata['compute_capability']}, {target} has {here}; "
-                                f"compile it on such a device: {again} --device cuda")
+            raise NequIPMDError(
+                f"{path} was compiled for compute capability {metadata['compute_capability']}, {target} has {here}; "
+                f"compile it on such a device: {again} --device cuda"
+            )
     return target

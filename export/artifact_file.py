@@ -40,7 +40,9 @@ class ArtifactFile:
         try:
             mode = path.stat().st_mode
         except OSError as error:
-            raise NequIPMDError(f"{path}: no such file ({error.strerror}); write one with: nequip-md-export MODEL -o {path.name}") from error
+            raise NequIPMDError(
+                f"{path}: no such file ({error.strerror}); write one with: nequip-md-export MODEL -o {path.name}"
+            ) from error
         if not stat.S_ISREG(mode):
             what = "a folder" if stat.S_ISDIR(mode) else "a pipe or a device"
             raise NequIPMDError(f"{path} is {what}, not a file; give the .pt2 file itself")
@@ -62,11 +64,15 @@ class ArtifactFile:
             libraries = [m for m, name in self._members.items() if name.endswith(".so")]
             if not libraries:
                 refuse_other(path, FileKind.ARTIFACT)
-                raise NequIPMDError(f"{foreign}: it has no compiled code; write one with: nequip-md-export MODEL -o OUT.pt2")
+                raise NequIPMDError(
+                    f"{foreign}: it has no compiled code; write one with: nequip-md-export MODEL -o OUT.pt2"
+                )
             self._library = libraries[0]
             for member in self._archive.infolist():
                 if member.compress_type != zipfile.ZIP_STORED or member.flag_bits & 1:
-                    raise NequIPMDError(f"{path} has a compressed member, {member.filename!r}, and nequip-md-export writes none; {AGAIN}")
+                    raise NequIPMDError(
+                        f"{path} has a compressed member, {member.filename!r}, and nequip-md-export writes none; {AGAIN}"
+                    )
                 if member.file_size != member.compress_size:
                     self._damaged(f"the size of {member.filename!r} is wrong")
             if sum(m.file_size for m in self._archive.infolist()) > path.stat().st_size:
@@ -132,7 +138,9 @@ class ArtifactFile:
         except _DAMAGE as error:
             self._damaged(str(error))
         except OSError as error:
-            raise NequIPMDError(f"{self.path} cannot be read ({error.strerror}); copy it again, or to another file system") from error
+            raise NequIPMDError(
+                f"{self.path} cannot be read ({error.strerror}); copy it again, or to another file system"
+            ) from error
 
     def _damaged(self, reason: str) -> NoReturn:
         raise NequIPMDError(f"{self.path} is damaged ({reason}); copy it again from where it is whole, or {AGAIN}")

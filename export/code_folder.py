@@ -34,7 +34,9 @@ class CodeFolder:
         self.path = Path(self._folder.name)
         if os.statvfs(self.path).f_flag & os.ST_NOEXEC:
             self.delete()
-            self._unusable(self.path.parent, "its file system is mounted noexec, which forbids to run code that lies there")
+            self._unusable(
+                self.path.parent, "its file system is mounted noexec, which forbids to run code that lies there"
+            )
 
     def write(self, name: str, pieces: Iterable[bytes]) -> None:
         """Write a file of this name.
@@ -61,4 +63,5 @@ class CodeFolder:
     def _unusable(self, folder: str | Path, reason: str) -> NoReturn:
         raise NequIPMDError(
             f"the model cannot be unpacked to {folder}, the folder for temporary files: {reason}; set the environment variable"
-            f" TMPDIR to a folder with {(self._size >> 20) + 1} MB of free space that allows to run code")
+            f" TMPDIR to a folder with {(self._size >> 20) + 1} MB of free space that allows to run code"
+        )

@@ -43,8 +43,10 @@ def use_private_cache() -> Path:
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     state = folder.stat()
     if state.st_uid != os.geteuid() or state.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-        raise NequIPMDError(f"{_VARIABLE} is {folder}, where other users can put code that would be run; "
-                            f"make it yours alone (chown, chmod go-w), or unset the variable")
+        raise NequIPMDError(
+            f"{_VARIABLE} is {folder}, where other users can put code that would be run; "
+            f"make it yours alone (chown, chmod go-w), or unset the variable"
+        )
     return folder
 
 

@@ -32,10 +32,14 @@ class Code:
                 if device.type == "cpu":
                     self._runner = torch._C._aoti.AOTIModelContainerRunnerCpu(library, 1)
                 else:
-                    self._runner = torch._C._aoti.AOTIModelContainerRunnerCuda(library, 1, str(device), str(self._folder.path))
+                    self._runner = torch._C._aoti.AOTIModelContainerRunnerCuda(
+                        library, 1, str(device), str(self._folder.path)
+                    )
             except RuntimeError as error:
-                raise NequIPMDError(f"the compiled code in {file.path} does not load ({str(error).splitlines()[0]}); "
-                                    "compile it again on a machine like this one: nequip-md-export MODEL -o OUT.pt2") from error
+                raise NequIPMDError(
+                    f"the compiled code in {file.path} does not load ({str(error).splitlines()[0]}); "
+                    "compile it again on a machine like this one: nequip-md-export MODEL -o OUT.pt2"
+                ) from error
         except BaseException:
             self._folder.delete()
             raise

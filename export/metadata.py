@@ -22,8 +22,21 @@ FORMAT_VERSION = "1"
 PRECISIONS = {"fp64": "float64", "fp32": "float32", "tf32": "float32"}
 """Model dtype of each precision mode."""
 
-REQUIRED = ("format_version", "kind", "type_names", "cutoff", "pair_cutoffs", "model_dtype", "precision", "device",
-            "compute_capability", "torch_version", "length_unit", "energy_unit", "message_passing_layers")
+REQUIRED = (
+    "format_version",
+    "kind",
+    "type_names",
+    "cutoff",
+    "pair_cutoffs",
+    "model_dtype",
+    "precision",
+    "device",
+    "compute_capability",
+    "torch_version",
+    "length_unit",
+    "energy_unit",
+    "message_passing_layers",
+)
 
 
 def torch_version() -> str:
@@ -111,16 +124,25 @@ def _seen_in_training(type_names: list[str], statistics: dict) -> dict[str, str]
     return table
 
 
-def model_metadata(config: PotentialConfig, *, precision: str, device: str, checkpoint_sha256: str = "",
-                   training: dict | None = None) -> dict[str, str]:
+def model_metadata(
+    config: PotentialConfig, *, precision: str, device: str, checkpoint_sha256: str = "", training: dict | None = None
+) -> dict[str, str]:
     """:func:`artifact_metadata` of one of this package's models."""
     message_passing = isinstance(config, NequIPConfig)
     matrix = config.cutoff_matrix()
     widths = [width(layer.inputs) for layer in plan_layers(config)[1:]] if message_passing else []
     return artifact_metadata(
-        kind=config.kind, type_names=config.type_names, cutoff=max(max(row) for row in matrix), pair_cutoffs=matrix,
-        precision=precision, device=device, message_passing_layers=config.num_layers if message_passing else 0,
-        feature_widths=widths, checkpoint_sha256=checkpoint_sha256, config=config.model_dump(mode="json"), training=training,
+        kind=config.kind,
+        type_names=config.type_names,
+        cutoff=max(max(row) for row in matrix),
+        pair_cutoffs=matrix,
+        precision=precision,
+        device=device,
+        message_passing_layers=config.num_layers if message_passing else 0,
+        feature_widths=widths,
+        checkpoint_sha256=checkpoint_sha256,
+        config=config.model_dump(mode="json"),
+        training=training,
     )
 
 
@@ -144,7 +166,9 @@ def checked_metadata(path: Path, metadata: dict[str, str]) -> dict[str, str]:
     if "format_version" not in metadata:
         raise NequIPMDError(f"{path} is not an artifact of nequip-md (it has no format_version); {AGAIN}")
     if metadata["format_version"] != FORMAT_VERSION:
-        raise NequIPMDError(f"{path} has format version {metadata['format_version']}, this nequip-md reads {FORMAT_VERSION}; {AGAIN}")
+        raise NequIPMDError(
+            f"{path} has format version {metadata['format_version']}, this nequip-md reads {FORMAT_VERSION}; {AGAIN}"
+        )
     missing = [key for key in REQUIRED if key not in metadata]
     if missing:
         raise NequIPMDError(f"{path} lacks the metadata {', '.join(missing)}; {AGAIN}")

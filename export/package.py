@@ -42,8 +42,10 @@ def check_target(path: str | Path, device: str) -> None:
     if device not in ("cpu", "cuda"):
         raise NequIPMDError(f"device {device!r} is not known; choose cpu or cuda")
     if device == "cuda" and not torch.cuda.is_available():
-        raise NequIPMDError("an artifact for CUDA is compiled on a machine with a CUDA device, and this one has none "
-                            "that PyTorch can use; export there, or use --device cpu")
+        raise NequIPMDError(
+            "an artifact for CUDA is compiled on a machine with a CUDA device, and this one has none "
+            "that PyTorch can use; export there, or use --device cpu"
+        )
     compiler()
 
 
@@ -58,8 +60,9 @@ def artifact_target(path: str | Path) -> Iterator[Path]:
         with replacing(path) as unfinished:
             yield unfinished
     except OSError as error:
-        raise NequIPMDError(f"cannot write {path}: {error.strerror or error}; choose a folder that you may write to and "
-                            "that has space") from error
+        raise NequIPMDError(
+            f"cannot write {path}: {error.strerror or error}; choose a folder that you may write to and that has space"
+        ) from error
 
 
 def write_artifact(model: nn.Module, path: str | Path, metadata: dict[str, str], device: str = "cpu") -> list[str]:
@@ -107,15 +110,24 @@ def compile_model(model: nn.Module, metadata: dict[str, str], device: str) -> tu
         kernels = hopper.Kernels(products=1 if metadata["precision"] == "tf32" else 3)
         form, linked = "triton", kernels.linked
         on_hopper = hopper.available() and metadata["precision"] != "fp64"
-        replaced = {**decompositions(keep=hopper.OPERATORS),
-                    **cuda.replacements(metadata["precision"], plain, kernels if on_hopper else None)}
+        replaced = {
+            **decompositions(keep=hopper.OPERATORS),
+            **cuda.replacements(metadata["precision"], plain, kernels if on_hopper else None),
+        }
         specialize = kernels.specialize if on_hopper else None
         if isinstance(model, Potential):
             model = copy.deepcopy(model)
             plain += fuse(model)
             form = "triton fused" if model.fused else form
-    program = trace(model, float(metadata["cutoff"]), types, device=device, decompositions=replaced,
-                    message_passing=metadata["message_passing_layers"] != "0", specialize=specialize)
+    program = trace(
+        model,
+        float(metadata["cutoff"]),
+        types,
+        device=device,
+        decompositions=replaced,
+        message_passing=metadata["message_passing_layers"] != "0",
+        specialize=specialize,
+    )
     if not on_cpu and kernels.instances:
         form += " hopper"
     metadata = {**metadata, "kernels": form}
@@ -130,9 +142,12 @@ def compile_model(model: nn.Module, metadata: dict[str, str], device: str) -> tu
     try:
         with linked() as options_of_kernels, warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            torch._inductor.aoti_compile_and_package(program, package_path=content,
-                                                     inductor_configs={**options, **options_of_kernels})
+            torch._inductor.aoti_compile_and_package(
+                program, package_path=content, inductor_configs={**options, **options_of_kernels}
+            )
     except (OSError, CppCompileError, InductorError) as error:
-        raise NequIPMDError(f"compiling the model failed: {str(error)[-2000:].strip()}\nCompilation writes to {tempfile.gettempdir()}; if "
-                            "there is no space, set TMPDIR to a folder that has some") from error
+        raise NequIPMDError(
+            f"compiling the model failed: {str(error)[-2000:].strip()}\nCompilation writes to {tempfile.gettempdir()}; if "
+            "there is no space, set TMPDIR to a folder that has some"
+        ) from error
     return content.getbuffer(), plain

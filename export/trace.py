@@ -46,7 +46,13 @@ def dynamic_shapes(message_passing: bool) -> tuple:
 
 
 def trace(
-    model: nn.Module, cutoff: float, types: int, *, device: str, decompositions: dict, message_passing: bool,
+    model: nn.Module,
+    cutoff: float,
+    types: int,
+    *,
+    device: str,
+    decompositions: dict,
+    message_passing: bool,
     specialize: Callable[[torch.fx.GraphModule], None] | None = None,
 ) -> torch.export.ExportedProgram:
     """Export ``model`` and the gradient of its energy as one graph with dynamic sizes.
@@ -65,21 +71,27 @@ def trace(
     """
     model = copy.deepcopy(model).to(device).eval().requires_grad_(False)
     ghosts = (0, 0) if message_passing else (5, 3)
-    samples = [example_inputs(11, ghosts[0], 9, types, cutoff, device=device, seed=1),
-               example_inputs(17, ghosts[1], 6, types, cutoff, device=device, seed=2)]
+    samples = [
+        example_inputs(11, ghosts[0], 9, types, cutoff, device=device, seed=1),
+        example_inputs(17, ghosts[1], 6, types, cutoff, device=device, seed=2),
+    ]
 
     def evaluate(edge_vectors: Tensor, edge_index: Tensor, row_ptr: Tensor, node_types: Tensor):
         return energy_and_gradient(model, edge_vectors, edge_index, row_ptr, node_types)
 
-    graphs = [make_fx(evaluate, decomposition_table=decompositions, tracing_mode="symbolic", _allow_non_fake_inputs=True)(*s)
-              for s in samples]
+    graphs = [
+        make_fx(evaluate, decomposition_table=decompositions, tracing_mode="symbolic", _allow_non_fake_inputs=True)(*s)
+        for s in samples
+    ]
     for graph in graphs:
         fold_constants(graph)
         if specialize:
             specialize(graph)
     if graphs[0].code != graphs[1].code:
-        raise NequIPMDError("the model was traced at two sizes and the graphs differ, so a number of atoms or edges was "
-                            "taken for a constant; its forward must not branch on sizes: " + _difference(graphs))
+        raise NequIPMDError(
+            "the model was traced at two sizes and the graphs differ, so a number of atoms or edges was "
+            "taken for a constant; its forward must not branch on sizes: " + _difference(graphs)
+        )
     try:
         return torch.export.export(graphs[0], samples[0], dynamic_shapes=dynamic_shapes(message_passing))
     except Exception as error:

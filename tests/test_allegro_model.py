@@ -6,18 +6,26 @@ import numpy as np
 import pytest
 import torch
 from ase import Atoms
-from support.structures import distant_parts, elongated_cell, single_atom, small_molecule, triclinic_crystal
-from support.upstream_nequip import build_upstream, evaluate_upstream, upstream_options, upstream_state
 
 from nequip_md.checkpoint.upstream_allegro import config_from_upstream, state_from_upstream
 from nequip_md.graph import build_graph, forces_from_gradient, stress_from_gradient
 from nequip_md.model import PRESETS, AllegroConfig, build_model, energy_and_gradient, preset, with_dtype
+from support.structures import distant_parts, elongated_cell, single_atom, small_molecule, triclinic_crystal
+from support.upstream_nequip import build_upstream, evaluate_upstream, upstream_options, upstream_state
 
 RELATIVE = 1e-10
 """Agreement with upstream, float64, relative to the largest entry."""
 
-BASE = {"type_names": ["H", "O"], "cutoff": 4.0, "avg_num_neighbors": 11.0, "dtype": "float64", "num_scalar_features": 12,
-        "num_tensor_features": 6, "energy_scales": 1.3, "energy_shifts": -0.4}
+BASE = {
+    "type_names": ["H", "O"],
+    "cutoff": 4.0,
+    "avg_num_neighbors": 11.0,
+    "dtype": "float64",
+    "num_scalar_features": 12,
+    "num_tensor_features": 6,
+    "energy_scales": 1.3,
+    "energy_shifts": -0.4,
+}
 
 CASES = {
     "default": {},
@@ -36,15 +44,26 @@ CASES = {
     "envelope_power": {"polynomial_cutoff_p": 4.0},
     "pair_cutoffs": {"pair_cutoffs": {"H": {"H": 2.5, "O": 3.1}, "O": 3.6}},
     "neighbours_by_type": {"avg_num_neighbors": {"H": 7.0, "O": 19.0}},
-    "scales_by_type_trainable": {"energy_scales": {"H": 0.5, "O": 2.0}, "energy_shifts": {"H": -3.0, "O": 5.0},
-                                 "energy_scales_trainable": True, "energy_shifts_trainable": True},
+    "scales_by_type_trainable": {
+        "energy_scales": {"H": 0.5, "O": 2.0},
+        "energy_shifts": {"H": -3.0, "O": 5.0},
+        "energy_scales_trainable": True,
+        "energy_shifts_trainable": True,
+    },
     "zbl": {"pair_potential": {"chemical_species": ["H", "O"]}},
     "linear_readout": {"readout_mlp_nonlinearity": None, "readout_mlp_depth": 1, "num_layers": 3},
     "no_hidden_layers": {"two_body_mlp_depth": 0, "allegro_mlp_depth": 0, "readout_mlp_depth": 0},
     "linear_allegro_mlp": {"allegro_mlp_nonlinearity": None, "allegro_mlp_depth": 2, "num_layers": 3},
     "linear_two_body_mlp": {"two_body_mlp_nonlinearity": None, "two_body_mlp_depth": 2},
-    "gelu_mish_deep": {"two_body_mlp_nonlinearity": "mish", "allegro_mlp_nonlinearity": "gelu", "readout_mlp_nonlinearity": "mish",
-                       "two_body_mlp_depth": 2, "allegro_mlp_depth": 3, "readout_mlp_depth": 2, "radial_embedding_dim": 8},
+    "gelu_mish_deep": {
+        "two_body_mlp_nonlinearity": "mish",
+        "allegro_mlp_nonlinearity": "gelu",
+        "readout_mlp_nonlinearity": "mish",
+        "two_body_mlp_depth": 2,
+        "allegro_mlp_depth": 3,
+        "readout_mlp_depth": 2,
+        "radial_embedding_dim": 8,
+    },
     "three_types": {"type_names": ["H", "C", "O"]},
 }
 
@@ -57,7 +76,9 @@ def evaluate(model, atoms: Atoms):
     """Energies [N], forces [N, 3] and, if periodic, stress [3, 3], as numpy arrays."""
     graph = build_graph(atoms, model.type_names, torch.tensor(model.config.cutoff_matrix()))
     energy, gradient = energy_and_gradient(model, *graph.tensors)
-    stress = stress_from_gradient(graph, gradient, abs(atoms.cell.volume)).numpy().reshape(3, 3) if atoms.pbc.all() else None
+    stress = (
+        stress_from_gradient(graph, gradient, abs(atoms.cell.volume)).numpy().reshape(3, 3) if atoms.pbc.all() else None
+    )
     return energy.detach().numpy(), forces_from_gradient(graph, gradient).numpy(), stress
 
 
@@ -222,7 +243,11 @@ def test_chunks_of_centres_give_the_whole():
         # the chunk's centres become nodes 0 ... and every atom is a ghost after them
         index = torch.stack([graph.edge_index[0, edges] - first, graph.edge_index[1, edges] + (last - first)])
         types = torch.cat([graph.node_types[first:last], graph.node_types])
-        parts.append(energy_and_gradient(model, graph.edge_vectors[edges], index, graph.row_ptr[first : last + 1] - graph.row_ptr[first], types))
+        parts.append(
+            energy_and_gradient(
+                model, graph.edge_vectors[edges], index, graph.row_ptr[first : last + 1] - graph.row_ptr[first], types
+            )
+        )
     torch.testing.assert_close(torch.cat([p[0] for p in parts]), energy, rtol=1e-13, atol=1e-13)
     torch.testing.assert_close(torch.cat([p[1] for p in parts]), gradient, rtol=1e-12, atol=1e-13)
 

@@ -9,8 +9,6 @@ import ase.io
 import numpy as np
 import pytest
 import torch
-from support.lammps_run import run_lammps
-from support.structures import single_atom, slab, small_molecule, triclinic_crystal, water_box as reference_water
 
 import nequip_md.lammps
 from nequip_md.bench import peer
@@ -24,6 +22,9 @@ from nequip_md.errors import NequIPMDError
 from nequip_md.export import load_artifact
 from nequip_md.graph import build_graph
 from nequip_md.model import AllegroConfig, build_model
+from support.lammps_run import run_lammps
+from support.structures import single_atom, slab, small_molecule, triclinic_crystal
+from support.structures import water_box as reference_water
 
 
 def run(*arguments) -> list:
@@ -33,7 +34,9 @@ def run(*arguments) -> list:
 @pytest.mark.parametrize(("size", "atoms"), [(1, 3), (24, 24), (50, 24), (60, 81), (192, 192), (1500, 1536)])
 def test_water_has_the_nearest_size_and_the_density(size, atoms):
     box = water_box(size)
-    assert len(box) == atoms and box.symbols.get_chemical_formula() == f"H{2 * atoms // 3}O{atoms // 3}".replace("O1", "O")
+    assert len(box) == atoms and box.symbols.get_chemical_formula() == f"H{2 * atoms // 3}O{atoms // 3}".replace(
+        "O1", "O"
+    )
     assert box.get_masses().sum() / 0.602214076 / box.get_volume() == pytest.approx(0.997, rel=1e-9)
 
 
@@ -49,7 +52,8 @@ def test_water_is_made_of_separate_molecules_in_all_orientations():
     other = (graph.edge_index[0] // 3 != graph.edge_index[1] // 3) | (graph.edge_vectors.norm(dim=1) > 2)
     assert graph.edge_vectors[other].norm(dim=1).min() > 0.7
     assert build_graph(box, ["H", "O"], 6.0).num_edges / len(box) == pytest.approx(
-        build_graph(reference_water(8), ["H", "O"], 6.0).num_edges / len(box), rel=0.02)
+        build_graph(reference_water(8), ["H", "O"], 6.0).num_edges / len(box), rel=0.02
+    )
 
 
 def test_water_follows_from_its_seed():
@@ -78,8 +82,25 @@ def test_ranks_share_threads_and_need_one_on_a_gpu(threads, ranks, device, expec
 def test_both_engines_and_all_files(name, small_models, tmp_path):
     _, path = small_models(name)
     artifact = load_artifact(path)
-    rows = run(path, "--sizes", 81, 20, "--engine", "graph", "lammps", "--repeats", 2, "--steps", 3, "--threads", 1,
-               "--output", tmp_path / "r.json", "--plot", tmp_path / "p.png")
+    rows = run(
+        path,
+        "--sizes",
+        81,
+        20,
+        "--engine",
+        "graph",
+        "lammps",
+        "--repeats",
+        2,
+        "--steps",
+        3,
+        "--threads",
+        1,
+        "--output",
+        tmp_path / "r.json",
+        "--plot",
+        tmp_path / "p.png",
+    )
     assert [(row.engine, row.atoms) for row in rows] == [("graph", 24), ("lammps", 24), ("graph", 81), ("lammps", 81)]
     for row in rows:
         edges = build_graph(water_box(row.atoms), artifact.type_names, artifact.pair_cutoffs).num_edges
@@ -100,17 +121,31 @@ def tilted_open(axis: int):
     return crystal
 
 
-@pytest.mark.parametrize("atoms", [triclinic_crystal(), slab(), tilted_open(0), tilted_open(1), tilted_open(2), single_atom("O"),
-                                   reference_water(1)[:3]], ids=["crystal", "slab", "yz", "xz", "xy", "atom", "water"])
+@pytest.mark.parametrize(
+    "atoms",
+    [
+        triclinic_crystal(),
+        slab(),
+        tilted_open(0),
+        tilted_open(1),
+        tilted_open(2),
+        single_atom("O"),
+        reference_water(1)[:3],
+    ],
+    ids=["crystal", "slab", "yz", "xz", "xy", "atom", "water"],
+)
 def test_lammps_reads_the_same_system(atoms, small_models, tmp_path):
     """Triclinic and open boxes, types in the model's order: LAMMPS' energy is the artifact's, also after some steps."""
     _, path = small_models("allegro_fp64")
     artifact = load_artifact(path)
     write_data(tmp_path / "box.data", atoms, artifact.type_names)
     nequip_md.lammps.build()
-    outcome = run_lammps(f"""units metal\nboundary {boundary(atoms)}\nbox tilt large\nread_data box.data\npair_style nequip
+    outcome = run_lammps(
+        f"""units metal\nboundary {boundary(atoms)}\nbox tilt large\nread_data box.data\npair_style nequip
 pair_coeff * * "{path}" H O\nrun 0\nprint "energy $(pe:%.12g) mass $(mass(all):%.12g)"\nvelocity all set 40 50 60\nfix 1 all nve
-run 20\nprint "count $(atoms)"\n""", tmp_path)
+run 20\nprint "count $(atoms)"\n""",
+        tmp_path,
+    )
     assert outcome.status == 0 and outcome.text.count(f"count {len(atoms)}\n") == 1, outcome.text
     energy, mass = (float(word) for word in outcome.text.rsplit("\nenergy ", 1)[1].split()[0:3:2])
     graph = build_graph(atoms, artifact.type_names, artifact.pair_cutoffs)
@@ -160,7 +195,9 @@ def test_octanal_is_one_sane_molecule():
     assert molecule.get_chemical_formula() == "C8H16O" and not molecule.pbc.any()
     distances = molecule.get_all_distances() + 9 * np.eye(25)
     bonds = (distances < 1.6).sum(1)
-    assert [set(bonds[molecule.symbols == symbol]) for symbol in "CHO"] == [{3, 4}, {1}, {1}] and list(bonds).count(3) == 1
+    assert [set(bonds[molecule.symbols == symbol]) for symbol in "CHO"] == [{3, 4}, {1}, {1}] and list(bonds).count(
+        3
+    ) == 1
     assert distances[distances > 1.6].min() > 1.7
 
 
@@ -231,8 +268,17 @@ def test_bad_input_is_named(small_models, tmp_path, monkeypatch):
 
 def test_peer(tmp_path):
     """Upstream's model in its own compiled form, of our configuration: equal forces, rows of both."""
-    config = AllegroConfig(type_names=["H", "O"], cutoff=4.0, pair_cutoffs={"H": {"H": 3.2}}, avg_num_neighbors=18.0, l_max=1,
-                           num_layers=1, num_scalar_features=8, num_tensor_features=4, allegro_mlp_depth=0)
+    config = AllegroConfig(
+        type_names=["H", "O"],
+        cutoff=4.0,
+        pair_cutoffs={"H": {"H": 3.2}},
+        avg_num_neighbors=18.0,
+        l_max=1,
+        num_layers=1,
+        num_scalar_features=8,
+        num_tensor_features=4,
+        allegro_mlp_depth=0,
+    )
     save(tmp_path / "tiny.nqmd", build_model(config))
     before = torch.get_default_dtype()
     rows = run(tmp_path / "tiny.nqmd", "--peer", "--sizes", 24, "--repeats", 2, "--output", tmp_path / "r.json")

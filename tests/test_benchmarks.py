@@ -35,9 +35,18 @@ def session(small_models, tmp_path, monkeypatch):
     artifact = small_models("allegro_fp32")[1]
     monkeypatch.setattr(target_rows, "REFERENCE_ATOMS", 81)
     needs = [need for work in target_rows.ROWS.values() for need in work.needs]
-    return target_rows.Session(device="cpu", gpu="NVIDIA H100", folder=tmp_path, dhfr=tmp_path / "absent.data", peer=False,
-                               from_atoms=192, max_atoms=400, many_steps=10, report=lambda line: None,
-                               artifacts={need: artifact for need in needs})
+    return target_rows.Session(
+        device="cpu",
+        gpu="NVIDIA H100",
+        folder=tmp_path,
+        dhfr=tmp_path / "absent.data",
+        peer=False,
+        from_atoms=192,
+        max_atoms=400,
+        many_steps=10,
+        report=lambda line: None,
+        artifacts=dict.fromkeys(needs, artifact),
+    )
 
 
 def test_every_work_has_its_own_name():
@@ -54,8 +63,14 @@ def test_results_are_merged(tmp_path):
     targets.write(path, [targets.entry(first, target_rows.Figure(1.23456789), "GPU B", "command")])
     table = [target.work for work in target_rows.ROWS.values() for target in work.targets]
     entries = json.loads(path.read_text())
-    assert [e["work"] for e in entries] == [*table, stale["work"]], "in the order of the table, then what it does not know"
-    assert all(e["ours"] is e["date"] is e["machine"] is None for e in entries if e["work"] not in (first.work, second.work, stale["work"]))
+    assert [e["work"] for e in entries] == [*table, stale["work"]], (
+        "in the order of the table, then what it does not know"
+    )
+    assert all(
+        e["ours"] is e["date"] is e["machine"] is None
+        for e in entries
+        if e["work"] not in (first.work, second.work, stale["work"])
+    )
     targets.write(path, [targets.entry(first, None, "GPU C", "command")])
     merged = [e for e in json.loads(path.read_text()) if e["work"] in (first.work, second.work, stale["work"])]
     assert merged[1:] == [old, stale] and merged[0]["machine"] == "GPU C"
@@ -66,7 +81,9 @@ def test_results_are_merged(tmp_path):
 
 def test_rows_are_measured_and_a_failure_is_recorded(session):
     entries, reason = targets.measure("96-atoms", session, "command")
-    assert reason is None and entries[0]["ours"] > 0 and entries[0]["peer"] == 310 and "PyTorch" in entries[0]["machine"]
+    assert (
+        reason is None and entries[0]["ours"] > 0 and entries[0]["peer"] == 310 and "PyTorch" in entries[0]["machine"]
+    )
     entries, reason = targets.measure("dhfr", session, "command")
     assert [e["ours"] for e in entries] == [None, None] and "absent.data; name the LAMMPS data file" in reason
     entries, reason = targets.measure("molecule", session, "command")  # this artifact has no carbon
@@ -112,8 +129,16 @@ def test_artifacts_that_are_there_are_used_and_failures_kept(session, small_mode
 
 
 def test_errors_against_float64():
-    config = AllegroConfig(type_names=["H", "O"], cutoff=4.0, avg_num_neighbors=18.0, l_max=1, num_layers=1,
-                           num_scalar_features=8, num_tensor_features=4, pair_potential={"chemical_species": ["H", "O"]})
+    config = AllegroConfig(
+        type_names=["H", "O"],
+        cutoff=4.0,
+        avg_num_neighbors=18.0,
+        l_max=1,
+        num_layers=1,
+        num_scalar_features=8,
+        num_tensor_features=4,
+        pair_potential={"chemical_species": ["H", "O"]},
+    )
     graph = build_graph(water_box(24), config.type_names, config.cutoff)
     result = accuracy.errors({"model": config}, graph, "cpu", ["fp32"], report=lambda line: None)["model"]
     assert set(result) == {"eager PyTorch, fp32, TF32 off", "artifact fp32"}
@@ -141,16 +166,29 @@ def test_times_by_operator(small_models):
     graph = build_graph(water_box(24), artifact.type_names, artifact.pair_cutoffs)
     rows = kernel_times.kernel_table(lambda: artifact(graph), "cpu", 2)
     assert all(row["ms"] > 0 and row["calls"] > 0 for row in rows) and np.all(np.diff([row["ms"] for row in rows]) <= 0)
-    assert kernel_times.short("void at::native::kernel<4, at::Functor<float>, char*>(int, char*)") == "at::native::kernel"
+    assert (
+        kernel_times.short("void at::native::kernel<4, at::Functor<float>, char*>(int, char*)") == "at::native::kernel"
+    )
     assert len(kernel_times.short("triton_poi_fused_" * 9)) == kernel_times.NAME_WIDTH
 
 
 def test_counters_are_read():
     """What ncu writes as raw CSV: other lines, names, units, one line for each kernel."""
     stall = "smsp__average_warps_issue_stalled_{}_per_issue_active.ratio"
-    names = ["ID", "Kernel Name", "Grid Size", "gpu__time_duration.sum", "gpu__dram_throughput.avg.pct_of_peak_sustained_elapsed",
-             stall.format("barrier"), stall.format("long_scoreboard")]
-    lines = [names, ["", "", "", "us", "%", "", ""], ["0", "energy_kernel", "(264, 1, 1)", "5,290.5", "20.5", "1.5", "4.5"]]
+    names = [
+        "ID",
+        "Kernel Name",
+        "Grid Size",
+        "gpu__time_duration.sum",
+        "gpu__dram_throughput.avg.pct_of_peak_sustained_elapsed",
+        stall.format("barrier"),
+        stall.format("long_scoreboard"),
+    ]
+    lines = [
+        names,
+        ["", "", "", "us", "%", "", ""],
+        ["0", "energy_kernel", "(264, 1, 1)", "5,290.5", "20.5", "1.5", "4.5"],
+    ]
     (row,) = counters.read("==PROF== Connected\n" + "\n".join(",".join(f'"{cell}"' for cell in line) for line in lines))
     assert row["kernel"] == "energy_kernel" and row["ms"] == pytest.approx(5.2905) and row["memory"] == 20.5
     assert row["waits"] == {"long_scoreboard": 0.75, "barrier": 0.25} and row["compute"] is None
@@ -158,9 +196,16 @@ def test_counters_are_read():
         counters.read("==ERROR== no permission")
 
 
-@pytest.mark.parametrize(("energy", "count"), [
-    ([5.0, 5.2, 4.8], 3), ([5.0, 5.2, 6.1, 5.0], 2), ([5.0, float("nan"), 5.0], 1), ([float("nan")], 0), ([], 0),
-])
+@pytest.mark.parametrize(
+    ("energy", "count"),
+    [
+        ([5.0, 5.2, 4.8], 3),
+        ([5.0, 5.2, 6.1, 5.0], 2),
+        ([5.0, float("nan"), 5.0], 1),
+        ([float("nan")], 0),
+        ([], 0),
+    ],
+)
 def test_a_trajectory_is_used_up_to_its_breakdown(energy, count):
     assert nve_drift.conserved_rows(np.array(energy)) == count
 

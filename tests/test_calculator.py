@@ -10,13 +10,13 @@ from ase.build import bulk, molecule
 from ase.calculators.calculator import PropertyNotImplementedError
 from ase.md.nptberendsen import NPTBerendsen
 from ase.md.verlet import VelocityVerlet
-from support.eager import EagerArtifact, SmoothLennardJones
-from support.structures import dense_box, elongated_cell, single_atom, slab, triclinic_crystal, water_box
 
 from nequip_md import NequIPMDError, load
 from nequip_md.calculators import NequIPMDCalculator
 from nequip_md.graph import build_graph
 from nequip_md.model import energy_and_gradient
+from support.eager import EagerArtifact, SmoothLennardJones
+from support.structures import dense_box, elongated_cell, single_atom, slab, triclinic_crystal, water_box
 
 STRUCTURES = {f.__name__: f for f in (water_box, triclinic_crystal, slab, single_atom, elongated_cell, dense_box)}
 STRUCTURES["molecule"] = lambda: molecule("H2O")

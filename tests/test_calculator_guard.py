@@ -7,11 +7,11 @@ import warnings
 
 import pytest
 from ase import Atoms
-from support.artifacts import with_metadata
-from support.eager import EagerArtifact, SmoothLennardJones
 
 from nequip_md import ExtrapolationWarning, NequIPMDError
 from nequip_md.calculators import NequIPMDCalculator
+from support.artifacts import with_metadata
+from support.eager import EagerArtifact, SmoothLennardJones
 
 CLOSEST = "3.0 2.0 2.0 0.0"  # Ar-Ar, Ar-Ne; no pair of Ne was seen
 
@@ -56,7 +56,9 @@ def test_large_forces():
     artifact = noble_gas(largest_force="0.01")
     assert warned(artifact, "Ar2", 4.5, times=2) == []
     (message,) = warned(artifact, "Ar2", 3.0, times=2)
-    found = re.match(r"the force on atom [12] \(Ar\) is ([\d.]+) eV/angstrom, .* training data 0.01 eV/angstrom", message)
+    found = re.match(
+        r"the force on atom [12] \(Ar\) is ([\d.]+) eV/angstrom, .* training data 0.01 eV/angstrom", message
+    )
     six, envelope = (3.4 / 3.0) ** 6, 1 - (3.0 / 8.0) ** 2
     slope = 24 * 0.0104 / 3.0 * (2 * six**2 - six) * envelope**3
     slope += 4 * 0.0104 * (six**2 - six) * 3 * envelope**2 * 2 * 3.0 / 8.0**2

@@ -11,11 +11,11 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from support.artifacts import with_metadata
-from support.structures import triclinic_crystal, water_box
 
 from nequip_md import NequIPMDError
 from nequip_md.calculators import NequIPMDCalculator
+from support.artifacts import with_metadata
+from support.structures import triclinic_crystal, water_box
 
 
 @pytest.fixture(scope="session")

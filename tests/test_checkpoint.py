@@ -21,7 +21,6 @@ from nequip_md.errors import NequIPMDError
 from nequip_md.graph import build_graph
 from nequip_md.model import AllegroConfig, NequIPConfig, build_model, energy_and_gradient
 
-
 SHARED = {"type_names": ["H", "O"], "cutoff": 3.5, "avg_num_neighbors": 3.0}
 ALLEGRO = {**SHARED, "l_max": 1, "num_layers": 2, "num_scalar_features": 8, "num_tensor_features": 4}
 CONFIGS = {
@@ -29,11 +28,17 @@ CONFIGS = {
     "allegro_fp64": AllegroConfig(**ALLEGRO, dtype="float64", parity=False, path_channel_coupling=False),
     "allegro_spline": AllegroConfig(**ALLEGRO, radial_embedding={"kind": "spline", "num_splines": 5, "spline_span": 3}),
     "allegro_trainable": AllegroConfig(
-        **ALLEGRO, radial_embedding={"kind": "bessel", "bessel_trainable": True}, energy_shifts=-2.0, energy_scales=1.5,
-        energy_shifts_trainable=True, energy_scales_trainable=True,
+        **ALLEGRO,
+        radial_embedding={"kind": "bessel", "bessel_trainable": True},
+        energy_shifts=-2.0,
+        energy_scales=1.5,
+        energy_shifts_trainable=True,
+        energy_scales_trainable=True,
     ),
     "allegro_pairs": AllegroConfig(
-        **ALLEGRO, pair_cutoffs={"H": {"O": 2.5}, "O": 3.0}, pair_potential={"chemical_species": ["H", "O"]},
+        **ALLEGRO,
+        pair_cutoffs={"H": {"O": 2.5}, "O": 3.0},
+        pair_potential={"chemical_species": ["H", "O"]},
     ),
     "nequip": NequIPConfig(**SHARED, l_max=1, num_layers=2, num_features=4, radial_mlp_width=8),
 }
@@ -104,6 +109,7 @@ def test_a_failed_save_leaves_the_old_file(written, tmp_path, monkeypatch):
 
 # Ways to spoil a valid checkpoint: each takes (its bytes, a path to write to).
 
+
 def _rewrite(path: Path, content: bytes, tensors=None, header=None):
     """The checkpoint with changed tensors (a function of the dictionary) or a changed header (likewise), without a digest."""
     path.write_bytes(content)
@@ -143,7 +149,10 @@ WEIGHT = "readout.weights.0"
 BAD_FILES = {
     "missing": (lambda path, content: None, "does not exist"),
     "pipe": (lambda path, content: os.mkfifo(path), "is a device or pipe"),
-    "old PyTorch file": (lambda path, content: torch.save({}, path, _use_new_zipfile_serialization=False), "is not a checkpoint"),
+    "old PyTorch file": (
+        lambda path, content: torch.save({}, path, _use_new_zipfile_serialization=False),
+        "is not a checkpoint",
+    ),
     "training no table": (_header(training=[1]), "unreadable header"),
     "directory": (lambda path, content: path.mkdir(), "is a directory"),
     "empty": (lambda path, content: path.write_bytes(b""), "is not a checkpoint"),
@@ -169,7 +178,10 @@ BAD_FILES = {
 
 
 def test_a_model_on_a_server():
-    with pytest.raises(NequIPMDError, match="nequip.net:group/model:0.1 names a model on https://www.nequip.net/.*get its .nequip.zip there"):
+    with pytest.raises(
+        NequIPMDError,
+        match="nequip.net:group/model:0.1 names a model on https://www.nequip.net/.*get its .nequip.zip there",
+    ):
         load("nequip.net:group/model:0.1")
 
 

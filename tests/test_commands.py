@@ -106,9 +106,12 @@ def test_info_is_json_with_all_digits():
 
 
 def test_info_refuses_what_holds_no_model(tmp_path):
-    for path, words in ((tmp_path / "absent.pt2", "no such file"), (tmp_path, "is a directory"),
-                        (ROOT / "examples/lammps/water/train.yaml", "is a training file of nequip-md"),
-                        (ROOT / "README.md", "is a file of unknown kind")):
+    for path, words in (
+        (tmp_path / "absent.pt2", "no such file"),
+        (tmp_path, "is a directory"),
+        (ROOT / "examples/lammps/water/train.yaml", "is a training file of nequip-md"),
+        (ROOT / "README.md", "is a file of unknown kind"),
+    ):
         with pytest.raises(NequIPMDError, match=words):
             model_facts(path)
 

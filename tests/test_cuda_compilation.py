@@ -18,9 +18,14 @@ MOST_SPILLED = 2000  # bytes of a thread; a kernel that spills much more is slow
 ALLEGRO, NEQUIP = {"contract_kernel", "hidden_backward_kernel"}, {"sum_kernel", "nodes_kernel", "edges_kernel"}
 
 
-@pytest.mark.parametrize(("preset", "precision", "kernels"), [
-    ("large", "fp32", ALLEGRO), ("medium", "tf32", ALLEGRO), ("L", "fp32", NEQUIP),
-])
+@pytest.mark.parametrize(
+    ("preset", "precision", "kernels"),
+    [
+        ("large", "fp32", ALLEGRO),
+        ("medium", "tf32", ALLEGRO),
+        ("L", "fp32", NEQUIP),
+    ],
+)
 def test_kernels_fit(preset, precision, kernels):
     environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
     run = subprocess.run([sys.executable, SCRIPT, preset, precision], env=environment, capture_output=True, text=True)

@@ -121,10 +121,17 @@ def test_convolution(precision, case):
 
 @pytest.mark.parametrize("multiprocessors", [132, 2, 1], ids=["few edges", "some", "many"])
 @pytest.mark.parametrize("precision", ["fp32", "tf32"])
-@pytest.mark.parametrize(("widths", "inner", "outer"), [
-    ([64, 64], 256, 256), ([16, 24], 40, 32), ([32], 64, 64), ([64, 64, 64], 128, 64), ([48, 16, 16, 16], 64, 96),
-    ([64, 128, 128, 128], 512, 512),
-])
+@pytest.mark.parametrize(
+    ("widths", "inner", "outer"),
+    [
+        ([64, 64], 256, 256),
+        ([16, 24], 40, 32),
+        ([32], 64, 64),
+        ([64, 64, 64], 128, 64),
+        ([48, 16, 16, 16], 64, 96),
+        ([64, 128, 128, 128], 512, 512),
+    ],
+)
 def test_perceptrons(precision, widths, inner, outer, multiprocessors, monkeypatch):
     """``multiprocessors``: of a GPU on which so many rows take the tile for 16 rows, for 64, or the one for many."""
     monkeypatch.setattr(cuda, "_MULTIPROCESSORS", multiprocessors)
@@ -158,10 +165,16 @@ def test_perceptrons(precision, widths, inner, outer, multiprocessors, monkeypat
 
 
 @pytest.mark.parametrize("precision", ["fp32", "tf32"])
-@pytest.mark.parametrize(("widths", "layers"), [
-    ([64, 128, 100], [512, 512, 512]), ([30], [300, 520]), ([32, 16], [64, 96, 48]), ([32], [64, 64, 512, 320]),
-    ([128, 128], [512, 256]),
-])
+@pytest.mark.parametrize(
+    ("widths", "layers"),
+    [
+        ([64, 128, 100], [512, 512, 512]),
+        ([30], [300, 520]),
+        ([32, 16], [64, 96, 48]),
+        ([32], [64, 64, 512, 320]),
+        ([128, 128], [512, 256]),
+    ],
+)
 def test_deeper_and_wider_perceptrons(precision, widths, layers):
     """Layer by layer where two do not fit into one kernel; both forms in one perceptron."""
     rows = 140
@@ -175,14 +188,28 @@ def test_deeper_and_wider_perceptrons(precision, widths, layers):
     if len(layers) > 1:
         check("mlp_energy", precision, even, weights, v, r, random(precision, rows), layers=len(layers))
     derivatives = [random(precision, rows, n).clamp(-0.1, 1.1) for n in layers]
-    check("mlp_hidden_backward", precision, random(precision, rows, layers[-1]), derivatives, weights, widths, layers=len(layers))
+    check(
+        "mlp_hidden_backward",
+        precision,
+        random(precision, rows, layers[-1]),
+        derivatives,
+        weights,
+        widths,
+        layers=len(layers),
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize(("width", "bessels", "l_max", "types", "p", "trained"), [
-    (32, 8, 3, 2, 6.0, False), (64, 8, 2, 1, 6.0, True), (20, 5, 1, 3, 5.5, True), (6, 1, 0, 2, 1.0, False),
-    (130, 12, 3, 4, 2.0, True),
-])
+@pytest.mark.parametrize(
+    ("width", "bessels", "l_max", "types", "p", "trained"),
+    [
+        (32, 8, 3, 2, 6.0, False),
+        (64, 8, 2, 1, 6.0, True),
+        (20, 5, 1, 3, 5.5, True),
+        (6, 1, 0, 2, 1.0, False),
+        (130, 12, 3, 4, 2.0, True),
+    ],
+)
 def test_edge_embedding(dtype, width, bessels, l_max, types, p, trained):
     """157 edges, which fill no number of programs; about half of them beyond the cutoff of their ordered pair of types."""
     count, nodes = 157, 23
@@ -207,7 +234,9 @@ def test_edge_embedding(dtype, width, bessels, l_max, types, p, trained):
     gradient = forms[OPERATORS.edge_embedding_backward.default](cotangents[0], parts, *arguments)
     exact = upcast(list(arguments[:-2])), arguments[-2:]
     expected = OPERATORS.edge_embedding(*exact[0], *exact[1])
-    expected_gradient = OPERATORS.edge_embedding_backward(cotangents[0].double(), [cotangents[1].double()], *exact[0], *exact[1])
+    expected_gradient = OPERATORS.edge_embedding_backward(
+        cotangents[0].double(), [cotangents[1].double()], *exact[0], *exact[1]
+    )
     for got, want in zip([*values, gradient], [*expected, expected_gradient]):
         assert got.shape == want.shape
         assert (got - want).norm() <= tolerance * want.norm()
@@ -221,11 +250,17 @@ def test_edge_embedding_near_the_cutoff_keeps_its_digits():
     """u_p(x) ends with the third power of 1 - x: rounding of x to fp32 would be seen."""
     x = 1 - torch.logspace(-6, -1, 40, dtype=torch.float64, device=DEVICE)
     vectors = x.unsqueeze(1) * torch.tensor([[0.0, 1.2, 1.6]], dtype=torch.float64, device=DEVICE)
-    index, types = torch.zeros(2, len(x), dtype=torch.int64, device=DEVICE), torch.zeros(1, dtype=torch.int64, device=DEVICE)
+    index, types = (
+        torch.zeros(2, len(x), dtype=torch.int64, device=DEVICE),
+        torch.zeros(1, dtype=torch.int64, device=DEVICE),
+    )
     cutoffs, roots = 2 * x.new_ones(1, 1), torch.arange(1, 9, dtype=torch.float64, device=DEVICE)
     tables = [random("fp32", *shape) for shape in ((1, 16), (1, 16), (8, 32))]
     arguments = (vectors, index, types, cutoffs, roots, *tables, 6.0, 1)
-    got, want = FORMS["fp32"][OPERATORS.edge_embedding.default](*arguments)[0], OPERATORS.edge_embedding(*upcast(arguments))[0]
+    got, want = (
+        FORMS["fp32"][OPERATORS.edge_embedding.default](*arguments)[0],
+        OPERATORS.edge_embedding(*upcast(arguments))[0],
+    )
     noise_of_float64 = 1e-12 * (1 - x)
     assert ((got - want).norm(dim=1) <= 3e-7 * want.norm(dim=1) + noise_of_float64).all()
 
@@ -250,7 +285,9 @@ def test_rows_near_zero_stay_near_zero(size):
 
 def test_limits_of_silu():
     """Where exp overflows, silu and its derivative are 0 or x and 1; nothing is NaN on finite input."""
-    parts = [torch.diag(torch.tensor([-1e15, -200.0, -90.0, -1.0, 0.0, 1.0, 90.0, 1e15], dtype=torch.float32, device=DEVICE))]
+    parts = [
+        torch.diag(torch.tensor([-1e15, -200.0, -90.0, -1.0, 0.0, 1.0, 90.0, 1e15], dtype=torch.float32, device=DEVICE))
+    ]
     unit = torch.eye(8, dtype=torch.float32, device=DEVICE)
     check("mlp_hidden", "fp32", parts, [unit, unit])
     for value in FORMS["fp32"][OPERATORS.mlp_hidden.default](parts, [unit, unit]):
@@ -266,19 +303,34 @@ def test_not_a_number_is_not_hidden():
     assert finite.sum() == 39
 
 
-@pytest.mark.parametrize(("name", "precision"), [("small", "fp32"), ("small", "fp64"), ("medium", "tf32"), ("large", "fp32")])
+@pytest.mark.parametrize(
+    ("name", "precision"), [("small", "fp32"), ("small", "fp64"), ("medium", "tf32"), ("large", "fp32")]
+)
 def test_whole_model(name, precision):
     """The graph that an export for CUDA compiles, node by node, against the model in float64."""
-    by_type = {} if name == "small" else {"energy_scales": {"H": 0.7, "O": 1.4}, "energy_shifts": {"H": -1.0, "O": -3.0}}
+    by_type = (
+        {} if name == "small" else {"energy_scales": {"H": 0.7, "O": 1.4}, "energy_shifts": {"H": -1.0, "O": -3.0}}
+    )
     neighbours = 20.0 if name == "small" else {"H": 19.0, "O": 22.0}
-    config = preset(name, type_names=["H", "O"], avg_num_neighbors=neighbours, pair_potential={"chemical_species": ["H", "O"]},
-                    **by_type)
+    config = preset(
+        name,
+        type_names=["H", "O"],
+        avg_num_neighbors=neighbours,
+        pair_potential={"chemical_species": ["H", "O"]},
+        **by_type,
+    )
     torch.manual_seed(3)
     exact = with_dtype(build_model(config).eval(), "float64").to(DEVICE)
     model = copy.deepcopy(exact) if precision == "fp64" else with_dtype(exact, "float32").to(DEVICE)
     assert fuse(model) == (["the model is float64, not float32"] if precision == "fp64" else [])
-    program = trace(model, config.cutoff, 2, device=DEVICE, decompositions={**decompositions(), **FORMS[precision]},
-                    message_passing=False)
+    program = trace(
+        model,
+        config.cutoff,
+        2,
+        device=DEVICE,
+        decompositions={**decompositions(), **FORMS[precision]},
+        message_passing=False,
+    )
     targets = {str(node.target) for node in program.graph.nodes}
     for operator in ("mlp_hidden", "edge_embedding", "edge_embedding_backward"):
         assert (f"nequip_md.{operator}_triton.default" in targets) == (precision != "fp64")
@@ -287,14 +339,20 @@ def test_whole_model(name, precision):
     if precision != "fp64":
         # gradients by the edges' tensor weights meet in a kernel: no addition of arrays of their size, or zeros in it
         shape = (config.l_max + 1, config.num_tensor_features)
-        made = [str(node.target) for node in program.graph.nodes
-                if tuple(getattr(node.meta.get("val"), "shape", ()))[1:] == shape]
+        made = [
+            str(node.target)
+            for node in program.graph.nodes
+            if tuple(getattr(node.meta.get("val"), "shape", ()))[1:] == shape
+        ]
         assert made
         assert not [target for target in made if "add" in target or "zeros" in target or "expand" in target], made
         # nor are those of shared features and harmonics added outside of one, and the last environment comes scaled
         widths = {(config.num_scalar_features,), (1, config.num_scalar_features), ((config.l_max + 1) ** 2,)}
-        added = [node for node in program.graph.nodes if "aten.add" in str(node.target)
-                 and tuple(getattr(node.meta.get("val"), "shape", ()))[1:] in widths]
+        added = [
+            node
+            for node in program.graph.nodes
+            if "aten.add" in str(node.target) and tuple(getattr(node.meta.get("val"), "shape", ()))[1:] in widths
+        ]
         # in large, features that later layers make have several readers as well
         assert not added or name == "large", added
         assert model.layers[-1].pairs_orders
@@ -309,13 +367,21 @@ def test_whole_model(name, precision):
 @pytest.mark.parametrize("precision", ["fp32", "fp64"])
 def test_whole_nequip(precision):
     """Message passing: the graph that an export for CUDA compiles has a kernel for each derivative of each convolution."""
-    config = preset("S", type_names=["H", "O"], cutoff=6.0, avg_num_neighbors=20.0, num_features=[16, 8], radial_mlp_width=16)
+    config = preset(
+        "S", type_names=["H", "O"], cutoff=6.0, avg_num_neighbors=20.0, num_features=[16, 8], radial_mlp_width=16
+    )
     torch.manual_seed(3)
     exact = with_dtype(build_model(config).eval(), "float64").to(DEVICE)
     model = copy.deepcopy(exact) if precision == "fp64" else with_dtype(exact, "float32").to(DEVICE)
     fuse(model)
-    program = trace(model, config.cutoff, 2, device=DEVICE, decompositions={**decompositions(), **FORMS[precision]},
-                    message_passing=True)
+    program = trace(
+        model,
+        config.cutoff,
+        2,
+        device=DEVICE,
+        decompositions={**decompositions(), **FORMS[precision]},
+        message_passing=True,
+    )
     calls = [str(node.target) for node in program.graph.nodes]
     for suffix, count in (("", 2), ("_edges", 2), ("_nodes", 1)):  # what the first layer reads are types
         assert calls.count(f"nequip_md.tensor_product_convolution{suffix}_triton.default") == count

@@ -10,26 +10,36 @@ import sys
 
 import pytest
 import torch
-from support.artifacts import with_metadata
-from support.structures import dense_box, elongated_cell, single_atom, triclinic_crystal, water_box
 from torch import nn
 
 import nequip_md
 from nequip_md import NequIPMDError
 from nequip_md.checkpoint import checkpoint_sha256, save
-from nequip_md.export import package
-from nequip_md.export import artifact_metadata, load_artifact, read_metadata, write_artifact
-from nequip_md.export.metadata import cpu_instructions
+from nequip_md.export import artifact_metadata, load_artifact, package, read_metadata, write_artifact
 from nequip_md.export.cli import export
+from nequip_md.export.metadata import cpu_instructions
 from nequip_md.export.trace import example_inputs, trace
 from nequip_md.graph import Graph, build_graph
 from nequip_md.model import AllegroConfig, NequIPConfig, build_model, energy_and_gradient
+from support.artifacts import with_metadata
+from support.structures import dense_box, elongated_cell, single_atom, triclinic_crystal, water_box
 
-SYSTEMS = {"water": water_box(3), "dense": dense_box(), "elongated": elongated_cell(), "triclinic": triclinic_crystal(), "atom": single_atom()}
+SYSTEMS = {
+    "water": water_box(3),
+    "dense": dense_box(),
+    "elongated": elongated_cell(),
+    "triclinic": triclinic_crystal(),
+    "atom": single_atom(),
+}
 
 
 def command(*arguments) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, "-m", "nequip_md.export.cli", *map(str, arguments)], capture_output=True, text=True, timeout=600)
+    return subprocess.run(
+        [sys.executable, "-m", "nequip_md.export.cli", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
 
 
 @pytest.mark.parametrize("name, tolerance", [("allegro_fp64", 1e-12), ("allegro_fp32", 1e-5), ("nequip_fp64", 1e-12)])
@@ -44,8 +54,12 @@ def test_artifact_is_the_model(small_models, name, tolerance):
         assert energy.shape == (len(atoms),) and gradient.shape == (graph.num_edges, 3)
         scale = expected_gradient.abs().max() if graph.num_edges else 1.0
         assert scale > 1e-3
-        torch.testing.assert_close(energy, expected_energy, rtol=tolerance, atol=tolerance, msg=lambda m: f"{system}: {m}")
-        torch.testing.assert_close(gradient, expected_gradient, rtol=0, atol=tolerance * float(scale), msg=lambda m: f"{system}: {m}")
+        torch.testing.assert_close(
+            energy, expected_energy, rtol=tolerance, atol=tolerance, msg=lambda m: f"{system}: {m}"
+        )
+        torch.testing.assert_close(
+            gradient, expected_gradient, rtol=0, atol=tolerance * float(scale), msg=lambda m: f"{system}: {m}"
+        )
 
 
 def test_results_do_not_depend_on_threads(small_models):
@@ -67,11 +81,22 @@ def test_metadata_says_what_was_exported(small_models):
     checkpoint, path = small_models("allegro_fp32")
     metadata = read_metadata(path)
     expected = {
-        "format_version": "1", "kind": "allegro", "type_names": "H O", "cutoff": "4.0", "pair_cutoffs": "3.2 4.0 4.0 4.0",
-        "model_dtype": "float32", "precision": "fp32", "device": "cpu", "compute_capability": "",
-        "torch_version": torch.__version__.split("+")[0], "length_unit": "angstrom", "energy_unit": "eV",
+        "format_version": "1",
+        "kind": "allegro",
+        "type_names": "H O",
+        "cutoff": "4.0",
+        "pair_cutoffs": "3.2 4.0 4.0 4.0",
+        "model_dtype": "float32",
+        "precision": "fp32",
+        "device": "cpu",
+        "compute_capability": "",
+        "torch_version": torch.__version__.split("+")[0],
+        "length_unit": "angstrom",
+        "energy_unit": "eV",
         "cpu_instructions": " ".join(cpu_instructions()),
-        "message_passing_layers": "0", "feature_widths": "", "checkpoint_sha256": checkpoint_sha256(checkpoint),
+        "message_passing_layers": "0",
+        "feature_widths": "",
+        "checkpoint_sha256": checkpoint_sha256(checkpoint),
         "nequip_md_version": nequip_md.__version__,
     }
     assert {key: metadata[key] for key in expected} == expected
@@ -92,7 +117,9 @@ def test_metadata_has_the_limits_of_the_training_data():
 
 def test_instructions_of_a_processor(tmp_path):
     """What compilers use of it, in the order of the alphabet; nothing where there is no such file."""
-    (tmp_path / "x86").write_text("processor : 0\nflags\t\t: fpu vme sse2 avx512f hypervisor fma bmi2\n\nflags : none\n")
+    (tmp_path / "x86").write_text(
+        "processor : 0\nflags\t\t: fpu vme sse2 avx512f hypervisor fma bmi2\n\nflags : none\n"
+    )
     (tmp_path / "arm").write_text("processor\t: 0\nFeatures\t: fp asimd sve2 cpuid\n")
     assert cpu_instructions(tmp_path / "x86") == ["avx512f", "bmi2", "fma", "sse2"]
     assert cpu_instructions(tmp_path / "arm") == ["asimd", "fp", "sve2"]
@@ -102,15 +129,23 @@ def test_instructions_of_a_processor(tmp_path):
 def test_artifacts_without_a_list_of_instructions_load(small_models, tmp_path):
     """Those of earlier versions, and those made where there is no such list."""
     for value in (None, ""):
-        assert load_artifact(with_metadata(small_models("allegro_fp32")[1], tmp_path / "other.pt2", cpu_instructions=value))
+        assert load_artifact(
+            with_metadata(small_models("allegro_fp32")[1], tmp_path / "other.pt2", cpu_instructions=value)
+        )
 
 
 REFUSED_BY_THE_LOADER = {
-    "format": ({"format_version": "7"}, "format version 7, this nequip-md reads 1; write it again with: nequip-md-export"),
+    "format": (
+        {"format_version": "7"},
+        "format version 7, this nequip-md reads 1; write it again with: nequip-md-export",
+    ),
     "foreign": ({"format_version": None}, "not an artifact of nequip-md"),
     "torch": ({"torch_version": "2.5.1"}, "compiled with PyTorch 2.5.1, this is .*compile it again"),
     "processor": ({"cpu_instructions": "avx9000 sse"}, "on a processor with avx9000.*lacks; compile it here"),
-    "cuda": ({"device": "cuda", "compute_capability": "9.0"}, "compiled for CUDA, and PyTorch finds no CUDA device here.*--device cpu"),
+    "cuda": (
+        {"device": "cuda", "compute_capability": "9.0"},
+        "compiled for CUDA, and PyTorch finds no CUDA device here.*--device cpu",
+    ),
     "incomplete": ({"pair_cutoffs": None}, "lacks the metadata pair_cutoffs"),
 }
 
@@ -155,7 +190,10 @@ REFUSED_BY_THE_COMMAND = {
     "no .pt2": (["{model}", "-o", "out.zip"], "must end in .pt2, not 'out.zip'"),
     "no folder": (["{model}", "-o", "nowhere/out.pt2"], "the folder nowhere does not exist; create it first"),
     "tf32 on cpu": (["{model}", "-o", "out.pt2", "--precision", "tf32"], "use --device cuda, or fp32 on the CPU"),
-    "no cuda": (["{model}", "-o", "out.pt2", "--device", "cuda"], "this one has none that PyTorch can use; export there, or use --device cpu"),
+    "no cuda": (
+        ["{model}", "-o", "out.pt2", "--device", "cuda"],
+        "this one has none that PyTorch can use; export there, or use --device cpu",
+    ),
     "an artifact": (["{artifact}", "-o", "out.pt2"], "pt2"),
 }
 
@@ -180,16 +218,24 @@ REFUSED_BEFORE_COMPILATION = {
     "itself": ("itself.pt2", "itself.pt2 is the checkpoint itself; give the artifact another name"),
     "pipe": ("pipe.pt2", "pipe.pt2 is a device or pipe"),
     "read-only": ("/sys/out.pt2", "cannot write /sys/out.pt2: .*; choose a folder that you may write to"),
-    "no compiler": ("no_compiler.pt2", "an export needs a C\\+\\+ compiler, and g\\+\\+ was not found .*apt install g\\+\\+"),
+    "no compiler": (
+        "no_compiler.pt2",
+        "an export needs a C\\+\\+ compiler, and g\\+\\+ was not found .*apt install g\\+\\+",
+    ),
     "wrong compiler": ("wrong_compiler.pt2", "and CXX is 'nothing', which cannot be run"),
-    "not a number": ("nan.pt2", "weights that are infinite or not a number in fp32 .readout.weights.0.*take an earlier checkpoint"),
+    "not a number": (
+        "nan.pt2",
+        "weights that are infinite or not a number in fp32 .readout.weights.0.*take an earlier checkpoint",
+    ),
 }
 
 
 @pytest.mark.parametrize("case", REFUSED_BEFORE_COMPILATION)
 def test_refused_before_compilation(tmp_path, monkeypatch, case):
     output, message = REFUSED_BEFORE_COMPILATION[case]
-    model = build_model(AllegroConfig(type_names=["H"], cutoff=3.0, num_layers=1, num_scalar_features=4, num_tensor_features=2))
+    model = build_model(
+        AllegroConfig(type_names=["H"], cutoff=3.0, num_layers=1, num_scalar_features=4, num_tensor_features=2)
+    )
     if case == "not a number":
         model.readout.weights[0].data[0] = torch.nan
     checkpoint = tmp_path / "model.nqmd"
@@ -230,7 +276,9 @@ class SizeBound(nn.Module):
     """A model that takes the number of atoms for a constant."""
 
     def forward(self, edge_vectors, edge_index, row_ptr, node_types):
-        energy = torch.zeros(row_ptr.shape[0] - 1, dtype=torch.float64).index_add(0, edge_index[0], edge_vectors.square().sum(-1))
+        energy = torch.zeros(row_ptr.shape[0] - 1, dtype=torch.float64).index_add(
+            0, edge_index[0], edge_vectors.square().sum(-1)
+        )
         return energy * int(node_types.shape[0])
 
 
@@ -239,11 +287,22 @@ def test_specialisation_to_a_size_is_refused():
         trace(SizeBound(), 5.0, 2, device="cpu", decompositions={}, message_passing=False)
 
 
-@pytest.mark.parametrize("config", [
-    AllegroConfig(type_names=["A", "B"], cutoff=4.0, l_max=3, num_layers=3, radial_embedding={"kind": "spline"},
-                  avg_num_neighbors={"A": 3.0, "B": 9.0}, energy_shifts={"A": 1.0, "B": 2.0}),
-    NequIPConfig(type_names=["A", "B"], cutoff=4.0, l_max=2, num_layers=3, num_features=4, bessel_trainable=True),
-], ids=["allegro", "nequip"])
+@pytest.mark.parametrize(
+    "config",
+    [
+        AllegroConfig(
+            type_names=["A", "B"],
+            cutoff=4.0,
+            l_max=3,
+            num_layers=3,
+            radial_embedding={"kind": "spline"},
+            avg_num_neighbors={"A": 3.0, "B": 9.0},
+            energy_shifts={"A": 1.0, "B": 2.0},
+        ),
+        NequIPConfig(type_names=["A", "B"], cutoff=4.0, l_max=2, num_layers=3, num_features=4, bessel_trainable=True),
+    ],
+    ids=["allegro", "nequip"],
+)
 def test_every_dimension_is_dynamic(config):
     """Nothing in the graph but E, N and N + G carries a size of the example."""
     torch.manual_seed(0)

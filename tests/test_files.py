@@ -40,8 +40,15 @@ def run_folder(tmp_path_factory) -> Path:
         atoms.get_forces()
         frames.append(atoms)
     ase.io.write(folder / "train.extxyz", frames)
-    model = {"kind": "allegro", "type_names": ["Ar"], "cutoff": 1.8, "l_max": 1, "num_layers": 1, "num_scalar_features": 4,
-             "num_tensor_features": 2}
+    model = {
+        "kind": "allegro",
+        "type_names": ["Ar"],
+        "cutoff": 1.8,
+        "l_max": 1,
+        "num_layers": 1,
+        "num_scalar_features": 4,
+        "num_tensor_features": 2,
+    }
     content = {"model": model, "data": {"train": "train.extxyz", "validation_split": 1}, "stop": {"max_epochs": 1}}
     (folder / "train.yaml").write_text(yaml.safe_dump(content))
     assert train([str(folder / "train.yaml"), "-o", str(folder / "run")]) == 0
@@ -59,19 +66,33 @@ def files(run_folder, small_models, tmp_path_factory) -> dict[str, Path]:
     os.mkfifo(folder / "pipe")
     (folder / "words.txt").write_text("model of data\n")
     return {
-        "artifact": small_models("allegro_fp64")[1], "native": WATER / "water.nqmd", "upstream": UPSTREAM,
-        "state": run_folder / "last.ckpt", "state alone": folder / "alone.ckpt", "yaml": WATER / "train.yaml",
-        "upstream yaml": folder / "config.yaml", "torchscript": folder / "old.nequip.pth", "folder": run_folder,
-        "pipe": folder / "pipe", "text": folder / "words.txt",
+        "artifact": small_models("allegro_fp64")[1],
+        "native": WATER / "water.nqmd",
+        "upstream": UPSTREAM,
+        "state": run_folder / "last.ckpt",
+        "state alone": folder / "alone.ckpt",
+        "yaml": WATER / "train.yaml",
+        "upstream yaml": folder / "config.yaml",
+        "torchscript": folder / "old.nequip.pth",
+        "folder": run_folder,
+        "pipe": folder / "pipe",
+        "text": folder / "words.txt",
     }
 
 
 def test_kinds(files, tmp_path):
     kinds = {
-        "artifact": FileKind.ARTIFACT, "native": FileKind.CHECKPOINT, "upstream": FileKind.UPSTREAM_CHECKPOINT,
-        "state": FileKind.TRAINING_STATE, "state alone": FileKind.TRAINING_STATE, "yaml": FileKind.TRAINING_FILE,
-        "upstream yaml": FileKind.UPSTREAM_TRAINING_FILE, "torchscript": FileKind.OTHER_ARTIFACT,
-        "folder": FileKind.FOLDER, "pipe": FileKind.NOT_A_FILE, "text": FileKind.UNKNOWN,
+        "artifact": FileKind.ARTIFACT,
+        "native": FileKind.CHECKPOINT,
+        "upstream": FileKind.UPSTREAM_CHECKPOINT,
+        "state": FileKind.TRAINING_STATE,
+        "state alone": FileKind.TRAINING_STATE,
+        "yaml": FileKind.TRAINING_FILE,
+        "upstream yaml": FileKind.UPSTREAM_TRAINING_FILE,
+        "torchscript": FileKind.OTHER_ARTIFACT,
+        "folder": FileKind.FOLDER,
+        "pipe": FileKind.NOT_A_FILE,
+        "text": FileKind.UNKNOWN,
     }
     assert {name: file_kind(path) for name, path in files.items()} == kinds
     assert file_kind(tmp_path / "absent") is FileKind.UNKNOWN
@@ -82,8 +103,16 @@ def test_kinds(files, tmp_path):
 
 MISTAKES = [
     (NequIPMDCalculator, "native", "is a checkpoint of nequip-md, not a compiled.*first: {export} -o .*/water.pt2"),
-    (NequIPMDCalculator, "upstream", "is a checkpoint of upstream's nequip-train, not .*first: {export} -o .*_nequip.pt2"),
-    (NequIPMDCalculator, "state", "state of a training run.*best model of that run: nequip-md-export .*run/best.nqmd -o "),
+    (
+        NequIPMDCalculator,
+        "upstream",
+        "is a checkpoint of upstream's nequip-train, not .*first: {export} -o .*_nequip.pt2",
+    ),
+    (
+        NequIPMDCalculator,
+        "state",
+        "state of a training run.*best model of that run: nequip-md-export .*run/best.nqmd -o ",
+    ),
     (NequIPMDCalculator, "state alone", "best model of that run: nequip-md-export best.nqmd -o best.pt2"),
     (NequIPMDCalculator, "yaml", "a training file of nequip-md.*nequip-md-train {path}; its best.nqmd"),
     (NequIPMDCalculator, "upstream yaml", "train the model first with upstream's nequip-train"),
@@ -132,7 +161,9 @@ def test_info_of_a_training_state(run_folder):
 
 def test_type_map_is_proposed_where_it_can_be_given():
     methane = Atoms("CH4", positions=[[0, 0, 0], [1, 0, 0], [0, 1, 0], [0, 0, 1], [1, 1, 1]])
-    with pytest.raises(NequIPMDError, match="no type for C; its types are H, O: type_names must list every element") as caught:
+    with pytest.raises(
+        NequIPMDError, match="no type for C; its types are H, O: type_names must list every element"
+    ) as caught:
         build_graph(methane, ["H", "O"], 2.0)
     assert "type_map" not in str(caught.value)
     with pytest.raises(NequIPMDError, match="no type for C; its types are H, O: .*give type_map"):

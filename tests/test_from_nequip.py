@@ -8,10 +8,8 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from ase import Atoms
 from ase.build import bulk
 from ase.calculators.emt import EMT
-from support.upstream_nequip import evaluate_upstream, upstream_settings, upstream_state
 
 from nequip_md.checkpoint import upstream_allegro, upstream_nequip
 from nequip_md.graph import build_graph, forces_from_gradient
@@ -19,6 +17,7 @@ from nequip_md.model.potential import build_model, energy_and_gradient
 from nequip_md.training.cli import main
 from nequip_md.training.config import load_config
 from nequip_md.training.loss import Error, loss
+from support.upstream_nequip import evaluate_upstream, upstream_settings, upstream_state
 
 STATISTICS = "${training_data_stats:%s}"
 MODELS = {

@@ -10,8 +10,6 @@ from ase.build import molecule
 from ase.neighborlist import neighbor_list
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from support.graph_cases import NAMES, PAIR_CUTOFFS, STRUCTURES, image_loop, of_graph, rows
-from support.structures import single_atom, small_molecule, triclinic_crystal, water_box
 
 from nequip_md import NequIPMDError
 from nequip_md.graph import (
@@ -25,6 +23,9 @@ from nequip_md.graph import (
     total_energy,
     virial_from_gradient,
 )
+from support.graph_cases import NAMES, PAIR_CUTOFFS, STRUCTURES, image_loop, of_graph, rows
+from support.structures import single_atom, small_molecule, triclinic_crystal, water_box
+
 
 @pytest.mark.parametrize("name", STRUCTURES)
 def test_edges_against_image_loop(name):

@@ -23,8 +23,11 @@ OPERATORS = torch.ops.nequip_md
 PRODUCTS = {"fp32": 3, "tf32": 1}
 TOLERANCE = {"fp32": 6e-6, "tf32": 1e-2}
 WIDTHS = {  # of the input's parts, the two layers, what reads the second
-    "medium": ([64, 64], 256, 256, 64), "first": ([32], 64, 64, 256), "three": ([64, 64, 64], 256, 256, 128),
-    "odd": ([24, 8, 40], 72, 16, 136), "wide input": ([128, 64, 64], 128, 192, 8),
+    "medium": ([64, 64], 256, 256, 64),
+    "first": ([32], 64, 64, 256),
+    "three": ([64, 64, 64], 256, 256, 128),
+    "odd": ([24, 8, 40], 72, 16, 136),
+    "wide input": ([128, 64, 64], 128, 192, 8),
 }
 COUNTS = (500, 1, 0, 63, 64, 65, 8448, 8449, 20000)
 """Of rows: one warpgroup for each program up to 8,448 on 132 multiprocessors, two above."""
@@ -37,8 +40,13 @@ def same_numbers():
 
 def weights(widths, inner, outer, last):
     inputs = sum(widths)
-    return {"w1": torch.randn(inputs, inner) / inputs**0.5, "w2": torch.randn(inner, outer) * (2 / inner) ** 0.5,
-            "w3": torch.randn(outer, last) * (2 / outer) ** 0.5, "v": torch.randn(outer), "r": torch.randn(inputs)}
+    return {
+        "w1": torch.randn(inputs, inner) / inputs**0.5,
+        "w2": torch.randn(inner, outer) * (2 / inner) ** 0.5,
+        "w3": torch.randn(outer, last) * (2 / outer) ** 0.5,
+        "v": torch.randn(outer),
+        "r": torch.randn(inputs),
+    }
 
 
 class Perceptrons(nn.Module):
@@ -69,8 +77,14 @@ class Perceptrons(nn.Module):
         stored = torch.float16 if precision == "tf32" else torch.float32
         # a hidden layer's gradient and input differ by orders of magnitude from edge to edge
         size = torch.exp(4 * torch.randn(count, 1))
-        values = (torch.randn(count, sum(self.widths)) * size, torch.rand(count), torch.randn(count, self.outer) * size,
-                  torch.randn(count, self.last) * size, torch.rand(count, self.inner).to(stored), torch.rand(count, self.outer).to(stored))
+        values = (
+            torch.randn(count, sum(self.widths)) * size,
+            torch.rand(count),
+            torch.randn(count, self.outer) * size,
+            torch.randn(count, self.last) * size,
+            torch.rand(count, self.inner).to(stored),
+            torch.rand(count, self.outer).to(stored),
+        )
         return tuple(value.to(device) for value in values)
 
 
@@ -84,7 +98,9 @@ class Contractions(nn.Module):
     def __init__(self, channels, orders):
         super().__init__()
         self.channels, self.orders = channels, orders
-        config = preset("medium", type_names=["H"], avg_num_neighbors=20.0, l_max=orders - 1, num_tensor_features=channels)
+        config = preset(
+            "medium", type_names=["H"], avg_num_neighbors=20.0, l_max=orders - 1, num_tensor_features=channels
+        )
         layer = build_model(config).layers[0]
         self.dim = layer.dim_in
         for name, value in (("table", layer.table), ("values", layer.values), ("paths", layer.path_weights)):
@@ -100,8 +116,15 @@ class Contractions(nn.Module):
         edges, centres, components = sum(counts), len(counts), self.orders**2
         row_ptr = torch.tensor([0, *counts]).cumsum(0)
         vectors = [torch.randn(centres, components, self.channels) for _ in range(2)]
-        values = (torch.randn(edges, self.channels), torch.randn(edges, self.channels), torch.randn(edges, self.orders, self.channels),
-                  torch.randn(edges, components), *vectors, torch.repeat_interleave(torch.arange(centres), torch.tensor(counts)), row_ptr)
+        values = (
+            torch.randn(edges, self.channels),
+            torch.randn(edges, self.channels),
+            torch.randn(edges, self.orders, self.channels),
+            torch.randn(edges, components),
+            *vectors,
+            torch.repeat_interleave(torch.arange(centres), torch.tensor(counts)),
+            row_ptr,
+        )
         return tuple(value.to(device) for value in values)
 
 
@@ -184,8 +207,18 @@ def test_terms_as_statements():
     text = hopper._statements(module.table[:3, order], module.values[order], offsets, 32)
     a, b, out = *torch.randn(2, 9, dtype=torch.float64), {}
     # a literal of C++ ends in f
-    exec(re.sub(r"(?<=\d)f\b", "", text).replace(";", "\n").replace(" out", "out"), {"out": out, "a": a, "b": b, "p": module.paths[:, 5].double()})
-    want = torch.ops.nequip_md.channel_product(a.view(1, 9, 1), b.view(1, 9, 1), module.paths[:, 5:6].double(), module.table, module.values.double(), module.dim)
+    exec(
+        re.sub(r"(?<=\d)f\b", "", text).replace(";", "\n").replace(" out", "out"),
+        {"out": out, "a": a, "b": b, "p": module.paths[:, 5].double()},
+    )
+    want = torch.ops.nequip_md.channel_product(
+        a.view(1, 9, 1),
+        b.view(1, 9, 1),
+        module.paths[:, 5:6].double(),
+        module.table,
+        module.values.double(),
+        module.dim,
+    )
     assert list(out) == [32 * d for d in range(module.dim)]
     assert torch.allclose(torch.stack(list(out.values())), want.flatten())
 
@@ -198,11 +231,27 @@ def test_whole_model():
     fuse(model)
     kernels = hopper.Kernels(3)
     table = {**decompositions(keep=hopper.OPERATORS), **cuda.replacements("fp32", None, kernels)}
-    program = trace(model, config.cutoff, 2, device=DEVICE, decompositions=table, message_passing=False, specialize=kernels.specialize)
+    program = trace(
+        model,
+        config.cutoff,
+        2,
+        device=DEVICE,
+        decompositions=table,
+        message_passing=False,
+        specialize=kernels.specialize,
+    )
     calls = Counter(node.target for node in program.graph.nodes if "nequip_md.hopper" in str(node.target))
-    assert calls == {hopper._ENERGY: 1, hopper._HIDDEN: 2, hopper._HIDDEN_BACKWARD: 2, hopper._CONTRACT_GRADIENT: 1,
-                     hopper._CONTRACT_MOMENT: 1, hopper._CHANNEL_PRODUCT: 3}
-    assert not [node for node in program.graph.nodes if re.search("mlp_|gather|channel_product_triton", str(node.target))]
+    assert calls == {
+        hopper._ENERGY: 1,
+        hopper._HIDDEN: 2,
+        hopper._HIDDEN_BACKWARD: 2,
+        hopper._CONTRACT_GRADIENT: 1,
+        hopper._CONTRACT_MOMENT: 1,
+        hopper._CHANNEL_PRODUCT: 3,
+    }
+    assert not [
+        node for node in program.graph.nodes if re.search("mlp_|gather|channel_product_triton", str(node.target))
+    ]
     inputs = example_inputs(5, 3, 9, 2, config.cutoff, seed=5, device=DEVICE)
     for got, want in zip(program.module()(*inputs), energy_and_gradient(exact, *inputs)):
         assert (got - want).norm() <= 4e-6 * want.norm()
@@ -231,13 +280,23 @@ def test_other_contractions_are_left_to_triton():
 def test_launches_are_declared_as_they_are_defined(tmp_path):
     """AOTInductor calls them by declarations that are made from the schemas; C++ refuses a definition that differs."""
     declarations = "".join(f'extern "C" {hopper._declaration(operator)};\n' for operator in hopper.OPERATORS)
-    (tmp_path / "declared.h").write_text("#define USE_CUDA\n#include <torch/csrc/inductor/aoti_torch/c/shim.h>\n" + declarations)
+    (tmp_path / "declared.h").write_text(
+        "#define USE_CUDA\n#include <torch/csrc/inductor/aoti_torch/c/shim.h>\n" + declarations
+    )
     (tmp_path / "kernels.cubin").write_bytes(b"none")
     (tmp_path / "instances.inc").write_text('{"hopper_energy_0", 1024},\n')
     with as_file(files("nequip_md.ops") / "csrc") as sources:
-        build(tmp_path, "launches", sources / "hopper_launch.cpp",
-              ["-include", str(tmp_path / "declared.h"), f'-DKERNELS="{tmp_path / "kernels.cubin"}"',
-               f'-DINSTANCES="{tmp_path / "instances.inc"}"'])
+        build(
+            tmp_path,
+            "launches",
+            sources / "hopper_launch.cpp",
+            [
+                "-include",
+                str(tmp_path / "declared.h"),
+                f'-DKERNELS="{tmp_path / "kernels.cubin"}"',
+                f'-DINSTANCES="{tmp_path / "instances.inc"}"',
+            ],
+        )
     symbols = subprocess.run(["nm", tmp_path / "liblaunches.a"], capture_output=True, text=True, check=True).stdout
     for operator in hopper.OPERATORS:
         assert f" T aoti_torch_cuda_{operator._schema.name.split('::')[1]}\n" in symbols
@@ -282,7 +341,9 @@ def test_kernels_in_an_artifact(tmp_path, name, precision):
     with torch.no_grad():
         program = lowered(module, module.inputs(50, precision, "cuda"), precision, kernels, module.dynamic)
         with kernels.linked() as options:
-            path = torch._inductor.aoti_compile_and_package(program, package_path=str(tmp_path / "perceptrons.pt2"), inductor_configs=options)
+            path = torch._inductor.aoti_compile_and_package(
+                program, package_path=str(tmp_path / "perceptrons.pt2"), inductor_configs=options
+            )
         compiled = torch._inductor.aoti_load_package(path)
         for rows in COUNTS:
             inputs = module.inputs(rows, precision, "cuda")
@@ -300,7 +361,9 @@ def test_kernels_over_edges_in_an_artifact(tmp_path, name):
     with torch.no_grad():
         program = lowered(module, module.inputs([3, 0, 7, 40], "cuda"), "fp32", kernels, module.dynamic)
         with kernels.linked() as options:
-            path = torch._inductor.aoti_compile_and_package(program, package_path=str(tmp_path / "edges.pt2"), inductor_configs=options)
+            path = torch._inductor.aoti_compile_and_package(
+                program, package_path=str(tmp_path / "edges.pt2"), inductor_configs=options
+            )
         compiled = torch._inductor.aoti_load_package(path)
         # few centres and many; none, without edges, with hundreds
         for counts in ([0], [500], [1, 0, 500, 2], [85] * 100, [(7 * i) % 90 for i in range(1000)]):

@@ -29,8 +29,20 @@ def compiled(kernels: hopper.Kernels, folder: Path) -> ctypes.CDLL:
     source = folder / "kernels.cpp"
     text, ptx = kernels.source(), (files("nequip_md.ops") / "csrc" / "ptx.cuh").read_text()
     assert text.count(ptx) == 1
-    source.write_text(text.replace(ptx, '#include "hopper.h"\n') + "".join(f"EMULATED({name})\n" for name in kernels.names()))
-    options = ["-std=c++20", "-O2", "-Wall", "-Wno-unknown-pragmas", "-Wno-unused-variable", "-shared", "-fPIC", "-I", SUPPORT]
+    source.write_text(
+        text.replace(ptx, '#include "hopper.h"\n') + "".join(f"EMULATED({name})\n" for name in kernels.names())
+    )
+    options = [
+        "-std=c++20",
+        "-O2",
+        "-Wall",
+        "-Wno-unknown-pragmas",
+        "-Wno-unused-variable",
+        "-shared",
+        "-fPIC",
+        "-I",
+        SUPPORT,
+    ]
     subprocess.run(["g++", *options, source, "-o", folder / "kernels.so"], check=True, text=True, capture_output=True)
     return ctypes.CDLL(str(folder / "kernels.so"))
 
@@ -69,7 +81,12 @@ class OnThreads(torch.fx.Interpreter):
         elif target == hopper._HIDDEN_BACKWARD:
             launch = [Pointers.of(results), *args[:8]], rows
         elif target == hopper._CONTRACT_GRADIENT:
-            launch = [four, *args[4:6], Pointers.of(args[6:10]), args[10], *results], None, len(args[10]) - 1, 32 * self.warps
+            launch = (
+                [four, *args[4:6], Pointers.of(args[6:10]), args[10], *results],
+                None,
+                len(args[10]) - 1,
+                32 * self.warps,
+            )
         elif target == hopper._CONTRACT_MOMENT:
             launch = [Pointers.of(args[:1]), *args[1:4], *results], None, len(args[3]) - 1, 32 * self.warps
         else:
@@ -81,10 +98,15 @@ class OnThreads(torch.fx.Interpreter):
         if rows is not None:
             programs = min(self.most, -(-rows // (self.active * SIDE)))
             arguments = [*arguments, ctypes.c_longlong(rows), ctypes.c_int(self.active)]
-        assert getattr(self.library, f"run_{name}")(packed(arguments), programs, threads), f"{name}: its threads wait for each other"
+        assert getattr(self.library, f"run_{name}")(packed(arguments), programs, threads), (
+            f"{name}: its threads wait for each other"
+        )
 
 
-@pytest.mark.parametrize("name, precision", [("medium", "fp32"), ("odd", "fp32"), ("wide input", "fp32"), ("medium", "tf32"), ("first", "tf32")])
+@pytest.mark.parametrize(
+    "name, precision",
+    [("medium", "fp32"), ("odd", "fp32"), ("wide input", "fp32"), ("medium", "tf32"), ("first", "tf32")],
+)
 def test_perceptrons(name, precision, tmp_path):
     torch.manual_seed(0)
     module, kernels = Perceptrons(WIDTHS[name]), hopper.Kernels(PRODUCTS[precision])
@@ -95,7 +117,9 @@ def test_perceptrons(name, precision, tmp_path):
         for rows, active, most in ((1, 1, 1), (65, 1, 2), (129, 2, 1)):
             inputs = module.inputs(rows, precision)
             got = OnThreads(graph, kernels, library, active, most).run(*inputs)
-            assert_near(got, exact(module, inputs), 2 * TOLERANCE[precision], module.derivatives)  # of few rows: one counts for more
+            assert_near(
+                got, exact(module, inputs), 2 * TOLERANCE[precision], module.derivatives
+            )  # of few rows: one counts for more
 
 
 @pytest.mark.parametrize("name", Contractions.SIZES)

@@ -42,7 +42,9 @@ def write_package(path: Path, model=None, options: str = "") -> None:
     with PackageExporter(str(path)) as exporter:
         exporter.extern("**")
         exporter.save_pickle("model", "eager_model.pkl", nn.ModuleDict({"sole_model": wrapped}))
-        exporter.save_text("model", "config.yaml", options or "training_module: {model: {_target_: nequip.model.NequIPGNNModel}}")
+        exporter.save_text(
+            "model", "config.yaml", options or "training_module: {model: {_target_: nequip.model.NequIPGNNModel}}"
+        )
         exporter.save_text("model", "package_metadata.txt", "versions: {nequip: 0.19.1}\n")
 
 
@@ -51,7 +53,10 @@ def write_package(path: Path, model=None, options: str = "") -> None:
 
 WRITERS = {
     "native": (".nqmd", write_native),
-    "lightning": (".ckpt", lambda path: path.write_bytes(next(UPSTREAM.glob("nequip-0.16.2_*_allegro.ckpt")).read_bytes())),
+    "lightning": (
+        ".ckpt",
+        lambda path: path.write_bytes(next(UPSTREAM.glob("nequip-0.16.2_*_allegro.ckpt")).read_bytes()),
+    ),
 }
 
 
@@ -83,10 +88,13 @@ def test_native_checkpoints_of_earlier_versions_have_no_digest(tmp_path):
     expected = nequip_md.load(path)
     header = {"format_version": 1, "nequip_md_version": "0.1.0", "config": expected.config.model_dump(mode="json")}
     save_file(expected.state_dict(), path, metadata={"nequip_md": json.dumps(header)})
-    assert all(torch.equal(tensor, expected.state_dict()[name]) for name, tensor in nequip_md.load(path).state_dict().items())
+    assert all(
+        torch.equal(tensor, expected.state_dict()[name]) for name, tensor in nequip_md.load(path).state_dict().items()
+    )
 
 
 # Files that ask for more than they hold: each function writes one to a path.
+
 
 def native(config, **changes):
     """A small checkpoint whose header tells of another model."""
@@ -118,7 +126,9 @@ def view(*size: int) -> nn.Module:
 
 def laughing(levels: int) -> str:
     lines = ["a0: &a0 [x, x]", *(f"a{k}: &a{k} [*a{k - 1}, *a{k - 1}]" for k in range(1, levels))]
-    return "\n".join([*lines, f"training_module: {{model: {{_target_: nequip.model.NequIPGNNModel, wings: *a{levels - 1}}}}}"])
+    return "\n".join(
+        [*lines, f"training_module: {{model: {{_target_: nequip.model.NequIPGNNModel, wings: *a{levels - 1}}}}}"]
+    )
 
 
 def merging(levels: int) -> str:
@@ -158,7 +168,10 @@ def compressed(path: Path) -> None:
 
 def circle(path: Path) -> None:
     for one, other in ((path, path.with_name("b.zip")), (path.with_name("b.zip"), path)):
-        write_package(one, options=f"training_module: {{model: {{_target_: nequip.model.ModelFromPackage, package_path: {other}}}}}")
+        write_package(
+            one,
+            options=f"training_module: {{model: {{_target_: nequip.model.ModelFromPackage, package_path: {other}}}}}",
+        )
 
 
 COSTLY = {
@@ -167,16 +180,25 @@ COSTLY = {
     "depth": (native(ALLEGRO, readout_mlp_depth=10**9), "readout_mlp_depth: Input should be less than"),
     "types": (native(ALLEGRO, type_names=[str(k) for k in range(10**5)]), "type_names: List should have at most 1000"),
     "bessels": (native(NEQUIP, num_bessels=10**10), "num_bessels: Input should be less than"),
-    "tensor features": (native(ALLEGRO, num_tensor_features=10**7), "a model of far more than the .* numbers that the file holds"),
+    "tensor features": (
+        native(ALLEGRO, num_tensor_features=10**7),
+        "a model of far more than the .* numbers that the file holds",
+    ),
     "scalar features": (native(ALLEGRO, num_scalar_features=10**30), "a model of far more than the .* numbers"),
     "features of NequIP": (native(NEQUIP, num_features=10**7), "a model of far more than the .* numbers"),
-    "many small layers": (native(NEQUIP, num_layers=50, l_max=4, readout_mlp_depth=50, radial_mlp_depth=50), "do not fit"),
+    "many small layers": (
+        native(NEQUIP, num_layers=50, l_max=4, readout_mlp_depth=50, radial_mlp_depth=50),
+        "do not fit",
+    ),
     "version": (native(ALLEGRO, format_version="HUGE"), "unreadable header .OverflowError"),
     "cutoff": (native(ALLEGRO, cutoff="HUGE"), "cutoff: Input should be a finite number"),
     "shared modules": (lambda path: write_package(path, many_modules(30, 2)), "more than 100000 modules and tensors"),
     "deep modules": (lambda path: write_package(path, many_modules(100, 1)), "nested more than 50 deep"),
     "repeated number": (lambda path: write_package(path, view(2500, 10**6)), "names tensors of 10000000.* bytes"),
-    "YAML aliases": (lambda path: write_package(path, options=laughing(30)), "its options are nested .* or more than 100000 items"),
+    "YAML aliases": (
+        lambda path: write_package(path, options=laughing(30)),
+        "its options are nested .* or more than 100000 items",
+    ),
     "YAML merge keys": (lambda path: write_package(path, options=merging(30)), "merge"),
     "compressed": (compressed, "would unpack to 100000000 bytes"),
     "files in a circle": (circle, "lead from file to file more than"),

@@ -10,13 +10,13 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from support.artifacts import with_metadata
-from support.damage import DAMAGES, METADATA, damaged, rewritten
-from support.folders import in_mounted_folder
 
 from nequip_md import NequIPMDError
 from nequip_md.export import inductor_cache, load_artifact, read_metadata
 from nequip_md.memory import keep_freed_memory
+from support.artifacts import with_metadata
+from support.damage import DAMAGES, METADATA, damaged, rewritten
+from support.folders import in_mounted_folder
 
 
 @pytest.fixture
@@ -46,11 +46,25 @@ def test_metadata_that_are_no_table(artifact, tmp_path, case):
         read_metadata(rewritten(artifact, tmp_path / "other.pt2", metadata=METADATA[case]))
 
 
-@pytest.mark.parametrize("key, value", [
-    ("cutoff", "nan"), ("cutoff", "-1"), ("cutoff", "inf"), ("cutoff", "far"), ("pair_cutoffs", "4 4 4"), ("pair_cutoffs", "4 4 4 5"),
-    ("pair_cutoffs", "4 4 4 nan"), ("energy_unit", "Ha"), ("length_unit", "bohr"), ("precision", "fp8"), ("device", "tpu"),
-    ("type_names", " "), ("message_passing_layers", "-1"), ("message_passing_layers", "two"),
-])
+@pytest.mark.parametrize(
+    "key, value",
+    [
+        ("cutoff", "nan"),
+        ("cutoff", "-1"),
+        ("cutoff", "inf"),
+        ("cutoff", "far"),
+        ("pair_cutoffs", "4 4 4"),
+        ("pair_cutoffs", "4 4 4 5"),
+        ("pair_cutoffs", "4 4 4 nan"),
+        ("energy_unit", "Ha"),
+        ("length_unit", "bohr"),
+        ("precision", "fp8"),
+        ("device", "tpu"),
+        ("type_names", " "),
+        ("message_passing_layers", "-1"),
+        ("message_passing_layers", "two"),
+    ],
+)
 def test_unusable_metadata(artifact, tmp_path, key, value):
     with pytest.raises(NequIPMDError, match=f"unusable metadata {key} = '{value}'"):
         load_artifact(with_metadata(artifact, tmp_path / "other.pt2", **{key: value}))
@@ -99,7 +113,11 @@ def test_temporary_folder_cannot_be_used(artifact, tmp_path, case):
     outcome = in_mounted_folder(options, [sys.executable, "-c", load], tmp_path)
     last = outcome.stderr.splitlines()[-1]
     assert outcome.returncode == 1
-    assert "NequIPMDError: the model cannot be unpacked to" in last and reason in last and "TMPDIR to a folder with" in last, outcome.stderr
+    assert (
+        "NequIPMDError: the model cannot be unpacked to" in last
+        and reason in last
+        and "TMPDIR to a folder with" in last
+    ), outcome.stderr
 
 
 LOAD_AND_EXPORT = """
@@ -139,8 +157,12 @@ def test_nothing_comes_from_a_common_folder(artifact, tmp_path):
     prepared = common / Path(default_cache_dir()).name
     prepared.mkdir(mode=0o777)
     environment = {key: value for key, value in os.environ.items() if key != "TORCHINDUCTOR_CACHE_DIR"}
-    done = subprocess.run([sys.executable, "-c", LOAD_AND_EXPORT, artifact, tmp_path / "spring.pt2"], capture_output=True, text=True,
-                          env={**environment, "TMPDIR": str(common), "OMP_NUM_THREADS": "1"})
+    done = subprocess.run(
+        [sys.executable, "-c", LOAD_AND_EXPORT, artifact, tmp_path / "spring.pt2"],
+        capture_output=True,
+        text=True,
+        env={**environment, "TMPDIR": str(common), "OMP_NUM_THREADS": "1"},
+    )
     assert done.returncode == 0 and "done" in done.stdout, done.stdout + done.stderr
     assert done.stderr == ""
     assert list(common.iterdir()) == [prepared], "something was left behind"
@@ -173,9 +195,15 @@ print(changed, resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 @pytest.mark.skipif(not keep_freed_memory(), reason="not glibc, or the user's own settings")
 def test_freed_memory_is_kept():
     """Page faults of ten steps with a buffer of 48 MB, which is 11719 pages: by default glibc gives it back every time."""
+
     def faults(**environment: str) -> tuple[str, int]:
-        done = subprocess.run([sys.executable, "-c", FAULTS], capture_output=True, text=True, check=True,
-                              env={**os.environ, "OMP_NUM_THREADS": "1", **environment})
+        done = subprocess.run(
+            [sys.executable, "-c", FAULTS],
+            capture_output=True,
+            text=True,
+            check=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+        )
         changed, count = done.stdout.split()
         return changed, int(count)
 

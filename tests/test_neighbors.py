@@ -10,9 +10,9 @@ from ase import Atoms
 from ase.build import molecule
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.structures import water_box
 
 from nequip_md.graph.neighbors import neighbor_pairs, periodic_cell
+from support.structures import water_box
 
 
 def nearest_images(positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray, radius: float) -> dict[tuple, float]:
@@ -65,8 +65,11 @@ FAR = {
     "high box": with_copy(WATER, [0, 0, 5e5], cell=[12, 12, 1e6], pbc=(True, True, False)),
     "high periodic box": with_copy(WATER, [0, 0, 1e6 - 4.0], cell=[12, 12, 1e6], pbc=True),
     "everywhere": with_copy(WATER, [1e7, -1e8, 9e8]),
-    "many clusters in a plane": Atoms("H40", np.random.default_rng(0).uniform(-1e7, 1e7, (20, 1, 3)).repeat(2, 1).reshape(-1, 3)
-                                      * [1, 1, 0] + np.random.default_rng(1).uniform(0, 2, (40, 3))),
+    "many clusters in a plane": Atoms(
+        "H40",
+        np.random.default_rng(0).uniform(-1e7, 1e7, (20, 1, 3)).repeat(2, 1).reshape(-1, 3) * [1, 1, 0]
+        + np.random.default_rng(1).uniform(0, 2, (40, 3)),
+    ),
     "2e9 cells outside": turned_around(2.1e9),
     "-2e9 cells outside": turned_around(-2.1e9),
 }

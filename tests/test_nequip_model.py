@@ -17,35 +17,82 @@ from nequip_md.model import NequIPConfig, build_model, energy_and_gradient, pres
 from nequip_md.model.gate import SILU_FACTOR, TANH_FACTOR
 from nequip_md.ops.ghost_exchange import ghost_exchange
 from support.physical_checks import (
-    check_finite_differences, check_permutation, check_rotation, check_size_consistency, check_smooth_cutoff, close, evaluator,
+    check_finite_differences,
+    check_permutation,
+    check_rotation,
+    check_size_consistency,
+    check_smooth_cutoff,
+    close,
+    evaluator,
 )
 from support.structures import (
-    dense_box, distant_parts, elongated_cell, single_atom, small_molecule, triclinic_crystal, water_box,
+    dense_box,
+    distant_parts,
+    elongated_cell,
+    single_atom,
+    small_molecule,
+    triclinic_crystal,
+    water_box,
 )
 from support.upstream_nequip import build_upstream, evaluate_upstream, upstream_options, upstream_state
 
 HO, HCO = ["H", "O"], ["H", "C", "O"]
-SMALL = {"cutoff": 4.0, "num_features": 4, "radial_mlp_width": 8, "avg_num_neighbors": 11.0, "num_layers": 2, "dtype": "float64",
-         "energy_scales": 1.7, "energy_shifts": -0.3}
+SMALL = {
+    "cutoff": 4.0,
+    "num_features": 4,
+    "radial_mlp_width": 8,
+    "avg_num_neighbors": 11.0,
+    "num_layers": 2,
+    "dtype": "float64",
+    "energy_scales": 1.7,
+    "energy_shifts": -0.3,
+}
 
 # every option at least once away from its default
 CASES = {
     "l0": {"type_names": ["O"], "l_max": 0, "num_layers": 3},
     "l1": {"type_names": HCO, "l_max": 1, "num_layers": 3, "energy_shifts": {"H": -1.0, "C": 0.4, "O": 2.0}},
-    "l2_no_parity": {"type_names": HO, "l_max": 2, "parity": False, "num_features": [5, 3, 2],
-                     "avg_num_neighbors": {"H": 6.0, "O": 14.0}},
+    "l2_no_parity": {
+        "type_names": HO,
+        "l_max": 2,
+        "parity": False,
+        "num_features": [5, 3, 2],
+        "avg_num_neighbors": {"H": 6.0, "O": 14.0},
+    },
     "l2_four_layers": {"type_names": HCO, "l_max": 2, "num_layers": 4, "num_features": [4, 2, 3]},
     "l3": {"type_names": HO, "l_max": 3, "num_layers": 3, "num_features": 2, "type_embed_num_features": 3},
     "l4_no_parity": {"type_names": HO, "l_max": 4, "parity": False, "num_features": [4, 3, 2, 1, 2]},
     "one_layer": {"type_names": HCO, "l_max": 2, "num_layers": 1, "type_embed_num_features": 6},
-    "pair_cutoffs_zbl": {"type_names": HCO, "l_max": 1, "pair_cutoffs": {"H": 3.0, "C": {"H": 2.6, "O": 3.7}},
-                         "pair_potential": {"chemical_species": HCO}},
-    "radial": {"type_names": HO, "l_max": 1, "bessel_trainable": True, "num_bessels": 5, "polynomial_cutoff_p": 4.0,
-               "radial_mlp_depth": 2, "radial_mlp_width": 6},
-    "more_types_than_features": {"type_names": HCO, "l_max": 1, "num_layers": 3, "type_embed_num_features": 2,
-                                 "avg_num_neighbors": {"H": 3.0, "C": 9.0, "O": 14.0}},
-    "trainable_scales": {"type_names": HO, "l_max": 1, "energy_scales": 2.0, "energy_scales_trainable": True,
-                         "energy_shifts": {"H": 1.0, "O": -2.0}, "energy_shifts_trainable": True},
+    "pair_cutoffs_zbl": {
+        "type_names": HCO,
+        "l_max": 1,
+        "pair_cutoffs": {"H": 3.0, "C": {"H": 2.6, "O": 3.7}},
+        "pair_potential": {"chemical_species": HCO},
+    },
+    "radial": {
+        "type_names": HO,
+        "l_max": 1,
+        "bessel_trainable": True,
+        "num_bessels": 5,
+        "polynomial_cutoff_p": 4.0,
+        "radial_mlp_depth": 2,
+        "radial_mlp_width": 6,
+    },
+    "more_types_than_features": {
+        "type_names": HCO,
+        "l_max": 1,
+        "num_layers": 3,
+        "type_embed_num_features": 2,
+        "avg_num_neighbors": {"H": 3.0, "C": 9.0, "O": 14.0},
+    },
+    "trainable_scales": {
+        "type_names": HO,
+        "l_max": 1,
+        "energy_scales": 2.0,
+        "energy_scales_trainable": True,
+        "energy_shifts": {"H": 1.0, "O": -2.0},
+        "energy_shifts_trainable": True,
+    },
     "no_scales": {"type_names": HO, "l_max": 1, "energy_scales": None, "energy_shifts": None},
     "readout_silu": {"type_names": HO, "l_max": 1, "readout_mlp_depth": 1, "readout_mlp_width": 7},
     "readout_linear": {"type_names": HO, "l_max": 1, "readout_mlp_depth": 2, "readout_mlp_nonlinearity": None},
@@ -98,7 +145,15 @@ def test_same_function_as_upstream(case):
 def test_preset_is_upstreams():
     config = preset("S", type_names=HO, cutoff=4.0, avg_num_neighbors=10.0, dtype="float64")
     options = {**upstream_options(config), "_target_": "nequip.model.PresetNequIPGNNModel", "preset": "S"}
-    for key in ("num_layers", "l_max", "num_features", "parity", "type_embed_num_features", "radial_mlp_depth", "radial_mlp_width"):
+    for key in (
+        "num_layers",
+        "l_max",
+        "num_features",
+        "parity",
+        "type_embed_num_features",
+        "radial_mlp_depth",
+        "radial_mlp_width",
+    ):
         del options[key]
     assert config_from_upstream(options) == config_from_upstream(upstream_options(config))
     upstream, model = build_upstream(config), build_model(config)
@@ -206,7 +261,9 @@ def test_ghosts_without_an_exchange_are_not_numbers():
     (gradient,) = torch.autograd.grad((everything[:3] * weights).sum(), owned, create_graph=True)
     assert torch.equal(gradient, weights)
     alone = torch.zeros(3, dtype=torch.int64)
-    assert torch.autograd.gradcheck(ghost_exchange, (owned, alone)) and torch.autograd.gradgradcheck(ghost_exchange, (owned, alone))
+    assert torch.autograd.gradcheck(ghost_exchange, (owned, alone)) and torch.autograd.gradgradcheck(
+        ghost_exchange, (owned, alone)
+    )
 
 
 REFUSED = {
@@ -235,8 +292,15 @@ def full_options(**changes) -> dict:
     for key in ("num_layers", "l_max", "parity", "num_features", "radial_mlp_depth", "radial_mlp_width"):
         del options[key]
     hidden = "4x0e+4x0o+4x1e+4x1o"
-    return {**options, "irreps_edge_sh": "0e+1o", "feature_irreps_hidden": [hidden, hidden, "4x0e"],
-            "radial_mlp_depth": [1, 1, 1], "radial_mlp_width": [8, 8, 8], "type_embed_num_features": 4, **changes}
+    return {
+        **options,
+        "irreps_edge_sh": "0e+1o",
+        "feature_irreps_hidden": [hidden, hidden, "4x0e"],
+        "radial_mlp_depth": [1, 1, 1],
+        "radial_mlp_width": [8, 8, 8],
+        "type_embed_num_features": 4,
+        **changes,
+    }
 
 
 def test_model_given_by_irreps_is_recognised():
@@ -245,10 +309,15 @@ def test_model_given_by_irreps_is_recognised():
     assert config_from_upstream(full_options()) == expected
 
 
-@pytest.mark.parametrize("change", [
-    {"irreps_edge_sh": "0e+1e"}, {"feature_irreps_hidden": ["4x0e+4x1o", "4x0e+4x0o+4x1e+4x1o", "4x0e"]},
-    {"feature_irreps_hidden": ["4x0e+4x1o", "4x0e+4x1o", "3x0e"]}, {"radial_mlp_width": [8, 8, 9]},
-])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"irreps_edge_sh": "0e+1e"},
+        {"feature_irreps_hidden": ["4x0e+4x1o", "4x0e+4x0o+4x1e+4x1o", "4x0e"]},
+        {"feature_irreps_hidden": ["4x0e+4x1o", "4x0e+4x1o", "3x0e"]},
+        {"radial_mlp_width": [8, 8, 9]},
+    ],
+)
 def test_other_irreps_are_refused_by_name(change):
     with pytest.raises(NequIPMDError, match=next(iter(change))):
         config_from_upstream(full_options(**change))

@@ -9,8 +9,17 @@ from nequip_md.model import build_model, preset
 from nequip_md.model.allegro import tensor_track
 from nequip_md.model.clebsch_gordan import product_table
 from nequip_md.model.spherical_harmonics import spherical_harmonics
-from nequip_md.ops import (EdgeContractions, channel_product, cpu, edge_contract, edge_dot, edge_moment, edge_moment_shared, edge_spread,
-                           segment_sum)
+from nequip_md.ops import (
+    EdgeContractions,
+    channel_product,
+    cpu,
+    edge_contract,
+    edge_dot,
+    edge_moment,
+    edge_moment_shared,
+    edge_spread,
+    segment_sum,
+)
 
 COUNTS = [3, 0, 5, 1, 0, 19]  # edges of each centre, empty ones among them
 
@@ -44,7 +53,11 @@ def trilinear(a, y, z, centre):
 def test_moment_spread_dot_are_the_gradients_of_one_form(l_max, shared):
     centre, row_ptr = edges()
     components, orders = (l_max + 1) ** 2, 1 if shared else l_max + 1
-    a, y, z = random(len(centre), orders, 5, grad=True), random(len(centre), components, grad=True), random(len(COUNTS), components, 5, grad=True)
+    a, y, z = (
+        random(len(centre), orders, 5, grad=True),
+        random(len(centre), components, grad=True),
+        random(len(COUNTS), components, 5, grad=True),
+    )
     da, dy, dz = torch.autograd.grad(trilinear(a, y, z, centre), (a, y, z))
     torch.testing.assert_close(edge_moment(a, y, centre, row_ptr), dz)
     torch.testing.assert_close(edge_spread(y, z, centre, row_ptr, orders), da)
@@ -65,7 +78,11 @@ def test_contract_is_the_sum_over_components(l_max):
 def test_contractions_in_turn_have_the_gradients_of_contractions_one_by_one(count, used):
     """Each z depends on the q before it, as in Allegro; 6 are more than one kernel takes."""
     centre, row_ptr = edges()
-    inputs = random(len(centre), 3, 4, grad=True), random(len(centre), 9, grad=True), random(len(COUNTS), 9, 4, grad=True)
+    inputs = (
+        random(len(centre), 3, 4, grad=True),
+        random(len(centre), 9, grad=True),
+        random(len(COUNTS), 9, 4, grad=True),
+    )
 
     def result(shared):
         w, y, z = inputs
@@ -96,8 +113,9 @@ def test_shared_moment_adds_up_its_readers(readers, used, moment_used):
     moment, *copies = edge_moment_shared(a, y, centre, row_ptr, readers)
     assert len(copies) == readers
     got = torch.autograd.grad(result(moment, copies), (a, y), allow_unused=True, materialize_grads=True)
-    expected = torch.autograd.grad(result(edge_moment(a, y, centre, row_ptr), [a] * readers), (a, y), allow_unused=True,
-                                   materialize_grads=True)
+    expected = torch.autograd.grad(
+        result(edge_moment(a, y, centre, row_ptr), [a] * readers), (a, y), allow_unused=True, materialize_grads=True
+    )
     torch.testing.assert_close(got, expected)
 
 
@@ -107,8 +125,18 @@ def test_edge_embedding_is_what_a_model_composes(l_max, p, readers):
     """The operator and its gradient against autograd through a model's modules; edges beyond the cutoff included."""
     torch.manual_seed(5)
     bessels = {"kind": "bessel", "num_bessels": 5, "bessel_trainable": True}
-    model = build_model(preset("small", type_names=["H", "O"], dtype="float64", l_max=l_max, polynomial_cutoff_p=p, cutoff=4.0,
-                               pair_cutoffs={"H": {"O": 3.0}}, radial_embedding=bessels))
+    model = build_model(
+        preset(
+            "small",
+            type_names=["H", "O"],
+            dtype="float64",
+            l_max=l_max,
+            polynomial_cutoff_p=p,
+            cutoff=4.0,
+            pair_cutoffs={"H": {"O": 3.0}},
+            radial_embedding=bessels,
+        )
+    )
     with torch.no_grad():
         model.embedding.basis.roots.add_(0.3 * random(5))
     vectors = 1.7 * random(60, 3)
@@ -126,16 +154,34 @@ def test_edge_embedding_is_what_a_model_composes(l_max, p, readers):
     gradients = [torch.autograd.grad(total, vectors)[0] for total in sums]
     torch.testing.assert_close(*gradients)
     embedding = model.requires_grad_(False).embedding
-    arguments = (vectors.detach(), edge_index, node_types, model.geometry.cutoffs, embedding.basis.roots, embedding.centre,
-                 embedding.neighbour, embedding.linear.last(), p, l_max)
+    arguments = (
+        vectors.detach(),
+        edge_index,
+        node_types,
+        model.geometry.cutoffs,
+        embedding.basis.roots,
+        embedding.centre,
+        embedding.neighbour,
+        embedding.linear.last(),
+        p,
+        l_max,
+    )
     for operator, leading in (("edge_embedding", []), ("edge_embedding_backward", [cotangents[0], cotangents[1:]])):
-        torch.library.opcheck(getattr(torch.ops.nequip_md, operator).default, (*leading, *arguments),
-                              test_utils=("test_schema", "test_faketensor"))
+        torch.library.opcheck(
+            getattr(torch.ops.nequip_md, operator).default,
+            (*leading, *arguments),
+            test_utils=("test_schema", "test_faketensor"),
+        )
 
 
 def cases():
     centre, row_ptr = edges([2, 0, 3])
-    y, z, a, w = random(5, 4, grad=True), random(3, 4, 2, grad=True), random(5, 1, 2, grad=True), random(5, 2, 2, grad=True)
+    y, z, a, w = (
+        random(5, 4, grad=True),
+        random(3, 4, 2, grad=True),
+        random(5, 1, 2, grad=True),
+        random(5, 2, 2, grad=True),
+    )
     track = tensor_track(1, True, 2)
     paths, table, values = product_table(track[0], track[0], track[1])
     dim = int(table[3].max()) + 1
@@ -193,10 +239,16 @@ class EveryKernel(torch.nn.Module):
             yy, zz = y[:, :m].contiguous(), z[:, :m, :channels].contiguous()
             for orders in {1, l_max + 1}:
                 aa = a[:, :orders, :channels].contiguous()
-                out += [edge_moment(aa, yy, centre, row_ptr), edge_spread(yy, zz, centre, row_ptr, orders), edge_dot(aa, zz, centre, row_ptr)]
+                out += [
+                    edge_moment(aa, yy, centre, row_ptr),
+                    edge_spread(yy, zz, centre, row_ptr, orders),
+                    edge_dot(aa, zz, centre, row_ptr),
+                ]
             ww, gg = a[:, : l_max + 1, :channels].contiguous(), g[:, :channels].contiguous()
-            out += [edge_contract(ww, yy, zz, centre, row_ptr),
-                    *torch.ops.nequip_md.edge_contract_backward(gg, ww, yy, zz, centre, row_ptr)]
+            out += [
+                edge_contract(ww, yy, zz, centre, row_ptr),
+                *torch.ops.nequip_md.edge_contract_backward(gg, ww, yy, zz, centre, row_ptr),
+            ]
         x = z[:, :16].contiguous()
         return *out, channel_product(x, x.sin(), w, table, values, 32)
 
@@ -210,15 +262,26 @@ def test_cpp_kernels_in_an_artifact(tmp_path, dtype, tolerance):
     def inputs(counts):
         centre, row_ptr = edges(counts)
         e, n = len(centre), len(counts)
-        return (random(e, 5, 64, dtype=dtype), random(e, 25, dtype=dtype), random(n, 25, 64, dtype=dtype), random(e, 64, dtype=dtype),
-                centre, row_ptr, table, values.to(dtype), w)
+        return (
+            random(e, 5, 64, dtype=dtype),
+            random(e, 25, dtype=dtype),
+            random(n, 25, 64, dtype=dtype),
+            random(e, 64, dtype=dtype),
+            centre,
+            row_ptr,
+            table,
+            values.to(dtype),
+            w,
+        )
 
     e, n = torch.export.Dim("e", min=2), torch.export.Dim("n", min=2)
     shapes = ({0: e}, {0: e}, {0: n}, {0: e}, {0: e}, {0: n + 1}, None, None, None)
     module = EveryKernel()
     program = torch.export.export(module, inputs(COUNTS), dynamic_shapes=shapes)
     with cpu.linked_kernels() as options:
-        path = torch._inductor.aoti_compile_and_package(program, package_path=str(tmp_path / "ops.pt2"), inductor_configs=options)
+        path = torch._inductor.aoti_compile_and_package(
+            program, package_path=str(tmp_path / "ops.pt2"), inductor_configs=options
+        )
     compiled = torch._inductor.aoti_load_package(path)
     for counts in (COUNTS, [2, 1], [0, 0, 300, 7], [1] * 33):
         arguments = inputs(counts)

@@ -117,8 +117,13 @@ def test_source_distribution(source, wheel, tmp_path):
 
     def files(folder: Path) -> set[Path]:
         made = ("PKG-INFO", "setup.cfg")
-        return {path.relative_to(folder) for path in folder.rglob("*") if path.is_file() and path.name not in made
-                and not any(".egg-info" in part or part == "build" for part in path.parts)}
+        return {
+            path.relative_to(folder)
+            for path in folder.rglob("*")
+            if path.is_file()
+            and path.name not in made
+            and not any(".egg-info" in part or part == "build" for part in path.parts)
+        }
 
     assert files(unpacked) == files(source)
     some = ("tests/test_packaging.py", "CITATION.cff", "nequip_md/ops/csrc/cpu_kernels.cpp", "tests/support/warp.cpp")

@@ -20,8 +20,11 @@ def form(irreps, x, y, w, g, centre, neighbour):
         key = (path.l_out, path.p_out)
         cg = wigner_3j(path.l_in, path.l_edge, path.l_out, dtype=x.dtype) * (2 * path.l_out + 1) ** 0.5
         total = total + torch.einsum(
-            "abc,eau,eb,eu,ecu->", cg, split(x, irreps.inputs)[path.source][neighbour],
-            y[:, path.l_edge**2 : (path.l_edge + 1) ** 2], w[:, first_weight : first_weight + path.mul],
+            "abc,eau,eb,eu,ecu->",
+            cg,
+            split(x, irreps.inputs)[path.source][neighbour],
+            y[:, path.l_edge**2 : (path.l_edge + 1) ** 2],
+            w[:, first_weight : first_weight + path.mul],
             blocks[key][centre][..., used[key] : used[key] + path.mul],
         )
         first_weight += path.mul
@@ -47,10 +50,14 @@ def test_second_and_third_derivatives(case):
     x, y, w, g, *graph = inputs(irreps, counts, nodes, grad=True)
     assert torch.autograd.gradgradcheck(
         lambda x, y, w: tensor_product_convolution(x, y, w, *graph, cg, paths, width(irreps.messages)),
-        (x, y, w), (g,), fast_mode=case != "vectors",
+        (x, y, w),
+        (g,),
+        fast_mode=case != "vectors",
     )
     edges = torch.ops.nequip_md.tensor_product_convolution_edges
-    assert torch.autograd.gradgradcheck(lambda x, y, w, g: edges(x, y, w, g, *graph, cg, paths), (x, y, w, g), fast_mode=True)
+    assert torch.autograd.gradgradcheck(
+        lambda x, y, w, g: edges(x, y, w, g, *graph, cg, paths), (x, y, w, g), fast_mode=True
+    )
 
 
 def test_schema_and_fake_agree_with_the_reference():
@@ -79,9 +86,11 @@ class Kernels(torch.nn.Module):
         graph = (centre, neighbour, row_ptr)
         for dtype in (torch.float64, torch.float32):
             x, y, w, g, cg = (t.to(dtype) for t in (x, y, w, g, self.cg))
-            out += [operators.tensor_product_convolution(x, y, w, *graph, cg, self.paths, g.shape[1]),
-                    operators.tensor_product_convolution_nodes(y, w, g, *graph, cg, self.paths, *x.shape),
-                    *operators.tensor_product_convolution_edges(x, y, w, g, *graph, cg, self.paths)]
+            out += [
+                operators.tensor_product_convolution(x, y, w, *graph, cg, self.paths, g.shape[1]),
+                operators.tensor_product_convolution_nodes(y, w, g, *graph, cg, self.paths, *x.shape),
+                *operators.tensor_product_convolution_edges(x, y, w, g, *graph, cg, self.paths),
+            ]
         return tuple(out)
 
 
@@ -91,7 +100,9 @@ def test_cpp_kernels_in_an_artifact(tmp_path):
     shapes = ({0: nodes}, {0: edges}, {0: edges}, {0: owned}, {0: edges}, {0: edges}, {0: owned + 1})
     program = torch.export.export(module, inputs(module.irreps), dynamic_shapes=shapes)
     with cpu.linked_kernels() as options:
-        path = torch._inductor.aoti_compile_and_package(program, package_path=str(tmp_path / "ops.pt2"), inductor_configs=options)
+        path = torch._inductor.aoti_compile_and_package(
+            program, package_path=str(tmp_path / "ops.pt2"), inductor_configs=options
+        )
     compiled = torch._inductor.aoti_load_package(path)
     for counts, nodes in ((COUNTS, NODES), ([2, 1], 2), ([0, 0, 90, 7], 5), ([1] * 33, 40)):
         arguments = inputs(module.irreps, counts, nodes)

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 from ase.calculators.lj import LennardJones
-from support.training_runs import MODEL, assert_same_end, crystals, run, write_data
 from torch import nn
 
 from nequip_md import checkpoint
@@ -24,6 +23,7 @@ from nequip_md.training.ema import AveragedModel
 from nequip_md.training.loss import errors, loss, predict
 from nequip_md.training.metrics import ErrorMetrics, weighted_loss
 from nequip_md.training.schedule import Clock, make_schedule
+from support.training_runs import MODEL, assert_same_end, crystals, run, write_data
 
 
 @pytest.fixture(autouse=True)
@@ -254,7 +254,9 @@ def test_divergence_names_the_frame_with_the_largest_force(folder, tmp_path, cap
     assert run(folder, tmp_path / "run", data=data, optimizer={"learning_rate": 1e200, "ema_decay": None}) == 1
     message = capsys.readouterr().err
     assert "training has diverged" in message
-    assert re.search(r"the largest force of the training data, 5e\+05 eV/Å, is in frame 3 of \S*outlier.extxyz", message)
+    assert re.search(
+        r"the largest force of the training data, 5e\+05 eV/Å, is in frame 3 of \S*outlier.extxyz", message
+    )
     assert re.search(r"first prediction that was not finite is of frame \d of \S*/(outlier|train).extxyz", message)
 
 

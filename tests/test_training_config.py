@@ -154,9 +154,7 @@ def test_the_command_prints_one_message_and_fails(tmp_path, capsys, text, expect
 
 def test_a_key_that_overrides_an_anchor_is_no_second_one(tmp_path):
     path = tmp_path / "train.yaml"
-    path.write_text(
-        yaml.safe_dump(MINIMAL) + "stop: {<<: &limits {max_epochs: 3, patience: 7}, max_epochs: 5}\n"
-    )
+    path.write_text(yaml.safe_dump(MINIMAL) + "stop: {<<: &limits {max_epochs: 3, patience: 7}, max_epochs: 5}\n")
     assert load_config(path).stop == StopConfig(max_epochs=5, patience=7)
 
 

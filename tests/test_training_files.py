@@ -10,12 +10,11 @@ import ase.io
 import numpy as np
 import pytest
 import torch
-from support.training_runs import assert_same_end, crystals, run, write_config, write_data
 
 from nequip_md.errors import NequIPMDError
-from nequip_md.training.cli import main
 from nequip_md.training.folder import held
-from nequip_md.training.states import StateFiles, read_state
+from nequip_md.training.states import read_state
+from support.training_runs import assert_same_end, run, write_data
 
 FILES = ("best.nqmd", "last.ckpt", "previous.ckpt", "report.json")
 

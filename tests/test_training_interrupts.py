@@ -9,11 +9,11 @@ import sys
 
 import pytest
 import torch
-from support.training_runs import assert_same_end, run, write_config, write_data
 
 from nequip_md.interrupt import Interrupted
 from nequip_md.training.config import load_config
 from nequip_md.training.run import train
+from support.training_runs import assert_same_end, run, write_config, write_data
 
 SLURM = {
     "SLURM_JOB_ID": "1", "SLURM_JOB_NAME": "job", "SLURM_NTASKS": "4", "SLURM_NTASKS_PER_NODE": "4",

@@ -28,8 +28,18 @@ from nequip_md.model import energy_and_gradient
 
 HERE = Path(__file__).resolve().parent
 OLDER = sorted((HERE / "data" / "upstream").glob("*.ckpt"))
-CASES = ["allegro", "allegro_plain", "allegro_spline", "nequip", "nequip_order", "nequip_plain", "nequip_no_parity",
-         "modified", "from_package", "from_checkpoint"]
+CASES = [
+    "allegro",
+    "allegro_plain",
+    "allegro_spline",
+    "nequip",
+    "nequip_order",
+    "nequip_plain",
+    "nequip_no_parity",
+    "modified",
+    "from_package",
+    "from_checkpoint",
+]
 PACKAGED = ["allegro", "nequip_order", "from_package"]
 TOLERANCE = {"float64": 1e-10, "float32": 1e-5}  # relative
 MIN_FORCE = 1e-3  # eV/angstrom: less is no signal
@@ -44,7 +54,14 @@ def trained(made_once) -> Path:
 
     def train(folder: Path) -> None:
         folder.mkdir(exist_ok=True)
-        command = [sys.executable, str(HERE / "support" / "upstream_train.py"), str(folder), *CASES, "--package", *PACKAGED]
+        command = [
+            sys.executable,
+            str(HERE / "support" / "upstream_train.py"),
+            str(folder),
+            *CASES,
+            "--package",
+            *PACKAGED,
+        ]
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}  # more threads only slow such small models down
         done = subprocess.run(command, capture_output=True, text=True, timeout=600, env=environment)
         assert done.returncode == 0, done.stderr[-4000:]
@@ -127,9 +144,13 @@ def test_configuration_carries_the_stored_shifts(trained):
 
 # The same model in upstream's other words gives the same configuration.
 
+
 def _full_allegro(section):
-    section.update(_target_="allegro.model.FullAllegroModel", irreps_edge_sh="1x0e+1x1o",
-                   tensor_track_allowed_irreps="1x0e+1x0o+1x1e+1x1o")
+    section.update(
+        _target_="allegro.model.FullAllegroModel",
+        irreps_edge_sh="1x0e+1x1o",
+        tensor_track_allowed_irreps="1x0e+1x0o+1x1e+1x1o",
+    )
     del section["l_max"]
 
 
@@ -137,7 +158,9 @@ def _full_nequip(section):
     layers = section.pop("num_layers")
     del section["l_max"], section["num_features"]
     section.update(
-        _target_="nequip.model.FullNequIPGNNModel", irreps_edge_sh="1x0e+1x1o", type_embed_num_features=4,
+        _target_="nequip.model.FullNequIPGNNModel",
+        irreps_edge_sh="1x0e+1x1o",
+        type_embed_num_features=4,
         feature_irreps_hidden=["4x0e+4x0o+4x1e+4x1o"] * (layers - 1) + ["4x0e"],
         **{key: [section[key]] * layers for key in ("radial_mlp_depth", "radial_mlp_width")},
     )
@@ -152,8 +175,12 @@ def _wrapped(section):
 SAME = {
     "full allegro": ("allegro", _full_allegro),
     "full nequip": ("nequip", _full_nequip),
-    "preset": ("nequip", lambda s: s.update(_target_="nequip.model.PresetNequIPGNNModel", preset="S", parity=True,
-                                            type_embed_num_features=4)),
+    "preset": (
+        "nequip",
+        lambda s: s.update(
+            _target_="nequip.model.PresetNequIPGNNModel", preset="S", parity=True, type_embed_num_features=4
+        ),
+    ),
     "long name": ("allegro", lambda s: s.update(_target_="allegro.model.allegro_models.AllegroModel")),
     "accelerated": ("nequip", _wrapped),
     "defaults and switches": ("allegro", lambda s: s.update(parity=True, compile_mode="compile", do_derivatives=False)),
@@ -182,34 +209,74 @@ REFUSED = {
     "half precision": ("allegro", {"model_dtype": "bfloat16"}, NOW, "'model_dtype' with value 'bfloat16'"),
     "large l": ("allegro", {"l_max": 5}, NOW, "l_max"),
     "list of shifts": ("allegro", {"per_type_energy_shifts": [1.0, 2.0]}, NOW, "'per_type_energy_shifts'"),
-    "Lennard-Jones": ("allegro", {"pair_potential": {"_target_": "nequip.nn.pair_potential.LennardJones"}}, NOW,
-                      "'pair_potential' with value 'nequip.nn.pair_potential.LennardJones'"),
+    "Lennard-Jones": (
+        "allegro",
+        {"pair_potential": {"_target_": "nequip.nn.pair_potential.LennardJones"}},
+        NOW,
+        "'pair_potential' with value 'nequip.nn.pair_potential.LennardJones'",
+    ),
     "ZBL units": ("allegro_plain", {"pair_potential": {"units": "real"}}, NOW, "'units' with value 'real'"),
     "ZBL envelope": ("allegro_plain", {"pair_potential": {"polynomial_cutoff_p": 4.0}}, NOW, "'polynomial_cutoff_p'"),
     "embedding": ("allegro", {"radial_chemical_embed": {"_target_": "mine.Embed"}}, NOW, "'radial_chemical_embed'"),
     "embedding option": ("allegro", {"radial_chemical_embed": {"scale": 3}}, NOW, "BesselScalarEmbed: option 'scale'"),
-    "irreps": ("allegro", {"_target_": "allegro.model.FullAllegroModel", "irreps_edge_sh": "1x0e+1x1o",
-                           "tensor_track_allowed_irreps": "1x0e+1x1e"}, NOW, "'tensor_track_allowed_irreps'"),
+    "irreps": (
+        "allegro",
+        {
+            "_target_": "allegro.model.FullAllegroModel",
+            "irreps_edge_sh": "1x0e+1x1o",
+            "tensor_track_allowed_irreps": "1x0e+1x1e",
+        },
+        NOW,
+        "'tensor_track_allowed_irreps'",
+    ),
     "resnet": ("nequip", {"convnet_resnet": True}, NOW, "'convnet_resnet' with value True"),
     "no self-connection": ("nequip", {"convnet_sc": False}, NOW, "'convnet_sc' with value False"),
     "learnable shift": ("nequip", {"learnable_shift": True}, NOW, "'learnable_shift'"),
     "norm gate": ("nequip", {"convnet_nonlinearity_type": "norm"}, NOW, "'convnet_nonlinearity_type'.* 'norm'"),
-    "graph fields": ("nequip", {"categorical_graph_field_embed": [{"field": "charge"}]}, NOW,
-                     "'categorical_graph_field_embed'"),
-    "modifier": ("modified", {"modifiers": [{"modifier": "enable_LAMMPSMLIAPGhostExchange"}]}, NOW,
-                 "'modifier' with value 'enable_LAMMPSMLIAPGhostExchange'"),
-    "modifier option": ("modified", {"modifiers": [{"modifier": "modify_PerTypeScaleShift", "bias": 1}]}, NOW,
-                        "'bias' with value 1"),
-    "lost package": ("allegro", {"_target_": "nequip.model.ModelFromPackage", "package_path": "/gone/base.nequip.zip"},
-                     NOW, "trained from another file .*'/gone/base.nequip.zip'.*beside allegro.ckpt"),
+    "graph fields": (
+        "nequip",
+        {"categorical_graph_field_embed": [{"field": "charge"}]},
+        NOW,
+        "'categorical_graph_field_embed'",
+    ),
+    "modifier": (
+        "modified",
+        {"modifiers": [{"modifier": "enable_LAMMPSMLIAPGhostExchange"}]},
+        NOW,
+        "'modifier' with value 'enable_LAMMPSMLIAPGhostExchange'",
+    ),
+    "modifier option": (
+        "modified",
+        {"modifiers": [{"modifier": "modify_PerTypeScaleShift", "bias": 1}]},
+        NOW,
+        "'bias' with value 1",
+    ),
+    "lost package": (
+        "allegro",
+        {"_target_": "nequip.model.ModelFromPackage", "package_path": "/gone/base.nequip.zip"},
+        NOW,
+        "trained from another file .*'/gone/base.nequip.zip'.*beside allegro.ckpt",
+    ),
     "too old": ("nequip", {}, {"nequip": "0.6.2"}, "nequip 0.6.2 is too old"),
     "SO(3) features": ("nequip", {"parity": False}, {"nequip": "0.15.0"}, "nequip < 0.16: option 'parity'.* False"),
-    "old ZBL envelope": ("allegro_plain", {"radial_chemical_embed": {"polynomial_cutoff_p": 5}}, {"nequip": "0.16.2"},
-                         "'polynomial_cutoff_p' with value 5"),
-    "scattered features": ("allegro", {"scatter_features": True}, {"nequip": "0.8.0", "allegro": "0.6.0"},
-                           "'scatter_features' with value True"),
-    "SO(3) tensors": ("allegro", {"parity_setting": "so3", "scalar_embed": {}}, {"nequip": "0.7.0", "allegro": "0.4.0"},
-                      "0.4: option 'parity_setting' with value 'so3'"),
+    "old ZBL envelope": (
+        "allegro_plain",
+        {"radial_chemical_embed": {"polynomial_cutoff_p": 5}},
+        {"nequip": "0.16.2"},
+        "'polynomial_cutoff_p' with value 5",
+    ),
+    "scattered features": (
+        "allegro",
+        {"scatter_features": True},
+        {"nequip": "0.8.0", "allegro": "0.6.0"},
+        "'scatter_features' with value True",
+    ),
+    "SO(3) tensors": (
+        "allegro",
+        {"parity_setting": "so3", "scalar_embed": {}},
+        {"nequip": "0.7.0", "allegro": "0.4.0"},
+        "0.4: option 'parity_setting' with value 'so3'",
+    ),
 }
 
 
@@ -247,15 +314,21 @@ def _rename_model(content):
 
 DAMAGED = {
     "foreign tensor": (_add_tensor, "1 tensor.* nothing that nequip-md implements: 'wings.weight'"),
-    "lost tensor": (lambda c: c["state_dict"].pop(f"{NETWORK}per_type_energy_scale_shift.shifts"),
-                    "'per_type_energy_scale_shift.shifts' is missing"),
+    "lost tensor": (
+        lambda c: c["state_dict"].pop(f"{NETWORK}per_type_energy_scale_shift.shifts"),
+        "'per_type_energy_scale_shift.shifts' is missing",
+    ),
     "other cutoff": (lambda c: c["hyper_parameters"]["model"].update(r_max=4.5), "_rmax_recip.*do not agree"),
     "other width": (lambda c: c["hyper_parameters"]["model"].update(num_scalar_features=8), "has shape"),
     "fewer averages": (lambda c: c["state_dict"].pop("ema.ema_weight_3"), "averaged .EMA. weights do not match"),
     "swapped averages": (_swap, "were swapped"),
     "several models": (_rename_model, "holds the models first"),
-    "schedule-free": (lambda c: c["hyper_parameters"]["info_dict"]["training_module"].update(
-        _target_="nequip.train.ScheduleFreeLightningModule"), "'nequip.train.ScheduleFreeLightningModule'.*package"),
+    "schedule-free": (
+        lambda c: c["hyper_parameters"]["info_dict"]["training_module"].update(
+            _target_="nequip.train.ScheduleFreeLightningModule"
+        ),
+        "'nequip.train.ScheduleFreeLightningModule'.*package",
+    ),
     "not by nequip-train": (lambda c: c.pop("hyper_parameters"), "not a checkpoint of nequip-train"),
 }
 

@@ -8,14 +8,14 @@ from dataclasses import replace
 
 import pytest
 import torch
-from support.analytic import LennardJones
-from support.eager import EagerArtifact, SmoothLennardJones
 
 from nequip_md import NequIPMDError
 from nequip_md.export.validate import CheckResult, validate_artifact
 from nequip_md.export.validation_systems import validation_systems
 from nequip_md.graph import Graph
 from nequip_md.model import AllegroConfig, NequIPConfig, build_model
+from support.analytic import LennardJones
+from support.eager import EagerArtifact, SmoothLennardJones
 
 SMALL = {"num_scalar_features": 8, "num_tensor_features": 4, "avg_num_neighbors": 15.0, "cutoff": 4.5}
 FIFTEEN = [f"type{k}" for k in range(15)]

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 from ase import Atoms
-from support.graph_cases import NAMES, PAIR_CUTOFFS, STRUCTURES, outside_the_cell
-from support.structures import small_molecule, water_box
 
 from nequip_md import NequIPMDError
 from nequip_md.graph import Graph, VerletList, build_graph
+from support.graph_cases import NAMES, PAIR_CUTOFFS, STRUCTURES, outside_the_cell
+from support.structures import small_molecule, water_box
 
 
 def assert_same(graph: Graph, atoms: Atoms):

@@ -76,19 +76,19 @@ def collate(samples: Sequence[Sample]) -> Sample:
 
 
 def make_sample(
-    atoms: Atoms, config: PotentialConfig, labels: Labels | FrameLabels = Labels(), index: int = 0
+    atoms: Atoms, config: PotentialConfig, labels: Labels | FrameLabels | None = None, index: int = 0
 ) -> Sample:
     """The graph of a frame with its labels.
 
     Args:
-        labels: the labels, or the names to look for.
+        labels: the labels, or the names to look for; by default those of :class:`Labels`.
         index: of the frame in its data set.
 
     Raises:
         NequIPMDError: a label that is refused (see :meth:`Labels.of`), an element that the model lacks, a bad cell, two
             atoms at one place.
     """
-    found = labels.of(atoms) if isinstance(labels, Labels) else labels
+    found = labels if isinstance(labels, FrameLabels) else (labels or Labels()).of(atoms)
     volume = cell_volume(atoms)
     graph = build_graph(atoms, config.type_names, config.cutoff_matrix())
     _refuse_coincident_atoms(graph)

@@ -69,9 +69,13 @@ def write_molecules(atoms: Atoms, path: Path) -> list[int]:
     owner = distances.argmin(axis=1)
     order = [int(i) for k, o in enumerate(oxygens) for i in (o, *hydrogens[owner == k])]
     count = len(oxygens)
-    assert len(order) == 3 * count and all(symbols[order].reshape(-1, 3)[k].tolist() == ["O", "H", "H"] for k in range(count))
+    assert len(order) == 3 * count and all(
+        symbols[order].reshape(-1, 3)[k].tolist() == ["O", "H", "H"] for k in range(count)
+    )
     with open(path, "w") as file:
-        file.write(f"water\n\n{3 * count} atoms\n{2 * count} bonds\n{count} angles\n2 atom types\n1 bond types\n1 angle types\n\n")
+        file.write(
+            f"water\n\n{3 * count} atoms\n{2 * count} bonds\n{count} angles\n2 atom types\n1 bond types\n1 angle types\n\n"
+        )
         file.writelines(f"0.0 {length:.12g} {axis}lo {axis}hi\n" for length, axis in zip(atoms.cell.lengths(), "xyz"))
         file.write("\nMasses\n\n1 15.999\n2 1.008\n\nAtoms # full\n\n")
         for i, at in enumerate(atoms.get_positions(wrap=True)[order]):
@@ -92,7 +96,9 @@ def make(frames: int, seed: int) -> list[Atoms]:
     start = read(WATER, format="lammps-data", units="metal", Z_of_type={1: 8, 2: 1})
     kelvins = np.random.default_rng(seed).choice(TEMPERATURES, size=frames)
     script = INPUT.format(seed=seed)
-    script += "".join(FRAME.format(kelvin=kelvin, seed=seed + frame, frame=frame) for frame, kelvin in enumerate(kelvins))
+    script += "".join(
+        FRAME.format(kelvin=kelvin, seed=seed + frame, frame=frame) for frame, kelvin in enumerate(kelvins)
+    )
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         order = write_molecules(start, folder / "water.data")

@@ -37,22 +37,47 @@ def positive(text: str) -> int:
 def parser() -> argparse.ArgumentParser:
     result = command_parser("bench", "Time of one step of a model on this machine, by number of atoms.")
     add = result.add_argument
-    add("model", metavar="MODEL", help="checkpoint (.nqmd, .ckpt, .nequip.zip), artifact (.pt2), or a preset with random "
-        "weights and the structure's elements: small, medium, large (Allegro), S, M, L, XL (NequIP)")
-    add("--sizes", type=positive, nargs="+", metavar="ATOMS",
-        help="about so many atoms each (default: 192 1536 12288 of water, a structure as it is)")
-    add("--structure", type=Path, metavar="FILE", help="repeat this structure: a LAMMPS data file with masses or any format of "
-        "ASE's (default: liquid water)")
+    add(
+        "model",
+        metavar="MODEL",
+        help="checkpoint (.nqmd, .ckpt, .nequip.zip), artifact (.pt2), or a preset with random "
+        "weights and the structure's elements: small, medium, large (Allegro), S, M, L, XL (NequIP)",
+    )
+    add(
+        "--sizes",
+        type=positive,
+        nargs="+",
+        metavar="ATOMS",
+        help="about so many atoms each (default: 192 1536 12288 of water, a structure as it is)",
+    )
+    add(
+        "--structure",
+        type=Path,
+        metavar="FILE",
+        help="repeat this structure: a LAMMPS data file with masses or any format of ASE's (default: liquid water)",
+    )
     add("--device", choices=("cpu", "cuda"), help="default: that of the artifact, else cuda where there is one")
     add("--precision", choices=("fp64", "fp32", "tf32"), nargs="+", help="default: that of the artifact, else fp32")
-    add("--engine", choices=("graph", "lammps"), nargs="+", default=["graph"],
-        help="graph: evaluation alone, neighbours found beforehand (default); lammps: molecular dynamics")
-    add("--peer", action="store_true", help="time upstream's nequip-allegro beside it (engine graph, Allegro, both with "
-        "weights that upstream draws)")
+    add(
+        "--engine",
+        choices=("graph", "lammps"),
+        nargs="+",
+        default=["graph"],
+        help="graph: evaluation alone, neighbours found beforehand (default); lammps: molecular dynamics",
+    )
+    add(
+        "--peer",
+        action="store_true",
+        help="time upstream's nequip-allegro beside it (engine graph, Allegro, both with weights that upstream draws)",
+    )
     for name, (_, default, explanation) in OF_ENGINES.items():
         add(f"--{name}", type=positive, help=f"{explanation} (default: {default})")
-    add("--threads", type=positive, help="CPU threads; LAMMPS' ranks share them (default: as many as PyTorch takes; "
-        "on cuda one for each rank of LAMMPS)")
+    add(
+        "--threads",
+        type=positive,
+        help="CPU threads; LAMMPS' ranks share them (default: as many as PyTorch takes; "
+        "on cuda one for each rank of LAMMPS)",
+    )
     add("--output", type=Path, metavar="results.json", help="write all numbers there, after every size")
     add("--plot", type=Path, metavar="plot.png", help="draw time and memory over the number of atoms")
     add("--allow-pickle", action="store_true", help="read upstream files whose format executes code stored in them")
@@ -69,8 +94,10 @@ def complete(options: argparse.Namespace) -> None:
         if getattr(options, name) is None:
             setattr(options, name, default)
         elif engine not in options.engine:
-            raise NequIPMDError(f"--{name} belongs to --engine {engine}, but the engine is {' '.join(options.engine)}; "
-                                f"add --engine {engine}, or leave --{name} out")
+            raise NequIPMDError(
+                f"--{name} belongs to --engine {engine}, but the engine is {' '.join(options.engine)}; "
+                f"add --engine {engine}, or leave --{name} out"
+            )
 
 
 def threads_per_rank(threads: int | None, ranks: int, device: str) -> int:
@@ -110,8 +137,10 @@ def bench(options: argparse.Namespace, report: Report = print) -> list[Row]:
         artifact = load_artifact(options.model, device=options.device)
         compiled.artifacts[artifact.metadata["precision"]] = artifact
         if options.peer or set(options.precision or compiled.artifacts) != set(compiled.artifacts):
-            raise NequIPMDError(f"{options.model} is compiled ({', '.join(compiled.artifacts)}): for another precision or a "
-                                "peer, give its checkpoint or a preset")
+            raise NequIPMDError(
+                f"{options.model} is compiled ({', '.join(compiled.artifacts)}): for another precision or a "
+                "peer, give its checkpoint or a preset"
+            )
     if options.peer and "graph" not in options.engine:
         raise NequIPMDError("the peer is timed with --engine graph only")
     device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -131,15 +160,28 @@ def bench(options: argparse.Namespace, report: Report = print) -> list[Row]:
         folder = Path(scratch)
         if config:
             precisions = list(dict.fromkeys(options.precision or ["fp32"]))
-            compiled = compile_all(options.model, config, precisions, device, boxes[0], folder, with_peer=options.peer,
-                                   allow_pickle=options.allow_pickle, report=report)
+            compiled = compile_all(
+                options.model,
+                config,
+                precisions,
+                device,
+                boxes[0],
+                folder,
+                with_peer=options.peer,
+                allow_pickle=options.allow_pickle,
+                report=report,
+            )
         facts = {
-            "model": options.model, "weights": "drawn by upstream" if options.peer else None,
-            "system": str(options.structure or "liquid water"), "machine": measure.machine(device),
-            "date": date.today().isoformat(), "command": shlex.join(["nequip-md-bench", *sys.argv[1:]]),
+            "model": options.model,
+            "weights": "drawn by upstream" if options.peer else None,
+            "system": str(options.structure or "liquid water"),
+            "machine": measure.machine(device),
+            "date": date.today().isoformat(),
+            "command": shlex.join(["nequip-md-bench", *sys.argv[1:]]),
             "repeats": options.repeats,
             "lammps": {"steps": options.steps, "ranks": options.ranks, "threads_per_rank": threads},
-            "relative_force_difference": compiled.differences, "compilation_s": compiled.seconds,
+            "relative_force_difference": compiled.differences,
+            "compilation_s": compiled.seconds,
         }
         for atoms in boxes:
             new = []
@@ -149,8 +191,18 @@ def bench(options: argparse.Namespace, report: Report = print) -> list[Row]:
             if device == "cuda":
                 torch.cuda.empty_cache()  # for LAMMPS, which is another process
             for precision, artifact in compiled.artifacts.items() if "lammps" in options.engine else ():
-                new.append(lammps_row(artifact.path, type_names, precision, atoms, folder, steps=options.steps,
-                                      ranks=options.ranks, threads=threads))
+                new.append(
+                    lammps_row(
+                        artifact.path,
+                        type_names,
+                        precision,
+                        atoms,
+                        folder,
+                        steps=options.steps,
+                        ranks=options.ranks,
+                        threads=threads,
+                    )
+                )
                 new[-1].edges_per_atom = edges
             for row in new:
                 result = row.error or f"{row.ms_per_step:.3f} ms/step, {row.us_per_atom_step:.2f} µs/atom/step"
@@ -159,7 +211,11 @@ def bench(options: argparse.Namespace, report: Report = print) -> list[Row]:
             if options.output:
                 write_json(options.output, rows, facts)
     if options.plot:
-        plot(options.plot, rows, f"{options.model}, {facts['system']}, {facts['machine']['gpu'] or facts['machine']['cpu']}")
+        plot(
+            options.plot,
+            rows,
+            f"{options.model}, {facts['system']}, {facts['machine']['gpu'] or facts['machine']['cpu']}",
+        )
     return rows
 
 

@@ -41,8 +41,15 @@ def preset_config(name: str, atoms: Atoms) -> AllegroConfig | NequIPConfig:
     """The preset with a type for each element of a structure, its mean number of neighbours, and ZBL."""
     elements = sorted(set(atoms.get_chemical_symbols()))
     neighbours = build_graph(atoms, elements, PRESET_CUTOFF).num_edges / len(atoms)
-    return preset(name, type_names=elements, cutoff=PRESET_CUTOFF, avg_num_neighbors=max(neighbours, 1.0), energy_scales=1.0,
-                  energy_shifts=0.0, pair_potential={"chemical_species": elements})
+    return preset(
+        name,
+        type_names=elements,
+        cutoff=PRESET_CUTOFF,
+        avg_num_neighbors=max(neighbours, 1.0),
+        energy_scales=1.0,
+        energy_shifts=0.0,
+        pair_potential={"chemical_species": elements},
+    )
 
 
 def model_config(model: str, structure: Atoms | None, allow_pickle: bool = False) -> PotentialConfig | None:
@@ -56,7 +63,11 @@ def model_config(model: str, structure: Atoms | None, allow_pickle: bool = False
     """
     path = Path(model)
     if path.is_file():
-        return None if path.suffix == ".pt2" or file_kind(path) is FileKind.ARTIFACT else read_info(path, allow_pickle=allow_pickle).config
+        return (
+            None
+            if path.suffix == ".pt2" or file_kind(path) is FileKind.ARTIFACT
+            else read_info(path, allow_pickle=allow_pickle).config
+        )
     if model not in PRESETS:
         raise NequIPMDError(f"{model} is neither a file nor a preset; presets are {', '.join(PRESETS)}")
     return preset_config(model, structure or water_box(192))
@@ -70,8 +81,16 @@ def random_checkpoint(config: PotentialConfig, path: Path) -> Path:
 
 
 def compile_all(
-    model: str, config: PotentialConfig, precisions: Sequence[str], device: str, sample: Atoms, folder: Path, *,
-    with_peer: bool, allow_pickle: bool = False, report: Callable[[str], None] = print,
+    model: str,
+    config: PotentialConfig,
+    precisions: Sequence[str],
+    device: str,
+    sample: Atoms,
+    folder: Path,
+    *,
+    with_peer: bool,
+    allow_pickle: bool = False,
+    report: Callable[[str], None] = print,
 ) -> Compiled:
     """Artifacts of a model, with random weights if it is a preset, and of its peer.
 
@@ -96,7 +115,9 @@ def compile_all(
         report(f"compiling {precision} for {device}")
         compiled = folder / f"{precision}.pt2"
         start = time.perf_counter()
-        export(checkpoint, compiled, device=device, precision=precision, allow_pickle=allow_pickle, report=lambda _: None)
+        export(
+            checkpoint, compiled, device=device, precision=precision, allow_pickle=allow_pickle, report=lambda _: None
+        )
         result.seconds[f"ours {precision}"] = time.perf_counter() - start
         result.artifacts[precision] = load_artifact(compiled)
         if with_peer:

@@ -83,7 +83,9 @@ def write_data(path: Path, atoms: Atoms, type_names: Sequence[str]) -> None:
     positions = prism.vector_to_lammps(atoms.positions)
     lows = np.where(atoms.pbc, 0.0, positions.min(0) - MARGIN)
     highs = np.where(atoms.pbc, sizes, positions.max(0) + MARGIN)
-    tilts[np.abs(tilts) < 1e-12 * sizes.max()] = 0.0  # open directions are normal up to rounding, which LAMMPS would refuse
+    tilts[np.abs(tilts) < 1e-12 * sizes.max()] = (
+        0.0  # open directions are normal up to rounding, which LAMMPS would refuse
+    )
     numbers = [atomic_numbers.get(name, 0) for name in type_names]
     types = np.zeros(len(atomic_masses), dtype=int)
     types[numbers] = range(1, len(numbers) + 1)
@@ -93,7 +95,9 @@ def write_data(path: Path, atoms: Atoms, type_names: Sequence[str]) -> None:
         file.write(f"nequip-md-bench\n\n{len(atoms)} atoms\n{len(type_names)} atom types\n\n")
         file.writelines(f"{low:.15g} {high:.15g} {axis}lo {axis}hi\n" for axis, low, high in zip("xyz", lows, highs))
         file.write("{:.15g} {:.15g} {:.15g} xy xz yz\n".format(*tilts) if tilts.any() else "")
-        file.write("\nMasses\n\n" + "".join(f"{k} {mass:.9g}\n" for k, mass in enumerate(masses, 1)) + "\nAtoms # atomic\n\n")
+        file.write(
+            "\nMasses\n\n" + "".join(f"{k} {mass:.9g}\n" for k, mass in enumerate(masses, 1)) + "\nAtoms # atomic\n\n"
+        )
         table = np.column_stack([np.arange(1, len(atoms) + 1), types[atoms.numbers], positions])
         np.savetxt(file, table, fmt="%d %d %.10f %.10f %.10f")
 
@@ -130,18 +134,34 @@ def run_lammps(script: str, folder: Path, *, ranks: int, threads: int) -> subpro
     environment = _environment(lmp, threads)
     (folder / "in.bench").write_text(script)
     command = [_program("mpiexec"), "-n", str(ranks)] if ranks > 1 else []
-    return subprocess.run([*command, lmp, "-in", "in.bench", "-log", "none"], cwd=folder, env=environment, text=True,
-                          errors="replace", stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    return subprocess.run(
+        [*command, lmp, "-in", "in.bench", "-log", "none"],
+        cwd=folder,
+        env=environment,
+        text=True,
+        errors="replace",
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
 
 
 def failure(done: subprocess.CompletedProcess, atoms: int) -> NequIPMDError:
     """What to raise after a failed run: status and the end of its output."""
-    return NequIPMDError(f"LAMMPS failed with status {done.returncode} at {atoms} atoms; its output ended with\n"
-                         + _tail(done.stdout))
+    return NequIPMDError(
+        f"LAMMPS failed with status {done.returncode} at {atoms} atoms; its output ended with\n" + _tail(done.stdout)
+    )
 
 
 def lammps_row(
-    artifact: Path, type_names: Sequence[str], precision: str, atoms: Atoms, folder: Path, *, steps: int, ranks: int, threads: int
+    artifact: Path,
+    type_names: Sequence[str],
+    precision: str,
+    atoms: Atoms,
+    folder: Path,
+    *,
+    steps: int,
+    ranks: int,
+    threads: int,
 ) -> Row:
     """Run LAMMPS for some steps and take its own time of a step, neighbour lists and communication included.
 
@@ -153,8 +173,13 @@ def lammps_row(
         NequIPMDError: LAMMPS or the plugin is missing, or the run failed for another reason than memory.
     """
     write_data(folder / "box.data", atoms, type_names)
-    script = INPUT.format(artifact=artifact.resolve(), types=" ".join(type_names), steps=steps, boundary=boundary(atoms),
-                          warm_up=max(min(WARM_UP, steps), steps // 10))
+    script = INPUT.format(
+        artifact=artifact.resolve(),
+        types=" ".join(type_names),
+        steps=steps,
+        boundary=boundary(atoms),
+        warm_up=max(min(WARM_UP, steps), steps // 10),
+    )
     done = run_lammps(script, folder, ranks=ranks, threads=threads)
     row = Row("lammps", OURS, precision, len(atoms))
     if done.returncode:

@@ -45,7 +45,11 @@ class Row:
 
     def timed(self, seconds: float) -> None:
         """Fill in what follows from the time of one step, s."""
-        self.ms_per_step, self.us_per_atom_step, self.steps_per_s = 1e3 * seconds, 1e6 * seconds / self.atoms, 1 / seconds
+        self.ms_per_step, self.us_per_atom_step, self.steps_per_s = (
+            1e3 * seconds,
+            1e6 * seconds / self.atoms,
+            1 / seconds,
+        )
 
 
 def machine(device: str) -> dict[str, str | int | None]:
@@ -60,6 +64,7 @@ def failure_of(action: Callable[[], object]) -> str | None:
     Raises:
         NequIPMDError: from ``action``.
     """
+
     def ooms() -> int:
         return torch.cuda.memory_stats().get("num_ooms", 0) if torch.cuda.is_initialized() else 0
 
@@ -71,7 +76,12 @@ def failure_of(action: Callable[[], object]) -> str | None:
     except (MemoryError, RuntimeError) as error:
         text = str(error) or type(error).__name__
         # compiled code says no more than "API call failed"; the allocator knows whether it was memory
-        if isinstance(error, MemoryError) or ooms() > before or "out of memory" in text or "can't allocate memory" in text:
+        if (
+            isinstance(error, MemoryError)
+            or ooms() > before
+            or "out of memory" in text
+            or "can't allocate memory" in text
+        ):
             return "out of memory"
         return text.splitlines()[0]
     return None

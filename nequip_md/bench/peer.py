@@ -65,20 +65,37 @@ def _options(config: AllegroConfig) -> dict[str, Any]:
         radial |= {"_target_": "allegro.nn.TwoBodyBesselScalarEmbed", "polynomial_cutoff_p": config.polynomial_cutoff_p}
     else:
         radial |= {"_target_": "allegro.nn.TwoBodySplineScalarEmbed"}
-    pair = config.pair_potential and {"_target_": "nequip.nn.pair_potential.ZBL", "units": "metal",
-                                      "chemical_species": config.pair_potential.chemical_species}
-    options = {
-        "seed": 0, "model_dtype": config.dtype, "type_names": list(config.type_names), "r_max": config.cutoff,
-        "per_edge_type_cutoff": config.pair_cutoffs, "l_max": config.l_max, "parity": config.parity,
-        "num_layers": config.num_layers, "num_scalar_features": config.num_scalar_features,
-        "num_tensor_features": config.num_tensor_features, "tp_path_channel_coupling": config.path_channel_coupling,
-        "radial_chemical_embed": radial, "radial_chemical_embed_dim": config.radial_embedding_dim,
-        "avg_num_neighbors": 1.0 if config.avg_num_neighbors is None else config.avg_num_neighbors,
-        "per_type_energy_scales": config.energy_scales, "per_type_energy_shifts": config.energy_shifts,
-        "per_type_energy_scales_trainable": config.energy_scales_trainable,
-        "per_type_energy_shifts_trainable": config.energy_shifts_trainable, "pair_potential": pair,
+    pair = config.pair_potential and {
+        "_target_": "nequip.nn.pair_potential.ZBL",
+        "units": "metal",
+        "chemical_species": config.pair_potential.chemical_species,
     }
-    for ours, theirs in (("two_body_mlp", "scalar_embed_mlp"), ("allegro_mlp", "allegro_mlp"), ("readout_mlp", "readout_mlp")):
+    options = {
+        "seed": 0,
+        "model_dtype": config.dtype,
+        "type_names": list(config.type_names),
+        "r_max": config.cutoff,
+        "per_edge_type_cutoff": config.pair_cutoffs,
+        "l_max": config.l_max,
+        "parity": config.parity,
+        "num_layers": config.num_layers,
+        "num_scalar_features": config.num_scalar_features,
+        "num_tensor_features": config.num_tensor_features,
+        "tp_path_channel_coupling": config.path_channel_coupling,
+        "radial_chemical_embed": radial,
+        "radial_chemical_embed_dim": config.radial_embedding_dim,
+        "avg_num_neighbors": 1.0 if config.avg_num_neighbors is None else config.avg_num_neighbors,
+        "per_type_energy_scales": config.energy_scales,
+        "per_type_energy_shifts": config.energy_shifts,
+        "per_type_energy_scales_trainable": config.energy_scales_trainable,
+        "per_type_energy_shifts_trainable": config.energy_shifts_trainable,
+        "pair_potential": pair,
+    }
+    for ours, theirs in (
+        ("two_body_mlp", "scalar_embed_mlp"),
+        ("allegro_mlp", "allegro_mlp"),
+        ("readout_mlp", "readout_mlp"),
+    ):
         options |= {f"{theirs}_hidden_layers_{key}": getattr(config, f"{ours}_{key}") for key in ("depth", "width")}
         options[f"{theirs}_nonlinearity"] = getattr(config, f"{ours}_nonlinearity")
     return options
@@ -125,7 +142,9 @@ class PeerArtifact:
             data = dict(zip(self.fields, self.inputs(sample)))
             inductor_cache.use_private_cache()
             with torch._inductor.config.patch(inductor_cache.OPTIONS):
-                aot_export_model(model, device, self.fields, self.outputs, data, single_frame_batch_map_settings(dims), str(path))
+                aot_export_model(
+                    model, device, self.fields, self.outputs, data, single_frame_batch_map_settings(dims), str(path)
+                )
         self._run = torch._inductor.aoti_load_package(str(path))
 
     def inputs(self, atoms: Atoms) -> list[Tensor]:
@@ -156,6 +175,8 @@ class PeerArtifact:
         theirs = self(self.inputs(atoms))["forces"]
         difference = float((ours - theirs).abs().max() / theirs.abs().max())
         if not difference <= FORCE_TOLERANCE[artifact.metadata["precision"]]:
-            raise NequIPMDError(f"forces of the two packages differ by {difference:.1e} of the largest force, so their times "
-                                "cannot be compared. Please report this with the model's configuration")
+            raise NequIPMDError(
+                f"forces of the two packages differ by {difference:.1e} of the largest force, so their times "
+                "cannot be compared. Please report this with the model's configuration"
+            )
         return difference

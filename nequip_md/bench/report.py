@@ -14,9 +14,13 @@ from rich.table import Table
 from nequip_md.bench.measure import Row
 from nequip_md.errors import NequIPMDError
 
-_NUMBERS = (("edges\n/atom", "edges_per_atom", ".1f"), ("ms\n/step", "ms_per_step", ".3f"),
-            ("µs/atom\n/step", "us_per_atom_step", ".2f"), ("steps\n/s", "steps_per_s", ".2f"),
-            ("memory\nGiB", "memory_gib", ".3f"))
+_NUMBERS = (
+    ("edges\n/atom", "edges_per_atom", ".1f"),
+    ("ms\n/step", "ms_per_step", ".3f"),
+    ("µs/atom\n/step", "us_per_atom_step", ".2f"),
+    ("steps\n/s", "steps_per_s", ".2f"),
+    ("memory\nGiB", "memory_gib", ".3f"),
+)
 
 
 def results_table(rows: Sequence[Row], title: str) -> Table:
@@ -67,7 +71,9 @@ def plot(path: Path, rows: Sequence[Row], title: str) -> None:
     figure.suptitle(title, fontsize="medium")
     for axes, (name, label) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels):
         for key in dict.fromkeys((row.engine, row.who, row.precision) for row in rows):
-            mine = [row for row in rows if (row.engine, row.who, row.precision) == key and getattr(row, name) is not None]
+            mine = [
+                row for row in rows if (row.engine, row.who, row.precision) == key and getattr(row, name) is not None
+            ]
             if mine:
                 axes.plot([row.atoms for row in mine], [getattr(row, name) for row in mine], "o-", label=", ".join(key))
         axes.set(xscale="log", xlabel="atoms", ylabel=label)

@@ -46,16 +46,20 @@ def water_box(size: int, seed: int = 0) -> Atoms:
     grid = np.stack(np.meshgrid(*[np.arange(n)] * 3, indexing="ij"), -1).reshape(-1, 3)
     centres = spacing * (grid + 0.5) + rng.uniform(-0.1, 0.1, grid.shape)
     positions = centres[:, None] + molecule @ _rotations(len(grid), rng)
-    return Atoms(numbers=np.tile([8, 1, 1], len(grid)), positions=positions.reshape(-1, 3), cell=[n * spacing] * 3, pbc=True)
+    return Atoms(
+        numbers=np.tile([8, 1, 1], len(grid)), positions=positions.reshape(-1, 3), cell=[n * spacing] * 3, pbc=True
+    )
 
 
 def _rotations(count: int, rng: np.random.Generator) -> np.ndarray:
     """Uniformly distributed rotation matrices [count, 3, 3], from random unit quaternions."""
     quaternions = rng.normal(size=(4, count))
     w, x, y, z = quaternions / np.linalg.norm(quaternions, axis=0)
-    rows = [[1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)],
-            [2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)],
-            [2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)]]
+    rows = [
+        [1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)],
+        [2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)],
+        [2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)],
+    ]
     return np.moveaxis(np.array(rows), -1, 0)
 
 
@@ -84,8 +88,9 @@ def octanal() -> Atoms:
 def _lammps_data(text: str, path: Path) -> Atoms:
     """A LAMMPS data file in metal or real units; elements are those of the nearest masses, all directions periodic."""
     if not re.search(r"^\s*Masses\b", text, re.MULTILINE):
-        raise NequIPMDError(f"{path} is a LAMMPS data file without a section Masses, so its elements are unknown; "
-                            "write it with masses")
+        raise NequIPMDError(
+            f"{path} is a LAMMPS data file without a section Masses, so its elements are unknown; write it with masses"
+        )
     # a suffix such as in "Atoms # full/kk" says how LAMMPS computed, not how the lines look
     text = re.sub(r"^(\s*Atoms\s*#\s*\w+)/\S+", r"\1", text, flags=re.MULTILINE)
     return ase.io.read(StringIO(text), format="lammps-data")
@@ -117,8 +122,10 @@ def repeated(atoms: Atoms, size: int) -> Atoms:
         NequIPMDError: more atoms are wanted, but no direction is periodic.
     """
     if len(atoms) < size and not atoms.pbc.any():
-        raise NequIPMDError(f"the structure has {len(atoms)} atoms and no periodic direction, so it cannot be repeated "
-                            f"to {size}; give --sizes {len(atoms)}")
+        raise NequIPMDError(
+            f"the structure has {len(atoms)} atoms and no periodic direction, so it cannot be repeated "
+            f"to {size}; give --sizes {len(atoms)}"
+        )
     lengths = np.where(atoms.pbc, atoms.cell.lengths(), np.inf)
     repeats = np.ones(3, dtype=int)
     while repeats.prod() * len(atoms) < size:
@@ -148,5 +155,7 @@ def check_types(atoms: Atoms, type_names: Sequence[str]) -> None:
     """
     unknown = sorted(set(atoms.symbols.species()) - set(type_names))
     if unknown:
-        raise NequIPMDError(f"the model has no type for {', '.join(unknown)}; its types are {', '.join(type_names)}. "
-                            "Give a structure of these elements with --structure FILE")
+        raise NequIPMDError(
+            f"the model has no type for {', '.join(unknown)}; its types are {', '.join(type_names)}. "
+            "Give a structure of these elements with --structure FILE"
+        )

@@ -72,13 +72,17 @@ def _damage_named(path: str | os.PathLike) -> Iterator[None]:
     except OSError as error:
         raise NequIPMDError(f"checkpoint {path} cannot be read: {error.strerror or error}") from error
     except Exception as error:
-        raise NequIPMDError(f"checkpoint {path} cannot be read ({brief(error)}). It is damaged or of an unknown form. {COPY_AGAIN}") from error
+        raise NequIPMDError(
+            f"checkpoint {path} cannot be read ({brief(error)}). It is damaged or of an unknown form. {COPY_AGAIN}"
+        ) from error
 
 
 def _existing(path: str | os.PathLike) -> Path:
     if str(path).startswith("nequip.net:"):
-        raise NequIPMDError(f"{path} names a model on https://www.nequip.net/, and nequip-md downloads none: "
-                            "get its .nequip.zip there and give that file")
+        raise NequIPMDError(
+            f"{path} names a model on https://www.nequip.net/, and nequip-md downloads none: "
+            "get its .nequip.zip there and give that file"
+        )
     path = Path(path)
     if path.is_dir():
         raise NequIPMDError(f"checkpoint {path} is a directory; give the file inside it")

@@ -25,8 +25,15 @@ _NAME_LENGTH = 1000
 _DTYPES = {
     f"torch {name}Storage": dtype
     for name, dtype in {
-        "Double": torch.float64, "Float": torch.float32, "Half": torch.float16, "BFloat16": torch.bfloat16,
-        "Long": torch.int64, "Int": torch.int32, "Short": torch.int16, "Char": torch.int8, "Byte": torch.uint8,
+        "Double": torch.float64,
+        "Float": torch.float32,
+        "Half": torch.float16,
+        "BFloat16": torch.bfloat16,
+        "Long": torch.int64,
+        "Int": torch.int32,
+        "Short": torch.int16,
+        "Char": torch.int8,
+        "Byte": torch.uint8,
         "Bool": torch.bool,
     }.items()
 }
@@ -210,7 +217,9 @@ class _StateReader:
         if key not in self._storages:
             dtype = _DTYPES[kind.name]
             content = self._archive.read(f"{self._root}/.data/{key}.storage")
-            self._storages[key] = torch.frombuffer(bytearray(content), dtype=dtype) if content else torch.empty(0, dtype=dtype)
+            self._storages[key] = (
+                torch.frombuffer(bytearray(content), dtype=dtype) if content else torch.empty(0, dtype=dtype)
+            )
         return self._storages[key]
 
 

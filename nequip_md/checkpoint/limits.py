@@ -45,7 +45,9 @@ def plain_data(value: Any) -> Any:
         items += 1
         characters += len(part) if isinstance(part, (str, bytes)) else 0
         if depth > _DEPTH or items > _ITEMS or characters > _CHARACTERS:
-            raise ValueError(f"its options are nested more than {_DEPTH} deep, or more than {_ITEMS} items or {_CHARACTERS} characters")
+            raise ValueError(
+                f"its options are nested more than {_DEPTH} deep, or more than {_ITEMS} items or {_CHARACTERS} characters"
+            )
         if isinstance(part, Mapping):
             return {copy(key, depth + 1): copy(item, depth + 1) for key, item in part.items()}
         if isinstance(part, (list, tuple, set, frozenset)):
@@ -70,8 +72,10 @@ def check_zip(path: Path) -> list[str]:
     except Exception as error:
         raise NequIPMDError(f"checkpoint {path} is damaged or cut short ({brief(error)}). {COPY_AGAIN}") from error
     if unpacked > path.stat().st_size:
-        raise NequIPMDError(f"checkpoint {path} would unpack to {unpacked} bytes, more than the file has; neither nequip-train nor "
-                            f"nequip-package compresses what it writes. {COPY_AGAIN}")
+        raise NequIPMDError(
+            f"checkpoint {path} would unpack to {unpacked} bytes, more than the file has; neither nequip-train nor "
+            f"nequip-package compresses what it writes. {COPY_AGAIN}"
+        )
     if spoilt is not None:
         raise NequIPMDError(f"checkpoint {path} is damaged: the checksum of {spoilt!r} in it is wrong. {COPY_AGAIN}")
     return names
@@ -86,11 +90,15 @@ def check_size(tensors: Iterable[Tensor], path: Path) -> None:
     size = 0
     for tensor in tensors:
         if tensor.layout != torch.strided or tensor.device.type != "cpu" or tensor.is_quantized:
-            raise NequIPMDError(f"checkpoint {path} holds a tensor that is not a plain array; nequip-train writes no such file")
+            raise NequIPMDError(
+                f"checkpoint {path} holds a tensor that is not a plain array; nequip-train writes no such file"
+            )
         size += math.prod(tensor.shape) * tensor.element_size()
     stored = path.stat().st_size
     if size > 2 * stored + _SLACK:
-        raise NequIPMDError(f"checkpoint {path} names tensors of {size} bytes, but is only {stored} bytes long; it is damaged")
+        raise NequIPMDError(
+            f"checkpoint {path} names tensors of {size} bytes, but is only {stored} bytes long; it is damaged"
+        )
 
 
 class AtMost(TorchFunctionMode):
@@ -111,5 +119,7 @@ class AtMost(TorchFunctionMode):
             size = args or (kwargs or {}).get("size", ())
             self._left -= math.prod(size[0] if size and isinstance(size[0], (tuple, list)) else size)
             if self._left < 0:
-                raise NequIPMDError(f"the configuration describes a model of far more than the {self._numbers} numbers that the file holds")
+                raise NequIPMDError(
+                    f"the configuration describes a model of far more than the {self._numbers} numbers that the file holds"
+                )
         return func(*args, **(kwargs or {}))

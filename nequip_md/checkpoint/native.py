@@ -165,12 +165,16 @@ def _read(path: Path, weights: bool) -> tuple[CheckpointInfo, dict[str, Tensor]]
 def _check_digest(path: Path, digest: str) -> None:
     content = path.read_bytes().replace(digest.encode(), _NO_DIGEST.encode(), 1)
     if hashlib.sha256(content).hexdigest() != digest:
-        raise NequIPMDError(f"checkpoint {path} is damaged: its content does not have the digest that was written with it. {_REMEDY}")
+        raise NequIPMDError(
+            f"checkpoint {path} is damaged: its content does not have the digest that was written with it. {_REMEDY}"
+        )
 
 
 def describe(error: ValidationError | KeyError) -> str:
     """The first complaints, each with the key that it is about."""
     if isinstance(error, KeyError):
         return f"it has no entry {error}"
-    lines = [f"{'.'.join(map(str, e['loc'])) or 'configuration'}: {e['msg']}" for e in error.errors(include_input=False)]
+    lines = [
+        f"{'.'.join(map(str, e['loc'])) or 'configuration'}: {e['msg']}" for e in error.errors(include_input=False)
+    ]
     return "; ".join(lines[:5]) + (f"; and {len(lines) - 5} more" if len(lines) > 5 else "")

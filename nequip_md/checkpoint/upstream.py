@@ -20,8 +20,14 @@ from nequip_md.model.config import PotentialConfig
 from nequip_md.model.potential import Potential
 
 # modifiers that change how upstream computes, not what
-_ACCELERATIONS = ("enable_TritonContracter", "enable_CuEquivarianceContracter", "enable_OpenEquivariance",
-                  "enable_CuEquivariance", "enable_ForceStressOutput", "disable_ForceStressOutput")
+_ACCELERATIONS = (
+    "enable_TritonContracter",
+    "enable_CuEquivarianceContracter",
+    "enable_OpenEquivariance",
+    "enable_CuEquivariance",
+    "enable_ForceStressOutput",
+    "disable_ForceStressOutput",
+)
 _STEPS = 20
 
 
@@ -118,8 +124,10 @@ def _apply_modifiers(config: PotentialConfig, modifiers: list[dict[str, Any]]) -
         options.ignore("scales", "shifts")  # the values are in the weights
         flags = {f"energy_{name}": bool(options.take(name, False)) for name in ("scales_trainable", "shifts_trainable")}
         options.finish()
-        values = {key: dict(zip(config.type_names, config.per_type(key, default)))
-                  for key, default in (("energy_scales", 1.0), ("energy_shifts", 0.0))}
+        values = {
+            key: dict(zip(config.type_names, config.per_type(key, default)))
+            for key, default in (("energy_scales", 1.0), ("energy_shifts", 0.0))
+        }
         config = type(config)(**{**config.model_dump(), **values, **flags})
     return config
 

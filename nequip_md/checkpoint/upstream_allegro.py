@@ -12,7 +12,12 @@ from torch import Tensor
 
 from nequip_md.checkpoint.native import describe
 from nequip_md.checkpoint.upstream_options import (
-    Options, State, common_options, cutoff_reciprocals, mlp_weights, scale_shift,
+    Options,
+    State,
+    common_options,
+    cutoff_reciprocals,
+    mlp_weights,
+    scale_shift,
 )
 from nequip_md.errors import NequIPMDError
 from nequip_md.model.config import AllegroConfig
@@ -86,12 +91,18 @@ def _radial_embedding(options: Options) -> tuple[dict[str, Any], float]:
     p = 6.0
     match target.rpartition(".")[2]:
         case "TwoBodyBesselScalarEmbed":
-            result = {"kind": "bessel", "num_bessels": embedding.take("num_bessels", 8),
-                      "bessel_trainable": bool(embedding.take("bessel_trainable", False))}
+            result = {
+                "kind": "bessel",
+                "num_bessels": embedding.take("num_bessels", 8),
+                "bessel_trainable": bool(embedding.take("bessel_trainable", False)),
+            }
             p = float(embedding.take("polynomial_cutoff_p", 6))
         case "TwoBodySplineScalarEmbed":
-            result = {"kind": "spline", "num_splines": embedding.take("num_splines", 16),
-                      "spline_span": embedding.take("spline_span", 12)}
+            result = {
+                "kind": "spline",
+                "num_splines": embedding.take("num_splines", 16),
+                "spline_span": embedding.take("spline_span", 12),
+            }
         case _:
             options.refuse("radial_chemical_embed", target, "implemented: the Bessel and the spline embedding")
     embedding.finish()

@@ -121,7 +121,7 @@ def read_lightning(path: Path, names: Iterable[str], allow_pickle: bool) -> Upst
     try:
         parameters = content["hyper_parameters"]
         model_config, info = plain_data(dict(parameters["model"])), plain_data(parameters["info_dict"])
-        state = {name: value for name, value in content["state_dict"].items()}
+        state = dict(content["state_dict"])
         module = info["training_module"]["_target_"]
         versions = {name: str(version) for name, version in info["versions"].items()}
         metrics = plain_data((state.get("val_metrics.0._extra_state") or {}).get("metrics_values_epoch", {}))
@@ -131,7 +131,9 @@ def read_lightning(path: Path, names: Iterable[str], allow_pickle: bool) -> Upst
             f"({brief(error)}). Give one of those, a .nequip.zip, or a native checkpoint."
         ) from error
     training = {
-        "epoch": content.get("epoch"), "global_step": content.get("global_step"), "training_module": module,
+        "epoch": content.get("epoch"),
+        "global_step": content.get("global_step"),
+        "training_module": module,
         "metrics": metrics,
     }
     tensors = {name: value for name, value in state.items() if isinstance(value, Tensor)}

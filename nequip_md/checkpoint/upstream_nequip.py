@@ -12,7 +12,12 @@ from torch import Tensor
 
 from nequip_md.checkpoint.native import describe
 from nequip_md.checkpoint.upstream_options import (
-    Options, State, common_options, cutoff_reciprocals, mlp_weights, scale_shift,
+    Options,
+    State,
+    common_options,
+    cutoff_reciprocals,
+    mlp_weights,
+    scale_shift,
 )
 from nequip_md.errors import NequIPMDError
 from nequip_md.model.config import PRESETS, NequIPConfig, preset
@@ -26,7 +31,14 @@ _PLAIN = {
     "readout_mlp_depth": ("readout_mlp_hidden_layers_depth", 0),
     "readout_mlp_width": ("readout_mlp_hidden_layers_width", None),
 }
-_SHAPE = {"num_layers": 4, "l_max": 1, "parity": True, "num_features": 32, "radial_mlp_depth": 1, "radial_mlp_width": 128}
+_SHAPE = {
+    "num_layers": 4,
+    "l_max": 1,
+    "parity": True,
+    "num_features": 32,
+    "radial_mlp_depth": 1,
+    "radial_mlp_width": 128,
+}
 
 
 def config_from_upstream(model_config: Mapping[str, Any]) -> NequIPConfig:
@@ -95,8 +107,11 @@ def _layers_by_irreps(options: Options) -> dict[str, Any]:
     irreps = [(channels[l], (l, p)) for l in range(l_max + 1) for p in ((1, -1) if parity else ((-1) ** l,))]
     expected = [irreps] * (len(hidden) - 1) + [[(channels[0], (0, 1))]]
     if [[(mul, (ir.l, ir.p)) for mul, ir in layer] for layer in hidden] != expected:
-        options.refuse("feature_irreps_hidden", [str(irreps) for irreps in hidden],
-                       "implemented: the same irreps 0 ... l_max in every layer but the last, which has 0e with as many channels")
+        options.refuse(
+            "feature_irreps_hidden",
+            [str(irreps) for irreps in hidden],
+            "implemented: the same irreps 0 ... l_max in every layer but the last, which has 0e with as many channels",
+        )
     shape = {}
     for key in ("radial_mlp_depth", "radial_mlp_width"):
         values = list(options.take(key))
@@ -149,7 +164,9 @@ def _layer(config: NequIPConfig, state: State, index: int, irreps: LayerIrreps) 
     result.update(_blocks(state, f"{ours}.linear_out", f"{theirs}.linear_2.weight", linear_out))
     if index > 0:
         attributes = embedding_width(config)
-        shapes = [(block, (block.mul, attributes, outputs[block.name])) for block in irreps.inputs if block.name in outputs]
+        shapes = [
+            (block, (block.mul, attributes, outputs[block.name])) for block in irreps.inputs if block.name in outputs
+        ]
         result.update(_blocks(state, f"{ours}.self_connection", f"{theirs}.sc.weight", shapes))
     return result
 
@@ -163,5 +180,7 @@ def _blocks(state: State, ours: str, theirs: str, shapes: list[tuple[Block, tupl
             f"upstream checkpoint: {theirs!r} has {flat.numel()} numbers where the configuration needs {sum(sizes)}; "
             "weights and configuration do not agree"
         )
-    return {f"{ours}.weights.{block.name}": part.reshape(shape).clone()
-            for (block, shape), part in zip(shapes, flat.split(sizes), strict=True)}
+    return {
+        f"{ours}.weights.{block.name}": part.reshape(shape).clone()
+        for (block, shape), part in zip(shapes, flat.split(sizes), strict=True)
+    }

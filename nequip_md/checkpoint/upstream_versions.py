@@ -105,7 +105,9 @@ def _from_allegro_0_4(config: dict[str, Any]) -> dict[str, Any]:
         modern[f"scalar_embed_mlp_{key}"] = embedding.pop(f"two_body_mlp_{key}", default)
     modern["radial_chemical_embed"] = embedding
     for key, default in (
-        ("num_tensor_features", 64), ("allegro_mlp_hidden_layers_depth", 2), ("readout_mlp_hidden_layers_depth", 2),
+        ("num_tensor_features", 64),
+        ("allegro_mlp_hidden_layers_depth", 2),
+        ("readout_mlp_hidden_layers_depth", 2),
         ("readout_mlp_nonlinearity", None),
     ):
         modern.setdefault(key, default)

@@ -41,11 +41,17 @@ def main() -> None:
         "What a model file holds; without a file, what is installed on this machine. "
         "Lengths in angstrom, energies in eV.",
     )
-    parser.add_argument("model", type=Path, nargs="?", metavar="FILE",
-                        help="compiled model (.pt2), checkpoint (.nqmd, .ckpt, .nequip.zip), state of a run (last.ckpt)")
+    parser.add_argument(
+        "model",
+        type=Path,
+        nargs="?",
+        metavar="FILE",
+        help="compiled model (.pt2), checkpoint (.nqmd, .ckpt, .nequip.zip), state of a run (last.ckpt)",
+    )
     parser.add_argument("--json", action="store_true", help="print JSON, with all digits")
-    parser.add_argument("--allow-pickle", action="store_true",
-                        help="read upstream files whose format executes code stored in them")
+    parser.add_argument(
+        "--allow-pickle", action="store_true", help="read upstream files whose format executes code stored in them"
+    )
     options = parser.parse_args()
 
     def program() -> None:

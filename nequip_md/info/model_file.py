@@ -36,7 +36,9 @@ def model_facts(path: str | Path, *, allow_pickle: bool = False) -> dict[str, An
     elif kind is FileKind.TRAINING_STATE:
         facts = _state_facts(path)
     else:
-        raise NequIPMDError(f"{path} is {kind}; give a compiled model (.pt2), or a checkpoint of nequip-md or upstream's nequip")
+        raise NequIPMDError(
+            f"{path} is {kind}; give a compiled model (.pt2), or a checkpoint of nequip-md or upstream's nequip"
+        )
     facts = {"file": str(path), "kind": str(kind), "size_MB": round(path.stat().st_size / 1e6, 3), **facts}
     return {key: value for key, value in facts.items() if value not in (None, "", [], {})}
 
@@ -46,8 +48,12 @@ def _checkpoint_facts(path: Path, allow_pickle: bool) -> dict[str, Any]:
 
     info = read_info(path, allow_pickle=allow_pickle)
     model = load(path, allow_pickle=allow_pickle)
-    return {"written_by": info.source, "checkpoint_sha256": checkpoint_sha256(path),
-            **_config_facts(info.config, _count(model)), **_training_facts(info.training)}
+    return {
+        "written_by": info.source,
+        "checkpoint_sha256": checkpoint_sha256(path),
+        **_config_facts(info.config, _count(model)),
+        **_training_facts(info.training),
+    }
 
 
 def _artifact_facts(path: Path) -> dict[str, Any]:
@@ -61,13 +67,23 @@ def _artifact_facts(path: Path) -> dict[str, Any]:
     except ValidationError:  # compiled from something else than this package's models
         names = table["type_names"].split()
         radii = [float(r) for r in table["pair_cutoffs"].split()]
-        rows = [radii[k * len(names):(k + 1) * len(names)] for k in range(len(names))]
+        rows = [radii[k * len(names) : (k + 1) * len(names)] for k in range(len(names))]
         facts = {"model": table["kind"], **_types(names, float(table["cutoff"]), rows)}
-    shown = ("precision", "device", "compute_capability", "torch_version", "kernels", "cpu_instructions",
-             "checkpoint_sha256")
-    return {"written_by": f"nequip-md {table.get('nequip_md_version', '')}".strip(),
-            **{key: table.get(key) for key in shown}, **facts,
-            **_training_facts(json.loads(table.get("training") or "{}"))}
+    shown = (
+        "precision",
+        "device",
+        "compute_capability",
+        "torch_version",
+        "kernels",
+        "cpu_instructions",
+        "checkpoint_sha256",
+    )
+    return {
+        "written_by": f"nequip-md {table.get('nequip_md_version', '')}".strip(),
+        **{key: table.get(key) for key in shown},
+        **facts,
+        **_training_facts(json.loads(table.get("training") or "{}")),
+    }
 
 
 def _state_facts(path: Path) -> dict[str, Any]:
@@ -80,8 +96,10 @@ def _state_facts(path: Path) -> dict[str, Any]:
         record = {**state["record"], "epoch": content["epoch"] + 1, "seconds": state.get("elapsed")}
     # a damaged pickle can raise nearly anything
     except Exception as error:
-        raise NequIPMDError(f"{path} is damaged, or of another version of nequip-md ({type(error).__name__}: {error}); "
-                            "take the best.nqmd of that run") from error
+        raise NequIPMDError(
+            f"{path} is damaged, or of another version of nequip-md ({type(error).__name__}: {error}); "
+            "take the best.nqmd of that run"
+        ) from error
     return {**_config_facts(config), **_training_facts(record)}
 
 
@@ -91,8 +109,13 @@ def _count(model) -> int:
 
 def _config_facts(config: PotentialConfig, parameters: int | None = None) -> dict[str, Any]:
     options = config.model_dump(mode="json", exclude={"kind", "type_names", "cutoff", "pair_cutoffs", "dtype"})
-    return {"model": config.kind, "parameters": parameters, "dtype": config.dtype,
-            **_types(config.type_names, config.cutoff, config.cutoff_matrix()), "hyperparameters": options}
+    return {
+        "model": config.kind,
+        "parameters": parameters,
+        "dtype": config.dtype,
+        **_types(config.type_names, config.cutoff, config.cutoff_matrix()),
+        "hyperparameters": options,
+    }
 
 
 def _types(names: list[str], cutoff: float, matrix: list[list[float]]) -> dict[str, Any]:

@@ -152,8 +152,12 @@ def _run(command: list) -> None:
             raise OSError(errno.ENOSPC, no_space)  # not a fault of the sources, so the next start tries again
         named = os.environ.get("CXX")
         compilers = [named] if named else ["c++", "g++", "clang++"]
-        remedy = "" if any(map(shutil.which, compilers)) else (
-            f"; it needs a C++ compiler, and {compilers[0]} was not found (Debian and Ubuntu: apt install g++, or set CXX)"
+        remedy = (
+            ""
+            if any(map(shutil.which, compilers))
+            else (
+                f"; it needs a C++ compiler, and {compilers[0]} was not found (Debian and Ubuntu: apt install g++, or set CXX)"
+            )
         )
         output = "\n".join(process.stdout.splitlines()[-TAIL:])
         raise NequIPMDError(

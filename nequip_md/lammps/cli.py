@@ -23,7 +23,9 @@ def main(argv: list[str] | None = None) -> int:
     builder.add_argument("-o", "--output", metavar="DIR", help="folder to make, instead of one in the user's cache")
     builder.add_argument("--force", action="store_true", help="compile even if it has been compiled before")
     commands.add_parser("path", help="print the folder of the plugin, for LAMMPS_PLUGIN_PATH")
-    commands.add_parser("intree", help="print the options with which LAMMPS' own cmake builds the pair style into LAMMPS")
+    commands.add_parser(
+        "intree", help="print the options with which LAMMPS' own cmake builds the pair style into LAMMPS"
+    )
     commands.add_parser("info", help="print what the plugin is built from and whether it is built")
     options = parser.parse_args(argv)
     try:

@@ -4,5 +4,16 @@ from nequip_md.model.config import PRESETS, AllegroConfig, NequIPConfig, Potenti
 from nequip_md.model.fuse import fuse
 from nequip_md.model.potential import Potential, build_model, energy_and_gradient, with_dtype
 
-__all__ = ["PRESETS", "AllegroConfig", "NequIPConfig", "Potential", "PotentialConfig", "ZBLConfig", "build_model",
-           "energy_and_gradient", "fuse", "preset", "with_dtype"]
+__all__ = [
+    "PRESETS",
+    "AllegroConfig",
+    "NequIPConfig",
+    "Potential",
+    "PotentialConfig",
+    "ZBLConfig",
+    "build_model",
+    "energy_and_gradient",
+    "fuse",
+    "preset",
+    "with_dtype",
+]

@@ -69,16 +69,29 @@ class BesselTypeEmbedding(nn.Module):
         self.linear = MLP([options.num_bessels, width], None, dtype)
 
     def forward(self, edges: EdgeGeometry) -> Tensor:
-        types = torch.cat([self.centre.index_select(0, edges.centre_type),
-                           self.neighbour.index_select(0, edges.neighbour_type)], dim=-1)
+        types = torch.cat(
+            [self.centre.index_select(0, edges.centre_type), self.neighbour.index_select(0, edges.neighbour_type)],
+            dim=-1,
+        )
         return types * self.linear(self.basis(edges.x).to(types.dtype))
 
     def with_harmonics(
         self, edge_vectors: Tensor, edge_index: Tensor, node_types: Tensor, cutoffs: Tensor, l_max: int, readers: int
     ) -> list[Tensor]:
         """The same from the edge vectors, and the spherical harmonics for each of their readers, as one operator for inference."""
-        return ops.edge_embedding(edge_vectors, edge_index, node_types, cutoffs, self.basis.roots, self.centre, self.neighbour,
-                                  self.linear.last(), self.basis.p, l_max, readers)
+        return ops.edge_embedding(
+            edge_vectors,
+            edge_index,
+            node_types,
+            cutoffs,
+            self.basis.roots,
+            self.centre,
+            self.neighbour,
+            self.linear.last(),
+            self.basis.p,
+            l_max,
+            readers,
+        )
 
 
 class SplineTypeEmbedding(nn.Module):
@@ -128,10 +141,16 @@ class AllegroLayer(nn.Module):
         self.register_buffer("scalar_table", table[:, into_scalar].contiguous(), persistent=False)
         self.register_buffer("scalar_values", values[into_scalar].to(dtype), persistent=False)
         # the last layer pairs each component with its like, by one path and one number for each order
-        into = {int(a): (int(p), round(float(v), 12))
-                for p, a, v in zip(table[0, into_scalar], table[1, into_scalar], values[into_scalar])}
-        self.pairs_orders = is_last and self.pairs_all_of_a and len(into) == int(into_scalar.sum()) and all(
-            into.get(m) == into.get(l * l) for l in range(orders) for m in range(l * l, (l + 1) ** 2))
+        into = {
+            int(a): (int(p), round(float(v), 12))
+            for p, a, v in zip(table[0, into_scalar], table[1, into_scalar], values[into_scalar])
+        }
+        self.pairs_orders = (
+            is_last
+            and self.pairs_all_of_a
+            and len(into) == int(into_scalar.sum())
+            and all(into.get(m) == into.get(l * l) for l in range(orders) for m in range(l * l, (l + 1) ** 2))
+        )
 
         out = scalars if is_last else scalars + channels * orders
         widths = [scalars * (index + 1) + channels, *[config.allegro_mlp_width] * config.allegro_mlp_depth, out]
@@ -149,7 +168,9 @@ class AllegroLayer(nn.Module):
 
     def order_scale(self) -> Tensor:
         """:meth:`pair_scale` where all components of an order have the same (``pairs_orders``), [L, U]."""
-        return torch.stack([factors[0] for factors in self.pair_scale().split([2 * l + 1 for l in range(isqrt(self.dim_in))])])
+        return torch.stack(
+            [factors[0] for factors in self.pair_scale().split([2 * l + 1 for l in range(isqrt(self.dim_in))])]
+        )
 
     def chain_start(self, environment: Tensor) -> Tensor:
         """M_k^T e_0: [N, M, U] environment to [N, dim_in, U]."""
@@ -185,7 +206,9 @@ class Allegro(Potential):
         self.first_projection = MLP([scalars, scalars + channels * orders], None, dtype)
         self.layers = nn.ModuleList(AllegroLayer(config, k, track, dtype) for k in range(config.num_layers))
         readout_hidden = [config.readout_mlp_width] * config.readout_mlp_depth
-        self.readout = MLP([scalars * (config.num_layers + 1), *readout_hidden, 1], config.readout_mlp_nonlinearity, dtype)
+        self.readout = MLP(
+            [scalars * (config.num_layers + 1), *readout_hidden, 1], config.readout_mlp_nonlinearity, dtype
+        )
         self.norm = NeighbourNorm(config)
         self.scale_shift = ScaleShift(config)
         self.zbl = ZBL(config) if config.pair_potential else None
@@ -195,10 +218,18 @@ class Allegro(Potential):
         owned_types = node_types[: row_ptr.shape[0] - 1]
         if self.fused and isinstance(self.embedding, BesselTypeEmbedding):
             embedded, *harmonics = self.embedding.with_harmonics(
-                edge_vectors, edge_index, node_types, self.geometry.cutoffs, self.config.l_max, self.config.num_layers + 1)
+                edge_vectors,
+                edge_index,
+                node_types,
+                self.geometry.cutoffs,
+                self.config.l_max,
+                self.config.num_layers + 1,
+            )
         else:
             embedded = self.embedding(edges)
-            harmonics = [spherical_harmonics(edges.unit, self.config.l_max).to(self.dtype)] * (self.config.num_layers + 1)
+            harmonics = [spherical_harmonics(edges.unit, self.config.l_max).to(self.dtype)] * (
+                self.config.num_layers + 1
+            )
         energy = self.pair_energies(embedded, harmonics, edges, row_ptr, owned_types).to(torch.float64)
         if self.ends_in_one_operator:
             energy = energy if self.zbl is None else energy + self.zbl(edges)
@@ -230,8 +261,9 @@ class Allegro(Potential):
             hidden, tensor_weights = self.two_body_mlp.hidden_and_product([embedded], first, matrix)
             moment, readers = self._moment(hidden, for_moments.pop(), centre, row_ptr, config.num_layers + 1)
         else:
-            moment, readers = self._moment(self.two_body_mlp.hidden(embedded), for_moments.pop(), centre, row_ptr,
-                                           config.num_layers + 2)
+            moment, readers = self._moment(
+                self.two_body_mlp.hidden(embedded), for_moments.pop(), centre, row_ptr, config.num_layers + 2
+            )
             tensor_weights = self._product(readers.pop(), matrix)
         tensor_weights = tensor_weights.view(-1, orders, channels)
         if self.fused:
@@ -265,7 +297,9 @@ class Allegro(Potential):
                 return self._linear_readout_operator(layer.mlp, inputs, maps, edges.centre_type)
             if k < config.num_layers - 1 and layer.mlp.fuses_last:
                 last = layer.mlp.last()
-                hidden, feature = layer.mlp.hidden_and_product(inputs, self._merge(layer.mlp.first(), maps), last[:, :scalars])
+                hidden, feature = layer.mlp.hidden_and_product(
+                    inputs, self._merge(layer.mlp.first(), maps), last[:, :scalars]
+                )
                 # nothing else reads the hidden layer: its two gradients meet in the operator
                 moment = edge_moment(hidden.unsqueeze(1), for_moments.pop(), centre, row_ptr)
                 features.append(feature)
@@ -287,7 +321,9 @@ class Allegro(Potential):
             else:
                 features.append(self._product(hidden, last))
                 maps.append(None)
-        return (self.readout.hidden_from(features, self._merge(self.readout.first(), maps)) @ self.readout.last()).squeeze(-1)
+        return (
+            self.readout.hidden_from(features, self._merge(self.readout.first(), maps)) @ self.readout.last()
+        ).squeeze(-1)
 
     def _moment(
         self, hidden: Tensor, harmonics: Tensor, centre: Tensor, row_ptr: Tensor, readers: int

@@ -75,7 +75,9 @@ class PotentialConfig(_Strict):
                 if name not in names:
                     raise ValueError(f"pair_cutoffs names {name!r}, which is not in type_names {names}")
                 if not 0 < radius <= self.cutoff:
-                    raise ValueError(f"pair_cutoffs[{centre!r}] holds {radius}; it must lie in (0, cutoff = {self.cutoff}]")
+                    raise ValueError(
+                        f"pair_cutoffs[{centre!r}] holds {radius}; it must lie in (0, cutoff = {self.cutoff}]"
+                    )
         if self.pair_potential and len(self.pair_potential.chemical_species) != len(names):
             raise ValueError("pair_potential.chemical_species must have one element for each of type_names")
         return self
@@ -165,21 +167,49 @@ class NequIPConfig(PotentialConfig):
     @model_validator(mode="after")
     def _feature_list(self):
         if isinstance(self.num_features, list) and len(self.num_features) != self.l_max + 1:
-            raise ValueError(f"num_features must have l_max + 1 = {self.l_max + 1} entries, it has {len(self.num_features)}")
+            raise ValueError(
+                f"num_features must have l_max + 1 = {self.l_max + 1} entries, it has {len(self.num_features)}"
+            )
         return self
 
 
 AnyConfig = Annotated[AllegroConfig | NequIPConfig, Field(discriminator="kind")]
 
-_SPICE = {"cutoff": 6.0, "parity": True, "radial_embedding_dim": 32, "two_body_mlp_depth": 2, "two_body_mlp_width": 64,
-          "readout_mlp_depth": 1, "readout_mlp_width": 128, "readout_mlp_nonlinearity": None}
+_SPICE = {
+    "cutoff": 6.0,
+    "parity": True,
+    "radial_embedding_dim": 32,
+    "two_body_mlp_depth": 2,
+    "two_body_mlp_width": 64,
+    "readout_mlp_depth": 1,
+    "readout_mlp_width": 128,
+    "readout_mlp_nonlinearity": None,
+}
 _ALLEGRO_PRESETS = {
-    "small": {"l_max": 2, "num_layers": 2, "num_scalar_features": 64, "num_tensor_features": 64,
-              "allegro_mlp_depth": 2, "allegro_mlp_width": 256},
-    "medium": {"l_max": 3, "num_layers": 2, "num_scalar_features": 64, "num_tensor_features": 64,
-               "allegro_mlp_depth": 2, "allegro_mlp_width": 256},
-    "large": {"l_max": 3, "num_layers": 3, "num_scalar_features": 128, "num_tensor_features": 128,
-              "allegro_mlp_depth": 3, "allegro_mlp_width": 512},
+    "small": {
+        "l_max": 2,
+        "num_layers": 2,
+        "num_scalar_features": 64,
+        "num_tensor_features": 64,
+        "allegro_mlp_depth": 2,
+        "allegro_mlp_width": 256,
+    },
+    "medium": {
+        "l_max": 3,
+        "num_layers": 2,
+        "num_scalar_features": 64,
+        "num_tensor_features": 64,
+        "allegro_mlp_depth": 2,
+        "allegro_mlp_width": 256,
+    },
+    "large": {
+        "l_max": 3,
+        "num_layers": 3,
+        "num_scalar_features": 128,
+        "num_tensor_features": 128,
+        "allegro_mlp_depth": 3,
+        "allegro_mlp_width": 512,
+    },
 }
 _NEQUIP_PRESETS = {
     "S": {"num_layers": 2, "l_max": 1, "num_features": [128, 64]},

@@ -39,17 +39,29 @@ from nequip_md.ops.tensor_product_convolution import ConvolutionPath, tensor_pro
 def convolution_paths(irreps: LayerIrreps) -> tuple[list[ConvolutionPath], Tensor]:
     """Where each path of a layer finds its numbers, and sqrt(2 l_out + 1) times the Wigner 3j symbols, flat, float64."""
     starts = [0, *accumulate(block.width for block in irreps.inputs)]
-    blocks = {(b.l, b.p): (start, b.mul) for b, start in
-              zip(irreps.messages, [0, *accumulate(block.width for block in irreps.messages)])}
+    blocks = {
+        (b.l, b.p): (start, b.mul)
+        for b, start in zip(irreps.messages, [0, *accumulate(block.width for block in irreps.messages)])
+    }
     used = dict.fromkeys(blocks, 0)
     paths, coefficients, weights, size = [], [], 0, 0
     for path in irreps.paths:
         target = (path.l_out, path.p_out)
         offset, channels = blocks[target]
-        paths.append(ConvolutionPath(
-            l_in=path.l_in, l_edge=path.l_edge, l_out=path.l_out, mul=path.mul, x_offset=starts[path.source],
-            w_offset=weights, out_offset=offset, out_channels=channels, out_channel=used[target], cg_offset=size,
-        ))
+        paths.append(
+            ConvolutionPath(
+                l_in=path.l_in,
+                l_edge=path.l_edge,
+                l_out=path.l_out,
+                mul=path.mul,
+                x_offset=starts[path.source],
+                w_offset=weights,
+                out_offset=offset,
+                out_channels=channels,
+                out_channel=used[target],
+                cg_offset=size,
+            )
+        )
         symbols = wigner_3j(path.l_in, path.l_edge, path.l_out, dtype=torch.float64) * sqrt(2 * path.l_out + 1)
         coefficients.append(symbols.flatten())
         used[target] += path.mul
@@ -86,7 +98,13 @@ class InteractionLayer(nn.Module):
         self.norm = NeighbourNorm(config)
 
     def forward(
-        self, features: Tensor, embedding: Tensor, radial: Tensor, harmonics: Tensor, edge_index: Tensor, row_ptr: Tensor,
+        self,
+        features: Tensor,
+        embedding: Tensor,
+        radial: Tensor,
+        harmonics: Tensor,
+        edge_index: Tensor,
+        row_ptr: Tensor,
         node_types: Tensor,
     ) -> Tensor:
         """

@@ -70,7 +70,13 @@ def with_dtype(model: Potential, dtype: str) -> Potential:
 
 
 def energy_and_gradient(
-    model: nn.Module, edge_vectors: Tensor, edge_index: Tensor, row_ptr: Tensor, node_types: Tensor, *, create_graph: bool = False
+    model: nn.Module,
+    edge_vectors: Tensor,
+    edge_index: Tensor,
+    row_ptr: Tensor,
+    node_types: Tensor,
+    *,
+    create_graph: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Evaluate a model and differentiate its total energy: the two outputs of the artifact contract.
 

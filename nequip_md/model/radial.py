@@ -44,7 +44,9 @@ class Geometry(nn.Module):
         neighbour_type = node_types.index_select(0, neighbour)
         cutoff = self.cutoffs.view(-1).index_select(0, centre_type * self.cutoffs.shape[0] + neighbour_type)
         length = edge_vectors.square().sum(dim=-1).sqrt()
-        return EdgeGeometry(centre, centre_type, neighbour_type, length, edge_vectors / length.unsqueeze(-1), length / cutoff)
+        return EdgeGeometry(
+            centre, centre_type, neighbour_type, length, edge_vectors / length.unsqueeze(-1), length / cutoff
+        )
 
 
 class BesselBasis(nn.Module):

@@ -41,7 +41,9 @@ class ZBL(nn.Module):
         """Energy of each directed edge, eV, float64 [E]."""
         zi = self.charges.index_select(0, edges.centre_type)
         zj = self.charges.index_select(0, edges.neighbour_type)
-        screening = self.screening.index_select(0, edges.centre_type) + self.screening.index_select(0, edges.neighbour_type)
+        screening = self.screening.index_select(0, edges.centre_type) + self.screening.index_select(
+            0, edges.neighbour_type
+        )
         scaled = edges.length * screening / _LENGTH
         phi = sum(c * torch.exp(-d * scaled) for c, d in _SCREENING)
         return 0.5 * _COULOMB * zi * zj / edges.length * phi * envelope(edges.x, self.p)

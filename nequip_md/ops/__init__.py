@@ -10,6 +10,23 @@ from nequip_md.ops.mlp import MAX_PARTS, dense, mix_orders, mlp_energy, mlp_hidd
 from nequip_md.ops.segment import segment_sum
 from nequip_md.ops.tensor_product_convolution import tensor_product_convolution
 
-__all__ = ["MAX_PARTS", "EdgeContractions", "channel_product", "decompositions", "dense", "edge_contract", "edge_dot",
-           "edge_embedding", "edge_moment", "edge_moment_shared", "edge_spread", "ghost_exchange", "mix_orders",
-           "mlp_energy", "mlp_hidden", "mlp_hidden_dense", "segment_sum", "tensor_product_convolution"]
+__all__ = [
+    "MAX_PARTS",
+    "EdgeContractions",
+    "channel_product",
+    "decompositions",
+    "dense",
+    "edge_contract",
+    "edge_dot",
+    "edge_embedding",
+    "edge_moment",
+    "edge_moment_shared",
+    "edge_spread",
+    "ghost_exchange",
+    "mix_orders",
+    "mlp_energy",
+    "mlp_hidden",
+    "mlp_hidden_dense",
+    "segment_sum",
+    "tensor_product_convolution",
+]

@@ -69,12 +69,16 @@ def _weight_backward(ctx, g):
 
 define(
     "channel_product(Tensor x, Tensor y, Tensor w, Tensor table, Tensor values, int dim) -> Tensor",
-    _product_reference, backward=_product_backward, setup_context=_product_setup,
+    _product_reference,
+    backward=_product_backward,
+    setup_context=_product_setup,
     fake=lambda x, y, w, table, values, dim: x.new_empty((x.shape[0], dim, x.shape[2])),
 )
 define(
     "channel_product_weight(Tensor x, Tensor y, Tensor z, Tensor table, Tensor values, int paths) -> Tensor",
-    _weight_reference, backward=_weight_backward, setup_context=_weight_setup,
+    _weight_reference,
+    backward=_weight_backward,
+    setup_context=_weight_setup,
     fake=lambda x, y, z, table, values, paths: x.new_empty((paths, x.shape[2])),
 )
 

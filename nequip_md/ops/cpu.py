@@ -27,12 +27,9 @@ _SIGNATURES = {
     "edge_contract": f"{_T}, {_T}, {_T}, {_T}, {_T}, {_T}*",
     "edge_contract_backward": f"{_T}, {_T}, {_T}, {_T}, {_T}, {_T}, {_T}*, {_T}*, {_T}*",
     "channel_product": f"{_T}, {_T}, {_T}, {_T}, {_T}, int64_t, {_T}*",
-    "tensor_product_convolution":
-        f"{_T}, {_T}, {_T}, {_T}, {_T}, {_T}, {_T}, const int64_t*, int64_t, int64_t, {_T}*",
-    "tensor_product_convolution_nodes":
-        f"{_T}, {_T}, {_T}, {_T}, {_T}, {_T}, {_T}, const int64_t*, int64_t, int64_t, int64_t, {_T}*",
-    "tensor_product_convolution_edges":
-        f"{_T}, {_T}, {_T}, {_T}, {_T}, {_T}, {_T}, {_T}, const int64_t*, int64_t, {_T}*, {_T}*",
+    "tensor_product_convolution": f"{_T}, {_T}, {_T}, {_T}, {_T}, {_T}, {_T}, const int64_t*, int64_t, int64_t, {_T}*",
+    "tensor_product_convolution_nodes": f"{_T}, {_T}, {_T}, {_T}, {_T}, {_T}, {_T}, const int64_t*, int64_t, int64_t, int64_t, {_T}*",
+    "tensor_product_convolution_edges": f"{_T}, {_T}, {_T}, {_T}, {_T}, {_T}, {_T}, {_T}, const int64_t*, int64_t, {_T}*, {_T}*",
 }
 
 
@@ -54,5 +51,7 @@ def linked_kernels() -> Iterator[dict]:
     }
     with tempfile.TemporaryDirectory(prefix="nequip-md-") as folder, searched(folder):
         with as_file(files("nequip_md.ops") / "csrc") as sources:
-            build(Path(folder), _LIBRARY, sources / "cpu_kernels.cpp", ["-march=native", "-ffp-contract=fast", "-fopenmp"])
+            build(
+                Path(folder), _LIBRARY, sources / "cpu_kernels.cpp", ["-march=native", "-ffp-contract=fast", "-fopenmp"]
+            )
         yield {"aot_inductor.custom_ops_to_c_shims": shims, "aot_inductor.custom_op_libs": [_LIBRARY]}

@@ -76,11 +76,37 @@ def edge_moment(a: Tensor, y: Tensor, row_ptr: Tensor, precision: str) -> Tensor
     block = min(_block(channels), 128)
     grid = (count, triton.cdiv(channels, block))
     if slots == 1 and a.dtype == torch.float32:
-        _launch(segments.moment_product_kernel, grid, a, y, row_ptr, out, C=channels, M=components, BLOCK_M=_block(components),
-                BLOCK_C=block, EDGES=32, PRECISION=precision, num_warps=2)
+        _launch(
+            segments.moment_product_kernel,
+            grid,
+            a,
+            y,
+            row_ptr,
+            out,
+            C=channels,
+            M=components,
+            BLOCK_M=_block(components),
+            BLOCK_C=block,
+            EDGES=32,
+            PRECISION=precision,
+            num_warps=2,
+        )
     else:
-        _launch(segments.moment_kernel, grid, a, y, row_ptr, out, C=channels, M=components, SLOTS=slots,
-                BLOCK_M=triton.next_power_of_2(components), BLOCK_C=block, UNROLL=4, num_warps=2)
+        _launch(
+            segments.moment_kernel,
+            grid,
+            a,
+            y,
+            row_ptr,
+            out,
+            C=channels,
+            M=components,
+            SLOTS=slots,
+            BLOCK_M=triton.next_power_of_2(components),
+            BLOCK_C=block,
+            UNROLL=4,
+            num_warps=2,
+        )
     return out
 
 
@@ -89,13 +115,41 @@ def _spread(y: Tensor, z: Tensor, row_ptr: Tensor, orders: int, starts: list[Ten
     out = y.new_empty((edges, orders, channels))
     block = min(_block(channels), 128)
     if orders == 1 and y.dtype == torch.float32:
-        _launch(segments.spread_product_kernel, (count, triton.cdiv(channels, block), _shares(count, 3)), y, z, row_ptr,
-                *_four(starts or [out]), out, C=channels, M=components, BLOCK_M=_block(components), BLOCK_C=block, EDGES=32,
-                STARTS=len(starts), PRECISION=precision, num_warps=4, num_stages=3)
+        _launch(
+            segments.spread_product_kernel,
+            (count, triton.cdiv(channels, block), _shares(count, 3)),
+            y,
+            z,
+            row_ptr,
+            *_four(starts or [out]),
+            out,
+            C=channels,
+            M=components,
+            BLOCK_M=_block(components),
+            BLOCK_C=block,
+            EDGES=32,
+            STARTS=len(starts),
+            PRECISION=precision,
+            num_warps=4,
+            num_stages=3,
+        )
         return out
-    _launch(segments.spread_kernel, (count, triton.cdiv(channels, block), _shares(count, 6 if block < 128 else 3)), y, z, row_ptr,
-            *_four(starts or [out]), out, C=channels, L=isqrt(components), SLOTS=orders, BLOCK_C=block, EDGES=16,
-            STARTS=len(starts), num_warps=8 if block == 128 else 4)
+    _launch(
+        segments.spread_kernel,
+        (count, triton.cdiv(channels, block), _shares(count, 6 if block < 128 else 3)),
+        y,
+        z,
+        row_ptr,
+        *_four(starts or [out]),
+        out,
+        C=channels,
+        L=isqrt(components),
+        SLOTS=orders,
+        BLOCK_C=block,
+        EDGES=16,
+        STARTS=len(starts),
+        num_warps=8 if block == 128 else 4,
+    )
     return out
 
 
@@ -114,13 +168,38 @@ def edge_dot(a: Tensor, z: Tensor, row_ptr: Tensor, precision: str) -> Tensor:
     (edges, slots, channels), components, count = a.shape, z.shape[1], row_ptr.shape[0] - 1
     out = a.new_empty((edges, components))
     if slots == 1 and a.dtype == torch.float32:
-        _launch(segments.dot_product_kernel, (count, _shares(count, 3)), a, z, row_ptr, out, C=channels, M=components,
-                BLOCK_M=_block(components), BLOCK_C=min(_block(channels), 64), EDGES=32, PRECISION=precision, num_warps=2,
-                num_stages=3 if channels <= 64 else 2)
+        _launch(
+            segments.dot_product_kernel,
+            (count, _shares(count, 3)),
+            a,
+            z,
+            row_ptr,
+            out,
+            C=channels,
+            M=components,
+            BLOCK_M=_block(components),
+            BLOCK_C=min(_block(channels), 64),
+            EDGES=32,
+            PRECISION=precision,
+            num_warps=2,
+            num_stages=3 if channels <= 64 else 2,
+        )
     else:
         block = _block(channels)
-        _launch(segments.dot_kernel, (count,), a, z, row_ptr, out, C=channels, L=isqrt(components), SLOTS=slots, BLOCK_C=block,
-                EDGES=_edges(block), num_warps=4)
+        _launch(
+            segments.dot_kernel,
+            (count,),
+            a,
+            z,
+            row_ptr,
+            out,
+            C=channels,
+            L=isqrt(components),
+            SLOTS=slots,
+            BLOCK_C=block,
+            EDGES=_edges(block),
+            num_warps=4,
+        )
     return out
 
 
@@ -130,7 +209,20 @@ def edge_contract(w: Tensor, y: Tensor, z: Tensor, row_ptr: Tensor) -> Tensor:
     out = w.new_empty((edges, channels))
     block = min(_block(channels), 128)
     grid = (count, triton.cdiv(channels, block), _shares(count, 6))
-    _launch(segments.contract_kernel, grid, w, y, z, row_ptr, out, U=channels, L=orders, BLOCK_U=block, EDGES=16, num_warps=4)
+    _launch(
+        segments.contract_kernel,
+        grid,
+        w,
+        y,
+        z,
+        row_ptr,
+        out,
+        U=channels,
+        L=orders,
+        BLOCK_U=block,
+        EDGES=16,
+        num_warps=4,
+    )
     return out
 
 
@@ -139,8 +231,15 @@ def _contract_constants(w: Tensor, block: int, warps: int) -> dict:
     orders, channels = w.shape[1:]
     components = triton.next_power_of_2(orders**2)
     edges = max(1, 512 * warps // (block * w.element_size()))
-    return {"U": channels, "L": orders, "BLOCK_U": block, "BLOCK_M": components, "EDGES": edges,
-            "TOGETHER": edges * block * components * w.element_size() <= 64 * 1024, "num_warps": warps}
+    return {
+        "U": channels,
+        "L": orders,
+        "BLOCK_U": block,
+        "BLOCK_M": components,
+        "EDGES": edges,
+        "TOGETHER": edges * block * components * w.element_size() <= 64 * 1024,
+        "num_warps": warps,
+    }
 
 
 @triton_op("nequip_md::edge_contract_moment_triton", mutates_args={})
@@ -148,8 +247,16 @@ def edge_contract_moment(g: Tensor, w: Tensor, y: Tensor, row_ptr: Tensor) -> Te
     count, channels = row_ptr.shape[0] - 1, w.shape[2]
     dz = w.new_empty((count, y.shape[1], channels))
     block = min(_block(channels), 32)
-    _launch(contract_gradient.contract_moment_kernel, (count, triton.cdiv(channels, block)), g, w, y, row_ptr, dz,
-            **_contract_constants(w, block, 2))
+    _launch(
+        contract_gradient.contract_moment_kernel,
+        (count, triton.cdiv(channels, block)),
+        g,
+        w,
+        y,
+        row_ptr,
+        dz,
+        **_contract_constants(w, block, 2),
+    )
     return dz
 
 
@@ -159,17 +266,47 @@ def edge_contract_gradient(g: list[Tensor], w: Tensor, y: Tensor, z: list[Tensor
     block = max(_block(w.shape[2]), triton.next_power_of_2(y.shape[1]))
     # unused pointers repeat w: Inductor writes some arrays, such as z, once for every time they are named
     pointers = [*g, *[w] * (4 - len(g)), w, y, *z, *[w] * (4 - len(z))]
-    _launch(contract_gradient.contract_gradient_kernel, (row_ptr.shape[0] - 1,), *pointers, row_ptr, dw, dy, dz,
-            K=len(g), **_contract_constants(w, block, max(4, min(8, block // 16))))
+    _launch(
+        contract_gradient.contract_gradient_kernel,
+        (row_ptr.shape[0] - 1,),
+        *pointers,
+        row_ptr,
+        dw,
+        dy,
+        dz,
+        K=len(g),
+        **_contract_constants(w, block, max(4, min(8, block // 16))),
+    )
     return [dw, dy, dz]
 
 
 @triton_op("nequip_md::channel_product_triton", mutates_args={})
-def channel_product(x: Tensor, y: Tensor, w: Tensor, table: Tensor, values: Tensor, offsets: Tensor, dim: int) -> Tensor:
+def channel_product(
+    x: Tensor, y: Tensor, w: Tensor, table: Tensor, values: Tensor, offsets: Tensor, dim: int
+) -> Tensor:
     (count, components, channels), terms, atoms = x.shape, table.shape[1], 8
     out = x.new_empty((count, dim, channels))
-    _launch(segments.channel_product_kernel, (triton.cdiv(count, atoms) * dim,), x, y, w, table, values, offsets, out, count,
-            A=components, B=y.shape[1], D=dim, TERMS=terms, U=channels, BLOCK_U=_block(channels), ATOMS=atoms, UNROLL=4, num_warps=4)
+    _launch(
+        segments.channel_product_kernel,
+        (triton.cdiv(count, atoms) * dim,),
+        x,
+        y,
+        w,
+        table,
+        values,
+        offsets,
+        out,
+        count,
+        A=components,
+        B=y.shape[1],
+        D=dim,
+        TERMS=terms,
+        U=channels,
+        BLOCK_U=_block(channels),
+        ATOMS=atoms,
+        UNROLL=4,
+        num_warps=4,
+    )
     return out
 
 
@@ -219,9 +356,18 @@ class ConvolutionSource(NamedTuple):
     def constants(self) -> dict:
         """Of all three kernels; none takes every one."""
         return {
-            "X_FIRST": self.first.x_offset, "W_FIRST": self.first.w_offset, "COUPLING_FIRST": self.coupling,
-            "DCOUPLING_FIRST": self.dcoupling, "TABLE": self.table, "A": 2 * self.first.l_in + 1, "C": len(self.components),
-            "BLOCK_C": self.block, "PATHS": len(self.paths), "U": self.first.mul, "BLOCK_U": self.channels, "UNROLL": 2,
+            "X_FIRST": self.first.x_offset,
+            "W_FIRST": self.first.w_offset,
+            "COUPLING_FIRST": self.coupling,
+            "DCOUPLING_FIRST": self.dcoupling,
+            "TABLE": self.table,
+            "A": 2 * self.first.l_in + 1,
+            "C": len(self.components),
+            "BLOCK_C": self.block,
+            "PATHS": len(self.paths),
+            "U": self.first.mul,
+            "BLOCK_U": self.channels,
+            "UNROLL": 2,
         }
 
     @property
@@ -238,8 +384,15 @@ def convolution_sources(paths: list[int]) -> list[ConvolutionSource]:
             sources[-1].paths.append(path)
             continue
         before = sources[-1] if sources else None
-        ends = (before.coupling + before.width, before.dcoupling + before.programs * before.width,
-                before.table + 2 * before.block) if before else (0, 0, 0)
+        ends = (
+            (
+                before.coupling + before.width,
+                before.dcoupling + before.programs * before.width,
+                before.table + 2 * before.block,
+            )
+            if before
+            else (0, 0, 0)
+        )
         sources.append(ConvolutionSource([path], *ends))
     return sources
 
@@ -267,7 +420,9 @@ def component_tables(sources: list[ConvolutionSource], device: torch.device) -> 
     return torch.tensor(table, dtype=torch.int32, device=device)
 
 
-def _convolve(kernel, nodes: int, shares: int, pointers: list[Tensor], sources: list[ConvolutionSource], widths: dict) -> None:
+def _convolve(
+    kernel, nodes: int, shares: int, pointers: list[Tensor], sources: list[ConvolutionSource], widths: dict
+) -> None:
     """``shares``: programs that share the edges of a centre."""
     for source in sources:
         constants = {name: value for name, value in source.constants().items() if name in kernel.arg_names}
@@ -276,39 +431,84 @@ def _convolve(kernel, nodes: int, shares: int, pointers: list[Tensor], sources: 
 
 @triton_op("nequip_md::tensor_product_convolution_triton", mutates_args={})
 def tensor_product_convolution(
-    x: Tensor, coupling: Tensor, w: Tensor, neighbour: Tensor, row_ptr: Tensor, tables: Tensor, paths: list[int], width: int
+    x: Tensor,
+    coupling: Tensor,
+    w: Tensor,
+    neighbour: Tensor,
+    row_ptr: Tensor,
+    tables: Tensor,
+    paths: list[int],
+    width: int,
 ) -> Tensor:
     nodes = row_ptr.shape[0] - 1
     out = x.new_empty((nodes, width))
     widths = {"X_WIDTH": x.shape[1], "W_WIDTH": w.shape[1], "G_WIDTH": width, "COUPLING_WIDTH": coupling.shape[1]}
-    _convolve(convolution.sum_kernel, nodes, 1, [x, coupling, w, neighbour, row_ptr, tables, out], convolution_sources(paths), widths)
+    _convolve(
+        convolution.sum_kernel,
+        nodes,
+        1,
+        [x, coupling, w, neighbour, row_ptr, tables, out],
+        convolution_sources(paths),
+        widths,
+    )
     return out
 
 
 @triton_op("nequip_md::tensor_product_convolution_nodes_triton", mutates_args={})
 def tensor_product_convolution_nodes(
-    coupling: Tensor, w: Tensor, g: Tensor, neighbour: Tensor, row_ptr: Tensor, tables: Tensor, paths: list[int], nodes: int,
+    coupling: Tensor,
+    w: Tensor,
+    g: Tensor,
+    neighbour: Tensor,
+    row_ptr: Tensor,
+    tables: Tensor,
+    paths: list[int],
+    nodes: int,
     width: int,
 ) -> Tensor:
     dx, centres = g.new_zeros((nodes, width)), row_ptr.shape[0] - 1
     widths = {"X_WIDTH": width, "W_WIDTH": w.shape[1], "G_WIDTH": g.shape[1], "COUPLING_WIDTH": coupling.shape[1]}
-    _convolve(convolution.nodes_kernel, centres, _shares(centres, 6), [g, coupling, w, neighbour, row_ptr, tables, dx],
-              convolution_sources(paths), widths)
+    _convolve(
+        convolution.nodes_kernel,
+        centres,
+        _shares(centres, 6),
+        [g, coupling, w, neighbour, row_ptr, tables, dx],
+        convolution_sources(paths),
+        widths,
+    )
     return dx
 
 
 @triton_op("nequip_md::tensor_product_convolution_edges_triton", mutates_args={})
 def tensor_product_convolution_edges(
-    x: Tensor, coupling: Tensor, w: Tensor, g: Tensor, neighbour: Tensor, row_ptr: Tensor, tables: Tensor, paths: list[int]
+    x: Tensor,
+    coupling: Tensor,
+    w: Tensor,
+    g: Tensor,
+    neighbour: Tensor,
+    row_ptr: Tensor,
+    tables: Tensor,
+    paths: list[int],
 ) -> list[Tensor]:
     sources, centres = convolution_sources(paths), row_ptr.shape[0] - 1
     last = sources[-1]
     dcoupling = w.new_empty((w.shape[0], last.dcoupling + last.programs * last.width))
     dw = torch.empty_like(w)
-    widths = {"X_WIDTH": x.shape[1], "W_WIDTH": w.shape[1], "G_WIDTH": g.shape[1], "COUPLING_WIDTH": coupling.shape[1],
-              "DCOUPLING_WIDTH": dcoupling.shape[1]}
-    _convolve(convolution.edges_kernel, centres, _shares(centres, 6),
-              [x, g, coupling, w, neighbour, row_ptr, tables, dcoupling, dw], sources, widths)
+    widths = {
+        "X_WIDTH": x.shape[1],
+        "W_WIDTH": w.shape[1],
+        "G_WIDTH": g.shape[1],
+        "COUPLING_WIDTH": coupling.shape[1],
+        "DCOUPLING_WIDTH": dcoupling.shape[1],
+    }
+    _convolve(
+        convolution.edges_kernel,
+        centres,
+        _shares(centres, 6),
+        [x, g, coupling, w, neighbour, row_ptr, tables, dcoupling, dw],
+        sources,
+        widths,
+    )
     return [dcoupling, dw]
 
 
@@ -318,31 +518,84 @@ def tensor_product_convolution_edges(
 def _embedding_constants(table: Tensor, weights: Tensor, p: float, l_max: int) -> dict:
     bessels, width = weights.shape
     # 32 edges for each warp: with fewer, the compiler repeats the float64 part in every lane of a row
-    return {"T": table.shape[0] // 2, "B": bessels, "W": width, "BLOCK_W": min(_block(width), 32), "L": l_max + 1,
-            "P": int(p) if p == int(p) else p, "EDGES": 64, "UNROLL": 1, "num_warps": 2}
+    return {
+        "T": table.shape[0] // 2,
+        "B": bessels,
+        "W": width,
+        "BLOCK_W": min(_block(width), 32),
+        "L": l_max + 1,
+        "P": int(p) if p == int(p) else p,
+        "EDGES": 64,
+        "UNROLL": 1,
+        "num_warps": 2,
+    }
 
 
 @triton_op("nequip_md::edge_embedding_triton", mutates_args={})
 def edge_embedding(
-    vectors: Tensor, edge_index: Tensor, node_types: Tensor, cutoffs: Tensor, roots: Tensor, table: Tensor, weights: Tensor,
-    p: float, l_max: int,
+    vectors: Tensor,
+    edge_index: Tensor,
+    node_types: Tensor,
+    cutoffs: Tensor,
+    roots: Tensor,
+    table: Tensor,
+    weights: Tensor,
+    p: float,
+    l_max: int,
 ) -> list[Tensor]:
     count, constants = vectors.shape[0], _embedding_constants(table, weights, p, l_max)
     g, harmonics = weights.new_empty((count, weights.shape[1])), weights.new_empty((count, (l_max + 1) ** 2))
-    _launch(embedding.embedding_kernel, (triton.cdiv(count, constants["EDGES"]),), vectors, edge_index, node_types, cutoffs,
-            roots, table, weights, g, harmonics, count, **constants)
+    _launch(
+        embedding.embedding_kernel,
+        (triton.cdiv(count, constants["EDGES"]),),
+        vectors,
+        edge_index,
+        node_types,
+        cutoffs,
+        roots,
+        table,
+        weights,
+        g,
+        harmonics,
+        count,
+        **constants,
+    )
     return [g, harmonics]
 
 
 @triton_op("nequip_md::edge_embedding_backward_triton", mutates_args={})
 def edge_embedding_backward(
-    dg: Tensor, dharmonics: list[Tensor], vectors: Tensor, edge_index: Tensor, node_types: Tensor, cutoffs: Tensor, roots: Tensor,
-    table: Tensor, weights: Tensor, p: float, l_max: int,
+    dg: Tensor,
+    dharmonics: list[Tensor],
+    vectors: Tensor,
+    edge_index: Tensor,
+    node_types: Tensor,
+    cutoffs: Tensor,
+    roots: Tensor,
+    table: Tensor,
+    weights: Tensor,
+    p: float,
+    l_max: int,
 ) -> Tensor:
     count, constants = vectors.shape[0], _embedding_constants(table, weights, p, l_max)
     dvectors = torch.empty_like(vectors)
-    _launch(embedding.embedding_backward_kernel, (triton.cdiv(count, constants["EDGES"]),), dg, *_four(dharmonics), vectors,
-            edge_index, node_types, cutoffs, roots, table, weights, dvectors, count, READERS=len(dharmonics), **constants)
+    _launch(
+        embedding.embedding_backward_kernel,
+        (triton.cdiv(count, constants["EDGES"]),),
+        dg,
+        *_four(dharmonics),
+        vectors,
+        edge_index,
+        node_types,
+        cutoffs,
+        roots,
+        table,
+        weights,
+        dvectors,
+        count,
+        READERS=len(dharmonics),
+        **constants,
+    )
     return dvectors
 
 
@@ -375,8 +628,9 @@ def split(
         evaluation; an array of two dimensions it leaves in memory.)
     """
     columns = (pad_columns or pad)(w.shape[1]) - w.shape[1]
-    padded = [torch.nn.functional.pad(part, (0, columns, 0, pad(part.shape[0]) - part.shape[0]))
-              for part in w.split(widths)]
+    padded = [
+        torch.nn.functional.pad(part, (0, columns, 0, pad(part.shape[0]) - part.shape[0])) for part in w.split(widths)
+    ]
     scale = torch.exp2(13 - torch.floor(torch.log2(w.abs().max().clamp(1e-30))))
     scaled = torch.cat(padded) * scale
     hi = scaled.to(torch.float16)
@@ -393,7 +647,10 @@ _TILES = {
     # rows, chunk, warps, stages, by products; the first that fits is taken. From timings on an H200 (docs/performance.md)
     3: {
         "hidden": ((128, 32, 8, 3), (128, 32, 8, 2), (64, 16, 4, 3), (64, 16, 4, 2)),
-        "narrow": ((64, 32, 4, 3), (64, 16, 4, 2)),  # as hidden, for layers of 64: four programs for each multiprocessor
+        "narrow": (
+            (64, 32, 4, 3),
+            (64, 16, 4, 2),
+        ),  # as hidden, for layers of 64: four programs for each multiprocessor
         "backward": ((64, 32, 4, 3), (64, 16, 4, 2)),
         "backward_dense": ((64, 32, 4, 2), (64, 16, 4, 2)),
         "energy": ((128, 32, 8, 2), (64, 16, 4, 2)),
@@ -504,14 +761,39 @@ def _last_constants(width: int, outer: int) -> dict:
 
 
 def _dense(
-    x: Tensor, w: tuple[Tensor, Tensor, Tensor], d: Tensor, inner: int, outer: int, transposed: bool, products: int, then: str
+    x: Tensor,
+    w: tuple[Tensor, Tensor, Tensor],
+    d: Tensor,
+    inner: int,
+    outer: int,
+    transposed: bool,
+    products: int,
+    then: str,
 ) -> Tensor:
     count, padded, rows = x.shape[0], _columns(outer), 128
     out = x.new_empty((count, outer))
     block = min(padded, 256)
-    _launch(mlp_kernels.dense_kernel, (triton.cdiv(count, rows), padded // block), x, *w, out, d, count, K=inner, N=outer,
-            BLOCK_N=block, PADDED_N=padded, PADDED_K=_multiple(inner), TRANSPOSED=transposed, THEN=then, ROWS=rows,
-            CHUNK=min(32, _multiple(inner)), PRODUCTS=products, num_warps=8 if block >= 128 else 4, num_stages=3)
+    _launch(
+        mlp_kernels.dense_kernel,
+        (triton.cdiv(count, rows), padded // block),
+        x,
+        *w,
+        out,
+        d,
+        count,
+        K=inner,
+        N=outer,
+        BLOCK_N=block,
+        PADDED_N=padded,
+        PADDED_K=_multiple(inner),
+        TRANSPOSED=transposed,
+        THEN=then,
+        ROWS=rows,
+        CHUNK=min(32, _multiple(inner)),
+        PRODUCTS=products,
+        num_warps=8 if block >= 128 else 4,
+        num_stages=3,
+    )
     return out
 
 
@@ -531,53 +813,148 @@ def dense_silu(
 
 
 @triton_op("nequip_md::mix_orders_triton", mutates_args={})
-def mix_orders(x: Tensor, w_hi: Tensor, w_lo: Tensor, w_info: Tensor, outer: int, transposed: bool, products: int) -> Tensor:
+def mix_orders(
+    x: Tensor, w_hi: Tensor, w_lo: Tensor, w_info: Tensor, outer: int, transposed: bool, products: int
+) -> Tensor:
     count, components, inner = x.shape
     out = x.new_empty((count, components, outer))
     orders, rows, block = isqrt(components), 32, min(_block(outer), 64)
     grid = (triton.cdiv(count * (2 * orders - 1), rows), orders, _block(outer) // block)
-    _launch(mlp_kernels.mix_kernel, grid, x, w_hi, w_lo, w_info, out, count, K=inner, U=outer, M=components,
-            PADDED_K=_block(inner), PADDED_U=_block(outer), BLOCK_U=block, TRANSPOSED=transposed, ROWS=rows,
-            CHUNK=min(64, _block(inner)), PRODUCTS=products, num_warps=4, num_stages=3)
+    _launch(
+        mlp_kernels.mix_kernel,
+        grid,
+        x,
+        w_hi,
+        w_lo,
+        w_info,
+        out,
+        count,
+        K=inner,
+        U=outer,
+        M=components,
+        PADDED_K=_block(inner),
+        PADDED_U=_block(outer),
+        BLOCK_U=block,
+        TRANSPOSED=transposed,
+        ROWS=rows,
+        CHUNK=min(64, _block(inner)),
+        PRODUCTS=products,
+        num_warps=4,
+        num_stages=3,
+    )
     return out
 
 
 @triton_op("nequip_md::mlp_hidden_triton", mutates_args={})
 def mlp_hidden(
-    parts: list[Tensor], w1_hi: Tensor, w1_lo: Tensor, w1_info: Tensor, w2_hi: Tensor, w2_lo: Tensor, w2_info: Tensor,
-    w3: list[Tensor], inner: int, outer: int, last: int, products: int,
+    parts: list[Tensor],
+    w1_hi: Tensor,
+    w1_lo: Tensor,
+    w1_info: Tensor,
+    w2_hi: Tensor,
+    w2_lo: Tensor,
+    w2_info: Tensor,
+    w3: list[Tensor],
+    inner: int,
+    outer: int,
+    last: int,
+    products: int,
 ) -> list[Tensor]:
     widths, count = [p.shape[1] for p in parts], parts[0].shape[0]
     out = parts[0].new_empty((count, outer))
     d1, d2 = (parts[0].new_empty((count, n), dtype=_derivative_dtype(products)) for n in (inner, outer))
     y = [out.new_empty((count, last))] if last else []
     for tiles, wanted in _tiles_by_count("hidden", widths, inner, outer, products, count):
-        _launch(mlp_kernels.hidden_kernel, (wanted * triton.cdiv(count, tiles["ROWS"]),), *_four(parts), w1_hi, w1_lo, w1_info,
-                w2_hi, w2_lo, w2_info, *(w3 or [w2_hi, w2_lo, w2_info]), out, d1, d2, *(y or [out]), count,
-                **_part_constants(widths), N1=inner, N2=outer, P1=_block(inner), P2=_block(outer), **_last_constants(last, outer),
-                PRODUCTS=products, **tiles)
+        _launch(
+            mlp_kernels.hidden_kernel,
+            (wanted * triton.cdiv(count, tiles["ROWS"]),),
+            *_four(parts),
+            w1_hi,
+            w1_lo,
+            w1_info,
+            w2_hi,
+            w2_lo,
+            w2_info,
+            *(w3 or [w2_hi, w2_lo, w2_info]),
+            out,
+            d1,
+            d2,
+            *(y or [out]),
+            count,
+            **_part_constants(widths),
+            N1=inner,
+            N2=outer,
+            P1=_block(inner),
+            P2=_block(outer),
+            **_last_constants(last, outer),
+            PRODUCTS=products,
+            **tiles,
+        )
     return [out, *y, d1, d2]
 
 
 @triton_op("nequip_md::mlp_hidden_backward_triton", mutates_args={})
 def mlp_hidden_backward(
-    g: Tensor, dy: list[Tensor], d1: Tensor, d2: Tensor, w1_hi: Tensor, w1_lo: Tensor, w1_info: Tensor, w2_hi: Tensor,
-    w2_lo: Tensor, w2_info: Tensor, w3: list[Tensor], widths: list[int], products: int,
+    g: Tensor,
+    dy: list[Tensor],
+    d1: Tensor,
+    d2: Tensor,
+    w1_hi: Tensor,
+    w1_lo: Tensor,
+    w1_info: Tensor,
+    w2_hi: Tensor,
+    w2_lo: Tensor,
+    w2_info: Tensor,
+    w3: list[Tensor],
+    widths: list[int],
+    products: int,
 ) -> list[Tensor]:
     (count, inner), outer = d1.shape, d2.shape[1]
     out = [g.new_empty((count, k)) for k in widths]
     for tiles, wanted in _tiles_by_count("backward_dense" if w3 else "backward", widths, inner, outer, products, count):
-        _launch(mlp_kernels.hidden_backward_kernel, (wanted * triton.cdiv(count, tiles["ROWS"]),), g, *(dy or [g]), d1, d2, w1_hi,
-                w1_lo, w1_info, w2_hi, w2_lo, w2_info, *(w3 or [w2_hi, w2_lo, w2_info]), *_four(out), count,
-                **_part_constants(widths), N1=inner, N2=outer, P1=_block(inner), P2=_block(outer),
-                **_last_constants(dy[0].shape[1] if dy else 0, outer), PRODUCTS=products, **tiles)
+        _launch(
+            mlp_kernels.hidden_backward_kernel,
+            (wanted * triton.cdiv(count, tiles["ROWS"]),),
+            g,
+            *(dy or [g]),
+            d1,
+            d2,
+            w1_hi,
+            w1_lo,
+            w1_info,
+            w2_hi,
+            w2_lo,
+            w2_info,
+            *(w3 or [w2_hi, w2_lo, w2_info]),
+            *_four(out),
+            count,
+            **_part_constants(widths),
+            N1=inner,
+            N2=outer,
+            P1=_block(inner),
+            P2=_block(outer),
+            **_last_constants(dy[0].shape[1] if dy else 0, outer),
+            PRODUCTS=products,
+            **tiles,
+        )
     return out
 
 
 @triton_op("nequip_md::mlp_energy_triton", mutates_args={})
 def mlp_energy(
-    parts: list[Tensor], w1_hi: Tensor, w1_lo: Tensor, w1_info: Tensor, w2_hi: Tensor, w2_lo: Tensor, w2_info: Tensor, v: Tensor,
-    r: Tensor, factor: list[Tensor], inner: int, outer: int, products: int,
+    parts: list[Tensor],
+    w1_hi: Tensor,
+    w1_lo: Tensor,
+    w1_info: Tensor,
+    w2_hi: Tensor,
+    w2_lo: Tensor,
+    w2_info: Tensor,
+    v: Tensor,
+    r: Tensor,
+    factor: list[Tensor],
+    inner: int,
+    outer: int,
+    products: int,
 ) -> list[Tensor]:
     widths, count = [p.shape[1] for p in parts], parts[0].shape[0]
     energy = parts[0].new_empty((count,))
@@ -586,9 +963,30 @@ def mlp_energy(
     most = max(tiles["ROWS"] for tiles, _ in forms)
     scratch = parts[0].new_empty((_PROGRAMS, most, _block(inner) + _block(outer)), dtype=_derivative_dtype(products))
     for tiles, wanted in forms:
-        _launch(mlp_kernels.energy_kernel, (wanted * _PROGRAMS,), *_four(parts), w1_hi, w1_lo, w1_info, w2_hi, w2_lo, w2_info, v, r,
-                *(factor or [v]), energy, *_four(gradients), scratch, count, **_part_constants(widths), P1=_block(inner),
-                P2=_block(outer), PRODUCTS=products, SCALED=bool(factor), **tiles)
+        _launch(
+            mlp_kernels.energy_kernel,
+            (wanted * _PROGRAMS,),
+            *_four(parts),
+            w1_hi,
+            w1_lo,
+            w1_info,
+            w2_hi,
+            w2_lo,
+            w2_info,
+            v,
+            r,
+            *(factor or [v]),
+            energy,
+            *_four(gradients),
+            scratch,
+            count,
+            **_part_constants(widths),
+            P1=_block(inner),
+            P2=_block(outer),
+            PRODUCTS=products,
+            SCALED=bool(factor),
+            **tiles,
+        )
     return [energy, *gradients]
 
 
@@ -613,7 +1011,13 @@ def _layer_block(width: int, products: int) -> int:
 
 
 def _layer(
-    x: list[Tensor], w: list[Tensor], widths: list[int], then: str, to_halves: bool, products: int, d: Tensor | None = None,
+    x: list[Tensor],
+    w: list[Tensor],
+    widths: list[int],
+    then: str,
+    to_halves: bool,
+    products: int,
+    d: Tensor | None = None,
     v: Tensor | None = None,
 ) -> list[Tensor]:
     """Halves, scales and squares, or fp32 parts of ``widths``, or what each block of columns gives to the product with ``v``."""
@@ -621,8 +1025,11 @@ def _layer(
     count, outer, width, rows = x_halves.shape[1], sum(widths), _deep(widths[0]), 128
     columns, block = w[0].shape[2], _layer_block(outer, products)
     if to_halves:
-        out = [x_halves.new_empty((x_halves.shape[0], count, width)), scales.new_empty((count,)),
-               scales.new_empty((columns // block, count))]
+        out = [
+            x_halves.new_empty((x_halves.shape[0], count, width)),
+            scales.new_empty((count,)),
+            scales.new_empty((columns // block, count)),
+        ]
         pointers = [*out, *out[:1] * 3]
     elif v is not None:
         out = [scales.new_empty((columns // block, count))]
@@ -634,10 +1041,31 @@ def _layer(
     _, warps, stages = _LAYER_TILES[products]
     # the number of steps is not a constant, or the loop would be unrolled, which takes long to compile
     steps = products * x_halves.shape[2] // _DEPTH
-    _launch(halves_kernels.layer_kernel, (triton.cdiv(count, rows) * (columns // block),), *x, *w, scales if d is None else d,
-            *pointers, count, steps, K=x_halves.shape[2], N=outer, PADDED_N=columns, BLOCK_N=block, BLOCKS_IN=squares.shape[0],
-            THEN=then, TO_HALVES=to_halves, WIDTH=width, PARTS=len(widths), **parts, ROWS=rows, CHUNK=_DEPTH, PRODUCTS=products,
-            num_warps=warps, num_stages=stages)
+    _launch(
+        halves_kernels.layer_kernel,
+        (triton.cdiv(count, rows) * (columns // block),),
+        *x,
+        *w,
+        scales if d is None else d,
+        *pointers,
+        count,
+        steps,
+        K=x_halves.shape[2],
+        N=outer,
+        PADDED_N=columns,
+        BLOCK_N=block,
+        BLOCKS_IN=squares.shape[0],
+        THEN=then,
+        TO_HALVES=to_halves,
+        WIDTH=width,
+        PARTS=len(widths),
+        **parts,
+        ROWS=rows,
+        CHUNK=_DEPTH,
+        PRODUCTS=products,
+        num_warps=warps,
+        num_stages=stages,
+    )
     return out
 
 
@@ -645,12 +1073,32 @@ def _layer(
 def halves(parts: list[Tensor], d: list[Tensor], one_row: bool, products: int) -> list[Tensor]:
     count, widths, rows = (d if one_row else parts)[0].shape[0], [p.shape[1] for p in parts], 16
     padded = [_deep(k) for k in widths]
-    out = [parts[0].new_empty((2 if products == 3 else 1, count, sum(padded)), dtype=torch.float16),
-           parts[0].new_empty((count,)), parts[0].new_empty((1, count))]
-    filled = {f"{name}{j}": k for name, values in (("K", widths), ("P", padded), ("B", map(triton.next_power_of_2, padded)))
-              for j, k in enumerate([*values, *[_DEPTH] * (4 - len(widths))])}
-    _launch(halves_kernels.halves_kernel, (triton.cdiv(count, rows),), *_four(parts), *(d or parts[:1]), *out, count,
-            PARTS=len(widths), **filled, WIDTH=sum(padded), TIMES=bool(d), ONE_ROW=one_row, ROWS=rows, PRODUCTS=products, num_warps=8)
+    out = [
+        parts[0].new_empty((2 if products == 3 else 1, count, sum(padded)), dtype=torch.float16),
+        parts[0].new_empty((count,)),
+        parts[0].new_empty((1, count)),
+    ]
+    filled = {
+        f"{name}{j}": k
+        for name, values in (("K", widths), ("P", padded), ("B", map(triton.next_power_of_2, padded)))
+        for j, k in enumerate([*values, *[_DEPTH] * (4 - len(widths))])
+    }
+    _launch(
+        halves_kernels.halves_kernel,
+        (triton.cdiv(count, rows),),
+        *_four(parts),
+        *(d or parts[:1]),
+        *out,
+        count,
+        PARTS=len(widths),
+        **filled,
+        WIDTH=sum(padded),
+        TIMES=bool(d),
+        ONE_ROW=one_row,
+        ROWS=rows,
+        PRODUCTS=products,
+        num_warps=8,
+    )
     return out
 
 
@@ -700,8 +1148,10 @@ def replacements(
 
     def too_wide(widths, weights):
         layers = ", ".join(str(w.shape[0]) for w in weights[1:])
-        sentence = (f"a perceptron of widths {sum(widths)}, {layers} and {weights[-1].shape[1]} runs as separate matrix products, as "
-                    "it is too wide for one kernel")
+        sentence = (
+            f"a perceptron of widths {sum(widths)}, {layers} and {weights[-1].shape[1]} runs as separate matrix products, as "
+            "it is too wide for one kernel"
+        )
         if said is not None and sentence not in said:
             said.append(sentence)
 
@@ -815,7 +1265,9 @@ def replacements(
         if _tiles("backward_dense", widths, *w2.shape, products) is None:
             return hidden_backward_form(g + product(dy, w3.T), [d1, d2], [w1, w2], widths)
         last = list(split(w3, [w3.shape[0]]))
-        return mlp_hidden_backward(g, [dy], d1, d2, *split(w1, widths), *split(w2, [w2.shape[0]]), last, widths, products)
+        return mlp_hidden_backward(
+            g, [dy], d1, d2, *split(w1, widths), *split(w2, [w2.shape[0]]), last, widths, products
+        )
 
     def energy_by_layers(parts, weights, v, r, factor):
         widths = [p.shape[1] for p in parts]
@@ -828,7 +1280,9 @@ def replacements(
             energy, *derivatives = layers_form(parts, weights, v)
             gradient = layers_backward_form(v.unsqueeze(0), derivatives, weights, widths, one_row=True, add=r)
         energy = energy + sum(part @ c for part, c in zip(parts, r.split(widths)))
-        return [energy, *gradient] if factor is None else [energy * factor, *(g * factor.unsqueeze(1) for g in gradient)]
+        return (
+            [energy, *gradient] if factor is None else [energy * factor, *(g * factor.unsqueeze(1) for g in gradient)]
+        )
 
     def energy_form(parts, weights, v, r, factor):
         if len(weights) > 2:
@@ -860,7 +1314,9 @@ def replacements(
 
     def convolution_form(x, y, w, centre, neighbour, row_ptr, cg, paths, width):
         coupling, tables = couplings(y, cg, paths)
-        return tensor_product_convolution(x.contiguous(), coupling, w.contiguous(), neighbour.contiguous(), row_ptr, tables, paths, width)
+        return tensor_product_convolution(
+            x.contiguous(), coupling, w.contiguous(), neighbour.contiguous(), row_ptr, tables, paths, width
+        )
 
     def convolution_nodes_form(y, w, g, centre, neighbour, row_ptr, cg, paths, nodes, width):
         coupling, tables = couplings(y, cg, paths)
@@ -882,7 +1338,9 @@ def replacements(
         dg, dharmonics, vectors, edge_index, node_types, cutoffs, roots, centre, neighbour, *rest
     ):
         table = torch.cat([centre, neighbour])
-        return edge_embedding_backward(dg, dharmonics, vectors, edge_index, node_types, cutoffs, roots.unsqueeze(1), table, *rest)
+        return edge_embedding_backward(
+            dg, dharmonics, vectors, edge_index, node_types, cutoffs, roots.unsqueeze(1), table, *rest
+        )
 
     return {
         ops.segment_sum.default: lambda values, centre, row_ptr: segment_sum(values, row_ptr),
@@ -891,9 +1349,13 @@ def replacements(
         ops.edge_dot.default: lambda a, z, centre, row_ptr: edge_dot(a, z, row_ptr, dot),
         ops.edge_contract.default: lambda w, y, z, centre, row_ptr: edge_contract(w, y, z, row_ptr),
         ops.edge_spread_add.default: lambda y, z, centre, row_ptr, starts: edge_spread_add(y, z, row_ptr, starts, dot),
-        ops.edge_contract_backward.default: lambda g, w, y, z, centre, row_ptr: contract_gradient_form([g], w, y, [z], row_ptr),
+        ops.edge_contract_backward.default: lambda g, w, y, z, centre, row_ptr: contract_gradient_form(
+            [g], w, y, [z], row_ptr
+        ),
         ops.edge_contract_moment.default: lambda g, w, y, centre, row_ptr: contract_moment_form(g, w, y, row_ptr),
-        ops.edge_contract_gradient.default: lambda g, w, y, z, centre, row_ptr: contract_gradient_form(g, w, y, z, row_ptr),
+        ops.edge_contract_gradient.default: lambda g, w, y, z, centre, row_ptr: contract_gradient_form(
+            g, w, y, z, row_ptr
+        ),
         ops.channel_product.default: product_form,
         ops.mix_orders.default: mix_form,
         ops.tensor_product_convolution.default: convolution_form,

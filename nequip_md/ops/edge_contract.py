@@ -48,8 +48,11 @@ def _double_backward(ctx, gw, gy, gz):
     # <gw, dw> + <gy, dy> + <gz, dz> = sum_eu g (contract(gw, y, z) + contract(w, gy, z) + contract(w, y, gz))
     g, w, y, z, centre, row_ptr = ctx.saved_tensors
     orders = w.shape[1]
-    dg = (edge_contract(gw, y, z, centre, row_ptr) + edge_contract(w, gy, z, centre, row_ptr)
-          + edge_contract(w, y, gz, centre, row_ptr))
+    dg = (
+        edge_contract(gw, y, z, centre, row_ptr)
+        + edge_contract(w, gy, z, centre, row_ptr)
+        + edge_contract(w, y, gz, centre, row_ptr)
+    )
     g = g.unsqueeze(1)
     dw = g * (edge_spread(gy, z, centre, row_ptr, orders) + edge_spread(y, gz, centre, row_ptr, orders))
     dy = edge_dot(g * gw, z, centre, row_ptr) + edge_dot(g * w, gz, centre, row_ptr)
@@ -59,13 +62,17 @@ def _double_backward(ctx, gw, gy, gz):
 
 define(
     "edge_contract(Tensor w, Tensor y, Tensor z, Tensor centre, Tensor row_ptr) -> Tensor",
-    _reference, backward=_backward, setup_context=_setup,
+    _reference,
+    backward=_backward,
+    setup_context=_setup,
     fake=lambda w, y, z, centre, row_ptr: w.new_empty((w.shape[0], w.shape[2])),
 )
 define(
     "edge_contract_backward(Tensor g, Tensor w, Tensor y, Tensor z, Tensor centre, Tensor row_ptr)"
     " -> (Tensor, Tensor, Tensor)",
-    _backward_reference, backward=_double_backward, setup_context=_setup,
+    _backward_reference,
+    backward=_double_backward,
+    setup_context=_setup,
     fake=lambda g, w, y, z, centre, row_ptr: (w.new_empty(w.shape), y.new_empty(y.shape), z.new_empty(z.shape)),
 )
 

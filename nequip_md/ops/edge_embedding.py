@@ -59,8 +59,12 @@ def harmonics_and_derivative(unit: Tensor, l_max: int) -> tuple[Tensor, Tensor]:
         before, d_before, q, dq = zero, zero, factorial(2 * m) / (2**m * factorial(m)) * one, zero
         for l in range(m, l_max + 1):
             if l > m:
-                before, d_before, q, dq = q, dq, ((2 * l - 1) * y * q - (l + m - 1) * before) / (l - m), (
-                    (2 * l - 1) * (q + y * dq) - (l + m - 1) * d_before) / (l - m)
+                before, d_before, q, dq = (
+                    q,
+                    dq,
+                    ((2 * l - 1) * y * q - (l + m - 1) * before) / (l - m),
+                    ((2 * l - 1) * (q + y * dq) - (l + m - 1) * d_before) / (l - m),
+                )
             norm = sqrt((2 * l + 1) * (2 if m else 1) * factorial(l - m) / factorial(l + m))
             values[l, m] = norm * q * cosine[m]
             lower_s, lower_c = (m * sine[m - 1], m * cosine[m - 1]) if m else (zero, zero)
@@ -80,7 +84,9 @@ class _Edge(NamedTuple):
     """[C of the centre | N of the neighbour], [E, W]"""
 
 
-def _edge(vectors: Tensor, edge_index: Tensor, node_types: Tensor, cutoffs: Tensor, centre: Tensor, neighbour: Tensor) -> _Edge:
+def _edge(
+    vectors: Tensor, edge_index: Tensor, node_types: Tensor, cutoffs: Tensor, centre: Tensor, neighbour: Tensor
+) -> _Edge:
     first, second = (node_types.index_select(0, end) for end in edge_index.unbind(0))
     length = vectors.square().sum(dim=-1).sqrt()
     cutoff = cutoffs.view(-1).index_select(0, first * cutoffs.shape[0] + second)
@@ -89,8 +95,16 @@ def _edge(vectors: Tensor, edge_index: Tensor, node_types: Tensor, cutoffs: Tens
 
 
 def _reference(
-    vectors: Tensor, edge_index: Tensor, node_types: Tensor, cutoffs: Tensor, roots: Tensor, centre: Tensor, neighbour: Tensor,
-    weights: Tensor, p: float, l_max: int,
+    vectors: Tensor,
+    edge_index: Tensor,
+    node_types: Tensor,
+    cutoffs: Tensor,
+    roots: Tensor,
+    centre: Tensor,
+    neighbour: Tensor,
+    weights: Tensor,
+    p: float,
+    l_max: int,
 ) -> tuple[Tensor, Tensor]:
     edge = _edge(vectors, edge_index, node_types, cutoffs, centre, neighbour)
     x = (edge.length / edge.cutoff).unsqueeze(-1)
@@ -100,8 +114,18 @@ def _reference(
 
 
 def _backward_reference(
-    dg: Tensor, dharmonics: list[Tensor], vectors: Tensor, edge_index: Tensor, node_types: Tensor, cutoffs: Tensor, roots: Tensor,
-    centre: Tensor, neighbour: Tensor, weights: Tensor, p: float, l_max: int,
+    dg: Tensor,
+    dharmonics: list[Tensor],
+    vectors: Tensor,
+    edge_index: Tensor,
+    node_types: Tensor,
+    cutoffs: Tensor,
+    roots: Tensor,
+    centre: Tensor,
+    neighbour: Tensor,
+    weights: Tensor,
+    p: float,
+    l_max: int,
 ) -> Tensor:
     edge = _edge(vectors, edge_index, node_types, cutoffs, centre, neighbour)
     x = (edge.length / edge.cutoff).unsqueeze(-1)
@@ -121,12 +145,15 @@ def _setup(ctx, inputs, output):
 
 def _backward(ctx, dg, dharmonics):
     gradient = torch.ops.nequip_md.edge_embedding_backward(
-        dg.contiguous(), [dharmonics.contiguous()], *ctx.saved_tensors, ctx.p, ctx.l_max)
+        dg.contiguous(), [dharmonics.contiguous()], *ctx.saved_tensors, ctx.p, ctx.l_max
+    )
     return gradient, *[None] * 9
 
 
-_ARGUMENTS = ("Tensor vectors, Tensor edge_index, Tensor node_types, Tensor cutoffs, Tensor roots, Tensor centre, "
-              "Tensor neighbour, Tensor weights, float p, int l_max")
+_ARGUMENTS = (
+    "Tensor vectors, Tensor edge_index, Tensor node_types, Tensor cutoffs, Tensor roots, Tensor centre, "
+    "Tensor neighbour, Tensor weights, float p, int l_max"
+)
 define(f"edge_embedding({_ARGUMENTS}) -> (Tensor, Tensor)", _reference, backward=_backward, setup_context=_setup)
 define(f"edge_embedding_backward(Tensor dg, Tensor[] dharmonics, {_ARGUMENTS}) -> Tensor", _backward_reference)
 
@@ -150,8 +177,17 @@ class _SharedEmbedding(torch.autograd.Function):
 
 
 def edge_embedding(
-    vectors: Tensor, edge_index: Tensor, node_types: Tensor, cutoffs: Tensor, roots: Tensor, centre: Tensor, neighbour: Tensor,
-    weights: Tensor, p: float, l_max: int, readers: int = 1,
+    vectors: Tensor,
+    edge_index: Tensor,
+    node_types: Tensor,
+    cutoffs: Tensor,
+    roots: Tensor,
+    centre: Tensor,
+    neighbour: Tensor,
+    weights: Tensor,
+    p: float,
+    l_max: int,
+    readers: int = 1,
 ) -> list[Tensor]:
     """Types and Bessel functions of an edge as one vector, and its spherical harmonics.
 

@@ -40,7 +40,9 @@ def sum_over_components(x: Tensor, orders: int) -> Tensor:
 
 
 def _check_orders(orders: int, components: int) -> None:
-    torch._check(orders == 1 or orders == isqrt(components), lambda: f"{orders} orders do not fit {components} components")
+    torch._check(
+        orders == 1 or orders == isqrt(components), lambda: f"{orders} orders do not fit {components} components"
+    )
 
 
 # ---- moment -------------------------------------------------------------------------------------------------------
@@ -97,17 +99,23 @@ def _dot_backward(ctx, g):
 
 define(
     "edge_moment(Tensor a, Tensor y, Tensor centre, Tensor row_ptr) -> Tensor",
-    _moment_reference, backward=_moment_backward, setup_context=_save_inputs,
+    _moment_reference,
+    backward=_moment_backward,
+    setup_context=_save_inputs,
     fake=lambda a, y, centre, row_ptr: a.new_empty((row_ptr.shape[0] - 1, y.shape[1], a.shape[2])),
 )
 define(
     "edge_spread(Tensor y, Tensor z, Tensor centre, Tensor row_ptr, int orders) -> Tensor",
-    _spread_reference, backward=_spread_backward, setup_context=_save_inputs,
+    _spread_reference,
+    backward=_spread_backward,
+    setup_context=_save_inputs,
     fake=lambda y, z, centre, row_ptr, orders: y.new_empty((y.shape[0], orders, z.shape[2])),
 )
 define(
     "edge_dot(Tensor a, Tensor z, Tensor centre, Tensor row_ptr) -> Tensor",
-    _dot_reference, backward=_dot_backward, setup_context=_save_inputs,
+    _dot_reference,
+    backward=_dot_backward,
+    setup_context=_save_inputs,
     fake=lambda a, z, centre, row_ptr: a.new_empty((a.shape[0], z.shape[1])),
 )
 
@@ -117,7 +125,8 @@ def _spread_add_reference(y: Tensor, z: Tensor, centre: Tensor, row_ptr: Tensor,
 
 
 define(
-    "edge_spread_add(Tensor y, Tensor z, Tensor centre, Tensor row_ptr, Tensor[] starts) -> Tensor", _spread_add_reference,
+    "edge_spread_add(Tensor y, Tensor z, Tensor centre, Tensor row_ptr, Tensor[] starts) -> Tensor",
+    _spread_add_reference,
     fake=lambda y, z, centre, row_ptr, starts: starts[0].new_empty(starts[0].shape),
 )
 

@@ -47,12 +47,16 @@ def _reduce_backward(ctx, gradient):
 
 define(
     "ghost_exchange(Tensor owned, Tensor node_types) -> Tensor",
-    _exchange_reference, backward=_exchange_backward, setup_context=_exchange_setup,
+    _exchange_reference,
+    backward=_exchange_backward,
+    setup_context=_exchange_setup,
     fake=lambda owned, node_types: owned.new_empty((node_types.shape[0], owned.shape[1])),
 )
 define(
     "ghost_reduce(Tensor values, Tensor node_types, SymInt owned) -> Tensor",
-    _reduce_reference, backward=_reduce_backward, setup_context=_reduce_setup,
+    _reduce_reference,
+    backward=_reduce_backward,
+    setup_context=_reduce_setup,
     fake=lambda values, node_types, owned: values.new_empty((owned, values.shape[1])),
 )
 

@@ -119,7 +119,9 @@ def _remove_padding(w: Tensor, widths: list[int], columns: int) -> Tensor:
 # ---- operators ----------------------------------------------------------------------------------------------------
 
 
-def _pairs(stream: Tensor, w1_info: Tensor, w2_info: Tensor, widths: list[int], inner: int, outer: int, transposed: bool):
+def _pairs(
+    stream: Tensor, w1_info: Tensor, w2_info: Tensor, widths: list[int], inner: int, outer: int, transposed: bool
+):
     """W1 and W2 as they are in the part of a stream that has both."""
     panels, chunks, columns = sum(map(_blocks, widths)), _blocks(inner), _blocks(outer)
     if transposed:
@@ -136,7 +138,9 @@ def _with_empty(tensors: list[Tensor]) -> list[Tensor]:
     return [*tensors, *[tensors[0].new_empty((0, 0))] * (4 - len(tensors))]
 
 
-def _energy_reference(x0, x1, x2, x3, stream, w1_info, w2_info, v, r, factor, widths, inner, outer, products, scaled, instance):
+def _energy_reference(
+    x0, x1, x2, x3, stream, w1_info, w2_info, v, r, factor, widths, inner, outer, products, scaled, instance
+):
     parts = [x0, x1, x2, x3][: len(widths)]
     forward, backward = stream.chunk(2)
     w1, w2 = _pairs(forward, w1_info, w2_info, widths, inner, outer, False)
@@ -149,11 +153,18 @@ def _energy_reference(x0, x1, x2, x3, stream, w1_info, w2_info, v, r, factor, wi
     return (energy.squeeze(1), *_with_empty([(g + c) * scale for g, c in zip(gradient, r.split(widths))]))
 
 
-def _hidden_reference(x0, x1, x2, x3, stream, w1_info, w2_info, w3_info, widths, inner, outer, last, products, instance):
+def _hidden_reference(
+    x0, x1, x2, x3, stream, w1_info, w2_info, w3_info, widths, inner, outer, last, products, instance
+):
     parts, pairs = [x0, x1, x2, x3][: len(widths)], _blocks(inner) * (sum(map(_blocks, widths)) + _blocks(outer))
-    h, d1, d2 = mlp._hidden_reference(parts, list(_pairs(stream[:pairs], w1_info, w2_info, widths, inner, outer, False)))
+    h, d1, d2 = mlp._hidden_reference(
+        parts, list(_pairs(stream[:pairs], w1_info, w2_info, widths, inner, outer, False))
+    )
     if last:
-        w3 = _from_blocks(stream[pairs:].unflatten(0, (_blocks(last), _blocks(outer))).transpose(0, 1), True) * w3_info[0]
+        w3 = (
+            _from_blocks(stream[pairs:].unflatten(0, (_blocks(last), _blocks(outer))).transpose(0, 1), True)
+            * w3_info[0]
+        )
         y = h @ _remove_padding(w3, [outer], last)
     else:
         y = h.new_empty((0, 0))
@@ -161,7 +172,9 @@ def _hidden_reference(x0, x1, x2, x3, stream, w1_info, w2_info, w3_info, widths,
     return h, y, d1.to(stored), d2.to(stored)
 
 
-def _hidden_backward_reference(g, dy, d1, d2, stream, w1_info, w2_info, w3_info, widths, inner, outer, last, products, instance):
+def _hidden_backward_reference(
+    g, dy, d1, d2, stream, w1_info, w2_info, w3_info, widths, inner, outer, last, products, instance
+):
     before = _blocks(last) * _blocks(outer)
     if last:
         w3 = _from_blocks(stream[:before].unflatten(0, (_blocks(last), _blocks(outer))), False).T * w3_info[0]
@@ -246,7 +259,9 @@ class Kernels:
         stages = min(_MOST_STAGES, (_SHARED_MEMORY - fixed) // (block + 16))
         return stages, fixed + stages * (block + 16)
 
-    def _instance(self, kind: str, widths: list[int], inner: int, outer: int, last: int, panels: int, *options: str) -> int:
+    def _instance(
+        self, kind: str, widths: list[int], inner: int, outer: int, last: int, panels: int, *options: str
+    ) -> int:
         stages, shared = self._layout(panels)
         parts = f"perceptron::Parts<{', '.join(map(str, widths))}>"
         shape = ", ".join([*options, parts, *map(str, (inner, outer, last, panels, self.products, stages))])
@@ -262,7 +277,9 @@ class Kernels:
         multiples = all(k % 8 == 0 for k in (*widths, inner, outer, last))
         return multiples and self._panels(widths, outer, last) <= _MOST_COLUMNS
 
-    def _halves(self, w: Tensor, widths: list[int], first: bool = False, last: bool = False) -> tuple[Tensor, Tensor, Tensor]:
+    def _halves(
+        self, w: Tensor, widths: list[int], first: bool = False, last: bool = False
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Blocks of w and of its transpose, and what scales and bounds them.
 
         Args:
@@ -286,14 +303,21 @@ class Kernels:
     ) -> tuple[list[Tensor], int]:
         """stream, w1_info, w2_info, v, r."""
         inner, outer = w2.shape
-        (first, first_t, w1_info), (second, second_t, w2_info) = self._halves(w1, widths, first=True), self._halves(w2, [inner])
+        (first, first_t, w1_info), (second, second_t, w2_info) = (
+            self._halves(w1, widths, first=True),
+            self._halves(w2, [inner]),
+        )
         stream = torch.cat([_join(first, second), _join(second_t, first_t)])
         r = torch.cat([pad(c, (0, _padded(k) - k)) for c, k in zip(r.split(widths), widths)])
         v = pad(v, (0, _padded(outer) - outer))
-        instance = self._instance("energy", widths, inner, outer, 0, self._panels(widths, outer, 0), str(scaled).lower())
+        instance = self._instance(
+            "energy", widths, inner, outer, 0, self._panels(widths, outer, 0), str(scaled).lower()
+        )
         return [stream, w1_info, w2_info, v, r], instance
 
-    def hidden_constants(self, widths: list[int], w1: Tensor, w2: Tensor, w3: Tensor | None) -> tuple[list[Tensor], int]:
+    def hidden_constants(
+        self, widths: list[int], w1: Tensor, w2: Tensor, w3: Tensor | None
+    ) -> tuple[list[Tensor], int]:
         """stream, w1_info, w2_info, w3_info."""
         (inner, outer), last = w2.shape, _width(w3)
         (first, _, w1_info), (second, _, w2_info) = self._halves(w1, widths, first=True), self._halves(w2, [inner])
@@ -301,9 +325,13 @@ class Kernels:
         if w3 is not None:
             third, _, w3_info = self._halves(w3, [outer], last=True)
             stream = torch.cat([stream, third.transpose(0, 1).flatten(0, 1)])
-        return [stream, w1_info, w2_info, w3_info], self._instance("hidden", widths, inner, outer, last, sum(map(_blocks, widths)))
+        return [stream, w1_info, w2_info, w3_info], self._instance(
+            "hidden", widths, inner, outer, last, sum(map(_blocks, widths))
+        )
 
-    def hidden_backward_constants(self, widths: list[int], w1: Tensor, w2: Tensor, w3: Tensor | None) -> tuple[list[Tensor], int]:
+    def hidden_backward_constants(
+        self, widths: list[int], w1: Tensor, w2: Tensor, w3: Tensor | None
+    ) -> tuple[list[Tensor], int]:
         """stream, w1_info, w2_info, w3_info."""
         (inner, outer), last = w2.shape, _width(w3)
         (_, first_t, w1_info), (_, second_t, w2_info) = self._halves(w1, widths, first=True), self._halves(w2, [inner])
@@ -316,10 +344,21 @@ class Kernels:
 
     # ---- forms ----
 
-    def energy(self, parts: list[Tensor], w1: Tensor, w2: Tensor, v: Tensor, r: Tensor, factor: Tensor | None) -> list[Tensor]:
+    def energy(
+        self, parts: list[Tensor], w1: Tensor, w2: Tensor, v: Tensor, r: Tensor, factor: Tensor | None
+    ) -> list[Tensor]:
         widths, scaled = [p.shape[1] for p in parts], factor is not None
         constants, instance = self.energy_constants(widths, w1, w2, v, r, scaled)
-        results = _ENERGY(*cuda._four(parts), *constants, factor if scaled else v, widths, *w2.shape, self.products, int(scaled), instance)
+        results = _ENERGY(
+            *cuda._four(parts),
+            *constants,
+            factor if scaled else v,
+            widths,
+            *w2.shape,
+            self.products,
+            int(scaled),
+            instance,
+        )
         return list(results[: 1 + len(parts)])
 
     def hidden(self, parts: list[Tensor], w1: Tensor, w2: Tensor, w3: Tensor | None = None) -> list[Tensor]:
@@ -330,10 +369,20 @@ class Kernels:
         return [h, d1, d2] if w3 is None else [h, y, d1, d2]
 
     def hidden_backward(
-        self, g: Tensor, dy: Tensor | None, d1: Tensor, d2: Tensor, w1: Tensor, w2: Tensor, w3: Tensor | None, widths: list[int]
+        self,
+        g: Tensor,
+        dy: Tensor | None,
+        d1: Tensor,
+        d2: Tensor,
+        w1: Tensor,
+        w2: Tensor,
+        w3: Tensor | None,
+        widths: list[int],
     ) -> list[Tensor]:
         constants, instance = self.hidden_backward_constants(widths, w1, w2, w3)
-        results = _HIDDEN_BACKWARD(g, g if dy is None else dy, d1, d2, *constants, widths, *w2.shape, _width(w3), self.products, instance)
+        results = _HIDDEN_BACKWARD(
+            g, g if dy is None else dy, d1, d2, *constants, widths, *w2.shape, _width(w3), self.products, instance
+        )
         return list(results[: len(widths)])
 
     def _contraction(self, kind: str, w: Tensor, layers: int) -> int:
@@ -349,7 +398,9 @@ class Kernels:
         """dw, dy and the first dz."""
         # unused pointers repeat w: Inductor writes some arrays, such as z, once for every time they are named
         cotangents, vectors = ([*tensors, *[w] * (4 - len(tensors))] for tensors in (g, z))
-        return _CONTRACT_GRADIENT(*cotangents, w, y, *vectors, row_ptr, len(g), self._contraction("contract_gradient", w, len(g)))
+        return _CONTRACT_GRADIENT(
+            *cotangents, w, y, *vectors, row_ptr, len(g), self._contraction("contract_gradient", w, len(g))
+        )
 
     def contract_moment(self, g: Tensor, w: Tensor, y: Tensor, row_ptr: Tensor) -> Tensor:
         return _CONTRACT_MOMENT(g, w, y, row_ptr, self._contraction("contract_moment", w, 1))
@@ -362,7 +413,13 @@ class Kernels:
             constants = [getattr(graph, n.target) if n.op == "get_attr" else None for n in (table, values, offsets)]
             if any(c is None for c in constants) or node.meta["val"].dtype != torch.float32:
                 continue
-            sizes = [x.meta["val"].shape[1], y.meta["val"].shape[1], w.meta["val"].shape[0], dim, w.meta["val"].shape[1]]
+            sizes = [
+                x.meta["val"].shape[1],
+                y.meta["val"].shape[1],
+                w.meta["val"].shape[0],
+                dim,
+                w.meta["val"].shape[1],
+            ]
             if sum(sizes[:3]) <= _MOST_NUMBERS and constants[1].numel() <= _MOST_TERMS:
                 shape = ", ".join([*map(str, sizes), _statements(*constants, sizes[-1])])
                 instance = self.instances.setdefault(("channel_product", shape, 0), len(self.instances))
@@ -375,7 +432,9 @@ class Kernels:
         """The kernels' text, or another version of it, with one line for each instance."""
         folder = files("nequip_md.ops") / "csrc"
         text = text or "".join((folder / name).read_text() for name in ("ptx.cuh", "perceptron.cuh", "contraction.cuh"))
-        return text + "".join(f"NQ_{kind.upper()}({name}, {shared}, {shape})\n" for name, (kind, shape, shared) in self.names().items())
+        return text + "".join(
+            f"NQ_{kind.upper()}({name}, {shared}, {shape})\n" for name, (kind, shape, shared) in self.names().items()
+        )
 
     def names(self) -> dict[str, tuple[str, str, int]]:
         """Instances by the names of their kernels."""
@@ -395,10 +454,16 @@ class Kernels:
         with tempfile.TemporaryDirectory(prefix="nequip-md-") as name, searched(name):
             folder = Path(name)
             (folder / "kernels.cubin").write_bytes(compile_cuda(self.source()))
-            (folder / "instances.inc").write_text("".join(f'{{"{name}", {shared}}},\n' for name, (*_, shared) in self.names().items()))
+            (folder / "instances.inc").write_text(
+                "".join(f'{{"{name}", {shared}}},\n' for name, (*_, shared) in self.names().items())
+            )
             with as_file(files("nequip_md.ops") / "csrc") as sources:
-                build(folder, _LIBRARY, sources / "hopper_launch.cpp",
-                      [f'-DKERNELS="{folder / "kernels.cubin"}"', f'-DINSTANCES="{folder / "instances.inc"}"'])
+                build(
+                    folder,
+                    _LIBRARY,
+                    sources / "hopper_launch.cpp",
+                    [f'-DKERNELS="{folder / "kernels.cubin"}"', f'-DINSTANCES="{folder / "instances.inc"}"'],
+                )
             yield {"aot_inductor.custom_ops_to_c_shims": shims, "aot_inductor.custom_op_libs": [_LIBRARY]}
 
 
@@ -413,10 +478,15 @@ def _width(w: Tensor | None) -> int:
 
 def _statements(table: Tensor, values: Tensor, offsets: Tensor, channels: int) -> str:
     """C++ that sums the terms of each component of a product, for NQ_CHANNEL_PRODUCT."""
-    terms = [f"a[{first}] * b[{second}] * ({value!r}f * p[{path}])"
-             for (path, first, second), value in zip(table.T.tolist(), values.tolist())]
+    terms = [
+        f"a[{first}] * b[{second}] * ({value!r}f * p[{path}])"
+        for (path, first, second), value in zip(table.T.tolist(), values.tolist())
+    ]
     bounds = offsets.tolist()
-    return " ".join(f"out[{k * channels}] = {' + '.join(terms[begin:end]) or '0'};" for k, (begin, end) in enumerate(zip(bounds, bounds[1:])))
+    return " ".join(
+        f"out[{k * channels}] = {' + '.join(terms[begin:end]) or '0'};"
+        for k, (begin, end) in enumerate(zip(bounds, bounds[1:]))
+    )
 
 
 def _declaration(operator: torch._ops.OpOverload) -> str:
@@ -424,7 +494,9 @@ def _declaration(operator: torch._ops.OpOverload) -> str:
     schema, arguments = operator._schema, []
     for argument in schema.arguments:
         kind = str(argument.type)
-        arguments += {"Tensor": ["AtenTensorHandle"], "int": ["int64_t"], "List[int]": ["const int64_t*", "int64_t"]}[kind]
+        arguments += {"Tensor": ["AtenTensorHandle"], "int": ["int64_t"], "List[int]": ["const int64_t*", "int64_t"]}[
+            kind
+        ]
     arguments += ["AtenTensorHandle*"] * len(schema.returns)
     return f"AOTITorchError aoti_torch_cuda_{schema.name.split('::')[1]}({', '.join(arguments)})"
 
@@ -436,12 +508,16 @@ def _nvrtc() -> ctypes.CDLL:
             # it finds NVRTC, which then can be had by its name
             ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libcaffe2_nvrtc.so"))
             return ctypes.CDLL(f"libnvrtc.so.{torch.version.cuda.split('.')[0]}")
-        libraries = [f for f in distribution("nvidia-cuda-nvrtc").files or [] if ".so" in f.name and ".alt." not in f.name]
+        libraries = [
+            f for f in distribution("nvidia-cuda-nvrtc").files or [] if ".so" in f.name and ".alt." not in f.name
+        ]
         # NVRTC opens the other one by its name, so that has to be there before
         *_, nvrtc = [ctypes.CDLL(str(f.locate())) for f in sorted(libraries, key=lambda f: "builtins" not in f.name)]
         return nvrtc
     except (OSError, PackageNotFoundError, ValueError) as error:
-        raise NequIPMDError(f"NVRTC, CUDA's compiler, is part of PyTorch for CUDA and was not found ({error}); reinstall PyTorch") from None
+        raise NequIPMDError(
+            f"NVRTC, CUDA's compiler, is part of PyTorch for CUDA and was not found ({error}); reinstall PyTorch"
+        ) from None
 
 
 def compile_cuda(source: str, report: Callable[[str], None] | None = None) -> bytes:
@@ -458,7 +534,9 @@ def compile_cuda(source: str, report: Callable[[str], None] | None = None) -> by
     options = [f"--gpu-architecture={_ARCHITECTURE}", "--std=c++17", *["--ptxas-options=-v"] * bool(report)]
     nvrtc.nvrtcCreateProgram(ctypes.byref(program), source.encode(), b"perceptron.cu", 0, None, None)
     try:
-        failed = nvrtc.nvrtcCompileProgram(program, len(options), (ctypes.c_char_p * len(options))(*map(str.encode, options)))
+        failed = nvrtc.nvrtcCompileProgram(
+            program, len(options), (ctypes.c_char_p * len(options))(*map(str.encode, options))
+        )
         nvrtc.nvrtcGetProgramLogSize(program, ctypes.byref(size))
         log = ctypes.create_string_buffer(size.value)
         nvrtc.nvrtcGetProgramLog(program, log)

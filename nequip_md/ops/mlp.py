@@ -16,7 +16,6 @@ from torch import Tensor
 
 from nequip_md.ops._operator import define
 
-
 MAX_PARTS = 4
 """Parts of an input that the fast forms take."""
 
@@ -44,8 +43,12 @@ def _dense_backward(ctx, g):
     return torch.ops.nequip_md.dense(g.contiguous(), w, not ctx.transposed), None, None
 
 
-define("dense(Tensor x, Tensor w, bool transposed) -> Tensor", _dense_reference, backward=_dense_backward,
-       setup_context=_dense_setup)
+define(
+    "dense(Tensor x, Tensor w, bool transposed) -> Tensor",
+    _dense_reference,
+    backward=_dense_backward,
+    setup_context=_dense_setup,
+)
 
 
 # ---- one matrix for each order ------------------------------------------------------------------------------------
@@ -61,8 +64,12 @@ def _mix_backward(ctx, g):
     return torch.ops.nequip_md.mix_orders(g.contiguous(), w, not ctx.transposed), None, None
 
 
-define("mix_orders(Tensor x, Tensor w, bool transposed) -> Tensor", _mix_reference, backward=_mix_backward,
-       setup_context=_dense_setup)
+define(
+    "mix_orders(Tensor x, Tensor w, bool transposed) -> Tensor",
+    _mix_reference,
+    backward=_mix_backward,
+    setup_context=_dense_setup,
+)
 
 
 # ---- hidden layers ------------------------------------------------------------------------------------------------
@@ -76,7 +83,9 @@ def _hidden_reference(parts: list[Tensor], weights: list[Tensor]) -> list[Tensor
     return [h, *derivatives]
 
 
-def _hidden_backward_reference(g: Tensor, derivatives: list[Tensor], weights: list[Tensor], widths: list[int]) -> list[Tensor]:
+def _hidden_backward_reference(
+    g: Tensor, derivatives: list[Tensor], weights: list[Tensor], widths: list[int]
+) -> list[Tensor]:
     for d, w in zip(reversed(derivatives), reversed(weights)):
         g = (g * d) @ w.T
     return [part.clone(memory_format=torch.contiguous_format) for part in g.split(widths, dim=-1)]
@@ -91,12 +100,16 @@ def _hidden_setup(ctx, inputs, output):
 def _hidden_backward(ctx, gradients):
     layers = len(ctx.saved_tensors) // 2
     derivatives, weights = ctx.saved_tensors[:layers], ctx.saved_tensors[layers:]
-    return torch.ops.nequip_md.mlp_hidden_backward(gradients[0].contiguous(), derivatives, weights, ctx.widths), [None] * layers
+    return torch.ops.nequip_md.mlp_hidden_backward(gradients[0].contiguous(), derivatives, weights, ctx.widths), [
+        None
+    ] * layers
 
 
 define(
     "mlp_hidden(Tensor[] parts, Tensor[] weights) -> Tensor[]",
-    _hidden_reference, backward=_hidden_backward, setup_context=_hidden_setup,
+    _hidden_reference,
+    backward=_hidden_backward,
+    setup_context=_hidden_setup,
 )
 define(
     "mlp_hidden_backward(Tensor g, Tensor[] derivatives, Tensor[] weights, int[] widths) -> Tensor[]",
@@ -107,7 +120,9 @@ define(
 # ---- two layers and the matrix that reads them --------------------------------------------------------------------
 
 
-def _hidden_dense_reference(parts: list[Tensor], w1: Tensor, w2: Tensor, w3: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _hidden_dense_reference(
+    parts: list[Tensor], w1: Tensor, w2: Tensor, w3: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     h, d1, d2 = _hidden_reference(parts, [w1, w2])
     return h, h @ w3, d1, d2
 
@@ -125,13 +140,17 @@ def _hidden_dense_setup(ctx, inputs, output):
 
 
 def _hidden_dense_backward(ctx, g, dy, *_):
-    gradient = torch.ops.nequip_md.mlp_hidden_dense_backward(g.contiguous(), dy.contiguous(), *ctx.saved_tensors, ctx.widths)
+    gradient = torch.ops.nequip_md.mlp_hidden_dense_backward(
+        g.contiguous(), dy.contiguous(), *ctx.saved_tensors, ctx.widths
+    )
     return gradient, None, None, None
 
 
 define(
     "mlp_hidden_dense(Tensor[] parts, Tensor w1, Tensor w2, Tensor w3) -> (Tensor, Tensor, Tensor, Tensor)",
-    _hidden_dense_reference, backward=_hidden_dense_backward, setup_context=_hidden_dense_setup,
+    _hidden_dense_reference,
+    backward=_hidden_dense_backward,
+    setup_context=_hidden_dense_setup,
 )
 define(
     "mlp_hidden_dense_backward(Tensor g, Tensor dy, Tensor d1, Tensor d2, Tensor w1, Tensor w2, Tensor w3, int[] widths) "
@@ -143,7 +162,9 @@ define(
 # ---- hidden layers and a scalar output ----------------------------------------------------------------------------
 
 
-def _energy_reference(parts: list[Tensor], weights: list[Tensor], v: Tensor, r: Tensor, factor: Tensor | None) -> list[Tensor]:
+def _energy_reference(
+    parts: list[Tensor], weights: list[Tensor], v: Tensor, r: Tensor, factor: Tensor | None
+) -> list[Tensor]:
     h, *derivatives = _hidden_reference(parts, weights)
     widths = [part.shape[1] for part in parts]
     gradient = _hidden_backward_reference(v.expand_as(derivatives[-1]), derivatives, weights, widths)
@@ -169,7 +190,9 @@ def _energy_backward(ctx, gradients):
 
 define(
     "mlp_energy(Tensor[] parts, Tensor[] weights, Tensor v, Tensor r, Tensor? factor) -> Tensor[]",
-    _energy_reference, backward=_energy_backward, setup_context=_energy_setup,
+    _energy_reference,
+    backward=_energy_backward,
+    setup_context=_energy_setup,
 )
 
 
@@ -208,11 +231,14 @@ def mlp_hidden_dense(parts: list[Tensor], w1: Tensor, w2: Tensor, w3: Tensor) ->
     """
     if len(parts) > MAX_PARTS:
         parts = [torch.cat(parts, dim=-1)]
-    return torch.ops.nequip_md.mlp_hidden_dense([p.contiguous() for p in parts], w1.contiguous(), w2.contiguous(),
-                                                w3.contiguous())[:2]
+    return torch.ops.nequip_md.mlp_hidden_dense(
+        [p.contiguous() for p in parts], w1.contiguous(), w2.contiguous(), w3.contiguous()
+    )[:2]
 
 
-def mlp_energy(parts: list[Tensor], weights: list[Tensor], v: Tensor, r: Tensor, factor: Tensor | None = None) -> Tensor:
+def mlp_energy(
+    parts: list[Tensor], weights: list[Tensor], v: Tensor, r: Tensor, factor: Tensor | None = None
+) -> Tensor:
     """(silu( ... silu(x W1) W2 ... ) v + x r) factor for x = [x0 | x1 ...].
 
     The gradient by x is made in the same pass. It is that of the sum of all results, which is what an artifact gives: nothing that
@@ -230,5 +256,6 @@ def mlp_energy(parts: list[Tensor], weights: list[Tensor], v: Tensor, r: Tensor,
     Raises:
         RuntimeError: in the backward pass, if another function than the sum is differentiated.
     """
-    return torch.ops.nequip_md.mlp_energy([p.contiguous() for p in parts], [w.contiguous() for w in weights], v.contiguous(),
-                                          r.contiguous(), factor)[0]
+    return torch.ops.nequip_md.mlp_energy(
+        [p.contiguous() for p in parts], [w.contiguous() for w in weights], v.contiguous(), r.contiguous(), factor
+    )[0]

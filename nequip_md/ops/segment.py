@@ -29,7 +29,9 @@ def _backward(ctx, gradient):
 
 _segment_sum = define(
     "segment_sum(Tensor values, Tensor centre, Tensor row_ptr) -> Tensor",
-    _reference, backward=_backward, setup_context=_setup,
+    _reference,
+    backward=_backward,
+    setup_context=_setup,
     fake=lambda values, centre, row_ptr: values.new_empty((row_ptr.shape[0] - 1, values.shape[1])),
 )
 

@@ -26,7 +26,9 @@ def compiler() -> str:
     except (InvalidCxxCompiler, OSError) as error:
         named = os.environ.get("CXX")
         found = f"CXX is {named!r}, which cannot be run: set it to the path of one" if named else "g++ was not found"
-        raise NequIPMDError(f"an export needs a C++ compiler, and {found} (Debian and Ubuntu: apt install g++; or set CXX)") from error
+        raise NequIPMDError(
+            f"an export needs a C++ compiler, and {found} (Debian and Ubuntu: apt install g++; or set CXX)"
+        ) from error
 
 
 def build(folder: Path, name: str, source: Path, options: list[str]) -> None:
@@ -38,8 +40,21 @@ def build(folder: Path, name: str, source: Path, options: list[str]) -> None:
     from torch.utils.cpp_extension import include_paths  # late, as the compiler's half of torch comes with it
 
     code = folder / f"{name}.o"
-    _run([compiler(), "-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", *options, *(f"-I{path}" for path in include_paths()),
-          "-c", str(source), "-o", str(code)])
+    _run(
+        [
+            compiler(),
+            "-std=c++17",
+            "-O3",
+            "-fPIC",
+            "-fvisibility=hidden",
+            *options,
+            *(f"-I{path}" for path in include_paths()),
+            "-c",
+            str(source),
+            "-o",
+            str(code),
+        ]
+    )
     _run(["ar", "rcs", str(folder / f"lib{name}.a"), str(code)])
 
 
@@ -62,6 +77,8 @@ def _run(command: list[str]) -> None:
     try:
         done = subprocess.run(command, capture_output=True, text=True)
     except FileNotFoundError as error:
-        raise NequIPMDError(f"{command[0]} was not found; an export needs g++ and binutils (Debian: apt install g++)") from error
+        raise NequIPMDError(
+            f"{command[0]} was not found; an export needs g++ and binutils (Debian: apt install g++)"
+        ) from error
     if done.returncode:
         raise NequIPMDError(f"compiling the kernels failed: {' '.join(command)}\n{done.stderr[-4000:]}")

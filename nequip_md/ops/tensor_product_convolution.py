@@ -201,24 +201,37 @@ def _edges_backward(ctx, vy, vw):
 _GRAPH = "Tensor centre, Tensor neighbour, Tensor row_ptr, Tensor cg, int[] paths"
 _sum = define(
     f"tensor_product_convolution(Tensor x, Tensor y, Tensor w, {_GRAPH}, SymInt width) -> Tensor",
-    _sum_reference, backward=_sum_backward, setup_context=_sum_setup,
+    _sum_reference,
+    backward=_sum_backward,
+    setup_context=_sum_setup,
     fake=lambda x, y, w, centre, neighbour, row_ptr, cg, paths, width: x.new_empty((row_ptr.shape[0] - 1, width)),
 )
 _nodes = define(
     f"tensor_product_convolution_nodes(Tensor y, Tensor w, Tensor g, {_GRAPH}, SymInt nodes, SymInt width) -> Tensor",
-    _nodes_reference, backward=_nodes_backward, setup_context=_nodes_setup,
+    _nodes_reference,
+    backward=_nodes_backward,
+    setup_context=_nodes_setup,
     fake=lambda y, w, g, centre, neighbour, row_ptr, cg, paths, nodes, width: g.new_empty((nodes, width)),
 )
 _edges = define(
     f"tensor_product_convolution_edges(Tensor x, Tensor y, Tensor w, Tensor g, {_GRAPH}) -> (Tensor, Tensor)",
-    _edges_reference, backward=_edges_backward, setup_context=_edges_setup,
+    _edges_reference,
+    backward=_edges_backward,
+    setup_context=_edges_setup,
     fake=lambda x, y, w, g, centre, neighbour, row_ptr, cg, paths: (y.new_empty(y.shape), w.new_empty(w.shape)),
 )
 
 
 def tensor_product_convolution(
-    x: Tensor, y: Tensor, w: Tensor, centre: Tensor, neighbour: Tensor, row_ptr: Tensor,
-    cg: Tensor, paths: Sequence[int], width: int,
+    x: Tensor,
+    y: Tensor,
+    w: Tensor,
+    centre: Tensor,
+    neighbour: Tensor,
+    row_ptr: Tensor,
+    cg: Tensor,
+    paths: Sequence[int],
+    width: int,
 ) -> Tensor:
     """Sum over each centre's edges of the tensor product of the neighbour's features with the edge's harmonics.
 

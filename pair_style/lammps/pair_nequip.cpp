@@ -40,7 +40,8 @@ static constexpr double EV_IN_KCAL_PER_MOL =
 static constexpr int VIRIAL_COMPONENTS = 6;
 static constexpr int CENTROID_COMPONENTS = 9;
 static constexpr int MESSAGE_SIZE = 1024;
-static constexpr int RESTART_TEXT_SIZE = 1 << 16;    // a longer text of a restart file is a damaged one
+static constexpr int RESTART_TEXT_SIZE =
+    1 << 16;    // a longer text of a restart file is a damaged one
 static constexpr int GROUP_ALL = 0;
 static constexpr double SUSPICIOUS = 10.0;    // times the largest force of the training data
 
@@ -58,9 +59,11 @@ static constexpr ExcludingFix EXCLUDING_FIXES[] = {
 static const char CITE_NEQUIP[] =
     "pair_style nequip with a NequIP model: doi:10.1038/s41467-022-29939-5\n\n"
     "@Article{Batzner2022,\n"
-    " author = {Batzner, Simon and Musaelian, Albert and Sun, Lixin and Geiger, Mario and Mailoa, Jonathan P.\n"
+    " author = {Batzner, Simon and Musaelian, Albert and Sun, Lixin and Geiger, Mario and Mailoa, "
+    "Jonathan P.\n"
     "   and Kornbluth, Mordechai and Molinari, Nicola and Smidt, Tess E. and Kozinsky, Boris},\n"
-    " title = {{E(3)}-Equivariant Graph Neural Networks for Data-Efficient and Accurate Interatomic Potentials},\n"
+    " title = {{E(3)}-Equivariant Graph Neural Networks for Data-Efficient and Accurate "
+    "Interatomic Potentials},\n"
     " journal = {Nature Communications},\n"
     " year = 2022,\n"
     " volume = 13,\n"
@@ -70,7 +73,8 @@ static const char CITE_NEQUIP[] =
 static const char CITE_ALLEGRO[] =
     "pair_style nequip with an Allegro model: doi:10.1038/s41467-023-36329-y\n\n"
     "@Article{Musaelian2023,\n"
-    " author = {Musaelian, Albert and Batzner, Simon and Johansson, Anders and Sun, Lixin and Owen, Cameron J.\n"
+    " author = {Musaelian, Albert and Batzner, Simon and Johansson, Anders and Sun, Lixin and "
+    "Owen, Cameron J.\n"
     "   and Kornbluth, Mordechai and Kozinsky, Boris},\n"
     " title = {Learning Local Equivariant Representations for Large-Scale Atomistic Dynamics},\n"
     " journal = {Nature Communications},\n"
@@ -82,9 +86,10 @@ static const char CITE_ALLEGRO[] =
 // ----------------------------------------------------------------------
 
 PairNequIP::PairNequIP(LAMMPS *lmp) :
-    Pair(lmp), model(nullptr), cutoff(0.0), num_threads(0), max_edges(0), isolated(true), replay(true),
-    verbose(false), guard(true), own_search(false), masses_checked(false), exclusion_warned(false),
-    last_build(-1), in_transit(nullptr), force_warned(false), known_force(0.0), energy_flag(0)
+    Pair(lmp), model(nullptr), cutoff(0.0), num_threads(0), max_edges(0), isolated(true),
+    replay(true), verbose(false), guard(true), own_search(false), masses_checked(false),
+    exclusion_warned(false), last_build(-1), in_transit(nullptr), force_warned(false),
+    known_force(0.0), energy_flag(0)
 {
   single_enable = 0;
   one_coeff = 1;
@@ -186,9 +191,10 @@ void PairNequIP::compute(int eflag, int vflag)
 
   if (results.warned_atom >= 0) {
     std::string atoms = std::to_string(atom->tag[results.warned_atom]);
-    if (results.warned_neighbour >= 0) atoms += " and " + std::to_string(atom->tag[results.warned_neighbour]);
-    error->warning(FLERR, std::string("Pair style nequip: ") + nequip_md_last_warning(model) + " (atom ID " +
-                              atoms + remark());
+    if (results.warned_neighbour >= 0)
+      atoms += " and " + std::to_string(atom->tag[results.warned_neighbour]);
+    error->warning(FLERR, std::string("Pair style nequip: ") + nequip_md_last_warning(model) +
+                              " (atom ID " + atoms + remark());
   }
 
   work.steps += 1;
@@ -260,20 +266,21 @@ void PairNequIP::settings(int narg, char **arg)
   const auto one_of = [this](const std::string &keyword, const std::string &value,
                              const std::string &first, const std::string &second) {
     if (value != first && value != second)
-      error->all(FLERR, "Pair_style nequip " + keyword + " is '" + value + "'; it must be " + first +
-                            " or " + second);
+      error->all(FLERR, "Pair_style nequip " + keyword + " is '" + value + "'; it must be " +
+                            first + " or " + second);
     return value;
   };
   for (int iarg = 0; iarg < narg; iarg += 2) {
     const std::string keyword = arg[iarg];
     const bool known = keyword == "device" || keyword == "guard" || keyword == "isolated" ||
-        keyword == "max_edges" || keyword == "neighbors" || keyword == "replay" || keyword == "threads" ||
-        keyword == "verbose";
+                       keyword == "max_edges" || keyword == "neighbors" || keyword == "replay" ||
+                       keyword == "threads" || keyword == "verbose";
     if (!known)
-      error->all(FLERR, "Unknown pair_style nequip keyword '" + keyword +
-                            "'; known are: device cpu|cuda, guard yes|no, isolated yes|no, max_edges N, "
-                            "neighbors engine|lammps, "
-                            "replay yes|no, threads N, verbose yes|no");
+      error->all(FLERR,
+                 "Unknown pair_style nequip keyword '" + keyword +
+                     "'; known are: device cpu|cuda, guard yes|no, isolated yes|no, max_edges N, "
+                     "neighbors engine|lammps, "
+                     "replay yes|no, threads N, verbose yes|no");
     if (iarg + 1 == narg)
       error->all(FLERR, "Pair_style nequip keyword '" + keyword + "' has no value");
     const std::string value = arg[iarg + 1];
@@ -368,8 +375,8 @@ void PairNequIP::init_style()
   if (neighbors == "engine" && !reason.empty())
     error->all(FLERR, "Pair_style nequip neighbors engine cannot be used with " + reason +
                           "; use neighbors lammps");
-  own_search = reason.empty() &&
-      (neighbors == "engine" || (neighbors.empty() && text("device") == "cuda"));
+  own_search =
+      reason.empty() && (neighbors == "engine" || (neighbors.empty() && text("device") == "cuda"));
   if (!own_search) neighbor->add_request(this, NeighConst::REQ_FULL);
   last_build = -1;
   work = Work();
@@ -398,8 +405,7 @@ std::string PairNequIP::needs_lists() const
 
 std::string PairNequIP::exclusions() const
 {
-  if (neighbor->nex_type || neighbor->nex_group || neighbor->nex_mol)
-    return "neigh_modify exclude";
+  if (neighbor->nex_type || neighbor->nex_group || neighbor->nex_mol) return "neigh_modify exclude";
   if (neighbor->includegroup) return "neigh_modify include";
   return "";
 }
@@ -412,16 +418,19 @@ void PairNequIP::check_lists()
 {
   check_special_bonds();
   if (own_search && !exclusions().empty())
-    error->all(FLERR, "Pair style nequip finds neighbors itself, and " + exclusions() +
-                          " came when the run was already set up; use pair_style nequip neighbors lammps");
+    error->all(FLERR,
+               "Pair style nequip finds neighbors itself, and " + exclusions() +
+                   " came when the run was already set up; use pair_style nequip neighbors lammps");
   if (!isolated || exclusion_warned) return;
   for (int k = 0; k < neighbor->nex_group; k++)
-    if (neighbor->ex1_group[k] == GROUP_ALL || neighbor->ex2_group[k] == GROUP_ALL) exclusion_warned = true;
+    if (neighbor->ex1_group[k] == GROUP_ALL || neighbor->ex2_group[k] == GROUP_ALL)
+      exclusion_warned = true;
   if (exclusion_warned && has_isolated_energies() && comm->me == 0)
-    error->warning(FLERR,
-                   "Neigh_modify exclude takes atoms out of all neighbor lists, and pair style nequip gives "
-                   "them the energies of isolated atoms; to compare energies of different numbers of atoms, "
-                   "use pair_style nequip isolated no");
+    error->warning(
+        FLERR,
+        "Neigh_modify exclude takes atoms out of all neighbor lists, and pair style nequip gives "
+        "them the energies of isolated atoms; to compare energies of different numbers of atoms, "
+        "use pair_style nequip isolated no");
 }
 
 /* ----------------------------------------------------------------------
@@ -440,10 +449,13 @@ void PairNequIP::find_isolated_energies()
 bool PairNequIP::has_isolated_energies()
 {
   find_isolated_energies();
-  return std::any_of(isolated_energies.begin(), isolated_energies.end(), [](double e) { return e != 0.0; });
+  return std::any_of(isolated_energies.begin(), isolated_energies.end(), [](double e) {
+    return e != 0.0;
+  });
 }
 
-void PairNequIP::leave_out_isolated(int num_centres, const int *atoms, nequip_md_results &results) const
+void PairNequIP::leave_out_isolated(int num_centres, const int *atoms,
+                                    nequip_md_results &results) const
 {
   for (int k = 0; k < num_centres; k++) {
     const int i = atoms[k];
@@ -462,8 +474,10 @@ void PairNequIP::check_trial_deletions()
 {
   for (const ExcludingFix &fix : EXCLUDING_FIXES)
     if (fix.deletes && is_there(fix) && has_isolated_energies())
-      error->all(FLERR, std::string("Pair style nequip counts the energies of isolated atoms, with which fix ") +
-                            fix.style + " gives wrong numbers of atoms; use pair_style nequip isolated no");
+      error->all(
+          FLERR,
+          std::string("Pair style nequip counts the energies of isolated atoms, with which fix ") +
+              fix.style + " gives wrong numbers of atoms; use pair_style nequip isolated no");
 }
 
 /* ----------------------------------------------------------------------
@@ -493,7 +507,9 @@ void PairNequIP::check_masses()
   }
   if (comm->me != 0) return;
 
-  const auto same = [](double a, double b) { return std::fabs(a - b) < SAME * b; };
+  const auto same = [](double a, double b) {
+    return std::fabs(a - b) < SAME * b;
+  };
   for (int i = 1; i <= ntypes; i++) {
     if (type_to_model[i] < 0 || mass[i] <= 0.0) continue;
     const double own = element_mass(nequip_md_type_name(model, type_to_model[i]));
@@ -606,14 +622,15 @@ void PairNequIP::finish()
   MPI_Reduce(&work, &most, COUNT, MPI_DOUBLE, MPI_MAX, 0, world);
   if (comm->me != 0 || most.steps == 0) return;
   const double ranks = comm->nprocs, steps = most.steps;
-  const auto line = [&](const char *what, double total, double largest, double unit, const char *name) {
+  const auto line = [&](const char *what, double total, double largest, double unit,
+                        const char *name) {
     char text[160];
     snprintf(text, sizeof(text), "  %-34s %14.6g %14.6g  %s\n", what, unit * total / ranks / steps,
              unit * largest / steps, name);
     return std::string(text);
   };
   std::string text = "Pair style nequip, " + std::to_string(static_cast<bigint>(steps)) +
-      " evaluations: mean and maximum over MPI processes of\n";
+                     " evaluations: mean and maximum over MPI processes of\n";
   text += line("edges", sum.edges, most.edges, 1.0, "");
   text += line("evaluations of the model per step", sum.pieces, most.pieces, 1.0, "");
   text += line("of these replayed", sum.replayed, most.replayed, 1.0, "");
@@ -656,9 +673,10 @@ static void write_text(FILE *fp, const std::string &text)
 
 static void damaged(LAMMPS *lmp)
 {
-  lmp->error->all(FLERR,
-                  "The settings of pair style nequip in the restart file are damaged, or of another version of "
-                  "nequip-md; use another restart file, or a data file");
+  lmp->error->all(
+      FLERR,
+      "The settings of pair style nequip in the restart file are damaged, or of another version of "
+      "nequip-md; use another restart file, or a data file");
 }
 
 static std::string read_text(FILE *fp, LAMMPS *lmp, MPI_Comm world)
@@ -675,7 +693,8 @@ static std::string read_text(FILE *fp, LAMMPS *lmp, MPI_Comm world)
   return text;
 }
 
-static std::string read_one_of(FILE *fp, LAMMPS *lmp, MPI_Comm world, const std::vector<std::string> &known)
+static std::string read_one_of(FILE *fp, LAMMPS *lmp, MPI_Comm world,
+                               const std::vector<std::string> &known)
 {
   const std::string text = read_text(fp, lmp, world);
   if (std::find(known.begin(), known.end(), text) == known.end()) damaged(lmp);
@@ -688,7 +707,8 @@ static bigint read_count(FILE *fp, LAMMPS *lmp, MPI_Comm world, bigint largest)
   char *end = nullptr;
   errno = 0;
   const bigint count = std::strtoll(text.c_str(), &end, 10);
-  if (text.empty() || end != text.c_str() + text.size() || errno != 0 || count < 0 || count > largest)
+  if (text.empty() || end != text.c_str() + text.size() || errno != 0 || count < 0 ||
+      count > largest)
     damaged(lmp);
   return count;
 }
@@ -774,7 +794,8 @@ void PairNequIP::compare_with_restart()
   const auto compare = [&](const std::string &what, const std::string &before,
                            const std::string &now) {
     if (before != now)
-      differences += (differences.empty() ? "" : "; ") + what + " was '" + before + "' and is '" + now + "'";
+      differences +=
+          (differences.empty() ? "" : "; ") + what + " was '" + before + "' and is '" + now + "'";
   };
   compare("the checkpoint's SHA-256", remembered.checkpoint, text("checkpoint_sha256"));
   compare("the precision", remembered.precision, text("precision"));
@@ -839,10 +860,10 @@ std::string PairNequIP::load(const char *file)
   // OpenMP threads do nothing for a model on a GPU, but LAMMPS wakes all of them whenever it wraps
   // atoms into the box (DomainOMP::pbc), which may take longer than a step of a small system
   if (comm->me == 0 && text("device") != "cpu" && comm->nthreads > 1)
-    error->warning(FLERR, "Pair style nequip runs on a GPU and LAMMPS with " +
-                              std::to_string(comm->nthreads) +
-                              " OpenMP threads, which slow it down; set OMP_NUM_THREADS=1 unless other "
-                              "styles need them");
+    error->warning(
+        FLERR, "Pair style nequip runs on a GPU and LAMMPS with " + std::to_string(comm->nthreads) +
+                   " OpenMP threads, which slow it down; set OMP_NUM_THREADS=1 unless other "
+                   "styles need them");
   return "";
 }
 
@@ -893,9 +914,10 @@ std::string PairNequIP::compare(Digests digests, const char *file)
       return std::string(name);
     };
     const std::string first = name_of_host(0), other = name_of_host(rank);
-    return std::string("model file '") + file + "' is not the same on all MPI processes: process 0 on " + first +
-        " and process " + std::to_string(rank) + " on " + other +
-        " found different ones; give all of them the same file";
+    return std::string("model file '") + file +
+           "' is not the same on all MPI processes: process 0 on " + first + " and process " +
+           std::to_string(rank) + " on " + other +
+           " found different ones; give all of them the same file";
   }
   return "";
 }
@@ -982,10 +1004,12 @@ void PairNequIP::check_special_bonds()
     if (type_to_model[atom->type[i]] >= 0 && has_partner(i)) here = atom->tag[i];
   MPI_Allreduce(&here, &anywhere, 1, MPI_LMP_TAGINT, MPI_MAX, world);
   if (anywhere)
-    error->all(FLERR,
-               "Pair style nequip needs bonded atoms as full neighbors, but special_bonds leaves out or scales "
-               "those of atom ID " + std::to_string(anywhere) +
-                   "; use special_bonds lj 1 1 1, or in a hybrid style pair_modify pair nequip special lj 1 1 1");
+    error->all(FLERR, "Pair style nequip needs bonded atoms as full neighbors, but special_bonds "
+                      "leaves out or scales "
+                      "those of atom ID " +
+                          std::to_string(anywhere) +
+                          "; use special_bonds lj 1 1 1, or in a hybrid style pair_modify pair "
+                          "nequip special lj 1 1 1");
 }
 
 // ----------------------------------------------------------------------
@@ -1017,10 +1041,11 @@ void PairNequIP::check_forces()
   if (worst < 0) return;
   force_warned = true;
   char sentence[256];
-  snprintf(sentence, sizeof(sentence),
-           "Pair style nequip: the force on an atom is %.3g, the largest one in the training data %.3g "
-           "(force units); the run is probably leaving what the model knows (atom ID ",
-           largest, known_force);
+  snprintf(
+      sentence, sizeof(sentence),
+      "Pair style nequip: the force on an atom is %.3g, the largest one in the training data %.3g "
+      "(force units); the run is probably leaving what the model knows (atom ID ",
+      largest, known_force);
   error->warning(FLERR, sentence + std::to_string(atom->tag[worst]) + remark());
 }
 
@@ -1029,7 +1054,7 @@ void PairNequIP::check_forces()
 std::string PairNequIP::remark() const
 {
   return ", step " + std::to_string(update->ntimestep) +
-      "); this is said once, pair_style nequip guard no turns it off";
+         "); this is said once, pair_style nequip guard no turns it off";
 }
 
 // ----------------------------------------------------------------------

@@ -49,17 +49,18 @@ class PairNequIP : public Pair {
   std::string device;    // keyword device; empty: the one that the model was exported for
   int num_threads;       // keyword threads; 0: as many as LAMMPS uses
   bigint max_edges;      // keyword max_edges; 0: no limit of the user's
-  bool isolated;          // keyword isolated: energies of isolated atoms are part of the energy
-  std::string neighbors;  // keyword neighbors: lammps, engine, or empty for the faster one of the device
-  bool replay;            // keyword replay
-  bool verbose;           // keyword verbose
-  bool guard;             // keyword guard
-  bool own_search;        // the engine searches neighbors, no list is requested from LAMMPS
-  std::vector<int> type_to_model;    // model type of each LAMMPS type, -1 for NULL
-  std::string path;                  // of the artifact
+  bool isolated;         // keyword isolated: energies of isolated atoms are part of the energy
+  std::string
+      neighbors;    // keyword neighbors: lammps, engine, or empty for the faster one of the device
+  bool replay;      // keyword replay
+  bool verbose;     // keyword verbose
+  bool guard;       // keyword guard
+  bool own_search;    // the engine searches neighbors, no list is requested from LAMMPS
+  std::vector<int> type_to_model;           // model type of each LAMMPS type, -1 for NULL
+  std::string path;                         // of the artifact
   std::vector<double> isolated_energies;    // of each LAMMPS type, once they were needed
-  bool masses_checked;       // since pair_coeff
-  bool exclusion_warned;     // in this run
+  bool masses_checked;                      // since pair_coeff
+  bool exclusion_warned;                    // in this run
 
   // What a restart file says of the potential that it was written with; empty if there was none.
 
@@ -68,7 +69,7 @@ class PairNequIP : public Pair {
     std::vector<std::string> names;
   };
   Remembered remembered;
-  bigint last_build;                 // neighbor->ncalls at the last compute
+  bigint last_build;    // neighbor->ncalls at the last compute
 
   // With newton off, LAMMPS brings home nothing that is on ghost atoms: collect here, and send it ourselves.
 
@@ -81,7 +82,8 @@ class PairNequIP : public Pair {
   Collected forces, virials, centroids;
   Collected *in_transit;    // what pack/unpack_reverse_comm carries
   bool force_warned;        // of a force far beyond the next
-  double known_force;       // largest force on an atom of the training data, in LAMMPS' units; 0: not known
+  double
+      known_force;    // largest force on an atom of the training data, in LAMMPS' units; 0: not known
 
   // What this rank did since the run began, for verbose.
 
@@ -93,7 +95,8 @@ class PairNequIP : public Pair {
   int energy_flag;                 // fix pair asks for energies of atoms
   std::vector<double> energies;    // [nlocal + nghost], if it does
 
-  std::vector<int> owner;      // atom that each atom is or is a copy of; for models with message passing
+  std::vector<int>
+      owner;    // atom that each atom is or is a copy of; for models with message passing
   std::vector<int> centres;    // 0 ... nlocal - 1, where there is no list of LAMMPS
 
   // Digests of the model's file, when loading it began and ended.

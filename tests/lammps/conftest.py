@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+
 from support.analytic import LennardJones
 from support.artifacts import with_metadata
 from support.force_styles import FOLDER, ForceStyle

@@ -9,6 +9,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+
 from support.lammps_run import Outcome, run_lammps, run_program
 from support.lammps_systems import NATIVE, SYSTEMS, nequip
 
@@ -99,7 +100,10 @@ NEGATIVE_CONTROLS = {
     "units si": ("pair_style nequip\npair_coeff * * {lj} Ar Ne", "cannot use units si|units metal or real"),
     "units electron": ("pair_style nequip\npair_coeff * * {lj} Ar Ne", "cannot use units electron|units metal or real"),
     "names in small letters": ("pair_style nequip\npair_coeff * * {lj} ar ne", "'ar'|it has: Ar Ne"),
-    "file after the names": ("pair_style nequip\npair_coeff * * Ar Ne {lj}", "cannot open model file 'Ar'|check the path"),
+    "file after the names": (
+        "pair_style nequip\npair_coeff * * Ar Ne {lj}",
+        "cannot open model file 'Ar'|check the path",
+    ),
     "an empty file": ("pair_style nequip\npair_coeff * * {folder}/empty.pt2 Ar Ne", "empty.pt2|is not a .pt2 artifact"),
     "a checkpoint": (
         "pair_style nequip\npair_coeff * * {folder}/model.nqmd Ar Ne",
@@ -113,7 +117,10 @@ NEGATIVE_CONTROLS = {
         "max_edges is 100|message passing",
     ),
     "impossible cutoff": ("pair_style nequip\npair_coeff * * {negative} Ar Ne", "'cutoff'|-1|export the model again"),
-    "another processor": ("pair_style nequip\npair_coeff * * {avx} Ar Ne", "processor with avx9000|export the model again here"),
+    "another processor": (
+        "pair_style nequip\npair_coeff * * {avx} Ar Ne",
+        "processor with avx9000|export the model again here",
+    ),
     "unknown precision": ("pair_style nequip\npair_coeff * * {fp8} Ar Ne", "'precision'|fp8|export the model again"),
     "lengths in bohr": ("pair_style nequip\npair_coeff * * {bohr} Ar Ne", "'length_unit'|bohr"),
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+
 from support.lammps_run import run_lammps
 from support.lammps_systems import nequip
 
@@ -76,14 +77,20 @@ def assert_refused(outcome):
 # name: (atom style, input lines that make a bonded pair of atoms 3.6 angstrom apart before or during 4 steps)
 SOURCES = {
     "create_bonds": (
-        "bond", "create_atoms 1 single 5 5 5\ncreate_atoms 1 single 8.6 5 5\ncreate_bonds single/bond 1 1 2\n"),
+        "bond",
+        "create_atoms 1 single 5 5 5\ncreate_atoms 1 single 8.6 5 5\ncreate_bonds single/bond 1 1 2\n",
+    ),
     "create_atoms mol": ("bond", "create_atoms 0 single 5 5 5 mol m 4711 rotate 0 0 0 1\n"),
     "template": ("template m", "create_atoms 0 single 5 5 5 mol m 4711 rotate 0 0 0 1\n"),
     "fix deposit mol": (
-        "molecular", "region all block 1 19 1 19 1 19\ngroup new empty\n"
-        "fix dep new deposit 1 0 1 4711 mol m region all vx 0 0 vy 0 0 vz 0 0\n"),
+        "molecular",
+        "region all block 1 19 1 19 1 19\ngroup new empty\n"
+        "fix dep new deposit 1 0 1 4711 mol m region all vx 0 0 vy 0 0 vz 0 0\n",
+    ),
     "fix bond/create": (
-        "bond", "create_atoms 1 single 5 5 5\ncreate_atoms 1 single 8.6 5 5\nfix b all bond/create 2 1 1 3.8 1\n"),
+        "bond",
+        "create_atoms 1 single 5 5 5\ncreate_atoms 1 single 8.6 5 5\nfix b all bond/create 2 1 1 3.8 1\n",
+    ),
 }
 
 
@@ -164,7 +171,11 @@ HYBRID = {
     "bonds on both sides, factors for all": (BONDS, "1e-50 1e-50 1e-50", "", None),
     "bonds on both sides, no neighbours": (BONDS, "0 0 0", "", None),
     "bonds of the model removed": (
-        BONDS, "0 0 0", "group ml type 1\ndelete_bonds ml multi remove special\n", WITHOUT_1_2),
+        BONDS,
+        "0 0 0",
+        "group ml type 1\ndelete_bonds ml multi remove special\n",
+        WITHOUT_1_2,
+    ),
     "bonds elsewhere": ("create_bonds single/bond 1 3 4\n", "0 0.5 0.5", "", WITHOUT_1_2),
     "a bond between the parts": (CROSSING, "0 0 0", "", [(0, 3), (1, 2), (1, 3), (2, 3)]),
     "factors of other kinds of partners": (BONDS, "1 0.5 0.5", "", [*WITHOUT_1_2, (2, 3)]),
@@ -175,8 +186,12 @@ HYBRID = {
 def test_hybrid(case, lj_artifact, tmp_path):
     """A model beside lj/cut: what applies is the factor for this style, and bonds between atoms of the model."""
     bonds, factors, after, pairs = HYBRID[case]
-    script = start(tmp_path) + MIXED.format(bonds=bonds, factors=factors, pair="nequip isolated no",
-                                            coefficients=f"pair_coeff * * nequip {lj_artifact} Ar NULL")
+    script = start(tmp_path) + MIXED.format(
+        bonds=bonds,
+        factors=factors,
+        pair="nequip isolated no",
+        coefficients=f"pair_coeff * * nequip {lj_artifact} Ar NULL",
+    )
     outcome = run_lammps(script + after + RECORD.format(steps=0), tmp_path, ranks=2, limit=60)
     if pairs is None:
         return assert_refused(outcome)

@@ -12,14 +12,14 @@ import time
 from pathlib import Path
 
 import pytest
-from support.lammps_run import run_lammps, run_program
-from support.lammps_systems import NATIVE, SYSTEMS, nequip
 
 from nequip_md import NequIPMDError
 from nequip_md.lammps import build as build_module_function
 from nequip_md.lammps import plugin_path
 from nequip_md.lammps.cli import main
 from nequip_md.lammps.installation import Installation, cache_folder
+from support.lammps_run import run_lammps, run_program
+from support.lammps_systems import NATIVE, SYSTEMS, nequip
 
 SYSTEM = SYSTEMS["orthogonal"]
 build_module = sys.modules["nequip_md.lammps.build"]

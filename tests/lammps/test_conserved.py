@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+
 from support.lammps_run import run_lammps
 from support.lammps_systems import SYSTEMS, nequip
 
@@ -32,8 +33,10 @@ def test_conserved_quantity(ensemble, lj_artifact, plugin_folder, tmp_path):
     script = system.start(tmp_path) + nequip(lj_artifact) + START.format(ensemble=ENSEMBLES[ensemble])
     outcome = run_lammps(script, tmp_path, ranks=2)
     assert outcome.status == 0, outcome.text
-    rows = np.array([line.split() for line in outcome.text.splitlines()
-                     if len(line.split()) == 4 and line.split()[0].isdigit()], dtype=float)
+    rows = np.array(
+        [line.split() for line in outcome.text.splitlines() if len(line.split()) == 4 and line.split()[0].isdigit()],
+        dtype=float,
+    )
     assert len(rows) == 61
     energy, conserved, volume = rows[:, 1], rows[:, 2], rows[:, 3]
     exchanged = 0.01 * len(system.types) * 0.0259 if ensemble == "NVE" else np.ptp(energy)

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+
 from support.analytic import LennardJones
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -20,8 +21,15 @@ OK, BAD_FILE, BAD_MODEL, BAD_DEVICE, BAD_INPUT, BAD_RESULT, INTERNAL = range(7)
 
 
 class Options(Structure):
-    _fields_ = [("device", c_char_p), ("device_index", c_int), ("num_threads", c_int), ("energy_factor", c_double),
-                ("max_edges", c_longlong), ("no_replay", c_int), ("no_guard", c_int)]
+    _fields_ = [
+        ("device", c_char_p),
+        ("device_index", c_int),
+        ("num_threads", c_int),
+        ("energy_factor", c_double),
+        ("max_edges", c_longlong),
+        ("no_replay", c_int),
+        ("no_guard", c_int),
+    ]
 
 
 class System(Structure):
@@ -373,7 +381,9 @@ BAD_LOADS = {
     "negative threads": (BAD_INPUT, "num_threads is -1", lambda make: (make(), {"num_threads": -1})),
     "negative edges": (BAD_INPUT, "max_edges is -5", lambda make: (make(), {"max_edges": -5})),
     "pieces of NequIP": (
-        BAD_INPUT, "message passing", lambda make: (make(message_passing_layers="2"), {"max_edges": 100})
+        BAD_INPUT,
+        "message passing",
+        lambda make: (make(message_passing_layers="2"), {"max_edges": 100}),
     ),
     "negative factor": (BAD_INPUT, "energy_factor", lambda make: (make(), {"energy_factor": -1.0})),
 }
@@ -398,7 +408,9 @@ def test_pieces_are_exact(library, load, lj_artifact, max_edges, centres):
     assert (pieces.status, pieces.message) == (OK, "")
     assert pieces.energy == pytest.approx(whole.energy, rel=1e-14)
     for name in ("forces", "energies", "virials", "centroid"):
-        np.testing.assert_allclose(np.array(getattr(pieces, name)), np.array(getattr(whole, name)), atol=1e-13, err_msg=name)
+        np.testing.assert_allclose(
+            np.array(getattr(pieces, name)), np.array(getattr(whole, name)), atol=1e-13, err_msg=name
+        )
 
 
 def found_by_engine(atoms: Atoms, skin: float) -> Atoms:
@@ -421,7 +433,9 @@ def test_neighbours_found_by_the_engine(library, load, lj_artifact, centres, spr
     assert (searched.status, searched.message) == (OK, "")
     assert searched.energy == pytest.approx(listed.energy, rel=1e-14)
     for name in ("forces", "energies", "virials", "centroid"):
-        np.testing.assert_allclose(np.array(getattr(searched, name)), np.array(getattr(listed, name)), atol=1e-12, err_msg=name)
+        np.testing.assert_allclose(
+            np.array(getattr(searched, name)), np.array(getattr(listed, name)), atol=1e-12, err_msg=name
+        )
 
 
 @pytest.mark.parametrize("spread", [(1e5, 1e5, 1.0), (1e5, 1.0, 1.0), 1e5])
@@ -474,9 +488,14 @@ def test_rebuilt_lists(change, library, load, lj_artifact):
         assert list(getattr(ours, name)) == list(getattr(fresh, name)), name
 
 
-@pytest.mark.parametrize("field, value, words", [
-    ("num_neighbours", None, "one of num_neighbours and neighbours is NULL"), ("skin", -1.0, "skin"), ("skin", float("nan"), "skin"),
-])
+@pytest.mark.parametrize(
+    "field, value, words",
+    [
+        ("num_neighbours", None, "one of num_neighbours and neighbours is NULL"),
+        ("skin", -1.0, "skin"),
+        ("skin", float("nan"), "skin"),
+    ],
+)
 def test_bad_neighbour_input(library, load, lj_artifact, field, value, words):
     atoms = some_atoms(5)
     atoms.overrides[field] = value
@@ -486,10 +505,14 @@ def test_bad_neighbour_input(library, load, lj_artifact, field, value, words):
 
 def test_large_forces_leave_fixed_point(library, load, lj_artifact, lj_model):
     """Forces on one edge of 1e5 eV/angstrom and more are summed as floating-point numbers, with the same results."""
-    atoms = Atoms([[0, 0, 0], [1.1, 0, 0], [0, 3.9, 0], [3.5, 3.5, 1]], [1, 1, 2, 1]).evaluate(library, load(lj_artifact))
+    atoms = Atoms([[0, 0, 0], [1.1, 0, 0], [0, 3.9, 0], [3.5, 3.5, 1]], [1, 1, 2, 1]).evaluate(
+        library, load(lj_artifact)
+    )
     energies, forces = reference(lj_model, atoms)
     assert np.abs(forces).max() > 1e4 and atoms.status == OK
-    np.testing.assert_allclose(np.array(atoms.forces).reshape(-1, 3), forces, rtol=1e-12, atol=1e-12 * np.abs(forces).max())
+    np.testing.assert_allclose(
+        np.array(atoms.forces).reshape(-1, 3), forces, rtol=1e-12, atol=1e-12 * np.abs(forces).max()
+    )
 
 
 def test_short_message_buffer(library):

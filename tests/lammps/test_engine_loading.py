@@ -10,6 +10,7 @@ import zipfile
 from ctypes import byref, c_char_p, c_size_t, c_void_p
 
 import pytest
+
 from support.damage import DAMAGES, METADATA, damaged, rewritten
 from support.folders import in_mounted_folder
 from support.lammps_run import run_lammps
@@ -53,14 +54,18 @@ def test_whole(load, lj_artifact, tmp_path, temporary):
 @pytest.mark.parametrize("case", DAMAGES)
 def test_damaged(load, lj_artifact, tmp_path, temporary, case):
     status, message = load(damaged(lj_artifact, tmp_path / "damaged.pt2", case))
-    assert status == BAD_FILE and re.search(r"damaged.pt2' is damaged \(.*copy it again .*or export the model again", message), message
+    assert status == BAD_FILE and re.search(
+        r"damaged.pt2' is damaged \(.*copy it again .*or export the model again", message
+    ), message
     assert not list(temporary.iterdir())
 
 
 def test_damaged_in_lammps(lj_artifact, tmp_path):
     path = damaged(lj_artifact, tmp_path / "damaged.pt2", "a bit of the code")
     outcome = run_lammps(SYSTEMS["orthogonal"].start(tmp_path) + nequip(path) + "run 0\n", tmp_path, ranks=2)
-    assert outcome.status != 0 and "is damaged (the checksum of" in outcome.text and "Loop time" not in outcome.text, outcome.text
+    assert outcome.status != 0 and "is damaged (the checksum of" in outcome.text and "Loop time" not in outcome.text, (
+        outcome.text
+    )
 
 
 @pytest.mark.parametrize("case", METADATA)
@@ -74,7 +79,9 @@ def test_metadata_with_escapes(load, lj_artifact, tmp_path):
     text = r'{ "format_version" : "\u0031", "type_names": "\u00c5 \ud83d\ude00 \"\\\/\n", "cutoff": "1" }'
     status, message = load(rewritten(lj_artifact, tmp_path / "other.pt2", metadata=text))
     assert status == BAD_MODEL and "no metadata key 'pair_cutoffs'" in message
-    status, message = load(rewritten(lj_artifact, tmp_path / "other.pt2", metadata=text.replace(r"\u0031", r"\u00e9\ud83d\ude00\t\"")))
+    status, message = load(
+        rewritten(lj_artifact, tmp_path / "other.pt2", metadata=text.replace(r"\u0031", r"\u00e9\ud83d\ude00\t\""))
+    )
     assert 'has format version \u00e9\U0001f600\t", this engine reads' in message
 
 
@@ -94,7 +101,10 @@ def test_foreign_code(load, lj_artifact, tmp_path, temporary, library):
 
 def test_what_is_no_file(load, tmp_path):
     os.mkfifo(tmp_path / "pipe.pt2")
-    assert load(tmp_path / "pipe.pt2") == (BAD_FILE, f"model file '{tmp_path}/pipe.pt2' is a pipe or a device, not a file; give the .pt2 file itself")
+    assert load(tmp_path / "pipe.pt2") == (
+        BAD_FILE,
+        f"model file '{tmp_path}/pipe.pt2' is a pipe or a device, not a file; give the .pt2 file itself",
+    )
     assert load(tmp_path)[0] == BAD_FILE
 
 
@@ -102,7 +112,10 @@ def test_temporary_folder_is_missing(load, lj_artifact, monkeypatch):
     monkeypatch.setenv("TMPDIR", "/nowhere")
     status, message = load(lj_artifact)
     assert status == BAD_FILE
-    assert re.search("cannot unpack the model to '/nowhere'.*No such file.*set the environment variable TMPDIR to a folder with . MB", message)
+    assert re.search(
+        "cannot unpack the model to '/nowhere'.*No such file.*set the environment variable TMPDIR to a folder with . MB",
+        message,
+    )
 
 
 LOAD = """
@@ -119,14 +132,20 @@ def test_temporary_folder_cannot_be_used(plugin_folder, lj_artifact, tmp_path, c
     options, reason = MOUNTED[case]
     command = [sys.executable, "-c", LOAD, plugin_folder / "libnequip_md_engine.so", lj_artifact]
     said = in_mounted_folder(options, command, tmp_path).stdout
-    assert said.startswith("cannot unpack the model to") and reason in said and "set the environment variable TMPDIR" in said, said
+    assert (
+        said.startswith("cannot unpack the model to")
+        and reason in said
+        and "set the environment variable TMPDIR" in said
+    ), said
 
 
 def test_running_leaves_nothing(lj_artifact, tmp_path):
     """While LAMMPS runs, the folder for temporary files holds nothing of ours that a killed run could leave."""
     temporary = tmp_path / "temporary"
     temporary.mkdir()
-    script = SYSTEMS["orthogonal"].start(tmp_path) + nequip(lj_artifact) + f"run 1\nshell ls {temporary} > during\nrun 1\n"
+    script = (
+        SYSTEMS["orthogonal"].start(tmp_path) + nequip(lj_artifact) + f"run 1\nshell ls {temporary} > during\nrun 1\n"
+    )
     outcome = run_lammps(script, tmp_path, ranks=2, env={"TMPDIR": str(temporary)})
     assert outcome.status == 0, outcome.text
     assert not [name for name in (tmp_path / "during").read_text().split() if "nequip" in name or "aotinductor" in name]

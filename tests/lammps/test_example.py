@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from support.lammps_run import run_lammps
 
 import nequip_md
 from nequip_md.checkpoint import read_info
 from nequip_md.export.cli import export
 from nequip_md.graph import batch_graphs, build_graph, forces_from_gradient
 from nequip_md.model import energy_and_gradient
+from support.lammps_run import run_lammps
 
 WATER = Path(__file__).resolve().parents[2] / "examples" / "lammps" / "water"
 
@@ -52,18 +52,29 @@ def test_example_runs(plugin_folder, tmp_path):
     (folder / "out").mkdir()
     torch.manual_seed(0)
     export(folder / "water.nqmd", folder / "out" / "water.pt2", device="cpu", precision="fp32")
-    outcome = run_lammps((folder / "in.water").read_text(), folder, ranks=2, limit=300,
-                         arguments=("-var", "steps_small", "400", "-var", "steps_large", "20"))
+    outcome = run_lammps(
+        (folder / "in.water").read_text(),
+        folder,
+        ranks=2,
+        limit=300,
+        arguments=("-var", "steps_small", "400", "-var", "steps_large", "20"),
+    )
     assert outcome.status == 0, outcome.text
-    drawn = subprocess.run([sys.executable, "plot.py"], cwd=folder, capture_output=True, text=True, env=dict(os.environ))
+    drawn = subprocess.run(
+        [sys.executable, "plot.py"], cwd=folder, capture_output=True, text=True, env=dict(os.environ)
+    )
     assert "192 atoms, 0.20 ps: g_OO peak" in drawn.stdout, drawn.stderr
-    assert "192 atoms" not in drawn.stderr, drawn.stderr  # a sane liquid; 20 steps of the large box are too few to judge
+    assert "192 atoms" not in drawn.stderr, (
+        drawn.stderr
+    )  # a sane liquid; 20 steps of the large box are too few to judge
     assert (folder / "out" / "water.png").stat().st_size > 10_000
 
     outcome = run_lammps((folder / "in.real").read_text(), folder, arguments=("-var", "steps", "20"))
     assert outcome.status == 0, outcome.text
     metal, real = (first_row(folder / "out" / name) for name in ("log.192", "log.real"))
-    assert real["PotEng"] == pytest.approx(23.060549 * metal["PotEng"], rel=1e-7)  # kcal/mol and eV, printed with eight digits
+    assert real["PotEng"] == pytest.approx(
+        23.060549 * metal["PotEng"], rel=1e-7
+    )  # kcal/mol and eV, printed with eight digits
     assert real["Press"] == pytest.approx(metal["Press"] / 1.01325, rel=1e-4)  # atm and bar
 
 

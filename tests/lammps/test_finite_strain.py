@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+
 from support.lammps_run import measurement, read_measurement, run_lammps
 from support.lammps_systems import SYSTEMS, System, nequip
 
@@ -34,12 +35,19 @@ def test_pressure_is_the_derivative_of_the_energy(kind, ranks, eam, small_models
     for k in (-2, -1, 1, 2):
         for component, words in deformations(system, k * STEP).items():
             names.append((component, k))
-            script += start + f"change_box all {words} remap\nrun 0 post no\n" + f'print "$(pe:%.17g)" file {component}_{k}\n'
+            script += (
+                start + f"change_box all {words} remap\nrun 0 post no\n" + f'print "$(pe:%.17g)" file {component}_{k}\n'
+            )
     outcome = run_lammps(script, tmp_path, ranks=ranks, limit=240)
     assert outcome.status == 0, outcome.text
     energy = {(c, k): float((tmp_path / f"{c}_{k}").read_text()) for c, k in names}
     volume = np.prod(system.lengths)
-    slopes = np.array([(energy[c, -2] - 8 * energy[c, -1] + 8 * energy[c, 1] - energy[c, 2]) / (12 * STEP) for c in deformations(system, 0.0)])
+    slopes = np.array(
+        [
+            (energy[c, -2] - 8 * energy[c, -1] + 8 * energy[c, 1] - energy[c, 2]) / (12 * STEP)
+            for c in deformations(system, 0.0)
+        ]
+    )
     measured = read_measurement(tmp_path, "still")
     pressure = measured["pressure"][1:]
     assert np.abs(pressure[3:]).max() > 1.0, "without shear this shows less than it says"

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from support.force_styles import FOLDER, STAGES, ForceStyle
 from support.lammps_run import run_lammps, run_program
 
@@ -21,23 +22,35 @@ OTHER = {"on": "off", "off": "on"}
 VARIANTS: dict[str, Callable[[ForceStyle, str, Path, Path], str]] = {
     "plain": lambda style, newton, folder, artifact: style.start(folder, newton) + style.pair(artifact),
     "restart": lambda style, newton, folder, artifact: (
-        style.start(folder, newton) + style.pair(artifact) + RESTART.format(newton=newton)),
+        style.start(folder, newton) + style.pair(artifact) + RESTART.format(newton=newton)
+    ),
     "restart, pair style again": lambda style, newton, folder, artifact: (
-        style.start(folder, newton) + style.pair(artifact) + RESTART.format(newton=newton) + style.pair(artifact)),
+        style.start(folder, newton) + style.pair(artifact) + RESTART.format(newton=newton) + style.pair(artifact)
+    ),
     "restart for the other newton": lambda style, newton, folder, artifact: (
-        style.start(folder, OTHER[newton]) + style.pair(artifact) + RESTART.format(newton=newton)),
+        style.start(folder, OTHER[newton]) + style.pair(artifact) + RESTART.format(newton=newton)
+    ),
     "data": lambda style, newton, folder, artifact: (
-        style.start(folder, newton) + style.pair(artifact)
-        + f"run 0\nwrite_data kept.data\nclear\nunits metal\nnewton {newton}\nread_data kept.data\n" + style.pair(artifact)),
+        style.start(folder, newton)
+        + style.pair(artifact)
+        + f"run 0\nwrite_data kept.data\nclear\nunits metal\nnewton {newton}\nread_data kept.data\n"
+        + style.pair(artifact)
+    ),
     "style again": lambda style, newton, folder, artifact: (
-        style.start(folder, newton) + style.pair(artifact) + "run 0\n" + style.pair(artifact)),
+        style.start(folder, newton) + style.pair(artifact) + "run 0\n" + style.pair(artifact)
+    ),
     "coefficients again": lambda style, newton, folder, artifact: (
-        style.start(folder, newton) + style.pair(artifact) + "run 0\n" + style.coefficients(artifact)),
+        style.start(folder, newton) + style.pair(artifact) + "run 0\n" + style.coefficients(artifact)
+    ),
     "another style between": lambda style, newton, folder, artifact: (
-        style.start(folder, newton) + style.pair(artifact) + "run 0\npair_style zero 6.0\npair_coeff * *\nrun 0\n"
-        + style.pair(artifact)),
+        style.start(folder, newton)
+        + style.pair(artifact)
+        + "run 0\npair_style zero 6.0\npair_coeff * *\nrun 0\n"
+        + style.pair(artifact)
+    ),
     "two threads": lambda style, newton, folder, artifact: (
-        style.start(folder, newton, "package omp 2\nsuffix omp") + style.pair(artifact)),
+        style.start(folder, newton, "package omp 2\nsuffix omp") + style.pair(artifact)
+    ),
 }
 # two ranks of two threads each would be four for two cores
 CASES = [(variant, ranks) for variant in VARIANTS for ranks in (1, 2) if (variant, ranks) != ("two threads", 2)]
@@ -75,8 +88,13 @@ def test_force_style(name, variant, ranks, newton, force_styles, measured):
         expected = {key: np.array(value, dtype=float) for key, value in getattr(style, stage).items()}
         assert np.abs(expected["forces"]).max() > 1e-2, "without forces this shows nothing"
         for key, value in expected.items():
-            np.testing.assert_allclose(result[stage][key].reshape(value.shape), value, rtol=0,
-                                       atol=style.tolerance * np.abs(value).max(), err_msg=f"{stage} {key}")
+            np.testing.assert_allclose(
+                result[stage][key].reshape(value.shape),
+                value,
+                rtol=0,
+                atol=style.tolerance * np.abs(value).max(),
+                err_msg=f"{stage} {key}",
+            )
     moved = np.abs(np.array(style.run["forces"]) - style.init["forces"]).max()
     assert moved > 1e3 * style.tolerance * np.abs(style.init["forces"]).max(), "the atoms hardly moved"
 

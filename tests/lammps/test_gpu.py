@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 import torch
 from ase.build import bulk, molecule
-from support.artifacts import with_metadata
-from support.lammps_run import measurement, read_measurement, run_lammps
-from support.lammps_systems import NATIVE, SYSTEMS, nequip
 from test_guard import PAIR
 from test_isolated import ATOMS, DIMER, GAS, counts
 from test_models import DENSE
+
+from support.artifacts import with_metadata
+from support.lammps_run import measurement, read_measurement, run_lammps
+from support.lammps_systems import NATIVE, SYSTEMS, nequip
 
 pytestmark = [
     pytest.mark.gpu,
@@ -63,7 +64,9 @@ def measured_thrice(key: str) -> str:
     head, record = measurement(key + "_0").split("run 0", 1)
     lines = head + "run 0" + record
     for k in (1, 2):
-        lines += f"displace_atoms all random 0.01 0.01 0.01 {4710 + k} units box\nrun 0" + record.replace(f"{key}_0", f"{key}_{k}")
+        lines += f"displace_atoms all random 0.01 0.01 0.01 {4710 + k} units box\nrun 0" + record.replace(
+            f"{key}_0", f"{key}_{k}"
+        )
     return lines
 
 
@@ -76,11 +79,15 @@ def on_cpu(small_models, plugin_folder, tmp_path_factory):
     def measure(kind: str) -> dict:
         if kind not in made:
             _, artifact = small_models(f"{kind}_fp64")
-            script = "clear\n".join(system.start(folder / key[:3]) + nequip(artifact, "H O") + measured_thrice(key[:3])
-                                    for key, system in DENSE.items())
+            script = "clear\n".join(
+                system.start(folder / key[:3]) + nequip(artifact, "H O") + measured_thrice(key[:3])
+                for key, system in DENSE.items()
+            )
             outcome = run_lammps(script, folder)
             assert outcome.status == 0, outcome.text
-            made[kind] = {f"{key[:3]}_{k}": read_measurement(folder, f"{key[:3]}_{k}") for key in DENSE for k in range(3)}
+            made[kind] = {
+                f"{key[:3]}_{k}": read_measurement(folder, f"{key[:3]}_{k}") for key in DENSE for k in range(3)
+            }
         return made[kind]
 
     return measure
@@ -95,7 +102,9 @@ CASES += [("nequip_fp64", 1, "default"), ("nequip_fp64", 1, "lists of LAMMPS")]
 def test_gpu_equals_cpu(name, ranks, way, gpu_models, on_cpu, tmp_path):
     kind, precision = name.split("_")
     script = "clear\n".join(
-        system.start(tmp_path / key[:3]) + nequip(gpu_models(name), "H O", keywords=WAYS[way]) + measured_thrice(key[:3])
+        system.start(tmp_path / key[:3])
+        + nequip(gpu_models(name), "H O", keywords=WAYS[way])
+        + measured_thrice(key[:3])
         for key, system in DENSE.items()
     )
     outcome = run_lammps(script, tmp_path, ranks=ranks)
@@ -104,8 +113,13 @@ def test_gpu_equals_cpu(name, ranks, way, gpu_models, on_cpu, tmp_path):
         ours = read_measurement(tmp_path, key)
         for quantity in ("energy", "pressure", "forces", "energies", "virials", "centroid"):
             value = reference[quantity]
-            np.testing.assert_allclose(ours[quantity], value, rtol=0, atol=TOLERANCE[precision] * np.abs(value).max(),
-                                       err_msg=f"{key} {quantity}")
+            np.testing.assert_allclose(
+                ours[quantity],
+                value,
+                rtol=0,
+                atol=TOLERANCE[precision] * np.abs(value).max(),
+                err_msg=f"{key} {quantity}",
+            )
 
 
 @pytest.mark.parametrize("kind", ["allegro", "nequip"])
@@ -125,11 +139,18 @@ def test_isolated_energies(kind, gpu_models, small_models, plugin_folder, tmp_pa
 def test_trajectory(way, gpu_models, small_models, plugin_folder, tmp_path):
     """Sixty steps with rebuilt lists, float64: the same energies as on the CPU; and twice the same digits on the GPU."""
     texts = {}
-    for run, artifact, keywords in (("cpu", small_models("allegro_fp64")[1], ""), ("gpu", gpu_models("allegro_fp64"), WAYS[way]),
-                                    ("again", gpu_models("allegro_fp64"), WAYS[way])):
-        outcome = run_lammps(DENSE["triclinic"].start(tmp_path) + nequip(artifact, "H O", keywords=keywords) + MOTION, tmp_path)
+    for run, artifact, keywords in (
+        ("cpu", small_models("allegro_fp64")[1], ""),
+        ("gpu", gpu_models("allegro_fp64"), WAYS[way]),
+        ("again", gpu_models("allegro_fp64"), WAYS[way]),
+    ):
+        outcome = run_lammps(
+            DENSE["triclinic"].start(tmp_path) + nequip(artifact, "H O", keywords=keywords) + MOTION, tmp_path
+        )
         assert outcome.status == 0, outcome.text
-        rows = [line.split() for line in outcome.text.splitlines() if line.split()[:1] in (["0"], ["20"], ["40"], ["60"])]
+        rows = [
+            line.split() for line in outcome.text.splitlines() if line.split()[:1] in (["0"], ["20"], ["40"], ["60"])
+        ]
         assert len(rows) == 4 and all(len(row) == 6 for row in rows), outcome.text
         texts[run] = rows
     assert texts["gpu"] == texts["again"]
@@ -140,7 +161,9 @@ def test_forces_beyond_fixed_point(gpu_models, small_models, plugin_folder, tmp_
     """Two atoms 0.02 angstrom apart: thousands of eV/angstrom, the same as on the CPU."""
     system = SYSTEMS["one atom on each side"]
     for run, artifact in (("cpu", small_models("allegro_fp64")[1]), ("gpu", gpu_models("allegro_fp64"))):
-        script = system.start(tmp_path) + nequip(artifact, "H O") + "set atom 2 x 18.32\nset atom 2 y 10\nset atom 2 z 11\n"
+        script = (
+            system.start(tmp_path) + nequip(artifact, "H O") + "set atom 2 x 18.32\nset atom 2 y 10\nset atom 2 z 11\n"
+        )
         outcome = run_lammps(script + measurement(run), tmp_path)
         assert outcome.status == 0, outcome.text
     cpu, gpu = read_measurement(tmp_path, "cpu"), read_measurement(tmp_path, "gpu")
@@ -149,9 +172,13 @@ def test_forces_beyond_fixed_point(gpu_models, small_models, plugin_folder, tmp_
 
 def test_out_of_memory_is_survived_or_said(gpu_models, plugin_folder, tmp_path):
     """Most of the GPU is taken by others: pieces become smaller, and the numbers stay the same."""
-    script = (DENSE["triclinic"].start(tmp_path) + "replicate 12 12 12\n" + nequip(gpu_models("allegro_fp32"), "H O")
-              + "compute counts all pair nequip\nthermo_style custom step pe c_counts[3]\n"
-              "thermo_modify format float %.9g norm yes\nrun 2\n")
+    script = (
+        DENSE["triclinic"].start(tmp_path)
+        + "replicate 12 12 12\n"
+        + nequip(gpu_models("allegro_fp32"), "H O")
+        + "compute counts all pair nequip\nthermo_style custom step pe c_counts[3]\n"
+        "thermo_modify format float %.9g norm yes\nrun 2\n"
+    )
     results = {}
     for run, left in (("free", None), ("full", 3 << 30)):
         free, _ = torch.cuda.mem_get_info()  # now: others may be on this GPU
@@ -211,7 +238,9 @@ def test_code_is_deleted_when_it_is_loaded(gpu_models, small_models, tmp_path, m
 
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     for kind in ("allegro", "nequip"):
-        calculators = [NequIPMDCalculator(path) for path in (gpu_models(f"{kind}_fp64"), small_models(f"{kind}_fp64")[1])]
+        calculators = [
+            NequIPMDCalculator(path) for path in (gpu_models(f"{kind}_fp64"), small_models(f"{kind}_fp64")[1])
+        ]
         crystal = bulk("H", "fcc", a=4.0, cubic=True)
         for atoms in (molecule("H2O"), crystal * 3, crystal * 8):
             atoms.symbols[::3] = "O"

@@ -6,6 +6,7 @@ import re
 from dataclasses import replace
 
 import pytest
+
 from support.lammps_compare import assert_same
 from support.lammps_run import measurement, read_measurement, run_lammps
 from support.lammps_systems import NATIVE, SYSTEMS, nequip
@@ -74,7 +75,11 @@ def test_forces(doctored, tmp_path):
     force = 24 * 0.0104 * (2 * ratio**2 - ratio) / 2.5
     small, large = (doctored(closest_distances="", largest_force=repr(f * force)) for f in (0.099, 0.101))
     said = warnings(tmp_path / "small", small, distance=2.5)
-    assert len(said) == 1 and f"is {force:.3g}, the largest one in the training data {0.099 * force:.3g}" in said[0] and re.search(r"atom ID [12],", said[0])
+    assert (
+        len(said) == 1
+        and f"is {force:.3g}, the largest one in the training data {0.099 * force:.3g}" in said[0]
+        and re.search(r"atom ID [12],", said[0])
+    )
     assert warnings(tmp_path / "large", large, distance=2.5) == []
 
 
@@ -89,7 +94,9 @@ def test_units_real(doctored, tmp_path):
     assert len(said) == 1 and "are 2 angstrom apart" in said[0]
 
 
-@pytest.mark.parametrize("changes", [{"closest_distances": "1 2 3"}, {"closest_distances": "1 -2 3 4"}, {"largest_force": "nan"}])
+@pytest.mark.parametrize(
+    "changes", [{"closest_distances": "1 2 3"}, {"closest_distances": "1 -2 3 4"}, {"largest_force": "nan"}]
+)
 def test_damaged_metadata_is_refused(doctored, tmp_path, changes):
     script = PAIR.format(first=1, second=1, x=29, options="", before="", model=doctored(**changes))
     outcome = run_lammps(script, tmp_path)
@@ -103,8 +110,10 @@ def test_looking_at_forces_changes_none(doctored, tmp_path, newton, ranks, style
     """The style collects whole forces before LAMMPS does so, with newton on, on steps with new lists."""
     system = replace(SYSTEMS["triclinic"], before=f"comm_style {style}", after=divide)
     model = doctored(closest_distances="", largest_force="100")
-    script = "".join(f"clear\n{system.start(tmp_path, newton)}{lines}{measurement(name)}"
-                     for name, lines in (("ours", nequip(model)), ("native", NATIVE)))
+    script = "".join(
+        f"clear\n{system.start(tmp_path, newton)}{lines}{measurement(name)}"
+        for name, lines in (("ours", nequip(model)), ("native", NATIVE))
+    )
     outcome = run_lammps(script, tmp_path, ranks=ranks)
     assert outcome.status == 0, outcome.text
     assert_same(read_measurement(tmp_path, "ours"), read_measurement(tmp_path, "native"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from support.lammps_compare import assert_heat_flux
 
 

@@ -8,19 +8,20 @@ import subprocess
 from pathlib import Path
 
 import pytest
+
+from nequip_md.lammps.cli import main
 from support.lammps_compare import SHIFTS, assert_same
 from support.lammps_run import SCRIPTS, measurement, read_measurement, run_lammps
 from support.lammps_systems import SYSTEMS, nequip
-
-from nequip_md.lammps.cli import main
 
 ROOT = Path(__file__).resolve().parents[2]
 CMAKE, NINJA = SCRIPTS / "cmake", SCRIPTS / "ninja"
 
 
 def cmake(*arguments, ok: bool = True, limit: float = 120) -> str:
-    done = subprocess.run([CMAKE, *map(str, arguments)], text=True, timeout=limit,
-                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    done = subprocess.run(
+        [CMAKE, *map(str, arguments)], text=True, timeout=limit, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
     assert (done.returncode == 0) == ok, done.stdout
     return done.stdout
 
@@ -60,16 +61,28 @@ def test_lammps_with_the_pair_style(request, options, plugin_folder, lj_artifact
     tree, build = Path(source).resolve(), tmp_path / "build"
 
     def state() -> dict[Path, int]:
-        return {path: path.stat().st_mtime_ns for path in tree.rglob("*") if path.is_file() and "__pycache__" not in path.parts}
+        return {
+            path: path.stat().st_mtime_ns
+            for path in tree.rglob("*")
+            if path.is_file() and "__pycache__" not in path.parts
+        }
 
     before = state()
-    configure(tree / "cmake", build, *options, "-DBUILD_MPI=off", "-DCMAKE_BUILD_TYPE=Release", "-DCMAKE_CXX_FLAGS_RELEASE=-O1",
-              f"-DCMAKE_INSTALL_PREFIX={tmp_path / 'prefix'}")
+    configure(
+        tree / "cmake",
+        build,
+        *options,
+        "-DBUILD_MPI=off",
+        "-DCMAKE_BUILD_TYPE=Release",
+        "-DCMAKE_CXX_FLAGS_RELEASE=-O1",
+        f"-DCMAKE_INSTALL_PREFIX={tmp_path / 'prefix'}",
+    )
     cmake("--build", build, "--parallel", "2", "--target", "lmp", limit=800)
     assert state() == before
     script = "clear\n".join(
         system.start(tmp_path / str(k), newton) + nequip(lj_artifact) + measurement(f"{k}_{newton}")
-        for k, system in enumerate(SYSTEMS.values()) if "processors" not in system.before
+        for k, system in enumerate(SYSTEMS.values())
+        if "processors" not in system.before
         for newton in ("on", "off")
     )
     (tmp_path / "in.test").write_text(script)
@@ -105,6 +118,7 @@ def test_version_of_the_engine_package(found, plugin_folder, tmp_path):
     version = re.search(r"NEQUIP_MD_ABI_VERSION (\d+)", header).group(1)
     wanted = version if found else str(int(version) + 1)
     (tmp_path / "CMakeLists.txt").write_text(
-        f"cmake_minimum_required(VERSION 3.22)\nproject(test C)\nfind_package(NequIPMDEngine {wanted} REQUIRED)\n")
+        f"cmake_minimum_required(VERSION 3.22)\nproject(test C)\nfind_package(NequIPMDEngine {wanted} REQUIRED)\n"
+    )
     text = configure(tmp_path, tmp_path / "build", f"-DCMAKE_PREFIX_PATH={plugin_folder}", ok=found)
     assert found or f"version: {version}" in text, text

@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+
+import nequip_md
 from support.lammps_compare import RELATIVE, assert_same
 from support.lammps_run import measurement, read_measurement, run_lammps
 from support.lammps_systems import NATIVE, SYSTEMS, nequip
-
-import nequip_md
 
 NOTHING = {1: 0.0, 2: 0.0}
 SYSTEM = SYSTEMS["triclinic"]
@@ -22,14 +22,19 @@ def test_energies_equal_native(lj_artifact, tmp_path):
         "newton_on": SYSTEM.start(tmp_path) + nequip(lj_artifact, keywords="isolated no"),
         "newton_off": SYSTEM.start(tmp_path, "off") + nequip(lj_artifact, keywords="isolated no"),
         "engine": SYSTEM.start(tmp_path) + nequip(lj_artifact, keywords="isolated no neighbors engine"),
-        "restart": SYSTEM.start(tmp_path) + nequip(lj_artifact, keywords="isolated no")
+        "restart": SYSTEM.start(tmp_path)
+        + nequip(lj_artifact, keywords="isolated no")
         + "write_restart file\nclear\nread_restart file\n",
     }
     script = "".join(f"clear\n{lines}{measurement(name)}" for name, lines in runs.items())
     # fix pair takes energies of atoms too
-    script += ("clear\n" + SYSTEM.start(tmp_path) + nequip(lj_artifact, keywords="isolated no")
-               + "compute e all pe/atom pair\nfix keep all pair 1 nequip energy 1\nrun 0\n"
-               "compute both all reduce sum c_e f_keep\nrun 0\nprint \"sums $(c_both[1]:%.12f) $(c_both[2]:%.12f)\"\n")
+    script += (
+        "clear\n"
+        + SYSTEM.start(tmp_path)
+        + nequip(lj_artifact, keywords="isolated no")
+        + "compute e all pe/atom pair\nfix keep all pair 1 nequip energy 1\nrun 0\n"
+        'compute both all reduce sum c_e f_keep\nrun 0\nprint "sums $(c_both[1]:%.12f) $(c_both[2]:%.12f)"\n'
+    )
     outcome = run_lammps(script, tmp_path, ranks=2)
     assert outcome.status == 0, outcome.text
     assert outcome.text.count("energies of isolated atoms left out") == 6
@@ -48,7 +53,9 @@ def test_real_models(name, small_models, plugin_folder, tmp_path):
     for case in ("yes", "no"):
         for system in ("triclinic", "out of reach"):
             start = SYSTEMS[system].start(tmp_path / system[:3])
-            script += f"clear\n{start}{nequip(artifact, 'H O', f'isolated {case}')}{measurement(f'{system[:3]}_{case}')}"
+            script += (
+                f"clear\n{start}{nequip(artifact, 'H O', f'isolated {case}')}{measurement(f'{system[:3]}_{case}')}"
+            )
     outcome = run_lammps(script, tmp_path)
     assert outcome.status == 0, outcome.text
     model = nequip_md.load(checkpoint)
@@ -80,16 +87,26 @@ timestep 0.002
 DIMER = "two atoms\n\n2 atoms\n\nCoords\n\n1 0 0 0\n2 3.6 0 0\n\nTypes\n\n1 1\n2 2\n"
 SIX = (3.2 / 3.6) ** 6, (3.2 / 5.5) ** 6
 DIMER_ENERGY = 4 * 0.008 * (SIX[0] ** 2 - SIX[0] - SIX[1] ** 2 + SIX[1])
-RECORD = ("compute_modify thermo_temp dynamic/dof yes\nthermo 20\n"
-          "thermo_style custom step atoms f_gc[3] f_gc[4] f_gc[5] f_gc[6] pe\n")
-ATOMS = ("create_atoms 1 box\nvelocity all create 100 4711\nfix mv all nve\n"
-         "fix gc all gcmc 1 20 20 1 29494 150.0 -0.12 0.5 full_energy\n" + RECORD
-         + "variable n equal atoms\nfix av all ave/time 1 150 200 v_n\nrun 200\nprint \"MEAN $(f_av)\"\n")
-MOLECULES = (f"fix gc all gcmc 1 20 0 0 29494 300.0 0.0 0.5 mol dimer pressure 200.0 fugacity_coeff 1.0 "
-             f"intra_energy {DIMER_ENERGY!r} full_energy\n" + RECORD + "run 30\nrun 20\n")
-IONS = ("fix mv all nve\n"
-        "fix gc all charge/regulation 1 2 nevery 1 nmc 20 pIp -1 pIm -1 temp 300 seed 4711 lunit_nm 0.1\n"
-        + RECORD.replace("f_gc[3] f_gc[4] f_gc[5] f_gc[6]", "f_gc[1] f_gc[2] f_gc[7] f_gc[8]") + "run 30\nrun 20\n")
+RECORD = (
+    "compute_modify thermo_temp dynamic/dof yes\nthermo 20\n"
+    "thermo_style custom step atoms f_gc[3] f_gc[4] f_gc[5] f_gc[6] pe\n"
+)
+ATOMS = (
+    "create_atoms 1 box\nvelocity all create 100 4711\nfix mv all nve\n"
+    "fix gc all gcmc 1 20 20 1 29494 150.0 -0.12 0.5 full_energy\n"
+    + RECORD
+    + 'variable n equal atoms\nfix av all ave/time 1 150 200 v_n\nrun 200\nprint "MEAN $(f_av)"\n'
+)
+MOLECULES = (
+    f"fix gc all gcmc 1 20 0 0 29494 300.0 0.0 0.5 mol dimer pressure 200.0 fugacity_coeff 1.0 "
+    f"intra_energy {DIMER_ENERGY!r} full_energy\n" + RECORD + "run 30\nrun 20\n"
+)
+IONS = (
+    "fix mv all nve\n"
+    "fix gc all charge/regulation 1 2 nevery 1 nmc 20 pIp -1 pIm -1 temp 300 seed 4711 lunit_nm 0.1\n"
+    + RECORD.replace("f_gc[3] f_gc[4] f_gc[5] f_gc[6]", "f_gc[1] f_gc[2] f_gc[7] f_gc[8]")
+    + "run 30\nrun 20\n"
+)
 GAS_OF_IONS = GAS.replace("style molecular", "style charge").replace("special_bonds", "#").replace("molecule", "#")
 ENSEMBLES = {"atoms": (GAS, ATOMS), "molecules": (GAS, MOLECULES), "ions": (GAS_OF_IONS, IONS)}
 
@@ -119,14 +136,21 @@ def test_grand_canonical(case, ranks, lj_artifact, tmp_path):
 REFUSED = {
     "gcmc": ("", ATOMS, "fix gcmc gives wrong numbers of atoms|use pair_style nequip isolated no"),
     "gcmc, engine": (
-        "isolated no neighbors engine", ATOMS, "neighbors engine cannot be used with fix gcmc|use neighbors lammps"),
+        "isolated no neighbors engine",
+        ATOMS,
+        "neighbors engine cannot be used with fix gcmc|use neighbors lammps",
+    ),
     "charge/regulation": (
-        "", IONS,
-        "fix charge/regulation gives wrong numbers of atoms|use pair_style nequip isolated no"),
+        "",
+        IONS,
+        "fix charge/regulation gives wrong numbers of atoms|use pair_style nequip isolated no",
+    ),
     "exclusion after the run was set up": (
-        "neighbors engine", "create_atoms 1 box\nneigh_modify check no\nfix mv all nve\nrun 1\n"
+        "neighbors engine",
+        "create_atoms 1 box\nneigh_modify check no\nfix mv all nve\nrun 1\n"
         "neigh_modify exclude type 1 1\nrun 1 pre no post no\n",
-        "neigh_modify exclude came when the run was already set up|use pair_style nequip neighbors lammps"),
+        "neigh_modify exclude came when the run was already set up|use pair_style nequip neighbors lammps",
+    ),
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from support.lammps_compare import QUANTITIES, assert_same
 from support.lammps_run import measurement, read_measurement, run_lammps
 from support.lammps_systems import SYSTEMS, nequip
@@ -18,14 +19,18 @@ def test_equals_eam(ranks, eam, tmp_path):
     script = ""
     for k, (name, newton) in enumerate(cases):
         start = "clear\n" + SYSTEMS[name].start(tmp_path / f"case{k}", newton)
-        script += start + nequip(artifact, keywords="max_edges 700" if newton == "off" else "") + measurement(f"ours{k}")
+        script += (
+            start + nequip(artifact, keywords="max_edges 700" if newton == "off" else "") + measurement(f"ours{k}")
+        )
         if ranks == 1:
             script += start + native + measurement(f"native{k}")
     outcome = run_lammps(script, tmp_path, ranks=ranks, limit=240)
     assert outcome.status == 0, outcome.text
     if ranks > 1:  # the reference on one rank
-        script = "".join("clear\n" + SYSTEMS[name].start(tmp_path / f"case{k}", newton) + native + measurement(f"native{k}")
-                         for k, (name, newton) in enumerate(cases))
+        script = "".join(
+            "clear\n" + SYSTEMS[name].start(tmp_path / f"case{k}", newton) + native + measurement(f"native{k}")
+            for k, (name, newton) in enumerate(cases)
+        )
         outcome = run_lammps(script, tmp_path / "native")
         assert outcome.status == 0, outcome.text
     for k, (name, newton) in enumerate(cases):

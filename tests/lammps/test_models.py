@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from itertools import product
 
 import ase
 import numpy as np
 import pytest
-from support.lammps_run import measurement, read_measurement, run_lammps
-from support.lammps_systems import SYSTEMS, System, nequip
 
 import nequip_md
-from nequip_md.calculators import NequIPMDCalculator
 from nequip_md.graph import atomic_virials, build_graph, forces_from_gradient, stress_from_gradient
 from nequip_md.model import energy_and_gradient
+from support.lammps_run import measurement, read_measurement, run_lammps
+from support.lammps_systems import SYSTEMS, System, nequip
 
 BAR = 1.6021765e6  # LAMMPS' own value of 1 eV/angstrom^3, 8e-8 off the exact one
 TOLERANCE = {"fp64": 1e-9, "fp32": 2e-5}
@@ -59,7 +57,9 @@ def test_lammps_equals_eager_and_ase(name, ranks, small_models, plugin_folder, t
     checkpoint, artifact = small_models(name)
     keywords = {"on": "", "off": "max_edges 300" if name.startswith("allegro") else ""}
     script = "clear\n".join(
-        system.start(tmp_path / key[:3], newton) + nequip(artifact, "H O", keywords=keywords[newton]) + measurement(f"{key[:3]}_{newton}")
+        system.start(tmp_path / key[:3], newton)
+        + nequip(artifact, "H O", keywords=keywords[newton])
+        + measurement(f"{key[:3]}_{newton}")
         for key, system in DENSE.items()
         for newton in ("on", "off")
     )

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+
+from nequip_md.lammps.installation import Installation
 from support.lammps_compare import assert_heat_flux, assert_same
 from support.lammps_run import RECORD, SCRIPTS, measurement, read_measurement, run_lammps
 from support.lammps_systems import NATIVE, SYSTEMS, nequip
-
-from nequip_md.lammps.installation import Installation
 
 
 class Mutation(NamedTuple):
@@ -23,28 +23,50 @@ class Mutation(NamedTuple):
     after: str
 
 
-TALLY, KERNELS, PIECES, PAIR = "engine/src/tally.cpp", "engine/src/kernels.h", "engine/src/pieces.cpp", "lammps/pair_nequip.cpp"
+TALLY, KERNELS, PIECES, PAIR = (
+    "engine/src/tally.cpp",
+    "engine/src/kernels.h",
+    "engine/src/pieces.cpp",
+    "lammps/pair_nequip.cpp",
+)
 MUTATIONS = {
     "virial with the other sign": Mutation(
-        TALLY, "results.virial[k] = energy_factor * total", "results.virial[k] = -energy_factor * total"),
-    "no force on neighbours": Mutation(KERNELS, "            add_to(forces + 3 * other + k, (Number)-component);\n", ""),
+        TALLY, "results.virial[k] = energy_factor * total", "results.virial[k] = -energy_factor * total"
+    ),
+    "no force on neighbours": Mutation(
+        KERNELS, "            add_to(forces + 3 * other + k, (Number)-component);\n", ""
+    ),
     "no force on ghosts": Mutation(
-        PAIR, "  if (eflag_global) eng_vdwl += results.energy;",
+        PAIR,
+        "  if (eflag_global) eng_vdwl += results.energy;",
         "  if (newton)\n    for (int i = atom->nlocal; i < nall; i++) atom->f[i][0] = atom->f[i][1] = atom->f[i][2] = 0.0;\n"
-        "  if (eflag_global) eng_vdwl += results.energy;"),
-    "types exchanged": Mutation(PAIR, "type_to_model[i] = t;", "type_to_model[i] = nequip_md_num_types(model) - 1 - t;"),
+        "  if (eflag_global) eng_vdwl += results.energy;",
+    ),
+    "types exchanged": Mutation(
+        PAIR, "type_to_model[i] = t;", "type_to_model[i] = nequip_md_num_types(model) - 1 - t;"
+    ),
     "half of each atom's energy": Mutation(
-        TALLY, "atom_energies[table.centres()[node]] += energy_factor", "atom_energies[table.centres()[node]] += 0.5 * energy_factor"),
+        TALLY,
+        "atom_energies[table.centres()[node]] += energy_factor",
+        "atom_energies[table.centres()[node]] += 0.5 * energy_factor",
+    ),
     "no reverse communication": Mutation(PAIR, "  comm->reverse_comm(this);\n", ""),
     "half of each atom's stress": Mutation(
-        TALLY, "add_array(results.atom_virials, host_virials_, energy_factor)", "add_array(results.atom_virials, host_virials_, 0.5)"),
+        TALLY,
+        "add_array(results.atom_virials, host_virials_, energy_factor)",
+        "add_array(results.atom_virials, host_virials_, 0.5)",
+    ),
     "heat flux of an edge to its centre": Mutation(
-        KERNELS, "add_to(centroids + 9 * other + k,", "add_to(centroids + 9 * (Int64)atom + k,"),
+        KERNELS, "add_to(centroids + 9 * other + k,", "add_to(centroids + 9 * (Int64)atom + k,"
+    ),
     "energy twice": Mutation(
-        TALLY, "results.energy = energy_factor * total", "results.energy = 2 * energy_factor * total"),
+        TALLY, "results.energy = energy_factor * total", "results.energy = 2 * energy_factor * total"
+    ),
     "neighbour lists of long ago": Mutation(PAIR, "system.lists_changed = build;", "system.lists_changed = 0;"),
     "wrong types in a piece": Mutation(PIECES, "table.node_types(first, count,", "table.node_types(0, count,"),
-    "virial set, not added, in an overlay": Mutation(PAIR, "      virial[k] += results.virial[k];", "      virial[k] = 0.0;"),
+    "virial set, not added, in an overlay": Mutation(
+        PAIR, "      virial[k] += results.virial[k];", "      virial[k] = 0.0;"
+    ),
 }
 
 
@@ -60,10 +82,21 @@ def build_with(tmp_path_factory):
     installation = Installation.find()
     source, tree = folder / "pair_style", folder / "build"
     shutil.copytree(installation.source, source)
-    run(SCRIPTS / "cmake", "-G", "Ninja", "-S", source, "-B", tree, f"-DCMAKE_MAKE_PROGRAM={SCRIPTS / 'ninja'}",
-        f"-DNEQUIP_MD_CMAKE_DIR={installation.modules}", f"-DNEQUIP_MD_TORCH_ROOT={installation.torch}",
-        f"-DNEQUIP_MD_LAMMPS_ROOT={installation.lammps}", f"-DNEQUIP_MD_MPI_INCLUDE_DIR={installation.mpi_include}",
-        "-DCMAKE_CXX_FLAGS_RELEASE=-O1")
+    run(
+        SCRIPTS / "cmake",
+        "-G",
+        "Ninja",
+        "-S",
+        source,
+        "-B",
+        tree,
+        f"-DCMAKE_MAKE_PROGRAM={SCRIPTS / 'ninja'}",
+        f"-DNEQUIP_MD_CMAKE_DIR={installation.modules}",
+        f"-DNEQUIP_MD_TORCH_ROOT={installation.torch}",
+        f"-DNEQUIP_MD_LAMMPS_ROOT={installation.lammps}",
+        f"-DNEQUIP_MD_MPI_INCLUDE_DIR={installation.mpi_include}",
+        "-DCMAKE_CXX_FLAGS_RELEASE=-O1",
+    )
     built = 0
 
     def build(mutation: Mutation | None) -> Path:
@@ -90,8 +123,10 @@ def compare(cache: Path, lj_artifact: Path, eam_artifact: Path, folder: Path) ->
     """A short list of the suite's own comparisons: lj/cut on two ranks and in a free cluster on one, and the heat flux."""
     env = {"XDG_CACHE_HOME": str(cache)}
     for ranks, name, temperature in ((2, "orthogonal", 400), (1, "cluster in a corner", 60)):
-        move = (f"velocity all create {temperature} 4928459 loop geom\nfix move all nve\nneighbor 0.1 bin\n"
-                "neigh_modify every 1 delay 0 check yes\nrun 60\n")
+        move = (
+            f"velocity all create {temperature} 4928459 loop geom\nfix move all nve\nneighbor 0.1 bin\n"
+            "neigh_modify every 1 delay 0 check yes\nrun 60\n"
+        )
         script = ""
         for newton in ("on", "off"):
             start = "clear\n" + SYSTEMS[name].start(folder, newton)

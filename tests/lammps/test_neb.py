@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+
 from support.lammps_run import run_lammps
 from support.lammps_systems import NATIVE, System, nequip
 
@@ -36,8 +37,7 @@ def test_barrier(lj_artifact, tmp_path):
     system, hop = crystal_with_vacancy()
     (tmp_path / "hop").write_text(hop)
     script = "clear\n".join(
-        system.start(tmp_path) + pair + NEB.format(hop=tmp_path / "hop")
-        for pair in (NATIVE, nequip(lj_artifact))
+        system.start(tmp_path) + pair + NEB.format(hop=tmp_path / "hop") for pair in (NATIVE, nequip(lj_artifact))
     )
     arguments = ("-partition", f"{REPLICAS}x1", "-screen", "none")
     outcome = run_lammps(script, tmp_path, ranks=REPLICAS, limit=240, arguments=arguments)

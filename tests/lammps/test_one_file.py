@@ -6,6 +6,7 @@ import shutil
 import subprocess
 
 import pytest
+
 from support.lammps_run import SCRIPTS, Outcome
 from support.lammps_systems import SYSTEMS, nequip
 
@@ -41,8 +42,12 @@ def test_one_file_on_all_ranks(same, given_by, lj_artifact, doctored, tmp_path):
         assert outcome.status == 0 and "Loop time" in outcome.text, outcome.text
         return
     assert outcome.status != 0 and "Loop time" not in outcome.text
-    for word in ("'model.pt2' is not the same on all MPI processes", "process 0 on ", "and process 1 on ",
-                 "give all of them the same file"):
+    for word in (
+        "'model.pt2' is not the same on all MPI processes",
+        "process 0 on ",
+        "and process 1 on ",
+        "give all of them the same file",
+    ):
         assert word in outcome.text, outcome.text
 
 

@@ -9,11 +9,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+
+from nequip_md.lammps import build
 from support.lammps_compare import assert_same
 from support.lammps_run import measurement, read_measurement, run_program
 from support.lammps_systems import NATIVE, SYSTEMS, nequip
-
-from nequip_md.lammps import build
 
 WHERE = Path(sysconfig.get_path("data"))
 
@@ -43,7 +43,8 @@ def test_another_release(other_lammps, lj_artifact, tmp_path):
         folder = tmp_path / f"{ranks}_ranks"
         script = "clear\n".join(
             systems[name].start(folder / str(k), newton) + style + measurement(f"{k}_{newton}_{kind}")
-            for k, (name, newton) in enumerate(names) for kind, style in styles.items()
+            for k, (name, newton) in enumerate(names)
+            for kind, style in styles.items()
         )
         (folder / "in.test").write_text(script)
         outcome = run_program([other_lammps / "lmp", "-in", "in.test"], folder, ranks=ranks, env=environment)

@@ -6,6 +6,7 @@ import ase
 import numpy as np
 import pytest
 from ase.neighborlist import neighbor_list
+
 from support.lammps_compare import RELATIVE, SHIFTS, assert_same
 from support.lammps_run import measurement, read_measurement, run_lammps
 from support.lammps_systems import NATIVE, SYSTEMS, nequip
@@ -303,26 +304,38 @@ def test_counts(ranks, lj_artifact, tmp_path):
 def test_verbose(ranks, lj_artifact, plugin_folder, tmp_path):
     """At the end of a run: numbers of edges as compute pair has them, and times of each phase."""
     start = SYSTEMS["orthogonal"].start(tmp_path)
-    script = (start + nequip(lj_artifact, keywords="verbose yes") + "compute c all pair nequip\nthermo_style custom step c_c[1]\n"
-              "fix move all nve\nrun 3\n")
+    script = (
+        start
+        + nequip(lj_artifact, keywords="verbose yes")
+        + "compute c all pair nequip\nthermo_style custom step c_c[1]\n"
+        "fix move all nve\nrun 3\n"
+    )
     outcome = run_lammps(script, tmp_path, ranks=ranks)
     assert outcome.status == 0, outcome.text
     printed = outcome.text.split("Pair style nequip, 4 evaluations")[1]
     table = {line[2:36].strip(): [float(x) for x in line[36:].split()[:2]] for line in printed.splitlines()[1:7]}
-    edges = [float(line.split()[1]) for line in outcome.text.splitlines() if line.split()[:1] == ["0"] and len(line.split()) == 2]
+    edges = [
+        float(line.split()[1])
+        for line in outcome.text.splitlines()
+        if line.split()[:1] == ["0"] and len(line.split()) == 2
+    ]
     assert table["edges"][0] * ranks == pytest.approx(edges[0], rel=0.02)
     assert table["evaluations of the model per step"] == [1, 1] and table["of these replayed"] == [0, 0]
     for phase in ("positions and neighbors", "edges, model and sums", "adding forces"):
         assert 0 < table[phase][0] <= table[phase][1]
-    assert "Pair style nequip, " not in run_lammps(script.replace("verbose yes", ""), tmp_path).text.split("Loop time")[1]
+    assert (
+        "Pair style nequip, " not in run_lammps(script.replace("verbose yes", ""), tmp_path).text.split("Loop time")[1]
+    )
 
 
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_energies_for_fix_pair(ranks, lj_artifact, plugin_folder, tmp_path):
     """fix pair takes the energies of atoms from the pair style, every so many steps; compute pe/atom has the same."""
-    script = (SYSTEMS["orthogonal"].start(tmp_path) + nequip(lj_artifact) + "compute e all pe/atom pair\n"
-              "fix keep all pair 2 nequip energy 1\nfix move all nve\ntimestep 0.001\n"
-              "dump d all custom 2 both.dump id c_e f_keep\ndump_modify d format float %.15g sort id\nrun 4\n")
+    script = (
+        SYSTEMS["orthogonal"].start(tmp_path) + nequip(lj_artifact) + "compute e all pe/atom pair\n"
+        "fix keep all pair 2 nequip energy 1\nfix move all nve\ntimestep 0.001\n"
+        "dump d all custom 2 both.dump id c_e f_keep\ndump_modify d format float %.15g sort id\nrun 4\n"
+    )
     outcome = run_lammps(script, tmp_path, ranks=ranks)
     assert outcome.status == 0, outcome.text
     blocks = (tmp_path / "both.dump").read_text().split("ITEM: ATOMS id c_e f_keep\n")[1:]

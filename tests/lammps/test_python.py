@@ -37,6 +37,12 @@ print("equal")
 def test_module_and_lammpslib(lj_artifact, plugin_folder, tmp_path):
     """In a process of its own, as MPI is initialised once."""
     environment = {key: value for key, value in os.environ.items() if key != "LAMMPS_PLUGIN_PATH"}
-    run = subprocess.run([sys.executable, "-c", SCRIPT, lj_artifact], cwd=tmp_path, env=environment, capture_output=True, text=True,
-                         timeout=120)
+    run = subprocess.run(
+        [sys.executable, "-c", SCRIPT, lj_artifact],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
     assert run.stdout.endswith("equal\n"), run.stdout + run.stderr

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+
 from support.lammps_run import PER_ATOM, measurement, read_measurement, run_lammps
 from support.lammps_systems import SYSTEMS, System, nequip
 
@@ -22,11 +23,17 @@ def closer(name: str, factor: float = 0.68) -> System:
     return replace(system, positions=factor * system.positions, lengths=lengths, tilts=tilts, before=before)
 
 
-GEOMETRIES = {name: closer(name) for name in ("orthogonal", "triclinic", "box smaller than cutoff", "cluster in a corner")}
+GEOMETRIES = {
+    name: closer(name) for name in ("orthogonal", "triclinic", "box smaller than cutoff", "cluster in a corner")
+}
 
 # LAMMPS has no tiles for boxes shorter than its communication cutoff
-DIVISIONS = [(name, communication) for name in GEOMETRIES for communication in COMMUNICATION
-             if (name, communication) != ("box smaller than cutoff", "tiled")]
+DIVISIONS = [
+    (name, communication)
+    for name in GEOMETRIES
+    for communication in COMMUNICATION
+    if (name, communication) != ("box smaller than cutoff", "tiled")
+]
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +49,11 @@ def on_ranks(small_models, plugin_folder, tmp_path_factory):
                 system, (before, after) = GEOMETRIES[name], COMMUNICATION[communication]
                 divided = replace(system, before=f"{system.before}\n{before}", after=after)
                 newton = "on" if communication == "brick" else "off"
-                script += "clear\n" + divided.start(folder / name[:3], newton) + nequip(small_models("allegro_fp64")[1], "H O")
+                script += (
+                    "clear\n"
+                    + divided.start(folder / name[:3], newton)
+                    + nequip(small_models("allegro_fp64")[1], "H O")
+                )
                 script += measurement(f"{name[:3]}_{communication}")
             outcome = run_lammps(script, folder, ranks=ranks, limit=240)
             assert outcome.status == 0, outcome.text

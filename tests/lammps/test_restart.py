@@ -6,6 +6,7 @@ import shutil
 
 import numpy as np
 import pytest
+
 from support.lammps_run import measurement, read_measurement, run_lammps
 from support.lammps_systems import SYSTEMS, nequip
 
@@ -18,8 +19,14 @@ def test_a_continued_run_is_the_uninterrupted_one(ranks, newton, lj_artifact, tm
     start = SYSTEMS["orthogonal"].start(tmp_path, newton)
     whole = start + nequip(lj_artifact) + START + "run 40\n" + measurement("whole")
     parts = (
-        start + nequip(lj_artifact, keywords="threads 2 max_edges 5000") + START + "run 20\nwrite_restart half\n"
-        + f"clear\nnewton {newton}\nread_restart half\n" + SETTINGS + "run 20\n" + measurement("parts")
+        start
+        + nequip(lj_artifact, keywords="threads 2 max_edges 5000")
+        + START
+        + "run 20\nwrite_restart half\n"
+        + f"clear\nnewton {newton}\nread_restart half\n"
+        + SETTINGS
+        + "run 20\n"
+        + measurement("parts")
     )
     outcome = run_lammps(whole + "clear\n" + parts, tmp_path, ranks=ranks)
     assert outcome.status == 0, outcome.text
@@ -28,20 +35,28 @@ def test_a_continued_run_is_the_uninterrupted_one(ranks, newton, lj_artifact, tm
     expected, result = (read_measurement(tmp_path, name) for name in ("whole", "parts"))
     assert np.abs(expected["forces"]).max() > 0.01
     for quantity, value in expected.items():
-        np.testing.assert_allclose(result[quantity], value, rtol=1e-7, atol=1e-9 * np.abs(value).max(), err_msg=quantity)
+        np.testing.assert_allclose(
+            result[quantity], value, rtol=1e-7, atol=1e-9 * np.abs(value).max(), err_msg=quantity
+        )
 
 
 def restart(tmp_path, path, names="Ar Ne") -> str:
     """Input lines that write a restart file with the artifact at ``path`` and read it again."""
-    return SYSTEMS["orthogonal"].start(tmp_path) + nequip(path, names) + "run 0\nwrite_restart file\nclear\nread_restart file\n"
+    return (
+        SYSTEMS["orthogonal"].start(tmp_path)
+        + nequip(path, names)
+        + "run 0\nwrite_restart file\nclear\nread_restart file\n"
+    )
 
 
 def test_hybrid_keeps_the_keywords(lj_artifact, tmp_path):
     """pair_style hybrid restores its styles with their keywords; pair_coeff is given again, as for all of its styles."""
     coefficients = f"pair_coeff * * nequip {lj_artifact} Ar NULL\npair_coeff * 2 lj/cut 0.006 3.0\n"
     direct = (
-        SYSTEMS["triclinic"].start(tmp_path) + "pair_style hybrid/overlay nequip threads 2 lj/cut 6.0\n"
-        + coefficients + measurement("direct")
+        SYSTEMS["triclinic"].start(tmp_path)
+        + "pair_style hybrid/overlay nequip threads 2 lj/cut 6.0\n"
+        + coefficients
+        + measurement("direct")
     )
     again = "write_restart file\nclear\nread_restart file\n" + coefficients + measurement("again")
     outcome = run_lammps(direct + again, tmp_path)
@@ -111,7 +126,9 @@ DAMAGES = {
 def intact(lj_artifact, tmp_path_factory) -> bytes:
     folder = tmp_path_factory.mktemp("intact")
     keywords = "device cpu isolated no threads 7 max_edges 123 neighbors lammps replay yes verbose no"
-    script = SYSTEMS["orthogonal"].start(folder) + nequip(lj_artifact, keywords=keywords) + "run 0\nwrite_restart file\n"
+    script = (
+        SYSTEMS["orthogonal"].start(folder) + nequip(lj_artifact, keywords=keywords) + "run 0\nwrite_restart file\n"
+    )
     assert run_lammps(script, folder).status == 0
     content = (folder / "file").read_bytes()
     assert content.count(SETTINGS_BLOCK) == 1

@@ -9,11 +9,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+from nequip_md.lammps.installation import Installation
 from support.lammps_compare import assert_same
 from support.lammps_run import SCRIPTS, Outcome, measurement, read_measurement, run_program
 from support.lammps_systems import NATIVE, SYSTEMS, nequip
-
-from nequip_md.lammps.installation import Installation
 
 pytestmark = pytest.mark.slow
 
@@ -31,7 +31,9 @@ run 10
 
 
 def runtime(name: str) -> str:
-    path = subprocess.run(["g++", f"-print-file-name={name}"], capture_output=True, text=True, check=True).stdout.strip()
+    path = subprocess.run(
+        ["g++", f"-print-file-name={name}"], capture_output=True, text=True, check=True
+    ).stdout.strip()
     if not Path(path).is_absolute():
         pytest.skip(f"the compiler has no {name} (Debian and Ubuntu: it comes with g++)")
     return path
@@ -48,14 +50,26 @@ def instrumented(tmp_path_factory) -> Callable:
     shutil.copytree(installation.source, source)
 
     def cmake(*arguments) -> None:
-        done = subprocess.run([SCRIPTS / "cmake", *map(str, arguments)], text=True,
-                              stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        done = subprocess.run(
+            [SCRIPTS / "cmake", *map(str, arguments)], text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        )
         assert done.returncode == 0, done.stdout[-3000:]
 
-    cmake("-G", "Ninja", "-S", source, "-B", tree, f"-DCMAKE_MAKE_PROGRAM={SCRIPTS / 'ninja'}", "-DNEQUIP_MD_SANITIZE=ON",
-          f"-DNEQUIP_MD_CMAKE_DIR={installation.modules}", f"-DNEQUIP_MD_TORCH_ROOT={installation.torch}",
-          f"-DNEQUIP_MD_LAMMPS_ROOT={installation.lammps}", f"-DNEQUIP_MD_MPI_INCLUDE_DIR={installation.mpi_include}",
-          "-DCMAKE_CXX_FLAGS_RELEASE=-O0")
+    cmake(
+        "-G",
+        "Ninja",
+        "-S",
+        source,
+        "-B",
+        tree,
+        f"-DCMAKE_MAKE_PROGRAM={SCRIPTS / 'ninja'}",
+        "-DNEQUIP_MD_SANITIZE=ON",
+        f"-DNEQUIP_MD_CMAKE_DIR={installation.modules}",
+        f"-DNEQUIP_MD_TORCH_ROOT={installation.torch}",
+        f"-DNEQUIP_MD_LAMMPS_ROOT={installation.lammps}",
+        f"-DNEQUIP_MD_MPI_INCLUDE_DIR={installation.mpi_include}",
+        "-DCMAKE_CXX_FLAGS_RELEASE=-O0",
+    )
 
     def build(file: str = "", before: str = "", after: str = "") -> Callable[..., Outcome]:
         cache = folder / f"cache{len(list(folder.glob('cache*')))}"
@@ -72,8 +86,15 @@ def instrumented(tmp_path_factory) -> Callable:
             where.mkdir(parents=True, exist_ok=True)
             (where / "in.test").write_text(script)
             # the launcher itself runs without the sanitizer
-            command = ["env", f"LD_PRELOAD={preload}", f"ASAN_OPTIONS={ASAN_OPTIONS}", "UBSAN_OPTIONS=print_stacktrace=1",
-                       SCRIPTS / "lmp", "-in", "in.test"]
+            command = [
+                "env",
+                f"LD_PRELOAD={preload}",
+                f"ASAN_OPTIONS={ASAN_OPTIONS}",
+                "UBSAN_OPTIONS=print_stacktrace=1",
+                SCRIPTS / "lmp",
+                "-in",
+                "in.test",
+            ]
             outcome = run_program(command, where, ranks=ranks, env={"XDG_CACHE_HOME": str(cache)})
             assert str(cache) in outcome.text, "another plugin was loaded"
             return outcome
@@ -100,9 +121,16 @@ def test_runs(ranks, clean, lj_artifact, doctored, tmp_path):
             keywords = "threads 2 max_edges 700" if k == 0 else ""
             script += start + nequip(lj_artifact, keywords=keywords) + measurement(f"ours_{k}_{newton}")
         start = "clear\n" + SYSTEMS["orthogonal"].start(tmp_path, newton)
-        script += start + nequip(lj_artifact) + MOVE + f"write_restart kept\nclear\nnewton {newton}\nread_restart kept\nrun 2\n"
+        script += (
+            start
+            + nequip(lj_artifact)
+            + MOVE
+            + f"write_restart kept\nclear\nnewton {newton}\nread_restart kept\nrun 2\n"
+        )
         script += f'pair_coeff * * "{lj_artifact}" Ne Ar\nrun 2\n'
-        script += start + "pair_style hybrid/overlay nequip lj/cut 6.0\n" + f'pair_coeff * * nequip "{lj_artifact}" Ar NULL\n'
+        script += (
+            start + "pair_style hybrid/overlay nequip lj/cut 6.0\n" + f'pair_coeff * * nequip "{lj_artifact}" Ar NULL\n'
+        )
         script += "pair_coeff * 2 lj/cut 0.006 3.0\n" + MOVE
         if ranks == 1:
             script += start + nequip(doctored(message_passing_layers="2")) + MOVE
@@ -137,11 +165,18 @@ def test_refusals(case, clean, lj_artifact, doctored, tmp_path):
 
 
 FAULTS = {
-    "write beyond an array": ("lammps/pair_nequip.cpp", "values.assign(static_cast<size_t>(natoms) * width, 0.0);",
-                              "values.assign(static_cast<size_t>(natoms), 0.0);", "heap-buffer-overflow"),
-    "signed overflow": ("lammps/pair_nequip.cpp", "  const int size = n * in_transit->width;",
-                        "  volatile int large = 2147483647;\n  const int size = n * in_transit->width + (large + 1 == 7);",
-                        "signed integer overflow"),
+    "write beyond an array": (
+        "lammps/pair_nequip.cpp",
+        "values.assign(static_cast<size_t>(natoms) * width, 0.0);",
+        "values.assign(static_cast<size_t>(natoms), 0.0);",
+        "heap-buffer-overflow",
+    ),
+    "signed overflow": (
+        "lammps/pair_nequip.cpp",
+        "  const int size = n * in_transit->width;",
+        "  volatile int large = 2147483647;\n  const int size = n * in_transit->width + (large + 1 == 7);",
+        "signed integer overflow",
+    ),
 }
 
 
@@ -150,5 +185,6 @@ def test_fault_is_seen(fault, instrumented, lj_artifact, tmp_path):
     """Otherwise a clean run would say nothing."""
     file, before, after, words = FAULTS[fault]
     outcome = instrumented(file, before, after)(
-        SYSTEMS["orthogonal"].start(tmp_path, "off") + nequip(lj_artifact) + measurement("x"), tmp_path)
+        SYSTEMS["orthogonal"].start(tmp_path, "off") + nequip(lj_artifact) + measurement("x"), tmp_path
+    )
     assert outcome.status != 0 and words in outcome.text, outcome.text

@@ -10,10 +10,27 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from support.lammps_run import run_lammps
 
 EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "lammps" / "thermal_conductivity"
-SHORT = ("-var", "cells", "3", "-var", "melt", "50", "-var", "equilibrate", "50", "-var", "steps", "100", "-var", "samples", "10")
+SHORT = (
+    "-var",
+    "cells",
+    "3",
+    "-var",
+    "melt",
+    "50",
+    "-var",
+    "equilibrate",
+    "50",
+    "-var",
+    "steps",
+    "100",
+    "-var",
+    "samples",
+    "10",
+)
 
 
 @pytest.fixture(scope="module")

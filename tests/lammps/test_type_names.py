@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from support.lammps_run import run_lammps
 
 BOX = """
@@ -18,7 +19,8 @@ run 0 post no
 run 0 post no
 """
 SPHERES = "\n".join(f"create_atoms {t} single {4 * t} 9 9" for t in (1, 2)) + (
-    "\nset type 1 mass 20.18\nset type 2 mass 39.948")
+    "\nset type 1 mass 20.18\nset type 2 mass 39.948"
+)
 
 # name: (masses, names, types that are warned of, words)
 CASES = {

@@ -17,8 +17,9 @@ ATOMS = 900  # so dense that most centres have more edges than half a warp has l
 
 
 class Atoms(ctypes.Structure):
-    _fields_ = [(name, ctypes.c_void_p) for name in ("positions", "type", "centre_atom", "num_centres", "cutoff", "shortest")] + [
-        ("num_types", ctypes.c_longlong)]
+    _fields_ = [
+        (name, ctypes.c_void_p) for name in ("positions", "type", "centre_atom", "num_centres", "cutoff", "shortest")
+    ] + [("num_types", ctypes.c_longlong)]
 
 
 @pytest.fixture(scope="module")
@@ -26,26 +27,72 @@ def ways(tmp_path_factory):
     """The function ``run`` of warp.cpp, by way."""
     folder, found = tmp_path_factory.mktemp("warp"), {}
     for way, options in (("warp", ["-DWARP"]), ("cpu", [])):
-        subprocess.run(["g++", "-std=c++20", "-O1", "-Wall", "-Wno-unknown-pragmas", "-shared", "-fPIC", *options,
-                        "-I", ROOT / "pair_style" / "engine" / "src", ROOT / "tests" / "support" / "warp.cpp", "-o", folder / f"{way}.so"],
-                       check=True, capture_output=True, text=True)
+        subprocess.run(
+            [
+                "g++",
+                "-std=c++20",
+                "-O1",
+                "-Wall",
+                "-Wno-unknown-pragmas",
+                "-shared",
+                "-fPIC",
+                *options,
+                "-I",
+                ROOT / "pair_style" / "engine" / "src",
+                ROOT / "tests" / "support" / "warp.cpp",
+                "-o",
+                folder / f"{way}.so",
+            ],
+            check=True,
+            capture_output=True,
+            text=True,
+        )
         found[way] = ctypes.CDLL(str(folder / f"{way}.so")).run
     return found
 
 
 def evaluate(run, positions, types, centres, cells, num_nodes, num_edges):
     count, some = len(positions), len(centres)
-    arrays = {"positions": positions, "type": types, "centre_atom": np.array(centres, np.int32), "num_centres": np.array([some]),
-              "cutoff": np.full((2, 2), CUTOFF), "shortest": SHORTEST}
+    arrays = {
+        "positions": positions,
+        "type": types,
+        "centre_atom": np.array(centres, np.int32),
+        "num_centres": np.array([some]),
+        "cutoff": np.full((2, 2), CUTOFF),
+        "shortest": SHORTEST,
+    }
     atoms = Atoms(*[a.ctypes.data for a in arrays.values()], 2)
     # what is not written stays what it is here
-    result = {"list_offset": np.full(some + 1, -7), "list": np.full(count * count, -7, np.int32), "vectors": np.full((num_edges, 3), np.nan),
-              "nodes": np.full((2, num_edges), -7), "neighbour_atom": np.full(num_edges, -7, np.int32), "row_ptr": np.full(num_nodes + 1, -7),
-              "forces": np.zeros((count, 3), np.int64), "sums": np.full((num_nodes, 10), np.nan)}
+    result = {
+        "list_offset": np.full(some + 1, -7),
+        "list": np.full(count * count, -7, np.int32),
+        "vectors": np.full((num_edges, 3), np.nan),
+        "nodes": np.full((2, num_edges), -7),
+        "neighbour_atom": np.full(num_edges, -7, np.int32),
+        "row_ptr": np.full(num_nodes + 1, -7),
+        "forces": np.zeros((count, 3), np.int64),
+        "sums": np.full((num_nodes, 10), np.nan),
+    }
     p = {name: ctypes.c_void_p(a.ctypes.data) for name, a in result.items()}
-    assert run(ctypes.byref(atoms), count, some, cells, ctypes.c_double(EXTENT), ctypes.c_double(SKIN), p["list_offset"], p["list"],
-               ctypes.c_longlong(num_nodes), ctypes.c_longlong(num_edges), ctypes.c_double(2 * CUTOFF), p["vectors"], p["nodes"],
-               p["neighbour_atom"], p["row_ptr"], p["forces"], p["sums"]), "threads wait for each other"
+    assert run(
+        ctypes.byref(atoms),
+        count,
+        some,
+        cells,
+        ctypes.c_double(EXTENT),
+        ctypes.c_double(SKIN),
+        p["list_offset"],
+        p["list"],
+        ctypes.c_longlong(num_nodes),
+        ctypes.c_longlong(num_edges),
+        ctypes.c_double(2 * CUTOFF),
+        p["vectors"],
+        p["nodes"],
+        p["neighbour_atom"],
+        p["row_ptr"],
+        p["forces"],
+        p["sums"],
+    ), "threads wait for each other"
     return result
 
 
@@ -66,7 +113,10 @@ def test_lanes(ways, cells, some):
         else:
             np.testing.assert_array_equal(warp[name], values, err_msg=name)
     assert list(np.diff(cpu["list_offset"])) == list((allowed & (near < CUTOFF + SKIN)).sum(axis=0))
-    assert list(np.diff(cpu["row_ptr"])[:some]) == list((allowed & (near < CUTOFF)).sum(axis=0)) and cpu["row_ptr"][-1] == padded
+    assert (
+        list(np.diff(cpu["row_ptr"])[:some]) == list((allowed & (near < CUTOFF)).sum(axis=0))
+        and cpu["row_ptr"][-1] == padded
+    )
     forces = np.zeros((ATOMS, 3))
     for k, i in enumerate(centres):
         for j in np.flatnonzero(allowed[:, k] & (near[:, k] < CUTOFF)):

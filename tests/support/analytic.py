@@ -59,8 +59,12 @@ class EmbeddedAtom(nn.Module):
     def __init__(self, weights, depths, repulsion, cutoff: float, shifts=None):
         super().__init__()
         self.cutoff = cutoff
-        for name, values in (("weights", weights), ("depths", depths), ("repulsion", repulsion),
-                             ("shifts", shifts or [0.0] * len(weights))):
+        for name, values in (
+            ("weights", weights),
+            ("depths", depths),
+            ("repulsion", repulsion),
+            ("shifts", shifts or [0.0] * len(weights)),
+        ):
             self.register_buffer(name, torch.tensor(values, dtype=torch.float64))
 
     def density(self, r: Tensor) -> Tensor:

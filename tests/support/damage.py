@@ -16,7 +16,9 @@ def _member(content: bytes, end: str) -> tuple[int, int]:
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
         member = next(m for m in archive.infolist() if m.filename.endswith(end))
     header = content[member.header_offset : member.header_offset + 30]
-    start = member.header_offset + 30 + int.from_bytes(header[26:28], "little") + int.from_bytes(header[28:30], "little")
+    start = (
+        member.header_offset + 30 + int.from_bytes(header[26:28], "little") + int.from_bytes(header[28:30], "little")
+    )
     return start, member.file_size
 
 
@@ -68,8 +70,14 @@ METADATA = {
 """Text in the place of the metadata that no loader can use."""
 
 
-def rewritten(source: Path, target: Path, *, metadata: str | None = None, library: bytes | None = None,
-              compression: int = zipfile.ZIP_STORED) -> Path:
+def rewritten(
+    source: Path,
+    target: Path,
+    *,
+    metadata: str | None = None,
+    library: bytes | None = None,
+    compression: int = zipfile.ZIP_STORED,
+) -> Path:
     """Copy an artifact with other contents and right checksums."""
     with zipfile.ZipFile(source) as old, zipfile.ZipFile(target, "w", compression) as new:
         for item in old.infolist():

@@ -8,7 +8,15 @@ from pathlib import Path
 
 import pytest
 
-_MOUNTED = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", 'mount -t tmpfs -o "$0" tmpfs "$TMPDIR" && exec "$@"']
+_MOUNTED = [
+    "unshare",
+    "--user",
+    "--map-root-user",
+    "--mount",
+    "sh",
+    "-c",
+    'mount -t tmpfs -o "$0" tmpfs "$TMPDIR" && exec "$@"',
+]
 
 
 def in_mounted_folder(options: str, command: list, folder: Path) -> subprocess.CompletedProcess:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import yaml
+
 from support import analytic
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -86,8 +87,12 @@ class ForceStyle:
         """Input lines that record both stages as ``name_init`` and ``name_run``."""
         return (
             f"compute stress all pressure NULL virial\nthermo_style custom step pe c_stress[*]\ntimestep {self.timestep}\n"
-            + "run 0 post no\n" + RECORD.format(name=f"{name}_init") + reset + "fix move all nve\n"
-            + f"run {self.steps}\n" + RECORD.format(name=f"{name}_run")
+            + "run 0 post no\n"
+            + RECORD.format(name=f"{name}_init")
+            + reset
+            + "fix move all nve\n"
+            + f"run {self.steps}\n"
+            + RECORD.format(name=f"{name}_run")
         )
 
     def read(self, folder: Path, name: str) -> dict[str, dict[str, np.ndarray]]:

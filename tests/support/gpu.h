@@ -1,5 +1,5 @@
-// A GPU's threads on a CPU, and what CUDA C++ brings along: for one program at a time, whose threads take turns. Each runs until it waits for
-// others, so that a run is always the same; if all wait, it is given up.
+// A GPU's threads on a CPU, and what CUDA C++ brings along: for one program at a time, whose threads take turns. Each
+// runs until it waits for others, so that a run is always the same; if all wait, it is given up.
 #pragma once
 #include <ucontext.h>
 
@@ -42,7 +42,8 @@ constexpr int MOST_SHARED = 232448;
 alignas(1024) char shared[MOST_SHARED];
 alignas(16) float numbers[MOST_SHARED / 4];
 
-// ---- threads -----------------------------------------------------------------------------------------------------------------
+// ---- threads
+// -----------------------------------------------------------------------------------------------------------------
 
 Index threadIdx, blockIdx, gridDim, blockDim;
 
@@ -143,10 +144,13 @@ bool launch(void (*kernel)(A...), void** arguments, int programs, int count, std
   gridDim.x = programs;
   blockDim.x = count;
   for (blockIdx.x = 0; blockIdx.x < programs; ++blockIdx.x)
-    if (!run_program(count, [](void* data) {
-          const All& given = *static_cast<All*>(data);
-          given.first(*static_cast<A*>(given.second[I])...);
-        }, &all))
+    if (!run_program(
+            count,
+            [](void* data) {
+              const All& given = *static_cast<All*>(data);
+              given.first(*static_cast<A*>(given.second[I])...);
+            },
+            &all))
       return false;
   return true;
 }
@@ -159,10 +163,13 @@ int launch(void (*kernel)(A...), void** arguments, int programs, int count) {
 }  // namespace emulated
 
 // As CUDA's driver takes them; 0: given up.
-#define EMULATED(name) \
-  extern "C" int run_##name(void** arguments, int programs, int threads) { return emulated::launch(name, arguments, programs, threads); }
+#define EMULATED(name)                                                     \
+  extern "C" int run_##name(void** arguments, int programs, int threads) { \
+    return emulated::launch(name, arguments, programs, threads);           \
+  }
 
-// ---- of CUDA C++ -------------------------------------------------------------------------------------------------------------
+// ---- of CUDA C++
+// -------------------------------------------------------------------------------------------------------------
 
 inline void __syncthreads() { emulated::meetings[0].meet(blockDim.x); }
 inline void __syncwarp() { emulated::warp_meets(); }
@@ -181,7 +188,8 @@ Value __shfl_xor_sync(unsigned, Value value, int lanes) {
 
 inline unsigned __ballot_sync(unsigned, bool yes) {
   unsigned votes = 0;
-  for (int lanes = 0; lanes < 32; ++lanes) votes |= __shfl_xor_sync(~0u, yes ? 1u : 0u, lanes) << ((threadIdx.x % 32) ^ lanes);
+  for (int lanes = 0; lanes < 32; ++lanes)
+    votes |= __shfl_xor_sync(~0u, yes ? 1u : 0u, lanes) << ((threadIdx.x % 32) ^ lanes);
   return votes;
 }
 

@@ -6,6 +6,8 @@ from itertools import product
 
 import numpy as np
 from ase import Atoms
+
+from nequip_md.graph import Graph
 from support.structures import (
     dense_box,
     distant_parts,
@@ -16,8 +18,6 @@ from support.structures import (
     triclinic_crystal,
     water_box,
 )
-
-from nequip_md.graph import Graph
 
 NAMES = ["C", "H", "O"]
 PAIR_CUTOFFS = np.array([[4.0, 2.0, 3.0], [3.5, 1.7, 2.9], [4.6, 3.9, 4.3]])  # not symmetric

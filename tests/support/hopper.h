@@ -1,10 +1,11 @@
 // What ptx.cuh has, on a CPU, for test_hopper_on_cpu.py.
 //
-// The tensor cores add 16 columns' products exactly and round the sum towards zero, as rounding.py in benchmarks/ has it. Copies and products
-// are done at once: what a missing wait would read too early, this does not show.
+// The tensor cores add 16 columns' products exactly and round the sum towards zero, as rounding.py in benchmarks/ has
+// it. Copies and products are done at once: what a missing wait would read too early, this does not show.
 #include "gpu.h"
 
-// ---- ptx.cuh -----------------------------------------------------------------------------------------------------------------
+// ---- ptx.cuh
+// -----------------------------------------------------------------------------------------------------------------
 
 namespace ptx {
 
@@ -70,7 +71,8 @@ inline void add(float (&sum)[32], const float (&a)[2][16], u64 b) {
   const int column = threadIdx.x % 4 * 2;
   for (int i = 0; i < 32; ++i) {
     double total = sum[i];
-    for (int k = 0; k < 16; ++k) total += static_cast<double>(a[i / 2 % 2][k]) * element(b, i / 4 * 8 + column + i % 2, k);
+    for (int k = 0; k < 16; ++k)
+      total += static_cast<double>(a[i / 2 % 2][k]) * element(b, i / 4 * 8 + column + i % 2, k);
     sum[i] = towards_zero(total);
   }
 }

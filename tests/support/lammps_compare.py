@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+
 from support.lammps_run import run_lammps
 from support.lammps_systems import SYSTEMS, nequip
 
@@ -15,8 +16,14 @@ SHIFTS = {1: -1.5, 2: -0.25}
 QUANTITIES = ("energy", "pressure", "forces", "energies", "virials", "centroid")
 
 
-def assert_same(ours: dict, reference: dict, what: str = "", relative: float = RELATIVE, quantities=QUANTITIES,
-                shifts: dict = SHIFTS):
+def assert_same(
+    ours: dict,
+    reference: dict,
+    what: str = "",
+    relative: float = RELATIVE,
+    quantities=QUANTITIES,
+    shifts: dict = SHIFTS,
+):
     """Every quantity equal, relative to its largest value; the isolated atoms' energies are taken off first."""
     shifts = np.array([shifts[t] for t in ours["types"]])
     for key in quantities:
@@ -51,8 +58,10 @@ def assert_heat_flux(
     script = SYSTEMS["cluster in a corner"].start(folder, newton) + nequip(artifact, types) + HEAT_FLUX
     outcome = run_lammps(script, folder, ranks=ranks, env=env)
     assert outcome.status == 0, outcome.text
-    rows = np.array([line.split() for line in outcome.text.splitlines() if len(line.split()) == 7 and line.split()[0].isdigit()],
-                    dtype=float)
+    rows = np.array(
+        [line.split() for line in outcome.text.splitlines() if len(line.split()) == 7 and line.split()[0].isdigit()],
+        dtype=float,
+    )
     assert rows[:, 0].tolist() == [0, 1, 2, 3, 4], outcome.text
     moment, flux = rows[:, 1:4], rows[:, 4:]
     # five-point formula, step 1e-4 ps

@@ -126,7 +126,9 @@ def check_finite_differences(evaluate: Evaluate, atoms: Atoms, tolerance: float 
 
 def check_smooth_cutoff(evaluate: Evaluate, symbols: str, cutoff: float) -> None:
     """A pair's energy goes to zero at least as (1 - x)^3, so its force and that force's slope are continuous."""
-    apart = [evaluate(Atoms(symbols, [[0, 0, 0], [0, 0, distance]])) for distance in (cutoff, cutoff + 1e-6, 2 * cutoff)]
+    apart = [
+        evaluate(Atoms(symbols, [[0, 0, 0], [0, 0, distance]])) for distance in (cutoff, cutoff + 1e-6, 2 * cutoff)
+    ]
     alone = [evaluate(Atoms(symbol, [[0, 0, 0]])).energy for symbol in Atoms(symbols).get_chemical_symbols()]
     for result in apart:
         close(result.energies, np.array(alone), 1e-13)

@@ -35,10 +35,17 @@ class Reference:
 def upstream_options(config: PotentialConfig) -> dict[str, Any]:
     """The ``model`` section of an upstream configuration that means the same as ``config``."""
     options = {
-        "seed": 1, "model_dtype": config.dtype, "type_names": list(config.type_names), "r_max": config.cutoff,
-        "per_edge_type_cutoff": config.pair_cutoffs, "num_layers": config.num_layers, "l_max": config.l_max,
-        "parity": config.parity, "avg_num_neighbors": 1.0 if config.avg_num_neighbors is None else config.avg_num_neighbors,
-        "per_type_energy_scales": config.energy_scales, "per_type_energy_shifts": config.energy_shifts,
+        "seed": 1,
+        "model_dtype": config.dtype,
+        "type_names": list(config.type_names),
+        "r_max": config.cutoff,
+        "per_edge_type_cutoff": config.pair_cutoffs,
+        "num_layers": config.num_layers,
+        "l_max": config.l_max,
+        "parity": config.parity,
+        "avg_num_neighbors": 1.0 if config.avg_num_neighbors is None else config.avg_num_neighbors,
+        "per_type_energy_scales": config.energy_scales,
+        "per_type_energy_shifts": config.energy_shifts,
         "per_type_energy_scales_trainable": config.energy_scales_trainable,
         "per_type_energy_shifts_trainable": config.energy_shifts_trainable,
         "readout_mlp_hidden_layers_depth": config.readout_mlp_depth,
@@ -46,24 +53,36 @@ def upstream_options(config: PotentialConfig) -> dict[str, Any]:
         "readout_mlp_nonlinearity": config.readout_mlp_nonlinearity,
     }
     if config.pair_potential is not None:
-        options["pair_potential"] = {"_target_": "nequip.nn.pair_potential.ZBL", "units": "metal",
-                                     "chemical_species": config.pair_potential.chemical_species}
+        options["pair_potential"] = {
+            "_target_": "nequip.nn.pair_potential.ZBL",
+            "units": "metal",
+            "chemical_species": config.pair_potential.chemical_species,
+        }
     if isinstance(config, NequIPConfig):
         return {**options, **_nequip_options(config)}
     return {**options, **_allegro_options(config)}
 
 
 def _nequip_options(config: NequIPConfig) -> dict[str, Any]:
-    same = ("num_features", "type_embed_num_features", "radial_mlp_depth", "radial_mlp_width", "num_bessels",
-            "bessel_trainable", "polynomial_cutoff_p")
+    same = (
+        "num_features",
+        "type_embed_num_features",
+        "radial_mlp_depth",
+        "radial_mlp_width",
+        "num_bessels",
+        "bessel_trainable",
+        "polynomial_cutoff_p",
+    )
     return {"_target_": "nequip.model.NequIPGNNModel", **{key: getattr(config, key) for key in same}}
 
 
 def _allegro_options(config: AllegroConfig) -> dict[str, Any]:
     options = {
         "_target_": "allegro.model.AllegroModel",
-        "num_scalar_features": config.num_scalar_features, "num_tensor_features": config.num_tensor_features,
-        "radial_chemical_embed_dim": config.radial_embedding_dim, "tp_path_channel_coupling": config.path_channel_coupling,
+        "num_scalar_features": config.num_scalar_features,
+        "num_tensor_features": config.num_tensor_features,
+        "radial_chemical_embed_dim": config.radial_embedding_dim,
+        "tp_path_channel_coupling": config.path_channel_coupling,
     }
     for ours, theirs in (("two_body_mlp", "scalar_embed_mlp"), ("allegro_mlp", "allegro_mlp")):
         options[f"{theirs}_hidden_layers_depth"] = getattr(config, f"{ours}_depth")
@@ -71,7 +90,10 @@ def _allegro_options(config: AllegroConfig) -> dict[str, Any]:
         options[f"{theirs}_nonlinearity"] = getattr(config, f"{ours}_nonlinearity")
     embedding = config.radial_embedding.model_dump()
     if embedding.pop("kind") == "bessel":
-        embedding |= {"_target_": "allegro.nn.TwoBodyBesselScalarEmbed", "polynomial_cutoff_p": config.polynomial_cutoff_p}
+        embedding |= {
+            "_target_": "allegro.nn.TwoBodyBesselScalarEmbed",
+            "polynomial_cutoff_p": config.polynomial_cutoff_p,
+        }
     else:
         embedding |= {"_target_": "allegro.nn.TwoBodySplineScalarEmbed"}
     return {**options, "radial_chemical_embed": embedding}
@@ -129,14 +151,14 @@ def evaluate_upstream(model: torch.nn.Module, config: PotentialConfig, atoms: At
     data = ChemicalSpeciesToAtomTypeMapper(
         model_type_names=names, chemical_species_to_atom_type_map={name: name for name in names}
     )(data)
-    data = NeighborListTransform(
-        r_max=config.cutoff, per_edge_type_cutoff=config.pair_cutoffs, type_names=names
-    )(data)
+    data = NeighborListTransform(r_max=config.cutoff, per_edge_type_cutoff=config.pair_cutoffs, type_names=names)(data)
     if data[AtomicDataDict.EDGE_INDEX_KEY].shape[1] == 0:
         data[AtomicDataDict.EDGE_INDEX_KEY] = torch.zeros((2, 0), dtype=torch.int64)
     result = model(AtomicDataDict.batched_from_list([data]))
     stress = result.get("stress") if atoms.pbc.all() else None
     return Reference(
-        result["total_energy"].item(), result["atomic_energy"].detach().numpy().ravel(), result["forces"].detach().numpy(),
+        result["total_energy"].item(),
+        result["atomic_energy"].detach().numpy().ravel(),
+        result["forces"].detach().numpy(),
         None if stress is None else stress.detach().numpy().reshape(3, 3),
     )

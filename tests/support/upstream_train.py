@@ -32,56 +32,105 @@ SEED = 7
 _BESSEL = {"_target_": "allegro.nn.TwoBodyBesselScalarEmbed", "num_bessels": 4}
 _SPLINE = {"_target_": "allegro.nn.TwoBodySplineScalarEmbed", "num_splines": 6, "spline_span": 4}
 _ALLEGRO = {
-    "_target_": "allegro.model.AllegroModel", "l_max": 1, "num_layers": 2, "num_scalar_features": 6,
-    "num_tensor_features": 2, "allegro_mlp_hidden_layers_depth": 1, "allegro_mlp_hidden_layers_width": 8,
-    "readout_mlp_hidden_layers_depth": 1, "readout_mlp_hidden_layers_width": 5,
-    "radial_chemical_embed": _BESSEL, "scalar_embed_mlp_hidden_layers_width": 7,
+    "_target_": "allegro.model.AllegroModel",
+    "l_max": 1,
+    "num_layers": 2,
+    "num_scalar_features": 6,
+    "num_tensor_features": 2,
+    "allegro_mlp_hidden_layers_depth": 1,
+    "allegro_mlp_hidden_layers_width": 8,
+    "readout_mlp_hidden_layers_depth": 1,
+    "readout_mlp_hidden_layers_width": 5,
+    "radial_chemical_embed": _BESSEL,
+    "scalar_embed_mlp_hidden_layers_width": 7,
 }
 _NEQUIP = {
-    "_target_": "nequip.model.NequIPGNNModel", "num_layers": 2, "l_max": 1, "num_features": 4,
-    "radial_mlp_depth": 1, "radial_mlp_width": 6, "num_bessels": 4,
+    "_target_": "nequip.model.NequIPGNNModel",
+    "num_layers": 2,
+    "l_max": 1,
+    "num_features": 4,
+    "radial_mlp_depth": 1,
+    "radial_mlp_width": 6,
+    "num_bessels": 4,
 }
 _ZBL = {"_target_": "nequip.nn.pair_potential.ZBL", "units": "metal", "chemical_species": TYPE_NAMES}
 
 # Each case: whether EMA is on, then the model section (statistics and common options are added in `config`).
 CASES: dict[str, tuple[bool, dict]] = {
     "allegro": (True, _ALLEGRO),
-    "allegro_plain": (False, {
-        **_ALLEGRO, "model_dtype": "float32", "parity": False, "l_max": 2, "tp_path_channel_coupling": False,
-        "radial_chemical_embed_dim": 4, "pair_potential": _ZBL, "readout_mlp_nonlinearity": None,
-        "per_edge_type_cutoff": {"Cu": 3.5, "Al": {"Cu": 3.2}},
-    }),
-    "allegro_spline": (True, {
-        **_ALLEGRO,
-        "radial_chemical_embed": _SPLINE,
-        "per_type_energy_shifts_trainable": True, "per_type_energy_scales_trainable": True,
-        "scalar_embed_mlp_hidden_layers_depth": 2, "scalar_embed_mlp_nonlinearity": None,
-    }),
-    "allegro_0_4": (True, {
-        "_target_": "allegro.model.AllegroModel", "l_max": 1, "num_layers": 2, "num_scalar_features": 6,
-        "num_tensor_features": 2, "allegro_mlp_hidden_layers_depth": 1, "allegro_mlp_hidden_layers_width": 8,
-        "readout_mlp_hidden_layers_depth": 1, "readout_mlp_hidden_layers_width": 5,
-        "scalar_embed": {**_BESSEL, "two_body_embedding_dim": 4, "two_body_mlp_hidden_layers_width": 7},
-    }),
+    "allegro_plain": (
+        False,
+        {
+            **_ALLEGRO,
+            "model_dtype": "float32",
+            "parity": False,
+            "l_max": 2,
+            "tp_path_channel_coupling": False,
+            "radial_chemical_embed_dim": 4,
+            "pair_potential": _ZBL,
+            "readout_mlp_nonlinearity": None,
+            "per_edge_type_cutoff": {"Cu": 3.5, "Al": {"Cu": 3.2}},
+        },
+    ),
+    "allegro_spline": (
+        True,
+        {
+            **_ALLEGRO,
+            "radial_chemical_embed": _SPLINE,
+            "per_type_energy_shifts_trainable": True,
+            "per_type_energy_scales_trainable": True,
+            "scalar_embed_mlp_hidden_layers_depth": 2,
+            "scalar_embed_mlp_nonlinearity": None,
+        },
+    ),
+    "allegro_0_4": (
+        True,
+        {
+            "_target_": "allegro.model.AllegroModel",
+            "l_max": 1,
+            "num_layers": 2,
+            "num_scalar_features": 6,
+            "num_tensor_features": 2,
+            "allegro_mlp_hidden_layers_depth": 1,
+            "allegro_mlp_hidden_layers_width": 8,
+            "readout_mlp_hidden_layers_depth": 1,
+            "readout_mlp_hidden_layers_width": 5,
+            "scalar_embed": {**_BESSEL, "two_body_embedding_dim": 4, "two_body_mlp_hidden_layers_width": 7},
+        },
+    ),
     "nequip": (True, _NEQUIP),
     # older versions order these irreps differently
     "nequip_order": (True, {**_NEQUIP, "num_layers": 3, "l_max": 2, "num_features": 2, "radial_mlp_width": 4}),
-    "nequip_plain": (False, {
-        **_NEQUIP, "model_dtype": "float32", "num_layers": 3, "bessel_trainable": True, "pair_potential": _ZBL,
-        "per_type_energy_shifts_trainable": True,
-    }),
+    "nequip_plain": (
+        False,
+        {
+            **_NEQUIP,
+            "model_dtype": "float32",
+            "num_layers": 3,
+            "bessel_trainable": True,
+            "pair_potential": _ZBL,
+            "per_type_energy_shifts_trainable": True,
+        },
+    ),
     "nequip_no_parity": (True, {**_NEQUIP, "num_layers": 3, "l_max": 2, "parity": False}),
-    "modified": (True, {
-        "_target_": "nequip.model.modify", "model": _NEQUIP,
-        "modifiers": [{"modifier": "modify_PerTypeScaleShift", "shifts": {"Al": 0.25}}],
-    }),
+    "modified": (
+        True,
+        {
+            "_target_": "nequip.model.modify",
+            "model": _NEQUIP,
+            "modifiers": [{"modifier": "modify_PerTypeScaleShift", "shifts": {"Al": 0.25}}],
+        },
+    ),
     # these two need the files of the cases that they start from in the same folder
     "from_package": (True, {"_target_": "nequip.model.ModelFromPackage", "package_path": "allegro.nequip.zip"}),
-    "from_checkpoint": (False, {
-        "_target_": "nequip.model.modify",
-        "modifiers": [{"modifier": "modify_PerTypeScaleShift", "shifts": {"Al": 0.25}, "shifts_trainable": True}],
-        "model": {"_target_": "nequip.model.ModelFromCheckpoint", "checkpoint_path": "allegro.ckpt"},
-    }),
+    "from_checkpoint": (
+        False,
+        {
+            "_target_": "nequip.model.modify",
+            "modifiers": [{"modifier": "modify_PerTypeScaleShift", "shifts": {"Al": 0.25}, "shifts_trainable": True}],
+            "model": {"_target_": "nequip.model.ModelFromCheckpoint", "checkpoint_path": "allegro.ckpt"},
+        },
+    ),
 }
 
 
@@ -113,7 +162,10 @@ def config(case: str, data: Path) -> dict:
     """The ``nequip-train`` configuration of one case: two epochs on six frames."""
     ema, model = CASES[case]
     statistics = {
-        "seed": SEED, "model_dtype": "float64", "type_names": TYPE_NAMES, "r_max": 4.0,
+        "seed": SEED,
+        "model_dtype": "float64",
+        "type_names": TYPE_NAMES,
+        "r_max": 4.0,
         "avg_num_neighbors": "${training_data_stats:num_neighbors_mean}",
         "per_type_energy_shifts": "${training_data_stats:per_atom_energy_mean}",
         "per_type_energy_scales": "${training_data_stats:forces_rms}",
@@ -123,33 +175,49 @@ def config(case: str, data: Path) -> dict:
         builder = {**statistics, **builder}
         model = {**model, "model": builder} if "model" in model else builder
     loader = {"_target_": "torch.utils.data.DataLoader", "batch_size": 2}
-    metrics = {"_target_": "nequip.train.EnergyForceMetrics",
-               "coeffs": {"total_energy_rmse": 1.0, "forces_rmse": 1.0}}
+    metrics = {"_target_": "nequip.train.EnergyForceMetrics", "coeffs": {"total_energy_rmse": 1.0, "forces_rmse": 1.0}}
     return {
         "run": ["train"],
         "global_options": {},  # mandatory until 0.12, optional since
         "data": {
-            "_target_": "nequip.data.datamodule.ASEDataModule", "seed": SEED,
+            "_target_": "nequip.data.datamodule.ASEDataModule",
+            "seed": SEED,
             "split_dataset": {"file_path": data.name, "train": 6, "val": 2},
             "transforms": [
                 {"_target_": "nequip.data.transforms.ChemicalSpeciesToAtomTypeMapper", **_mapper_options()},
                 {"_target_": "nequip.data.transforms.NeighborListTransform", "r_max": 4.0},
             ],
-            "train_dataloader": loader, "val_dataloader": loader,
+            "train_dataloader": loader,
+            "val_dataloader": loader,
             "stats_manager": {"_target_": "nequip.data.CommonDataStatisticsManager", "type_names": TYPE_NAMES},
         },
         "trainer": {
-            "_target_": "lightning.Trainer", "max_epochs": 2, "accelerator": "cpu", "logger": False,
-            "enable_progress_bar": False, "enable_model_summary": False,
-            "callbacks": [{"_target_": "lightning.pytorch.callbacks.ModelCheckpoint", "dirpath": ".",
-                           "filename": case, "save_last": False}],
+            "_target_": "lightning.Trainer",
+            "max_epochs": 2,
+            "accelerator": "cpu",
+            "logger": False,
+            "enable_progress_bar": False,
+            "enable_model_summary": False,
+            "callbacks": [
+                {
+                    "_target_": "lightning.pytorch.callbacks.ModelCheckpoint",
+                    "dirpath": ".",
+                    "filename": case,
+                    "save_last": False,
+                }
+            ],
         },
         "training_module": {
             "_target_": "nequip.train.EMALightningModule" if ema else "nequip.train.NequIPLightningModule",
             **({"ema_decay": 0.9} if ema else {}),
-            "loss": {"_target_": "nequip.train.EnergyForceLoss", "per_atom_energy": True,
-                     "coeffs": {"total_energy": 1.0, "forces": 1.0}},
-            "val_metrics": metrics, "train_metrics": metrics, "test_metrics": metrics,
+            "loss": {
+                "_target_": "nequip.train.EnergyForceLoss",
+                "per_atom_energy": True,
+                "coeffs": {"total_energy": 1.0, "forces": 1.0},
+            },
+            "val_metrics": metrics,
+            "train_metrics": metrics,
+            "test_metrics": metrics,
             "optimizer": {"_target_": "torch.optim.SGD", "lr": 0.05},  # without momentum: no state, small files
             "model": model,
         },
@@ -177,8 +245,19 @@ def train(case: str, folder: Path) -> Path:
     checkpoint.unlink(missing_ok=True)
     OmegaConf.clear_resolver("training_data_stats")
     (folder / f"{case}.yaml").write_text(json.dumps(config(case, data)))  # JSON is YAML
-    _call(main, ["nequip-train", "-cp", str(folder), "-cn", case,
-                 f"hydra.run.dir={folder / 'log'}", "hydra/job_logging=disabled", "hydra/hydra_logging=disabled"])
+    _call(
+        main,
+        [
+            "nequip-train",
+            "-cp",
+            str(folder),
+            "-cn",
+            case,
+            f"hydra.run.dir={folder / 'log'}",
+            "hydra/job_logging=disabled",
+            "hydra/hydra_logging=disabled",
+        ],
+    )
     return checkpoint
 
 
@@ -221,11 +300,16 @@ def reference(checkpoint: Path) -> dict:
         atoms.calc = None
         batch = AtomicDataDict.batched_from_list([neighbours(mapper(from_ase(atoms)))])
         result = model(batch)
-        records.append({
-            "symbols": atoms.get_chemical_symbols(), "positions": atoms.positions.tolist(),
-            "cell": atoms.cell.array.tolist(), "pbc": atoms.pbc.tolist(),
-            "energy": result["total_energy"].item(), "forces": result["forces"].tolist(),
-        })
+        records.append(
+            {
+                "symbols": atoms.get_chemical_symbols(),
+                "positions": atoms.positions.tolist(),
+                "cell": atoms.cell.array.tolist(),
+                "pbc": atoms.pbc.tolist(),
+                "energy": result["total_energy"].item(),
+                "forces": result["forces"].tolist(),
+            }
+        )
     packages = ("nequip", "nequip-allegro", "torch", "e3nn")
     return {"versions": {name: version(name) for name in packages}, "frames": records}
 

@@ -40,12 +40,16 @@ def main() -> None:
     times, correlation = step * (table[:, 0] - 1), table[:, 3:6]
     kappa = conductivity(correlation, step, temperature, volume)
     plateau = kappa[times > 0.5 * times[-1]]
-    print(f"{temperature:.1f} K, {table[0, 2]:.0f} samples: kappa = {plateau.mean():.3f} W/m/K "
-          f"(+- {plateau.std():.3f} along the plateau; experiment at 86 K: 0.13)")
+    print(
+        f"{temperature:.1f} K, {table[0, 2]:.0f} samples: kappa = {plateau.mean():.3f} W/m/K "
+        f"(+- {plateau.std():.3f} along the plateau; experiment at 86 K: 0.13)"
+    )
 
     figure, axes = plt.subplots(1, 2, figsize=(9, 3.4), constrained_layout=True)
     for component, name in enumerate("xyz"):
-        axes[0].plot(times, correlation[:, component] / correlation[0, component], lw=0.8, alpha=0.6, label=f"J$_{name}$")
+        axes[0].plot(
+            times, correlation[:, component] / correlation[0, component], lw=0.8, alpha=0.6, label=f"J$_{name}$"
+        )
     axes[0].plot(times, correlation.mean(1) / correlation[0].mean(), "k", label="mean")
     axes[0].set(xlabel="t / ps", ylabel="⟨J(0) J(t)⟩ / ⟨J²⟩")
     axes[0].legend(frameon=False)

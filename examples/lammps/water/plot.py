@@ -50,8 +50,10 @@ def main():
         middle.plot(time, run["Temp"], colour, lw=0.8)
         right.plot(time, drift, colour, lw=0.8)
         peak, height, temperature = r[g.argmax()], g.max(), run["Temp"][len(time) // 4 :].mean()
-        print(f"{size} atoms, {time[-1]:.2f} ps: g_OO peak {height:.2f} at {peak:.2f} angstrom, {temperature:.0f} K, "
-              f"conserved energy moved by {drift[-1]:+.2f} meV/atom")
+        print(
+            f"{size} atoms, {time[-1]:.2f} ps: g_OO peak {height:.2f} at {peak:.2f} angstrom, {temperature:.0f} K, "
+            f"conserved energy moved by {drift[-1]:+.2f} meV/atom"
+        )
         if not 2.6 < peak < 3.0 or not 2.0 < height < 4.5:
             failures.append(f"{size} atoms: g_OO has its peak of {height:.2f} at {peak:.2f} angstrom, not near 2.8")
         if not 260 < temperature < 340:

@@ -1,9 +1,10 @@
 // The contraction's gradient over the edges of one centre, and products of tensors of one atom, in fp32.
 //
-// No atomics, a fixed order of every sum, 64-bit offsets. What a program of Triton would read again for every edge, or find by a
-// table, is in registers here: the centre's vectors, the components of an atom.
+// No atomics, a fixed order of every sum, 64-bit offsets. What a program of Triton would read again for every edge, or
+// find by a table, is in registers here: the centre's vectors, the components of an atom.
 //
-// NVRTC compiles this file at export, after ptx.cuh and with one line that names an instance; it includes nothing for that reason.
+// NVRTC compiles this file at export, after ptx.cuh and with one line that names an instance; it includes nothing for
+// that reason.
 
 namespace contraction {
 
@@ -17,15 +18,17 @@ struct Pointers {
   const float* part[4];
 };
 
-// ---- the gradient -----------------------------------------------------------------------------------------------------------
+// ---- the gradient
+// -----------------------------------------------------------------------------------------------------------
 
-// U channels, L orders, K layers that contract the same w and y. A warp holds all channels of an edge, a lane CHANNELS of them.
+// U channels, L orders, K layers that contract the same w and y. A warp holds all channels of an edge, a lane CHANNELS
+// of them.
 template <int U_, int L_, int K_>
 struct Shape {
   static constexpr int U = U_, L = L_, K = K_, M = L * L, CHANNELS = U / LANES;
   static constexpr int WEIGHTS = L * U, LAYERS = K * U, HARMONICS = (M + 3) / 4 * 4;  // numbers of an edge
   static constexpr int EDGE = WEIGHTS + LAYERS + HARMONICS;
-  static constexpr int WARP = STAGES * EDGE > M * U ? STAGES * EDGE : M * U;
+  static constexpr int WARP = STAGES * EDGE > M* U ? STAGES * EDGE : M * U;
   static constexpr int PADDED_M = M <= 16 ? 16 : 32;
   static_assert(U % LANES == 0 && M <= LANES, "a lane has whole channels, and there is a lane for every component");
 };
@@ -53,7 +56,8 @@ __device__ __forceinline__ void store_channels(const float (&values)[C], float* 
 }
 
 template <class S>
-__device__ __forceinline__ void fetch_edge(float* to, const Pointers& g, const float* w, const float* y, long long e, int lane) {
+__device__ __forceinline__ void fetch_edge(float* to, const Pointers& g, const float* w, const float* y, long long e,
+                                           int lane) {
 #pragma unroll
   for (int i = 0; i < S::WEIGHTS / 4; i += LANES)
     if (i + lane < S::WEIGHTS / 4) copy16(to + 4 * (i + lane), w + e * S::WEIGHTS + 4 * (i + lane));
@@ -63,9 +67,11 @@ __device__ __forceinline__ void fetch_edge(float* to, const Pointers& g, const f
   if (lane < S::M) copy4(to + S::WEIGHTS + S::LAYERS + lane, y + e * S::M + lane);
 }
 
-// Sums each of 2 COUNT values over the lanes of a warp, which are in groups of 2 WIDTH; then values[0] is the sum of one of them.
+// Sums each of 2 COUNT values over the lanes of a warp, which are in groups of 2 WIDTH; then values[0] is the sum of
+// one of them.
 //
-// Half of the values go to the other half of the lanes in every step, so it takes as many shuffles as values, not five times that.
+// Half of the values go to the other half of the lanes in every step, so it takes as many shuffles as values, not five
+// times that.
 template <int COUNT, int WIDTH, int N>
 __device__ __forceinline__ void sum_over_lanes(float (&values)[N], int lane) {
   if constexpr (COUNT > 0) {
@@ -82,11 +88,11 @@ __device__ __forceinline__ void sum_over_lanes(float (&values)[N], int lane) {
   }
 }
 
-// Calls body(e, edge) for those edges of a centre that are this warp's; ``edge`` has weights, layers and harmonics in shared
-// memory. Three edges are on their way while one is worked on.
+// Calls body(e, edge) for those edges of a centre that are this warp's; ``edge`` has weights, layers and harmonics in
+// shared memory. Three edges are on their way while one is worked on.
 template <class S, class Body>
-__device__ __forceinline__ void for_each_edge(const Pointers& g, const float* w, const float* y, const long long* row_ptr,
-                                              float* mine, Body body) {
+__device__ __forceinline__ void for_each_edge(const Pointers& g, const float* w, const float* y,
+                                              const long long* row_ptr, float* mine, Body body) {
   const int warps = blockDim.x / LANES, lane = threadIdx.x % LANES;
   const long long first = row_ptr[blockIdx.x] + threadIdx.x / LANES, end = row_ptr[blockIdx.x + 1];
 #pragma unroll
@@ -195,8 +201,8 @@ __device__ __forceinline__ void gradient(const Pointers& g, const float* w, cons
 
 // dz alone, of a layer after the first.
 template <class S>
-__device__ __forceinline__ void moment(const Pointers& g, const float* w, const float* y, const long long* row_ptr, float* dz,
-                                       float* shared) {
+__device__ __forceinline__ void moment(const Pointers& g, const float* w, const float* y, const long long* row_ptr,
+                                       float* dz, float* shared) {
   constexpr int C = S::CHANNELS, M = S::M;
   const int lane = threadIdx.x % LANES;
   float sums[M][C];
@@ -223,7 +229,8 @@ __device__ __forceinline__ void moment(const Pointers& g, const float* w, const 
 
 }  // namespace contraction
 
-// ---- instances ---------------------------------------------------------------------------------------------------------------
+// ---- instances
+// ---------------------------------------------------------------------------------------------------------------
 
 #define NQ_CONTRACTION(name, blocks) \
   extern "C" __global__ void __launch_bounds__(contraction::MOST_WARPS* contraction::LANES, blocks) name
@@ -232,32 +239,32 @@ __device__ __forceinline__ void moment(const Pointers& g, const float* w, const 
   using S = contraction::Shape<__VA_ARGS__>;       \
   static_assert(contraction::MOST_WARPS * S::WARP * sizeof(float) == bytes, "the launch asks for as much")
 
-#define NQ_CONTRACT_GRADIENT(name, bytes, ...)                                                                      \
-  NQ_CONTRACTION(name, 2)(contraction::Pointers g, const float* w, const float* y, contraction::Pointers z,         \
-                          const long long* row_ptr, float* dw, float* dy, float* dz) {                              \
-    NQ_NUMBERS(bytes, __VA_ARGS__);                                                                                 \
-    contraction::gradient<S>(g, w, y, z, row_ptr, dw, dy, dz, numbers);                                             \
+#define NQ_CONTRACT_GRADIENT(name, bytes, ...)                                                              \
+  NQ_CONTRACTION(name, 2)(contraction::Pointers g, const float* w, const float* y, contraction::Pointers z, \
+                          const long long* row_ptr, float* dw, float* dy, float* dz) {                      \
+    NQ_NUMBERS(bytes, __VA_ARGS__);                                                                         \
+    contraction::gradient<S>(g, w, y, z, row_ptr, dw, dy, dz, numbers);                                     \
   }
 
-#define NQ_CONTRACT_MOMENT(name, bytes, ...)                                                                        \
-  NQ_CONTRACTION(name, 3)(contraction::Pointers g, const float* w, const float* y, const long long* row_ptr,        \
-                          float* dz) {                                                                              \
-    NQ_NUMBERS(bytes, __VA_ARGS__);                                                                                 \
-    contraction::moment<S>(g, w, y, row_ptr, dz, numbers);                                                          \
+#define NQ_CONTRACT_MOMENT(name, bytes, ...)                                                                 \
+  NQ_CONTRACTION(name, 3)(contraction::Pointers g, const float* w, const float* y, const long long* row_ptr, \
+                          float* dz) {                                                                       \
+    NQ_NUMBERS(bytes, __VA_ARGS__);                                                                          \
+    contraction::moment<S>(g, w, y, row_ptr, dz, numbers);                                                   \
   }
 
-// Of x [N, A, U], y [N, B, U] and w [P, U], a thread for each atom and channel: ``...`` are the statements that write its results
-// into out[0], out[U] ..., from a, b and p.
-#define NQ_CHANNEL_PRODUCT(name, bytes, A, B, P, D, U, ...)                                                         \
-  extern "C" __global__ void __launch_bounds__(128)                                                                 \
-      name(const float* x, const float* y, const float* w, float* out, long long count) {                           \
-    const long long i = static_cast<long long>(blockIdx.x) * blockDim.x + threadIdx.x, n = i / U;                   \
-    const int u = static_cast<int>(i % U);                                                                          \
-    if (n >= count) return;                                                                                         \
-    float a[A], b[B], p[P];                                                                                         \
-    _Pragma("unroll") for (int k = 0; k < A; ++k) a[k] = x[(n * A + k) * U + u];                                    \
-    _Pragma("unroll") for (int k = 0; k < B; ++k) b[k] = y[(n * B + k) * U + u];                                    \
-    _Pragma("unroll") for (int k = 0; k < P; ++k) p[k] = w[k * U + u];                                              \
-    out += n * (D * U) + u;                                                                                         \
-    __VA_ARGS__                                                                                                     \
+// Of x [N, A, U], y [N, B, U] and w [P, U], a thread for each atom and channel: ``...`` are the statements that write
+// its results into out[0], out[U] ..., from a, b and p.
+#define NQ_CHANNEL_PRODUCT(name, bytes, A, B, P, D, U, ...)                                       \
+  extern "C" __global__ void __launch_bounds__(128)                                               \
+      name(const float* x, const float* y, const float* w, float* out, long long count) {         \
+    const long long i = static_cast<long long>(blockIdx.x) * blockDim.x + threadIdx.x, n = i / U; \
+    const int u = static_cast<int>(i % U);                                                        \
+    if (n >= count) return;                                                                       \
+    float a[A], b[B], p[P];                                                                       \
+    _Pragma("unroll") for (int k = 0; k < A; ++k) a[k] = x[(n * A + k) * U + u];                  \
+    _Pragma("unroll") for (int k = 0; k < B; ++k) b[k] = y[(n * B + k) * U + u];                  \
+    _Pragma("unroll") for (int k = 0; k < P; ++k) p[k] = w[k * U + u];                            \
+    out += n * (D * U) + u;                                                                       \
+    __VA_ARGS__                                                                                   \
   }

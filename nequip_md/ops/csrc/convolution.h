@@ -1,10 +1,10 @@
 // Loops of the tensor-product convolution, vectorised over channels.
 //
 // F(x, y, w, g) = sum over edges e, paths p, channels u of C^p_abc x[j(e), a, u] y[e, b] w[e, p, u] g[i(e), c, p, u].
-// For each edge the coefficients are contracted with y first, to a sparse matrix [a, c] for each path; it multiplies the
-// channels. Layouts as in nequip_md/ops/tensor_product_convolution.py, whose ConvolutionPath has the fields that `paths`
-// holds. Sums run in the order of the edges, on one thread for each row of the result: results do not depend on the number
-// of threads.
+// For each edge the coefficients are contracted with y first, to a sparse matrix [a, c] for each path; it multiplies
+// the channels. Layouts as in nequip_md/ops/tensor_product_convolution.py, whose ConvolutionPath has the fields that
+// `paths` holds. Sums run in the order of the edges, on one thread for each row of the result: results do not depend on
+// the number of threads.
 #pragma once
 
 #include <cstdint>
@@ -116,10 +116,11 @@ class Convolution {
   }
 
   // out[d, u] += w[u] sum over the entries of row d of coupling * in[source, u].
-  static void apply(const Rows& rows, const T* coupling, const T* in, std::int64_t in_stride, const T* w, std::int64_t mul,
-                    T* out, std::int64_t out_stride) {
+  static void apply(const Rows& rows, const T* coupling, const T* in, std::int64_t in_stride, const T* w,
+                    std::int64_t mul, T* out, std::int64_t out_stride) {
     std::int64_t u = 0;
-    for (; u + kWidth <= mul; u += kWidth) apply_block<kWidth>(rows, coupling, in + u, in_stride, w + u, out + u, out_stride);
+    for (; u + kWidth <= mul; u += kWidth)
+      apply_block<kWidth>(rows, coupling, in + u, in_stride, w + u, out + u, out_stride);
     for (; u < mul; ++u) apply_block<1>(rows, coupling, in + u, in_stride, w + u, out + u, out_stride);
   }
 

@@ -1,4 +1,5 @@
-// CPU kernels of the operators nequip_md::*, behind the C functions that AOTInductor calls for an operator of that name.
+// CPU kernels of the operators nequip_md::*, behind the C functions that AOTInductor calls for an operator of that
+// name.
 //
 // This file is compiled into a static library at export and linked into the artifact: the artifact carries its kernels.
 #include <utility>
@@ -142,7 +143,8 @@ AOTITorchError aoti_torch_cpu_edge_contract(AtenTensorHandle w_, AtenTensorHandl
 
 AOTITorchError aoti_torch_cpu_edge_contract_backward(AtenTensorHandle g_, AtenTensorHandle w_, AtenTensorHandle y_,
                                                      AtenTensorHandle z_, AtenTensorHandle, AtenTensorHandle row_ptr_,
-                                                     AtenTensorHandle* dw_, AtenTensorHandle* dy_, AtenTensorHandle* dz_) {
+                                                     AtenTensorHandle* dw_, AtenTensorHandle* dy_,
+                                                     AtenTensorHandle* dz_) {
   return guarded("edge_contract_backward", [&] {
     const Array g(g_), w(w_), y(y_), z(z_), row_ptr(row_ptr_);
     const Array dw = allocate({w.size(0), w.size(1), w.size(2)}, w.dtype, dw_);

@@ -1,8 +1,8 @@
-// Launches the kernels of perceptron.cuh and contraction.cuh, behind the C functions that AOTInductor calls for the operators of
-// ops/hopper.py.
+// Launches the kernels of perceptron.cuh and contraction.cuh, behind the C functions that AOTInductor calls for the
+// operators of ops/hopper.py.
 //
-// This file and the compiled kernels become a static library at export, which is linked into the artifact. INSTANCES names a
-// file with a line {"kernel", bytes of shared memory} for each instance, KERNELS the compiled ones.
+// This file and the compiled kernels become a static library at export, which is linked into the artifact. INSTANCES
+// names a file with a line {"kernel", bytes of shared memory} for each instance, KERNELS the compiled ones.
 #ifndef USE_CUDA
 #define USE_CUDA
 #endif
@@ -19,7 +19,8 @@ __asm__(
     ".section .rodata\n"
     ".balign 16\n"
     "nequip_md_hopper_kernels:\n"
-    ".incbin \"" KERNELS "\"\n"
+    ".incbin \"" KERNELS
+    "\"\n"
     ".previous\n");
 extern "C" __attribute__((visibility("hidden"))) const char nequip_md_hopper_kernels[];
 
@@ -46,15 +47,15 @@ void check_driver(int code, const char* what) {
   if (code != 0) throw Failure{what, code};
 }
 
-// From the documentation of CUDA's driver interface, whose header not every installation of PyTorch brings along. Found by name: the
-// linker forgets a library that stands before what needs it, and Inductor puts this one first.
+// From the documentation of CUDA's driver interface, whose header not every installation of PyTorch brings along. Found
+// by name: the linker forgets a library that stands before what needs it, and Inductor puts this one first.
 struct Driver {
   int (*load)(void** module, const void* image);
   int (*get)(void** function, void* module, const char* name);
   int (*set)(void* function, int attribute, int value);
   int (*attribute)(int* value, int attribute, int device);
-  int (*launch)(void* function, unsigned grid_x, unsigned grid_y, unsigned grid_z, unsigned block_x, unsigned block_y, unsigned block_z,
-                unsigned shared_bytes, void* stream, void** arguments, void** extra);
+  int (*launch)(void* function, unsigned grid_x, unsigned grid_y, unsigned grid_z, unsigned block_x, unsigned block_y,
+                unsigned block_z, unsigned shared_bytes, void* stream, void** arguments, void** extra);
 
   Driver() {
     find("cuModuleLoadData", load);
@@ -100,8 +101,8 @@ class Device {
   void launch(std::int64_t instance, std::int64_t blocks, int threads, unsigned shared_bytes, void** arguments) const {
     void* stream = nullptr;
     check(aoti_torch_get_current_cuda_stream(index_, &stream));
-    check_driver(driver().launch(function(instance), static_cast<unsigned>(blocks), 1, 1, threads, 1, 1, shared_bytes, stream, arguments,
-                                 nullptr),
+    check_driver(driver().launch(function(instance), static_cast<unsigned>(blocks), 1, 1, threads, 1, 1, shared_bytes,
+                                 stream, arguments, nullptr),
                  "a kernel cannot be launched");
   }
 
@@ -114,7 +115,8 @@ class Device {
     void*& function = functions[{instance, index_}];
     if (!function) {
       void*& module = modules[index_];
-      if (!module) check_driver(driver().load(&module, nequip_md_hopper_kernels), "the kernels cannot be loaded on this GPU");
+      if (!module)
+        check_driver(driver().load(&module, nequip_md_hopper_kernels), "the kernels cannot be loaded on this GPU");
       void* found = nullptr;
       check_driver(driver().get(&found, module, instances[instance].name), "a kernel is missing");
       check_driver(driver().set(found, MAX_DYNAMIC_SHARED, static_cast<int>(instances[instance].shared_bytes)),
@@ -164,7 +166,8 @@ Pointers allocate_parts(std::int64_t count, const std::int64_t* widths, std::int
   return result;
 }
 
-// One warpgroup computes in each program while that leaves a multiprocessor for every program: a tile then takes half as long.
+// One warpgroup computes in each program while that leaves a multiprocessor for every program: a tile then takes half
+// as long.
 struct Tiles {
   int active;
   std::int64_t programs;
@@ -189,8 +192,15 @@ struct Centres {
 
   Centres(AtenTensorHandle w, AtenTensorHandle y, AtenTensorHandle rows) : Centres(Array(w), Array(y), Array(rows)) {}
   Centres(const Array& w, const Array& y, const Array& rows)
-      : device(w), edges(w.size(0)), orders(w.size(1)), channels(w.size(2)), components(y.size(1)), count(rows.size(0) - 1),
-        weights(w.as<float>()), harmonics(y.as<float>()), row_ptr(rows.as<std::int64_t>()) {}
+      : device(w),
+        edges(w.size(0)),
+        orders(w.size(1)),
+        channels(w.size(2)),
+        components(y.size(1)),
+        count(rows.size(0) - 1),
+        weights(w.as<float>()),
+        harmonics(y.as<float>()),
+        row_ptr(rows.as<std::int64_t>()) {}
 
   // A program for each centre; more warps share its edges where there are not centres enough to fill the GPU.
   void launch(std::int64_t instance, void** arguments) const {
@@ -204,11 +214,13 @@ struct Centres {
 
 extern "C" {
 
-AOTITorchError aoti_torch_cuda_hopper_energy(
-    AtenTensorHandle x0, AtenTensorHandle x1, AtenTensorHandle x2, AtenTensorHandle x3, AtenTensorHandle stream, AtenTensorHandle w1_info,
-    AtenTensorHandle w2_info, AtenTensorHandle v, AtenTensorHandle r, AtenTensorHandle factor, const std::int64_t* widths,
-    std::int64_t parts, std::int64_t inner, std::int64_t, std::int64_t, std::int64_t, std::int64_t instance, AtenTensorHandle* energy,
-    AtenTensorHandle* dx0, AtenTensorHandle* dx1, AtenTensorHandle* dx2, AtenTensorHandle* dx3) {
+AOTITorchError aoti_torch_cuda_hopper_energy(AtenTensorHandle x0, AtenTensorHandle x1, AtenTensorHandle x2,
+                                             AtenTensorHandle x3, AtenTensorHandle stream, AtenTensorHandle w1_info,
+                                             AtenTensorHandle w2_info, AtenTensorHandle v, AtenTensorHandle r,
+                                             AtenTensorHandle factor, const std::int64_t* widths, std::int64_t parts,
+                                             std::int64_t inner, std::int64_t, std::int64_t, std::int64_t,
+                                             std::int64_t instance, AtenTensorHandle* energy, AtenTensorHandle* dx0,
+                                             AtenTensorHandle* dx1, AtenTensorHandle* dx2, AtenTensorHandle* dx3) {
   return guarded("hopper_energy", [&] {
     const Array first(x0);
     const Device device(first);
@@ -220,20 +232,23 @@ AOTITorchError aoti_torch_cuda_hopper_energy(
     if (count == 0) return;
     const Tiles tiles(count, device);
     const Scratch scratch(device, {tiles.programs * 2 * chunks * SIDE, SIDE});
-    const float *blocks = Array(stream).as<float>(), *info1 = Array(w1_info).as<float>(), *info2 = Array(w2_info).as<float>(),
-                *v_data = Array(v).as<float>(), *r_data = Array(r).as<float>(), *factor_data = Array(factor).as<float>();
+    const float *blocks = Array(stream).as<float>(), *info1 = Array(w1_info).as<float>(),
+                *info2 = Array(w2_info).as<float>(), *v_data = Array(v).as<float>(), *r_data = Array(r).as<float>(),
+                *factor_data = Array(factor).as<float>();
     float* derivatives = scratch.data();
     int active = tiles.active;
-    void* arguments[] = {&x, &dx, &blocks, &info1, &info2, &v_data, &r_data, &factor_data, &result, &derivatives, &count, &active};
+    void* arguments[] = {&x,      &dx,          &blocks, &info1,       &info2, &v_data,
+                         &r_data, &factor_data, &result, &derivatives, &count, &active};
     tiles.launch(device, instance, arguments);
   });
 }
 
-AOTITorchError aoti_torch_cuda_hopper_hidden(
-    AtenTensorHandle x0, AtenTensorHandle x1, AtenTensorHandle x2, AtenTensorHandle x3, AtenTensorHandle stream, AtenTensorHandle w1_info,
-    AtenTensorHandle w2_info, AtenTensorHandle w3_info, const std::int64_t*, std::int64_t, std::int64_t inner, std::int64_t outer,
-    std::int64_t last, std::int64_t products, std::int64_t instance, AtenTensorHandle* out, AtenTensorHandle* y, AtenTensorHandle* d1,
-    AtenTensorHandle* d2) {
+AOTITorchError aoti_torch_cuda_hopper_hidden(AtenTensorHandle x0, AtenTensorHandle x1, AtenTensorHandle x2,
+                                             AtenTensorHandle x3, AtenTensorHandle stream, AtenTensorHandle w1_info,
+                                             AtenTensorHandle w2_info, AtenTensorHandle w3_info, const std::int64_t*,
+                                             std::int64_t, std::int64_t inner, std::int64_t outer, std::int64_t last,
+                                             std::int64_t products, std::int64_t instance, AtenTensorHandle* out,
+                                             AtenTensorHandle* y, AtenTensorHandle* d1, AtenTensorHandle* d2) {
   return guarded("hopper_hidden", [&] {
     const Array first(x0);
     const Device device(first);
@@ -246,8 +261,8 @@ AOTITorchError aoti_torch_cuda_hopper_hidden(
     void* d2_data = device.allocate({count, outer}, derivative, d2).data;
     if (count == 0) return;
     const Tiles tiles(count, device);
-    const float *blocks = Array(stream).as<float>(), *info1 = Array(w1_info).as<float>(), *info2 = Array(w2_info).as<float>(),
-                *info3 = Array(w3_info).as<float>();
+    const float *blocks = Array(stream).as<float>(), *info1 = Array(w1_info).as<float>(),
+                *info2 = Array(w2_info).as<float>(), *info3 = Array(w3_info).as<float>();
     int active = tiles.active;
     void* arguments[] = {&x, &blocks, &info1, &info2, &info3, &h, &d1_data, &d2_data, &read, &count, &active};
     tiles.launch(device, instance, arguments);
@@ -255,10 +270,10 @@ AOTITorchError aoti_torch_cuda_hopper_hidden(
 }
 
 AOTITorchError aoti_torch_cuda_hopper_hidden_backward(
-    AtenTensorHandle g, AtenTensorHandle dy, AtenTensorHandle d1, AtenTensorHandle d2, AtenTensorHandle stream, AtenTensorHandle w1_info,
-    AtenTensorHandle w2_info, AtenTensorHandle w3_info, const std::int64_t* widths, std::int64_t parts, std::int64_t, std::int64_t,
-    std::int64_t, std::int64_t, std::int64_t instance, AtenTensorHandle* dx0, AtenTensorHandle* dx1, AtenTensorHandle* dx2,
-    AtenTensorHandle* dx3) {
+    AtenTensorHandle g, AtenTensorHandle dy, AtenTensorHandle d1, AtenTensorHandle d2, AtenTensorHandle stream,
+    AtenTensorHandle w1_info, AtenTensorHandle w2_info, AtenTensorHandle w3_info, const std::int64_t* widths,
+    std::int64_t parts, std::int64_t, std::int64_t, std::int64_t, std::int64_t, std::int64_t instance,
+    AtenTensorHandle* dx0, AtenTensorHandle* dx1, AtenTensorHandle* dx2, AtenTensorHandle* dx3) {
   return guarded("hopper_hidden_backward", [&] {
     const Array first(g);
     const Device device(first);
@@ -267,7 +282,8 @@ AOTITorchError aoti_torch_cuda_hopper_hidden_backward(
     if (count == 0) return;
     const Tiles tiles(count, device);
     const float *g_data = first.as<float>(), *dy_data = Array(dy).as<float>(), *blocks = Array(stream).as<float>(),
-                *info1 = Array(w1_info).as<float>(), *info2 = Array(w2_info).as<float>(), *info3 = Array(w3_info).as<float>();
+                *info1 = Array(w1_info).as<float>(), *info2 = Array(w2_info).as<float>(),
+                *info3 = Array(w3_info).as<float>();
     const void *d1_data = Array(d1).data, *d2_data = Array(d2).data;
     int active = tiles.active;
     void* arguments[] = {&dx, &g_data, &dy_data, &d1_data, &d2_data, &blocks, &info1, &info2, &info3, &count, &active};
@@ -275,10 +291,12 @@ AOTITorchError aoti_torch_cuda_hopper_hidden_backward(
   });
 }
 
-AOTITorchError aoti_torch_cuda_hopper_contract_gradient(
-    AtenTensorHandle g0, AtenTensorHandle g1, AtenTensorHandle g2, AtenTensorHandle g3, AtenTensorHandle w, AtenTensorHandle y,
-    AtenTensorHandle z0, AtenTensorHandle z1, AtenTensorHandle z2, AtenTensorHandle z3, AtenTensorHandle row_ptr, std::int64_t,
-    std::int64_t instance, AtenTensorHandle* dw, AtenTensorHandle* dy, AtenTensorHandle* dz) {
+AOTITorchError aoti_torch_cuda_hopper_contract_gradient(AtenTensorHandle g0, AtenTensorHandle g1, AtenTensorHandle g2,
+                                                        AtenTensorHandle g3, AtenTensorHandle w, AtenTensorHandle y,
+                                                        AtenTensorHandle z0, AtenTensorHandle z1, AtenTensorHandle z2,
+                                                        AtenTensorHandle z3, AtenTensorHandle row_ptr, std::int64_t,
+                                                        std::int64_t instance, AtenTensorHandle* dw,
+                                                        AtenTensorHandle* dy, AtenTensorHandle* dz) {
   return guarded("hopper_contract_gradient", [&] {
     const Centres centres(w, y, row_ptr);
     Pointers g = pointers({g0, g1, g2, g3}), z = pointers({z0, z1, z2, z3});
@@ -292,8 +310,9 @@ AOTITorchError aoti_torch_cuda_hopper_contract_gradient(
   });
 }
 
-AOTITorchError aoti_torch_cuda_hopper_contract_moment(AtenTensorHandle g, AtenTensorHandle w, AtenTensorHandle y, AtenTensorHandle row_ptr,
-                                                      std::int64_t instance, AtenTensorHandle* dz) {
+AOTITorchError aoti_torch_cuda_hopper_contract_moment(AtenTensorHandle g, AtenTensorHandle w, AtenTensorHandle y,
+                                                      AtenTensorHandle row_ptr, std::int64_t instance,
+                                                      AtenTensorHandle* dz) {
   return guarded("hopper_contract_moment", [&] {
     const Centres centres(w, y, row_ptr);
     Pointers g_data = pointers({g});
@@ -305,9 +324,9 @@ AOTITorchError aoti_torch_cuda_hopper_contract_moment(AtenTensorHandle g, AtenTe
   });
 }
 
-AOTITorchError aoti_torch_cuda_hopper_channel_product(
-    AtenTensorHandle x, AtenTensorHandle y, AtenTensorHandle w, AtenTensorHandle, AtenTensorHandle, AtenTensorHandle, std::int64_t dim,
-    std::int64_t instance, AtenTensorHandle* out) {
+AOTITorchError aoti_torch_cuda_hopper_channel_product(AtenTensorHandle x, AtenTensorHandle y, AtenTensorHandle w,
+                                                      AtenTensorHandle, AtenTensorHandle, AtenTensorHandle,
+                                                      std::int64_t dim, std::int64_t instance, AtenTensorHandle* out) {
   return guarded("hopper_channel_product", [&] {
     const Array first(x), second(y), weights(w);
     const Device device(first);

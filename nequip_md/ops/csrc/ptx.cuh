@@ -1,14 +1,17 @@
-// What the kernels need of a Hopper GPU beyond CUDA C++: PTX, a function for each use. No other file has any, so that the kernels can be run
-// without a GPU, too: tests/support/hopper.h has these functions, and CUDA's own, for a CPU.
+// What the kernels need of a Hopper GPU beyond CUDA C++: PTX, a function for each use. No other file has any, so that
+// the kernels can be run without a GPU, too: tests/support/hopper.h has these functions, and CUDA's own, for a CPU.
 
 namespace ptx {
 
 using u32 = unsigned int;
 using u64 = unsigned long long;
 
-// ---- shared memory and its barriers ------------------------------------------------------------------------------------------
+// ---- shared memory and its barriers
+// ------------------------------------------------------------------------------------------
 
-__device__ __forceinline__ u32 shared_address(const void* pointer) { return static_cast<u32>(__cvta_generic_to_shared(pointer)); }
+__device__ __forceinline__ u32 shared_address(const void* pointer) {
+  return static_cast<u32>(__cvta_generic_to_shared(pointer));
+}
 
 __device__ __forceinline__ void barrier_init(u32 barrier, u32 arrivals) {
   asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(arrivals) : "memory");
@@ -33,8 +36,8 @@ __device__ __forceinline__ void barrier_wait(u32 barrier, u32 parity) {
 
 __device__ __forceinline__ void fetch(u32 to, const void* from, u32 bytes, u32 barrier) {
   asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
-  asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(to), "l"(from),
-               "r"(bytes), "r"(barrier)
+  asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(to),
+               "l"(from), "r"(bytes), "r"(barrier)
                : "memory");
 }
 
@@ -54,7 +57,8 @@ __device__ __forceinline__ void show_tensor_cores() { asm volatile("fence.proxy.
 __device__ __forceinline__ void few_registers() { asm volatile("setmaxnreg.dec.sync.aligned.u32 24;"); }
 __device__ __forceinline__ void many_registers() { asm volatile("setmaxnreg.inc.sync.aligned.u32 240;"); }
 
-// ---- copies in the background, for each thread ------------------------------------------------------------------------------
+// ---- copies in the background, for each thread
+// ------------------------------------------------------------------------------
 
 __device__ __forceinline__ void copy16(void* to, const void* from) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(shared_address(to)), "l"(from) : "memory");
@@ -71,9 +75,11 @@ __device__ __forceinline__ void copies_wait() {
   asm volatile("cp.async.wait_group %0;" ::"n"(PENDING) : "memory");
 }
 
-// ---- the tensor cores --------------------------------------------------------------------------------------------------------
+// ---- the tensor cores
+// --------------------------------------------------------------------------------------------------------
 
-// Of a panel or block: rows 128 bytes apart in groups of eight 1024 bytes apart, 128-byte swizzle. 16 columns on is + 2.
+// Of a panel or block: rows 128 bytes apart in groups of eight 1024 bytes apart, 128-byte swizzle. 16 columns on is
+// + 2.
 __device__ __forceinline__ u64 descriptor(u32 address) {
   return static_cast<u64>((address & 0x3FFFF) >> 4) | static_cast<u64>(1) << 16 | static_cast<u64>(64) << 32 |
          static_cast<u64>(1) << 62;
@@ -88,18 +94,20 @@ __device__ __forceinline__ void products_wait() {
 
 // Values that products in flight write: the compiler may read them only from here on.
 //
-// A sum must begin as zeros, not undefined: its registers would be kept through the loop over tiles for what they held before.
+// A sum must begin as zeros, not undefined: its registers would be kept through the loop over tiles for what they held
+// before.
 template <int N>
 __device__ __forceinline__ void settle(float (&values)[N]) {
 #pragma unroll
   for (int i = 0; i < N; ++i) asm volatile("" : "+f"(values[i])::"memory");
 }
 
-#define NQ_SUM8(d, i) \
-  "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3]), "+f"(d[i + 4]), "+f"(d[i + 5]), "+f"(d[i + 6]), "+f"(d[i + 7])
+#define NQ_SUM8(d, i)                                                                                         \
+  "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3]), "+f"(d[i + 4]), "+f"(d[i + 5]), "+f"(d[i + 6]), \
+      "+f"(d[i + 7])
 #define NQ_SUM32(d, i) NQ_SUM8(d, i), NQ_SUM8(d, i + 8), NQ_SUM8(d, i + 16), NQ_SUM8(d, i + 24)
-#define NQ_NAMES32                                                            \
-  "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "    \
+#define NQ_NAMES32                                                         \
+  "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, " \
   "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
 
 // sum += a b for 16 columns of a and one half of a block.
@@ -110,12 +118,14 @@ __device__ __forceinline__ void multiply(float (&sum)[32], u64 a, u64 b) {
 }
 
 __device__ __forceinline__ void multiply_registers(float (&sum)[32], const u32* a, u64 b) {
-  asm volatile("wgmma.mma_async.sync.aligned.m64n64k16.f32.f16.f16 {" NQ_NAMES32 "}, {%32, %33, %34, %35}, %36, 1, 1, 1, 0;"
+  asm volatile("wgmma.mma_async.sync.aligned.m64n64k16.f32.f16.f16 {" NQ_NAMES32
+               "}, {%32, %33, %34, %35}, %36, 1, 1, 1, 0;"
                : NQ_SUM32(sum, 0)
                : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
 }
 
-// ---- numbers -----------------------------------------------------------------------------------------------------------------
+// ---- numbers
+// -----------------------------------------------------------------------------------------------------------------
 
 // Two numbers as halves, the first one below.
 __device__ __forceinline__ u32 pack(float a, float b) {
@@ -126,7 +136,9 @@ __device__ __forceinline__ u32 pack(float a, float b) {
 
 __device__ __forceinline__ float2 unpack(u32 both) {
   float2 pair;
-  asm("{\n.reg .b16 l, h;\nmov.b32 {l, h}, %2;\ncvt.f32.f16 %0, l;\ncvt.f32.f16 %1, h;\n}" : "=f"(pair.x), "=f"(pair.y) : "r"(both));
+  asm("{\n.reg .b16 l, h;\nmov.b32 {l, h}, %2;\ncvt.f32.f16 %0, l;\ncvt.f32.f16 %1, h;\n}"
+      : "=f"(pair.x), "=f"(pair.y)
+      : "r"(both));
   return pair;
 }
 
@@ -146,9 +158,10 @@ __device__ __forceinline__ float reciprocal(float x) {
 // What every tile reads again: the compiler must not keep it in registers from one tile to the next.
 __device__ __forceinline__ float4 load4(const float* from) {
   float4 value;
-  asm volatile("ld.global.nc.v4.f32 {%0, %1, %2, %3}, [%4];" : "=f"(value.x), "=f"(value.y), "=f"(value.z), "=f"(value.w) : "l"(from));
+  asm volatile("ld.global.nc.v4.f32 {%0, %1, %2, %3}, [%4];"
+               : "=f"(value.x), "=f"(value.y), "=f"(value.z), "=f"(value.w)
+               : "l"(from));
   return value;
 }
 
 }  // namespace ptx
-

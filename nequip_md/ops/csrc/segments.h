@@ -1,9 +1,9 @@
 // Loops over the edges of a centre, vectorised over channels.
 //
 // Layouts (row-major, contiguous): a, w [E, L, C]; y [E, M]; z [N, M, C]; row_ptr [N + 1]. M = (l_max + 1)^2, and L is
-// l_max + 1 or 1 (one factor for every l). A block of channels is one vector register; its sums over edges or components
-// stay in registers, so each array is read or written once and no [E, M, C] array exists. Sums run in edge order, on one
-// thread for each centre: results do not depend on the number of threads.
+// l_max + 1 or 1 (one factor for every l). A block of channels is one vector register; its sums over edges or
+// components stay in registers, so each array is read or written once and no [E, M, C] array exists. Sums run in edge
+// order, on one thread for each centre: results do not depend on the number of threads.
 #pragma once
 
 #include <cstdint>
@@ -109,8 +109,8 @@ struct Segments {
   }
 
   // out[e, m] = sum_c s[e, c] a[e, slot(m), c] z[i, m, c], with s absent or [E, C].
-  static void dot(const T* a, const T* s, const T* z, const std::int64_t* row_ptr, std::int64_t i, std::int64_t channels,
-                  T* out) {
+  static void dot(const T* a, const T* s, const T* z, const std::int64_t* row_ptr, std::int64_t i,
+                  std::int64_t channels, T* out) {
     using B = Block<T, kWidth>;
     for (std::int64_t e = row_ptr[i]; e < row_ptr[i + 1]; ++e) {
       typename B::type sum[M] = {};
@@ -124,7 +124,8 @@ struct Segments {
       }
       for (; c < channels; ++c) {
         const T scale = s ? s[e * channels + c] : T(1);
-        for (int m = 0; m < M; ++m) tail[m] += scale * a[(e * L + slot(m)) * channels + c] * z[(i * M + m) * channels + c];
+        for (int m = 0; m < M; ++m)
+          tail[m] += scale * a[(e * L + slot(m)) * channels + c] * z[(i * M + m) * channels + c];
       }
       for (int m = 0; m < M; ++m) out[e * M + m] = B::sum(sum[m]) + tail[m];
     }

@@ -49,8 +49,8 @@ struct Array {
 };
 
 // A new tensor of up to four dimensions; the caller owns it.
-inline Array allocate(std::initializer_list<std::int64_t> sizes, std::int32_t dtype, std::int32_t device_type, std::int32_t device,
-                      AtenTensorHandle* out) {
+inline Array allocate(std::initializer_list<std::int64_t> sizes, std::int32_t dtype, std::int32_t device_type,
+                      std::int32_t device, AtenTensorHandle* out) {
   std::int64_t strides[4];
   std::int64_t stride = 1;
   for (int d = static_cast<int>(sizes.size()) - 1; d >= 0; --d) {

@@ -45,7 +45,14 @@ def sum_rows(tiles, M: tl.constexpr, BLOCK_M: tl.constexpr, ROWS: tl.constexpr, 
 
 @triton.jit
 def store_sums(
-    tiles, dz, u, U: tl.constexpr, M: tl.constexpr, BLOCK_U: tl.constexpr, BLOCK_M: tl.constexpr, EDGES: tl.constexpr,
+    tiles,
+    dz,
+    u,
+    U: tl.constexpr,
+    M: tl.constexpr,
+    BLOCK_U: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    EDGES: tl.constexpr,
     TOGETHER: tl.constexpr,
 ):
     if TOGETHER:
@@ -83,7 +90,16 @@ def load_components(y, e, valid, M: tl.constexpr):
 
 @triton.jit
 def contract_moment_kernel(
-    g, w, y, row_ptr, dz, U: tl.constexpr, L: tl.constexpr, BLOCK_U: tl.constexpr, BLOCK_M: tl.constexpr, EDGES: tl.constexpr,
+    g,
+    w,
+    y,
+    row_ptr,
+    dz,
+    U: tl.constexpr,
+    L: tl.constexpr,
+    BLOCK_U: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    EDGES: tl.constexpr,
     TOGETHER: tl.constexpr,
 ):
     """dz alone; the second index of the grid is a block of channels."""
@@ -112,8 +128,27 @@ def contract_moment_kernel(
 
 @triton.jit
 def contract_gradient_kernel(
-    g0, g1, g2, g3, w, y, z0, z1, z2, z3, row_ptr, dw, dy, dz, U: tl.constexpr, L: tl.constexpr, K: tl.constexpr,
-    BLOCK_U: tl.constexpr, BLOCK_M: tl.constexpr, EDGES: tl.constexpr, TOGETHER: tl.constexpr,
+    g0,
+    g1,
+    g2,
+    g3,
+    w,
+    y,
+    z0,
+    z1,
+    z2,
+    z3,
+    row_ptr,
+    dw,
+    dy,
+    dz,
+    U: tl.constexpr,
+    L: tl.constexpr,
+    K: tl.constexpr,
+    BLOCK_U: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    EDGES: tl.constexpr,
+    TOGETHER: tl.constexpr,
 ):
     """dw and dy summed over the layers, and dz of the first. BLOCK_U is at least M.
 

@@ -30,9 +30,27 @@ def tile(table, TABLE: tl.constexpr, C: tl.constexpr, BLOCK_C: tl.constexpr, U: 
 
 @triton.jit
 def sum_kernel(
-    x, coupling, w, neighbour, row_ptr, table, out, X_WIDTH: tl.constexpr, W_WIDTH: tl.constexpr, G_WIDTH: tl.constexpr,
-    COUPLING_WIDTH: tl.constexpr, X_FIRST: tl.constexpr, W_FIRST: tl.constexpr, COUPLING_FIRST: tl.constexpr, TABLE: tl.constexpr,
-    A: tl.constexpr, C: tl.constexpr, BLOCK_C: tl.constexpr, U: tl.constexpr, BLOCK_U: tl.constexpr, UNROLL: tl.constexpr,
+    x,
+    coupling,
+    w,
+    neighbour,
+    row_ptr,
+    table,
+    out,
+    X_WIDTH: tl.constexpr,
+    W_WIDTH: tl.constexpr,
+    G_WIDTH: tl.constexpr,
+    COUPLING_WIDTH: tl.constexpr,
+    X_FIRST: tl.constexpr,
+    W_FIRST: tl.constexpr,
+    COUPLING_FIRST: tl.constexpr,
+    TABLE: tl.constexpr,
+    A: tl.constexpr,
+    C: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    U: tl.constexpr,
+    BLOCK_U: tl.constexpr,
+    UNROLL: tl.constexpr,
 ):
     """The messages to a centre: out[c, u] = sum over edges of w[c, u] times the sum over a of coupling[a, c] x[a, u]."""
     i = tl.program_id(0).to(tl.int64)
@@ -57,9 +75,26 @@ def sum_kernel(
 
 @triton.jit
 def nodes_kernel(
-    g, coupling, w, neighbour, row_ptr, table, dx, X_WIDTH: tl.constexpr, W_WIDTH: tl.constexpr, G_WIDTH: tl.constexpr,
-    COUPLING_WIDTH: tl.constexpr, X_FIRST: tl.constexpr, W_FIRST: tl.constexpr, COUPLING_FIRST: tl.constexpr, TABLE: tl.constexpr,
-    A: tl.constexpr, C: tl.constexpr, BLOCK_C: tl.constexpr, U: tl.constexpr, BLOCK_U: tl.constexpr,
+    g,
+    coupling,
+    w,
+    neighbour,
+    row_ptr,
+    table,
+    dx,
+    X_WIDTH: tl.constexpr,
+    W_WIDTH: tl.constexpr,
+    G_WIDTH: tl.constexpr,
+    COUPLING_WIDTH: tl.constexpr,
+    X_FIRST: tl.constexpr,
+    W_FIRST: tl.constexpr,
+    COUPLING_FIRST: tl.constexpr,
+    TABLE: tl.constexpr,
+    A: tl.constexpr,
+    C: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    U: tl.constexpr,
+    BLOCK_U: tl.constexpr,
 ):
     """Added to dx of each edge's neighbour: dx[a, u] = sum over c of coupling[a, c] g[c, u] w[c, u]."""
     i = tl.program_id(0).to(tl.int64)
@@ -79,10 +114,31 @@ def nodes_kernel(
 
 @triton.jit
 def edges_kernel(
-    x, g, coupling, w, neighbour, row_ptr, table, dcoupling, dw, X_WIDTH: tl.constexpr, W_WIDTH: tl.constexpr,
-    G_WIDTH: tl.constexpr, COUPLING_WIDTH: tl.constexpr, DCOUPLING_WIDTH: tl.constexpr, X_FIRST: tl.constexpr,
-    W_FIRST: tl.constexpr, COUPLING_FIRST: tl.constexpr, DCOUPLING_FIRST: tl.constexpr, TABLE: tl.constexpr, A: tl.constexpr,
-    C: tl.constexpr, BLOCK_C: tl.constexpr, PATHS: tl.constexpr, U: tl.constexpr, BLOCK_U: tl.constexpr,
+    x,
+    g,
+    coupling,
+    w,
+    neighbour,
+    row_ptr,
+    table,
+    dcoupling,
+    dw,
+    X_WIDTH: tl.constexpr,
+    W_WIDTH: tl.constexpr,
+    G_WIDTH: tl.constexpr,
+    COUPLING_WIDTH: tl.constexpr,
+    DCOUPLING_WIDTH: tl.constexpr,
+    X_FIRST: tl.constexpr,
+    W_FIRST: tl.constexpr,
+    COUPLING_FIRST: tl.constexpr,
+    DCOUPLING_FIRST: tl.constexpr,
+    TABLE: tl.constexpr,
+    A: tl.constexpr,
+    C: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    PATHS: tl.constexpr,
+    U: tl.constexpr,
+    BLOCK_U: tl.constexpr,
 ):
     """dw[p, u] = sum over the components c of path p of g[c, u] times the sum over a of coupling[a, c] x[a, u], and
     dcoupling[a, c] = sum over u of x[a, u] g[c, u] w[c, u], whose parts for each block of channels stand side by side."""

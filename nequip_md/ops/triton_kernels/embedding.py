@@ -162,13 +162,30 @@ def harmonics_gradient(g, x, y, z, L: tl.constexpr):
 
 @triton.jit
 def embedding_kernel(
-    vectors, edge_index, node_types, cutoffs, roots, table, weights, g, harmonics, count, T: tl.constexpr, B: tl.constexpr,
-    W: tl.constexpr, BLOCK_W: tl.constexpr, L: tl.constexpr, P: tl.constexpr, EDGES: tl.constexpr,
+    vectors,
+    edge_index,
+    node_types,
+    cutoffs,
+    roots,
+    table,
+    weights,
+    g,
+    harmonics,
+    count,
+    T: tl.constexpr,
+    B: tl.constexpr,
+    W: tl.constexpr,
+    BLOCK_W: tl.constexpr,
+    L: tl.constexpr,
+    P: tl.constexpr,
+    EDGES: tl.constexpr,
     UNROLL: tl.constexpr,
 ):
     M: tl.constexpr = L * L
     row0 = tl.program_id(0).to(tl.int64) * EDGES
-    ux, uy, uz, inverse, cutoff, first, second = load_edges(vectors, edge_index, node_types, cutoffs, row0, count, T, EDGES)
+    ux, uy, uz, inverse, cutoff, first, second = load_edges(
+        vectors, edge_index, node_types, cutoffs, row0, count, T, EDGES
+    )
     dtype = g.dtype.element_ty
     e = tl.arange(0, EDGES)[:, None]
     m = tl.arange(0, 16)[None, :]
@@ -190,14 +207,36 @@ def embedding_kernel(
 
 @triton.jit
 def embedding_backward_kernel(
-    dg, dharmonics0, dharmonics1, dharmonics2, dharmonics3, vectors, edge_index, node_types, cutoffs, roots, table, weights,
-    dvectors, count, READERS: tl.constexpr, T: tl.constexpr, B: tl.constexpr, W: tl.constexpr, BLOCK_W: tl.constexpr,
-    L: tl.constexpr, P: tl.constexpr, EDGES: tl.constexpr, UNROLL: tl.constexpr,
+    dg,
+    dharmonics0,
+    dharmonics1,
+    dharmonics2,
+    dharmonics3,
+    vectors,
+    edge_index,
+    node_types,
+    cutoffs,
+    roots,
+    table,
+    weights,
+    dvectors,
+    count,
+    READERS: tl.constexpr,
+    T: tl.constexpr,
+    B: tl.constexpr,
+    W: tl.constexpr,
+    BLOCK_W: tl.constexpr,
+    L: tl.constexpr,
+    P: tl.constexpr,
+    EDGES: tl.constexpr,
+    UNROLL: tl.constexpr,
 ):
     """The harmonics' gradient is the sum of the first ``READERS`` of dharmonics0 ... dharmonics3."""
     M: tl.constexpr = L * L
     row0 = tl.program_id(0).to(tl.int64) * EDGES
-    ux, uy, uz, inverse, cutoff, first, second = load_edges(vectors, edge_index, node_types, cutoffs, row0, count, T, EDGES)
+    ux, uy, uz, inverse, cutoff, first, second = load_edges(
+        vectors, edge_index, node_types, cutoffs, row0, count, T, EDGES
+    )
     dtype = dg.dtype.element_ty
     e = tl.arange(0, EDGES)[:, None]
     m = tl.arange(0, 16)[None, :]

@@ -21,7 +21,16 @@ import triton
 import triton.language as tl
 
 from nequip_md.ops.triton_kernels.mlp import (
-    fragment, fragment_columns, fragment_rows, halves, load_fragment, load_parts, load_rows, power_of_two, silu_and_derivative, store_fragment,
+    fragment,
+    fragment_columns,
+    fragment_rows,
+    halves,
+    load_fragment,
+    load_parts,
+    load_rows,
+    power_of_two,
+    silu_and_derivative,
+    store_fragment,
     unscaled,
 )
 
@@ -33,8 +42,19 @@ def wide(count, row0):
 
 
 @triton.jit
-def store_part(x, part, scale, row0, count, start: tl.constexpr, P: tl.constexpr, B: tl.constexpr, WIDTH: tl.constexpr,
-               ROWS: tl.constexpr, PRODUCTS: tl.constexpr):
+def store_part(
+    x,
+    part,
+    scale,
+    row0,
+    count,
+    start: tl.constexpr,
+    P: tl.constexpr,
+    B: tl.constexpr,
+    WIDTH: tl.constexpr,
+    ROWS: tl.constexpr,
+    PRODUCTS: tl.constexpr,
+):
     """Columns start ... start + P of x from a part [ROWS, B] of the input, which is zero where it pads."""
     hi, lo = halves(part * scale[:, None])
     row, column = tl.arange(0, ROWS), tl.arange(0, B)
@@ -47,11 +67,33 @@ def store_part(x, part, scale, row0, count, start: tl.constexpr, P: tl.constexpr
 
 @triton.jit
 def halves_kernel(
-    x0, x1, x2, x3, d, x, scales, squares, count,
-    PARTS: tl.constexpr, K0: tl.constexpr, K1: tl.constexpr, K2: tl.constexpr, K3: tl.constexpr,
-    P0: tl.constexpr, P1: tl.constexpr, P2: tl.constexpr, P3: tl.constexpr,
-    B0: tl.constexpr, B1: tl.constexpr, B2: tl.constexpr, B3: tl.constexpr,
-    WIDTH: tl.constexpr, TIMES: tl.constexpr, ONE_ROW: tl.constexpr, ROWS: tl.constexpr, PRODUCTS: tl.constexpr,
+    x0,
+    x1,
+    x2,
+    x3,
+    d,
+    x,
+    scales,
+    squares,
+    count,
+    PARTS: tl.constexpr,
+    K0: tl.constexpr,
+    K1: tl.constexpr,
+    K2: tl.constexpr,
+    K3: tl.constexpr,
+    P0: tl.constexpr,
+    P1: tl.constexpr,
+    P2: tl.constexpr,
+    P3: tl.constexpr,
+    B0: tl.constexpr,
+    B1: tl.constexpr,
+    B2: tl.constexpr,
+    B3: tl.constexpr,
+    WIDTH: tl.constexpr,
+    TIMES: tl.constexpr,
+    ONE_ROW: tl.constexpr,
+    ROWS: tl.constexpr,
+    PRODUCTS: tl.constexpr,
 ):
     """The halves of [x0 | x1 ...] [count, K0 + K1 + ...], or of x0 d with ``TIMES``; with ``ONE_ROW``, x0 is [K0] then."""
     row0 = tl.program_id(0).to(tl.int64) * ROWS
@@ -60,7 +102,9 @@ def halves_kernel(
         part0 = load_rows(d, row0, count, K0, 0, ROWS, B0) * tl.load(x0 + column, mask=column < K0, other=0.0)[None, :]
         square = tl.sum(part0 * part0, axis=1)
     else:
-        part0, part1, part2, part3, square = load_parts(x0, x1, x2, x3, row0, count, PARTS, K0, K1, K2, K3, ROWS, B0, B1, B2, B3)
+        part0, part1, part2, part3, square = load_parts(
+            x0, x1, x2, x3, row0, count, PARTS, K0, K1, K2, K3, ROWS, B0, B1, B2, B3
+        )
         if TIMES:
             part0 *= load_rows(d, row0, count, K0, 0, ROWS, B0)
             square = tl.sum(part0 * part0, axis=1)
@@ -79,8 +123,9 @@ def halves_kernel(
 
 
 @triton.jit
-def store_columns(out, values, row0, count, start: tl.constexpr, K: tl.constexpr, column0, ROWS: tl.constexpr,
-                  COLUMNS: tl.constexpr):
+def store_columns(
+    out, values, row0, count, start: tl.constexpr, K: tl.constexpr, column0, ROWS: tl.constexpr, COLUMNS: tl.constexpr
+):
     """What belongs to a part [count, K], whose columns begin at ``start``, of a tile that begins at ``column0``."""
     if (column0 < start + K) & (column0 + COLUMNS > start):
         row, column = fragment_rows(ROWS), column0 - start + fragment_columns(COLUMNS)
@@ -90,11 +135,36 @@ def store_columns(out, values, row0, count, start: tl.constexpr, K: tl.constexpr
 
 @triton.jit
 def layer_kernel(
-    x, scales, squares, w, w_info, d, out, out_scales, out_squares, out1, out2, out3, count, steps,
-    K: tl.constexpr, N: tl.constexpr, PADDED_N: tl.constexpr, BLOCK_N: tl.constexpr, BLOCKS_IN: tl.constexpr,
-    THEN: tl.constexpr, TO_HALVES: tl.constexpr, WIDTH: tl.constexpr,
-    PARTS: tl.constexpr, K0: tl.constexpr, K1: tl.constexpr, K2: tl.constexpr, K3: tl.constexpr,
-    ROWS: tl.constexpr, CHUNK: tl.constexpr, PRODUCTS: tl.constexpr,
+    x,
+    scales,
+    squares,
+    w,
+    w_info,
+    d,
+    out,
+    out_scales,
+    out_squares,
+    out1,
+    out2,
+    out3,
+    count,
+    steps,
+    K: tl.constexpr,
+    N: tl.constexpr,
+    PADDED_N: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCKS_IN: tl.constexpr,
+    THEN: tl.constexpr,
+    TO_HALVES: tl.constexpr,
+    WIDTH: tl.constexpr,
+    PARTS: tl.constexpr,
+    K0: tl.constexpr,
+    K1: tl.constexpr,
+    K2: tl.constexpr,
+    K3: tl.constexpr,
+    ROWS: tl.constexpr,
+    CHUNK: tl.constexpr,
+    PRODUCTS: tl.constexpr,
 ):
     """x W for halves x [.., count, K] and W, halves [.., K, PADDED_N], in ``steps`` = PRODUCTS K / CHUNK products.
 
@@ -115,7 +185,7 @@ def layer_kernel(
     lower_x = wide(count, row0) * K
     lower_w: tl.constexpr = K * PADDED_N
     total = tl.zeros([ROWS, BLOCK_N], dtype=tl.float32)
-    for step in range(0, steps):
+    for step in range(steps):
         if PRODUCTS == 3:
             # lo hi and hi lo for each piece of the inner dimension, then hi hi: what the small ones are added to is small
             first = step < 2 * (K // CHUNK)

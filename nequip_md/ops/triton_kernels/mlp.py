@@ -104,8 +104,22 @@ def load_rows(x, row0, count, WIDTH: tl.constexpr, column0, ROWS: tl.constexpr, 
 
 @triton.jit
 def load_parts(
-    x0, x1, x2, x3, row0, count, PARTS: tl.constexpr, K0: tl.constexpr, K1: tl.constexpr, K2: tl.constexpr, K3: tl.constexpr,
-    ROWS: tl.constexpr, B0: tl.constexpr, B1: tl.constexpr, B2: tl.constexpr, B3: tl.constexpr,
+    x0,
+    x1,
+    x2,
+    x3,
+    row0,
+    count,
+    PARTS: tl.constexpr,
+    K0: tl.constexpr,
+    K1: tl.constexpr,
+    K2: tl.constexpr,
+    K3: tl.constexpr,
+    ROWS: tl.constexpr,
+    B0: tl.constexpr,
+    B1: tl.constexpr,
+    B2: tl.constexpr,
+    B3: tl.constexpr,
 ):
     """A tile of each part of an input, and the sums of squares of its rows.
 
@@ -140,7 +154,9 @@ def fragment(values, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
 
 @triton.jit
 def from_fragment(values, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    return tl.reshape(tl.permute(values, (2, 1, 3, 0, 4, 5) if THREADS_FROM_LAST_AXIS else (2, 3, 1, 4, 0, 5)), [ROWS, COLUMNS])
+    return tl.reshape(
+        tl.permute(values, (2, 1, 3, 0, 4, 5) if THREADS_FROM_LAST_AXIS else (2, 3, 1, 4, 0, 5)), [ROWS, COLUMNS]
+    )
 
 
 @triton.jit
@@ -188,8 +204,22 @@ def weight_tile(w, row0, rows: tl.constexpr, column0, columns: tl.constexpr, str
 
 @triton.jit
 def dense_kernel(
-    x, w_hi, w_lo, w_info, out, d, count, K: tl.constexpr, N: tl.constexpr, BLOCK_N: tl.constexpr, PADDED_N: tl.constexpr,
-    PADDED_K: tl.constexpr, TRANSPOSED: tl.constexpr, THEN: tl.constexpr, ROWS: tl.constexpr, CHUNK: tl.constexpr,
+    x,
+    w_hi,
+    w_lo,
+    w_info,
+    out,
+    d,
+    count,
+    K: tl.constexpr,
+    N: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    PADDED_N: tl.constexpr,
+    PADDED_K: tl.constexpr,
+    TRANSPOSED: tl.constexpr,
+    THEN: tl.constexpr,
+    ROWS: tl.constexpr,
+    CHUNK: tl.constexpr,
     PRODUCTS: tl.constexpr,
 ):
     """out [count, N] = x [count, K] W, or x W^T with ``TRANSPOSED``; W is stored [PADDED_K, PADDED_N] ([PADDED_N, PADDED_K]).
@@ -223,8 +253,21 @@ def dense_kernel(
 
 @triton.jit
 def mix_kernel(
-    x, w_hi, w_lo, w_info, out, N, K: tl.constexpr, U: tl.constexpr, M: tl.constexpr, PADDED_K: tl.constexpr,
-    PADDED_U: tl.constexpr, BLOCK_U: tl.constexpr, TRANSPOSED: tl.constexpr, ROWS: tl.constexpr, CHUNK: tl.constexpr,
+    x,
+    w_hi,
+    w_lo,
+    w_info,
+    out,
+    N,
+    K: tl.constexpr,
+    U: tl.constexpr,
+    M: tl.constexpr,
+    PADDED_K: tl.constexpr,
+    PADDED_U: tl.constexpr,
+    BLOCK_U: tl.constexpr,
+    TRANSPOSED: tl.constexpr,
+    ROWS: tl.constexpr,
+    CHUNK: tl.constexpr,
     PRODUCTS: tl.constexpr,
 ):
     """out [N, M, U] = x [N, M, K] W_l, each order l with its own matrix; W [L, PADDED_K, PADDED_U], or its transpose.
@@ -265,13 +308,41 @@ def mix_kernel(
 
 @triton.jit
 def second_sum(
-    x0, x1, x2, x3, row0, count, d1, d_row0, d_count, w1_hi, w1_lo, w1_info, w2_hi, w2_lo, w2_info,
-    PARTS: tl.constexpr, K0: tl.constexpr, K1: tl.constexpr, K2: tl.constexpr, K3: tl.constexpr,
-    B0: tl.constexpr, B1: tl.constexpr, B2: tl.constexpr, B3: tl.constexpr,
-    N1: tl.constexpr, P1: tl.constexpr, P2: tl.constexpr, ROWS: tl.constexpr, CHUNK: tl.constexpr, PRODUCTS: tl.constexpr,
+    x0,
+    x1,
+    x2,
+    x3,
+    row0,
+    count,
+    d1,
+    d_row0,
+    d_count,
+    w1_hi,
+    w1_lo,
+    w1_info,
+    w2_hi,
+    w2_lo,
+    w2_info,
+    PARTS: tl.constexpr,
+    K0: tl.constexpr,
+    K1: tl.constexpr,
+    K2: tl.constexpr,
+    K3: tl.constexpr,
+    B0: tl.constexpr,
+    B1: tl.constexpr,
+    B2: tl.constexpr,
+    B3: tl.constexpr,
+    N1: tl.constexpr,
+    P1: tl.constexpr,
+    P2: tl.constexpr,
+    ROWS: tl.constexpr,
+    CHUNK: tl.constexpr,
+    PRODUCTS: tl.constexpr,
 ):
     """silu(x W1) W2 for one tile of rows; silu'(x W1) is stored in ``d1`` [d_count, N1] from row ``d_row0`` on."""
-    part0, part1, part2, part3, square = load_parts(x0, x1, x2, x3, row0, count, PARTS, K0, K1, K2, K3, ROWS, B0, B1, B2, B3)
+    part0, part1, part2, part3, square = load_parts(
+        x0, x1, x2, x3, row0, count, PARTS, K0, K1, K2, K3, ROWS, B0, B1, B2, B3
+    )
     norm = tl.sqrt(square)
     scale1 = power_of_two(norm)
     scale2 = power_of_two(norm * tl.load(w1_info + 1))
@@ -286,39 +357,106 @@ def second_sum(
     total = tl.zeros([ROWS, P2], dtype=tl.float32)
     for c0 in range(0, P1, CHUNK):
         p = tl.zeros([ROWS, CHUNK], dtype=tl.float32)
-        p = product(x0_hi, x0_lo, weight_tile(w1_hi, 0, B0, c0, CHUNK, P1), weight_tile(w1_lo, 0, B0, c0, CHUNK, P1), p,
-                    PRODUCTS)
+        p = product(
+            x0_hi,
+            x0_lo,
+            weight_tile(w1_hi, 0, B0, c0, CHUNK, P1),
+            weight_tile(w1_lo, 0, B0, c0, CHUNK, P1),
+            p,
+            PRODUCTS,
+        )
         if PARTS > 1:
-            p = product(x1_hi, x1_lo, weight_tile(w1_hi, B0, B1, c0, CHUNK, P1),
-                        weight_tile(w1_lo, B0, B1, c0, CHUNK, P1), p, PRODUCTS)
+            p = product(
+                x1_hi,
+                x1_lo,
+                weight_tile(w1_hi, B0, B1, c0, CHUNK, P1),
+                weight_tile(w1_lo, B0, B1, c0, CHUNK, P1),
+                p,
+                PRODUCTS,
+            )
         if PARTS > 2:
-            p = product(x2_hi, x2_lo, weight_tile(w1_hi, B0 + B1, B2, c0, CHUNK, P1),
-                        weight_tile(w1_lo, B0 + B1, B2, c0, CHUNK, P1), p, PRODUCTS)
+            p = product(
+                x2_hi,
+                x2_lo,
+                weight_tile(w1_hi, B0 + B1, B2, c0, CHUNK, P1),
+                weight_tile(w1_lo, B0 + B1, B2, c0, CHUNK, P1),
+                p,
+                PRODUCTS,
+            )
         if PARTS > 3:
-            p = product(x3_hi, x3_lo, weight_tile(w1_hi, B0 + B1 + B2, B3, c0, CHUNK, P1),
-                        weight_tile(w1_lo, B0 + B1 + B2, B3, c0, CHUNK, P1), p, PRODUCTS)
+            p = product(
+                x3_hi,
+                x3_lo,
+                weight_tile(w1_hi, B0 + B1 + B2, B3, c0, CHUNK, P1),
+                weight_tile(w1_lo, B0 + B1 + B2, B3, c0, CHUNK, P1),
+                p,
+                PRODUCTS,
+            )
         p *= unscale1
         h, d = silu_and_derivative(p)
         store_fragment(d1, d, d_row0, d_count, N1, c0, ROWS, CHUNK)
         h_hi, h_lo = halves(h * scale2[:, None])
-        total = product(h_hi, h_lo, weight_tile(w2_hi, c0, CHUNK, 0, P2, P2), weight_tile(w2_lo, c0, CHUNK, 0, P2, P2),
-                        total, PRODUCTS)
+        total = product(
+            h_hi,
+            h_lo,
+            weight_tile(w2_hi, c0, CHUNK, 0, P2, P2),
+            weight_tile(w2_lo, c0, CHUNK, 0, P2, P2),
+            total,
+            PRODUCTS,
+        )
     return total * unscale2
 
 
 @triton.jit
-def through_transposed(t_hi, t_lo, w_hi, w_lo, row0, rows: tl.constexpr, c0, CHUNK: tl.constexpr, P1: tl.constexpr, total,
-                  PRODUCTS: tl.constexpr):
+def through_transposed(
+    t_hi,
+    t_lo,
+    w_hi,
+    w_lo,
+    row0,
+    rows: tl.constexpr,
+    c0,
+    CHUNK: tl.constexpr,
+    P1: tl.constexpr,
+    total,
+    PRODUCTS: tl.constexpr,
+):
     """total + t W^T for ``rows`` rows of W, of ``CHUNK`` columns each; W has ``P1`` columns."""
-    return product(t_hi, t_lo, tl.trans(weight_tile(w_hi, row0, rows, c0, CHUNK, P1)),
-                   tl.trans(weight_tile(w_lo, row0, rows, c0, CHUNK, P1)), total, PRODUCTS)
+    return product(
+        t_hi,
+        t_lo,
+        tl.trans(weight_tile(w_hi, row0, rows, c0, CHUNK, P1)),
+        tl.trans(weight_tile(w_lo, row0, rows, c0, CHUNK, P1)),
+        total,
+        PRODUCTS,
+    )
 
 
 @triton.jit
 def input_gradients(
-    g2, d1, d_row0, d_count, w1_hi, w1_lo, w1_info, w2_hi, w2_lo, w2_info, spare, LOW_TO_SHARED: tl.constexpr,
-    PARTS: tl.constexpr, B0: tl.constexpr, B1: tl.constexpr, B2: tl.constexpr, B3: tl.constexpr,
-    N1: tl.constexpr, P1: tl.constexpr, P2: tl.constexpr, ROWS: tl.constexpr, CHUNK: tl.constexpr, PRODUCTS: tl.constexpr,
+    g2,
+    d1,
+    d_row0,
+    d_count,
+    w1_hi,
+    w1_lo,
+    w1_info,
+    w2_hi,
+    w2_lo,
+    w2_info,
+    spare,
+    LOW_TO_SHARED: tl.constexpr,
+    PARTS: tl.constexpr,
+    B0: tl.constexpr,
+    B1: tl.constexpr,
+    B2: tl.constexpr,
+    B3: tl.constexpr,
+    N1: tl.constexpr,
+    P1: tl.constexpr,
+    P2: tl.constexpr,
+    ROWS: tl.constexpr,
+    CHUNK: tl.constexpr,
+    PRODUCTS: tl.constexpr,
 ):
     """(g2 W2^T * d1) W1^T for one tile of rows, in the parts of x; those that are not there are zeros.
 
@@ -343,8 +481,14 @@ def input_gradients(
     total3 = tl.zeros([ROWS, B3], dtype=tl.float32)
     for c0 in range(0, P1, CHUNK):
         t = tl.zeros([ROWS, CHUNK], dtype=tl.float32)
-        t = product(g_hi, g_lo, tl.trans(weight_tile(w2_hi, c0, CHUNK, 0, P2, P2)),
-                    tl.trans(weight_tile(w2_lo, c0, CHUNK, 0, P2, P2)), t, PRODUCTS)
+        t = product(
+            g_hi,
+            g_lo,
+            tl.trans(weight_tile(w2_hi, c0, CHUNK, 0, P2, P2)),
+            tl.trans(weight_tile(w2_lo, c0, CHUNK, 0, P2, P2)),
+            t,
+            PRODUCTS,
+        )
         d = load_fragment(d1, d_row0, d_count, N1, c0, ROWS, CHUNK)
         t_hi, t_lo = halves(t * unscale2 * d)
         total0 = through_transposed(t_hi, t_lo, w1_hi, w1_lo, 0, B0, c0, CHUNK, P1, total0, PRODUCTS)
@@ -359,9 +503,26 @@ def input_gradients(
 
 @triton.jit
 def store_parts(
-    dx0, dx1, dx2, dx3, total0, total1, total2, total3, row0, count, ROWS: tl.constexpr,
-    PARTS: tl.constexpr, K0: tl.constexpr, K1: tl.constexpr, K2: tl.constexpr, K3: tl.constexpr,
-    B0: tl.constexpr, B1: tl.constexpr, B2: tl.constexpr, B3: tl.constexpr,
+    dx0,
+    dx1,
+    dx2,
+    dx3,
+    total0,
+    total1,
+    total2,
+    total3,
+    row0,
+    count,
+    ROWS: tl.constexpr,
+    PARTS: tl.constexpr,
+    K0: tl.constexpr,
+    K1: tl.constexpr,
+    K2: tl.constexpr,
+    K3: tl.constexpr,
+    B0: tl.constexpr,
+    B1: tl.constexpr,
+    B2: tl.constexpr,
+    B3: tl.constexpr,
 ):
     store_fragment(dx0, total0, row0, count, K0, 0, ROWS, B0)
     if PARTS > 1:
@@ -374,19 +535,81 @@ def store_parts(
 
 @triton.jit
 def hidden_kernel(
-    x0, x1, x2, x3, w1_hi, w1_lo, w1_info, w2_hi, w2_lo, w2_info, w3_hi, w3_lo, w3_info, out, d1, d2, y, count,
-    PARTS: tl.constexpr, K0: tl.constexpr, K1: tl.constexpr, K2: tl.constexpr, K3: tl.constexpr,
-    B0: tl.constexpr, B1: tl.constexpr, B2: tl.constexpr, B3: tl.constexpr,
-    N1: tl.constexpr, N2: tl.constexpr, N3: tl.constexpr, P1: tl.constexpr, P2: tl.constexpr, P3: tl.constexpr,
-    BLOCK3: tl.constexpr, ROWS: tl.constexpr, CHUNK: tl.constexpr, PRODUCTS: tl.constexpr,
+    x0,
+    x1,
+    x2,
+    x3,
+    w1_hi,
+    w1_lo,
+    w1_info,
+    w2_hi,
+    w2_lo,
+    w2_info,
+    w3_hi,
+    w3_lo,
+    w3_info,
+    out,
+    d1,
+    d2,
+    y,
+    count,
+    PARTS: tl.constexpr,
+    K0: tl.constexpr,
+    K1: tl.constexpr,
+    K2: tl.constexpr,
+    K3: tl.constexpr,
+    B0: tl.constexpr,
+    B1: tl.constexpr,
+    B2: tl.constexpr,
+    B3: tl.constexpr,
+    N1: tl.constexpr,
+    N2: tl.constexpr,
+    N3: tl.constexpr,
+    P1: tl.constexpr,
+    P2: tl.constexpr,
+    P3: tl.constexpr,
+    BLOCK3: tl.constexpr,
+    ROWS: tl.constexpr,
+    CHUNK: tl.constexpr,
+    PRODUCTS: tl.constexpr,
 ):
     """out = silu(p2), p2 = silu(p1) W2, p1 = x W1; x [count, K0 + K1 + ...], W1 [B0 + B1 + ..., P1], W2 [P1, P2].
 
     Beside it d1 = silu'(p1) [count, N1], d2 = silu'(p2) [count, N2] and, unless N3 = 0, y = out W3 [count, N3], W3 [P2, P3].
     """
     row0 = tl.program_id(0).to(tl.int64) * ROWS
-    total = second_sum(x0, x1, x2, x3, row0, count, d1, row0, count, w1_hi, w1_lo, w1_info, w2_hi, w2_lo, w2_info,
-                       PARTS, K0, K1, K2, K3, B0, B1, B2, B3, N1, P1, P2, ROWS, CHUNK, PRODUCTS)
+    total = second_sum(
+        x0,
+        x1,
+        x2,
+        x3,
+        row0,
+        count,
+        d1,
+        row0,
+        count,
+        w1_hi,
+        w1_lo,
+        w1_info,
+        w2_hi,
+        w2_lo,
+        w2_info,
+        PARTS,
+        K0,
+        K1,
+        K2,
+        K3,
+        B0,
+        B1,
+        B2,
+        B3,
+        N1,
+        P1,
+        P2,
+        ROWS,
+        CHUNK,
+        PRODUCTS,
+    )
     h, d = silu_and_derivative(total)
     store_fragment(d2, d, row0, count, N2, 0, ROWS, P2)
     store_fragment(out, h, row0, count, N2, 0, ROWS, P2)
@@ -396,18 +619,56 @@ def hidden_kernel(
         h_hi, h_lo = halves(h * scale[:, None])
         for n0 in range(0, P3, BLOCK3):
             part = tl.zeros([ROWS, BLOCK3], dtype=tl.float32)
-            part = product(h_hi, h_lo, weight_tile(w3_hi, 0, P2, n0, BLOCK3, P3), weight_tile(w3_lo, 0, P2, n0, BLOCK3, P3),
-                           part, PRODUCTS)
+            part = product(
+                h_hi,
+                h_lo,
+                weight_tile(w3_hi, 0, P2, n0, BLOCK3, P3),
+                weight_tile(w3_lo, 0, P2, n0, BLOCK3, P3),
+                part,
+                PRODUCTS,
+            )
             store_fragment(y, part * unscale, row0, count, N3, n0, ROWS, BLOCK3)
 
 
 @triton.jit
 def hidden_backward_kernel(
-    g, dy, d1, d2, w1_hi, w1_lo, w1_info, w2_hi, w2_lo, w2_info, w3_hi, w3_lo, w3_info, dx0, dx1, dx2, dx3, count,
-    PARTS: tl.constexpr, K0: tl.constexpr, K1: tl.constexpr, K2: tl.constexpr, K3: tl.constexpr,
-    B0: tl.constexpr, B1: tl.constexpr, B2: tl.constexpr, B3: tl.constexpr,
-    N1: tl.constexpr, N2: tl.constexpr, N3: tl.constexpr, P1: tl.constexpr, P2: tl.constexpr, P3: tl.constexpr,
-    BLOCK3: tl.constexpr, ROWS: tl.constexpr, CHUNK: tl.constexpr, PRODUCTS: tl.constexpr,
+    g,
+    dy,
+    d1,
+    d2,
+    w1_hi,
+    w1_lo,
+    w1_info,
+    w2_hi,
+    w2_lo,
+    w2_info,
+    w3_hi,
+    w3_lo,
+    w3_info,
+    dx0,
+    dx1,
+    dx2,
+    dx3,
+    count,
+    PARTS: tl.constexpr,
+    K0: tl.constexpr,
+    K1: tl.constexpr,
+    K2: tl.constexpr,
+    K3: tl.constexpr,
+    B0: tl.constexpr,
+    B1: tl.constexpr,
+    B2: tl.constexpr,
+    B3: tl.constexpr,
+    N1: tl.constexpr,
+    N2: tl.constexpr,
+    N3: tl.constexpr,
+    P1: tl.constexpr,
+    P2: tl.constexpr,
+    P3: tl.constexpr,
+    BLOCK3: tl.constexpr,
+    ROWS: tl.constexpr,
+    CHUNK: tl.constexpr,
+    PRODUCTS: tl.constexpr,
 ):
     """dx = ((g2 * d2) W2^T * d1) W1^T, in the parts of x; g2 = g or, unless N3 = 0, g + dy W3^T."""
     row0 = tl.program_id(0).to(tl.int64) * ROWS
@@ -427,9 +688,33 @@ def hidden_backward_kernel(
     else:
         g2 = load_rows(g, row0, count, N2, 0, ROWS, P2) * load_rows(d2, row0, count, N2, 0, ROWS, P2)
     total0, total1, total2, total3 = input_gradients(
-        g2, d1, row0, count, w1_hi, w1_lo, w1_info, w2_hi, w2_lo, w2_info, d1, False, PARTS, B0, B1, B2, B3, N1, P1, P2, ROWS, CHUNK,
-        PRODUCTS)
-    store_parts(dx0, dx1, dx2, dx3, total0, total1, total2, total3, row0, count, ROWS, PARTS, K0, K1, K2, K3, B0, B1, B2, B3)
+        g2,
+        d1,
+        row0,
+        count,
+        w1_hi,
+        w1_lo,
+        w1_info,
+        w2_hi,
+        w2_lo,
+        w2_info,
+        d1,
+        False,
+        PARTS,
+        B0,
+        B1,
+        B2,
+        B3,
+        N1,
+        P1,
+        P2,
+        ROWS,
+        CHUNK,
+        PRODUCTS,
+    )
+    store_parts(
+        dx0, dx1, dx2, dx3, total0, total1, total2, total3, row0, count, ROWS, PARTS, K0, K1, K2, K3, B0, B1, B2, B3
+    )
 
 
 @triton.jit
@@ -439,10 +724,40 @@ def readout_row(r, start: tl.constexpr, B: tl.constexpr):
 
 @triton.jit
 def energy_kernel(
-    x0, x1, x2, x3, w1_hi, w1_lo, w1_info, w2_hi, w2_lo, w2_info, v, r, factor, energy, dx0, dx1, dx2, dx3, scratch,
-    count, PARTS: tl.constexpr, K0: tl.constexpr, K1: tl.constexpr, K2: tl.constexpr, K3: tl.constexpr,
-    B0: tl.constexpr, B1: tl.constexpr, B2: tl.constexpr, B3: tl.constexpr,
-    P1: tl.constexpr, P2: tl.constexpr, ROWS: tl.constexpr, CHUNK: tl.constexpr, PRODUCTS: tl.constexpr,
+    x0,
+    x1,
+    x2,
+    x3,
+    w1_hi,
+    w1_lo,
+    w1_info,
+    w2_hi,
+    w2_lo,
+    w2_info,
+    v,
+    r,
+    factor,
+    energy,
+    dx0,
+    dx1,
+    dx2,
+    dx3,
+    scratch,
+    count,
+    PARTS: tl.constexpr,
+    K0: tl.constexpr,
+    K1: tl.constexpr,
+    K2: tl.constexpr,
+    K3: tl.constexpr,
+    B0: tl.constexpr,
+    B1: tl.constexpr,
+    B2: tl.constexpr,
+    B3: tl.constexpr,
+    P1: tl.constexpr,
+    P2: tl.constexpr,
+    ROWS: tl.constexpr,
+    CHUNK: tl.constexpr,
+    PRODUCTS: tl.constexpr,
     SCALED: tl.constexpr,
 ):
     """energy = v silu(silu(x W1) W2) + r x and its gradient by x, in one pass; r [B0 + B1 + ...], v [P2], padded with zeros.
@@ -463,8 +778,38 @@ def energy_kernel(
             result += tl.sum(load_rows(x2, row0, count, K2, 0, ROWS, B2) * readout_row(r, B0 + B1, B2), axis=1)
         if PARTS > 3:
             result += tl.sum(load_rows(x3, row0, count, K3, 0, ROWS, B3) * readout_row(r, B0 + B1 + B2, B3), axis=1)
-        total = second_sum(x0, x1, x2, x3, row0, count, mine, 0, ROWS, w1_hi, w1_lo, w1_info, w2_hi, w2_lo, w2_info,
-                           PARTS, K0, K1, K2, K3, B0, B1, B2, B3, P1, P1, P2, ROWS, CHUNK, PRODUCTS)
+        total = second_sum(
+            x0,
+            x1,
+            x2,
+            x3,
+            row0,
+            count,
+            mine,
+            0,
+            ROWS,
+            w1_hi,
+            w1_lo,
+            w1_info,
+            w2_hi,
+            w2_lo,
+            w2_info,
+            PARTS,
+            K0,
+            K1,
+            K2,
+            K3,
+            B0,
+            B1,
+            B2,
+            B3,
+            P1,
+            P1,
+            P2,
+            ROWS,
+            CHUNK,
+            PRODUCTS,
+        )
         v_n = tl.load(v + tl.arange(0, P2))[None, :]
         h, d = silu_and_derivative(total)
         result += tl.sum(h * v_n, axis=1)
@@ -477,8 +822,30 @@ def energy_kernel(
         # backward: v is the gradient of the hidden layer; the derivative was written by other threads of this program
         tl.debug_barrier()
         total0, total1, total2, total3 = input_gradients(
-            v_n * d, mine, 0, ROWS, w1_hi, w1_lo, w1_info, w2_hi, w2_lo, w2_info, mine + ROWS * P1, PRODUCTS == 3, PARTS, B0, B1,
-            B2, B3, P1, P1, P2, ROWS, CHUNK, PRODUCTS)
+            v_n * d,
+            mine,
+            0,
+            ROWS,
+            w1_hi,
+            w1_lo,
+            w1_info,
+            w2_hi,
+            w2_lo,
+            w2_info,
+            mine + ROWS * P1,
+            PRODUCTS == 3,
+            PARTS,
+            B0,
+            B1,
+            B2,
+            B3,
+            P1,
+            P1,
+            P2,
+            ROWS,
+            CHUNK,
+            PRODUCTS,
+        )
         tl.debug_barrier()
 
         total0 += readout_row(r, 0, B0)
@@ -493,5 +860,6 @@ def energy_kernel(
             total1 *= scale[:, None]
             total2 *= scale[:, None]
             total3 *= scale[:, None]
-        store_parts(dx0, dx1, dx2, dx3, total0, total1, total2, total3, row0, count, ROWS, PARTS, K0, K1, K2, K3, B0, B1, B2,
-                    B3)
+        store_parts(
+            dx0, dx1, dx2, dx3, total0, total1, total2, total3, row0, count, ROWS, PARTS, K0, K1, K2, K3, B0, B1, B2, B3
+        )

@@ -29,7 +29,15 @@ def segment_sum_kernel(values, row_ptr, out, C, EDGES: tl.constexpr):
 
 @triton.jit
 def moment_kernel(
-    a, y, row_ptr, out, C: tl.constexpr, M: tl.constexpr, SLOTS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr,
+    a,
+    y,
+    row_ptr,
+    out,
+    C: tl.constexpr,
+    M: tl.constexpr,
+    SLOTS: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_C: tl.constexpr,
     UNROLL: tl.constexpr,
 ):
     i = tl.program_id(0).to(tl.int64)
@@ -65,8 +73,20 @@ def add_order(total, y_0, z, e, valid, c, C: tl.constexpr, M: tl.constexpr, l: t
 
 @triton.jit
 def spread_kernel(
-    y, z, row_ptr, start0, start1, start2, start3, out, C: tl.constexpr, L: tl.constexpr, SLOTS: tl.constexpr,
-    BLOCK_C: tl.constexpr, EDGES: tl.constexpr, STARTS: tl.constexpr,
+    y,
+    z,
+    row_ptr,
+    start0,
+    start1,
+    start2,
+    start3,
+    out,
+    C: tl.constexpr,
+    L: tl.constexpr,
+    SLOTS: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    EDGES: tl.constexpr,
+    STARTS: tl.constexpr,
 ):
     """For one slot, the first ``STARTS`` of start0 ... start3 are added to the result."""
     M: tl.constexpr = L * L
@@ -96,8 +116,21 @@ def spread_kernel(
 
 @triton.jit
 def spread_product_kernel(
-    y, z, row_ptr, start0, start1, start2, start3, out, C: tl.constexpr, M: tl.constexpr, BLOCK_M: tl.constexpr,
-    BLOCK_C: tl.constexpr, EDGES: tl.constexpr, STARTS: tl.constexpr, PRECISION: tl.constexpr,
+    y,
+    z,
+    row_ptr,
+    start0,
+    start1,
+    start2,
+    start3,
+    out,
+    C: tl.constexpr,
+    M: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    EDGES: tl.constexpr,
+    STARTS: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):
     """spread_kernel for one slot and fp32 as a matrix product, [EDGES, M] by [M, C], for the tensor cores."""
     i = tl.program_id(0).to(tl.int64)
@@ -120,7 +153,15 @@ def spread_product_kernel(
 
 @triton.jit
 def dot_kernel(
-    a, z, row_ptr, out, C: tl.constexpr, L: tl.constexpr, SLOTS: tl.constexpr, BLOCK_C: tl.constexpr, EDGES: tl.constexpr
+    a,
+    z,
+    row_ptr,
+    out,
+    C: tl.constexpr,
+    L: tl.constexpr,
+    SLOTS: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    EDGES: tl.constexpr,
 ):
     M: tl.constexpr = L * L
     i = tl.program_id(0).to(tl.int64)
@@ -169,8 +210,22 @@ def contract_kernel(
 
 @triton.jit
 def channel_product_kernel(
-    x, y, w, table, values, offsets, out, N, A: tl.constexpr, B: tl.constexpr, D: tl.constexpr, TERMS: tl.constexpr,
-    U: tl.constexpr, BLOCK_U: tl.constexpr, ATOMS: tl.constexpr, UNROLL: tl.constexpr,
+    x,
+    y,
+    w,
+    table,
+    values,
+    offsets,
+    out,
+    N,
+    A: tl.constexpr,
+    B: tl.constexpr,
+    D: tl.constexpr,
+    TERMS: tl.constexpr,
+    U: tl.constexpr,
+    BLOCK_U: tl.constexpr,
+    ATOMS: tl.constexpr,
+    UNROLL: tl.constexpr,
 ):
     """The terms are sorted by output component; those of component d are ``offsets[d] ... offsets[d + 1]``."""
     # the components of one block of atoms run side by side: they read the same x and y
@@ -200,7 +255,15 @@ def channel_product_kernel(
 
 @triton.jit
 def dot_product_kernel(
-    a, z, row_ptr, out, C: tl.constexpr, M: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr, EDGES: tl.constexpr,
+    a,
+    z,
+    row_ptr,
+    out,
+    C: tl.constexpr,
+    M: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    EDGES: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     """dot_kernel for one slot and fp32 as a matrix product, [EDGES, C] by [C, M], for the tensor cores; BLOCK_C channels at a time."""
@@ -217,7 +280,9 @@ def dot_product_kernel(
             c = c0 + tl.arange(0, BLOCK_C)
             a_e = tl.load(a + e0 * C + e[:, None] * C + c[None, :], mask=valid[:, None] & (c < C)[None, :], other=0.0)
             # as rows and turned: the other way round its loads are not coalesced
-            z_i = tl.trans(tl.load(z + m[:, None] * C + c[None, :], mask=(m < M)[:, None] & (c < C)[None, :], other=0.0))
+            z_i = tl.trans(
+                tl.load(z + m[:, None] * C + c[None, :], mask=(m < M)[:, None] & (c < C)[None, :], other=0.0)
+            )
             total = tl.dot(a_e, z_i, total, input_precision=PRECISION)
         at = out + e0 * M + e[:, None] * M + m[None, :]
         tl.store(at, total, mask=valid[:, None] & (m < M)[None, :])
@@ -225,7 +290,15 @@ def dot_product_kernel(
 
 @triton.jit
 def moment_product_kernel(
-    a, y, row_ptr, out, C: tl.constexpr, M: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr, EDGES: tl.constexpr,
+    a,
+    y,
+    row_ptr,
+    out,
+    C: tl.constexpr,
+    M: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    EDGES: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     """moment_kernel for one slot and fp32 as a matrix product, [M, EDGES] by [EDGES, C], for the tensor cores."""

@@ -6,8 +6,8 @@
  * Life of a model
  *     nequip_md_load() makes a handle, nequip_md_evaluate() uses it any number of times, nequip_md_free() ends it. A
  *     handle owns everything that it returns a pointer to; such pointers live until nequip_md_free(), that of
- *     nequip_md_last_error() and nequip_md_last_warning() until the next call on the handle. Arrays passed in belong to the caller and are read or
- *     written during the call only.
+ *     nequip_md_last_error() and nequip_md_last_warning() until the next call on the handle. Arrays passed in belong to
+ * the caller and are read or written during the call only.
  *
  * Units
  *     Lengths are angstrom. Energies are eV times `energy_factor` of the options, forces are that per angstrom,
@@ -64,10 +64,10 @@ typedef struct nequip_md_model nequip_md_model;
 
 /* How to load; an all-zero structure is valid and asks for the defaults. */
 typedef struct nequip_md_options {
-    const char *device;   /* "cpu" or "cuda"; NULL: the device that the artifact was exported for */
-    int device_index;     /* which GPU, counted from 0; ignored on the CPU */
-    int num_threads;      /* OpenMP threads during calls, at most NEQUIP_MD_MAX_THREADS; 0: whatever is set in the calling
-                           * process */
+    const char *device; /* "cpu" or "cuda"; NULL: the device that the artifact was exported for */
+    int device_index;   /* which GPU, counted from 0; ignored on the CPU */
+    int num_threads;    /* OpenMP threads during calls, at most NEQUIP_MD_MAX_THREADS; 0: whatever is set in the calling
+                         * process */
     double energy_factor; /* results are in eV times this; 0 or 1: eV */
     long long max_edges;  /* evaluate at most so many edges at a time, which bounds memory; the results do not depend on
                            * it. For models without message passing. 0: all at once, or on a GPU as many as fit */
@@ -77,7 +77,8 @@ typedef struct nequip_md_options {
                            * nequip_md_last_warning(). 1: never */
 } nequip_md_options;
 
-/* Atoms and, unless the library is to find them, full neighbour lists as LAMMPS keeps them. "Atom" is an index into the arrays of length num_all. */
+/* Atoms and, unless the library is to find them, full neighbour lists as LAMMPS keeps them. "Atom" is an index into the
+ * arrays of length num_all. */
 typedef struct nequip_md_system {
     int num_all;             /* atoms in the arrays: owned ones and ghosts (periodic images, atoms of other ranks) */
     const double *positions; /* [num_all][3], angstrom */
@@ -90,10 +91,10 @@ typedef struct nequip_md_system {
     const int *num_neighbours;    /* indexed by atom, read for the centres only */
     const int *const *neighbours; /* indexed by atom: at least all within the cutoff, each pair both ways. If both are
                                    * NULL, the library finds the neighbours: all other atoms of the model */
-    double skin;                  /* angstrom; how far beyond the cutoff it looks, so that neighbours stay right until two
-                                   * atoms have come closer by it, and lists_changed can be 0 so long */
-    int neighbour_mask;           /* neighbour = entry & mask (LAMMPS keeps flags in the high bits); 0: no mask */
-    int lists_changed;            /* 0 promises that num_all, centres and neighbours are those of the call before */
+    double skin;        /* angstrom; how far beyond the cutoff it looks, so that neighbours stay right until two
+                         * atoms have come closer by it, and lists_changed can be 0 so long */
+    int neighbour_mask; /* neighbour = entry & mask (LAMMPS keeps flags in the high bits); 0: no mask */
+    int lists_changed;  /* 0 promises that num_all, centres and neighbours are those of the call before */
 
     const int *owner; /* [num_all], the centre that each atom is or is a copy of; needed only by models with
                        * message passing, NULL otherwise */
@@ -164,12 +165,14 @@ NEQUIP_MD_API int nequip_md_isolated_energy(nequip_md_model *model, int type, do
 NEQUIP_MD_API int nequip_md_evaluate(nequip_md_model *model, const nequip_md_system *system,
                                      nequip_md_results *results);
 
-/* A sentence on something in the last nequip_md_evaluate() that the model was not trained on: two atoms much closer than any pair of their
- * types in the training data; empty if nothing. It is reported once for a handle, and only if the artifact's metadata has
- * `closest_distances`. The key `largest_force` is for callers, who alone know the whole force on an atom. */
+/* A sentence on something in the last nequip_md_evaluate() that the model was not trained on: two atoms much closer
+ * than any pair of their types in the training data; empty if nothing. It is reported once for a handle, and only if
+ * the artifact's metadata has `closest_distances`. The key `largest_force` is for callers, who alone know the whole
+ * force on an atom. */
 NEQUIP_MD_API const char *nequip_md_last_warning(const nequip_md_model *model);
 
-/* The sentence left by the last nequip_md_evaluate() or nequip_md_isolated_energy() on this handle; empty after a success. */
+/* The sentence left by the last nequip_md_evaluate() or nequip_md_isolated_energy() on this handle; empty after a
+ * success. */
 NEQUIP_MD_API const char *nequip_md_last_error(const nequip_md_model *model);
 
 #ifdef __cplusplus

@@ -89,9 +89,10 @@ std::string Archive::bytes(uint64_t start, uint64_t size) const
 void Archive::read_directory()
 {
     if (size_ < 4 || !begins(bytes(0, 4).data(), "PK\3\4"))
-        throw Error(NEQUIP_MD_BAD_FILE, "model file '" + path_ +
-                                            "' is not a .pt2 artifact; make one from a checkpoint with: nequip-md-export "
-                                            "CHECKPOINT -o model.pt2");
+        throw Error(NEQUIP_MD_BAD_FILE,
+                    "model file '" + path_ +
+                        "' is not a .pt2 artifact; make one from a checkpoint with: nequip-md-export "
+                        "CHECKPOINT -o model.pt2");
     const std::string tail = bytes(size_ - std::min<uint64_t>(size_, END_SIZE), std::min<uint64_t>(size_, END_SIZE));
     if (tail.size() < END_SIZE || !begins(tail.data(), "PK\5\6"))
         damaged("its end is missing, or something was added to it");
@@ -121,8 +122,8 @@ void Archive::read_directory()
         const size_t name_size = number<uint16_t>(entry, 28), extra_size = number<uint16_t>(entry, 30);
         const size_t entry_size = ENTRY_SIZE + name_size + extra_size + number<uint16_t>(entry, 32);
         if (directory.size() - at < entry_size) damaged("its directory is not readable");
-        members_.push_back(read_member(entry, std::string(entry + ENTRY_SIZE, name_size), entry + ENTRY_SIZE + name_size,
-                                       extra_size));
+        members_.push_back(
+            read_member(entry, std::string(entry + ENTRY_SIZE, name_size), entry + ENTRY_SIZE + name_size, extra_size));
         total += members_.back().size;
         at += entry_size;
     }

@@ -29,7 +29,8 @@ class Compute {
 
     // kernel(arguments, index) for 0 <= index < count; on a GPU in the order of its stream.
     template <typename Arguments>
-    void run(const char *name, void (*kernel)(const Arguments &, Int64), const Arguments &arguments, int64_t count) const
+    void run(const char *name, void (*kernel)(const Arguments &, Int64), const Arguments &arguments,
+             int64_t count) const
     {
         if (count <= 0) return;
         if (gpu_) {

@@ -34,8 +34,9 @@ class Libraries {
     {
         for (void *handle : handles_)
             if ((function = reinterpret_cast<Function>(dlsym(handle, name)))) return;
-        throw Error(NEQUIP_MD_BAD_DEVICE, std::string("the CUDA function ") + name +
-                                              " was not found; is NVIDIA's driver installed, and this torch a build for CUDA?");
+        throw Error(NEQUIP_MD_BAD_DEVICE,
+                    std::string("the CUDA function ") + name +
+                        " was not found; is NVIDIA's driver installed, and this torch a build for CUDA?");
     }
 
  private:
@@ -77,8 +78,8 @@ struct Driver {
     CUresult (*load)(CUmodule *, const void *);
     CUresult (*unload)(CUmodule);
     CUresult (*get)(CUfunction *, CUmodule, const char *);
-    CUresult (*launch)(CUfunction, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, CUstream, void **,
-                       void **);
+    CUresult (*launch)(CUfunction, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, CUstream,
+                       void **, void **);
     CUresult (*memory)(size_t *, size_t *);
     CUresult (*attribute)(int *, CUdevice_attribute, CUdevice);
 };
@@ -102,7 +103,8 @@ std::vector<char> compile(const Nvrtc &nvrtc, const std::string &architecture)
         std::string log(size, ' ');
         nvrtc.log(program, log.data());
         nvrtc.destroy(&program);
-        throw Error(NEQUIP_MD_BAD_DEVICE, "NVRTC does not compile the engine's kernels for " + architecture + ": " + log);
+        throw Error(NEQUIP_MD_BAD_DEVICE,
+                    "NVRTC does not compile the engine's kernels for " + architecture + ": " + log);
     }
     size_t size = 0;
     nvrtc.cubin_size(program, &size);
@@ -129,7 +131,8 @@ class CudaRecording : public Gpu::Recording {
 class CudaGpu : public Gpu {
  public:
     explicit CudaGpu(int index)
-        : index_(static_cast<c10::DeviceIndex>(index)), driver_(libraries_),
+        : index_(static_cast<c10::DeviceIndex>(index)),
+          driver_(libraries_),
           stream_(c10::cuda::getStreamFromPool(false, index_))
     {
         const CudaScope scope(stream_);
@@ -182,7 +185,8 @@ class CudaGpu : public Gpu {
         size_t free = 0, total = 0;
         check(driver_.memory(&free, &total), "cuMemGetInfo");
         const auto &statistics = c10::cuda::CUDACachingAllocator::getDeviceStats(index_);
-        return static_cast<int64_t>(free) + statistics.reserved_bytes[0].current - statistics.allocated_bytes[0].current;
+        return static_cast<int64_t>(free) + statistics.reserved_bytes[0].current -
+               statistics.allocated_bytes[0].current;
     }
     int64_t allocated() override
     {

@@ -16,7 +16,8 @@ Int64 *longs(const at::Tensor &tensor) { return reinterpret_cast<Int64 *>(tensor
 
 at::Tensor count_edges(const Compute &compute, const NeighbourTable &table, int64_t num_centres)
 {
-    const at::Tensor offset = num_centres ? at::empty({num_centres + 1}, compute.integers()) : at::zeros({1}, compute.integers());
+    const at::Tensor offset =
+        num_centres ? at::empty({num_centres + 1}, compute.integers()) : at::zeros({1}, compute.integers());
     EdgeArguments a = table.arguments();
     a.edge_offset = longs(offset);
     NEQUIP_MD_RUN(compute, count_edges, a, num_centres);

@@ -20,12 +20,13 @@ struct Graph {
     int64_t num_edges() const { return edge_vectors.size(0); }
 };
 
-// Edges of the centres before each, [centres + 1] int64: those of the table's candidates that are within their cutoff now.
-// Centres beyond the table's have none.
+// Edges of the centres before each, [centres + 1] int64: those of the table's candidates that are within their cutoff
+// now. Centres beyond the table's have none.
 at::Tensor count_edges(const Compute &compute, const NeighbourTable &table, int64_t num_centres);
 
-// The graph of the centres first <= node < first + count with room for num_edges edges, of which those that are not needed
-// become padding between the phantoms, as do those that are too few: artifacts are exported for two edges and more.
+// The graph of the centres first <= node < first + count with room for num_edges edges, of which those that are not
+// needed become padding between the phantoms, as do those that are too few: artifacts are exported for two edges and
+// more.
 Graph build_graph(const Compute &compute, const NeighbourTable &table, const at::Tensor &edge_offset, int64_t first,
                   int64_t count, int64_t num_nodes, int64_t num_edges, const at::Tensor &node_types);
 

@@ -34,7 +34,8 @@ void Guard::look(const Tally &tally, const NeighbourTable &table, const nequip_m
         return metadata_.closest_distances[type(centre) * metadata_.num_types() + type(atom)];
     };
     const auto distance = [&](int atom) {
-        return std::hypot(x[3 * atom] - x[3 * centre], x[3 * atom + 1] - x[3 * centre + 1], x[3 * atom + 2] - x[3 * centre + 2]);
+        return std::hypot(x[3 * atom] - x[3 * centre], x[3 * atom + 1] - x[3 * centre + 1],
+                          x[3 * atom + 2] - x[3 * centre + 2]);
     };
     int worst = -1;
     double ratio = 1;

@@ -13,13 +13,17 @@ namespace nequip_md {
 
 class Guard {
  public:
-    Guard(const Metadata &metadata, bool on) : metadata_(metadata), watching_(on && !metadata.closest_distances.empty()) {}
+    Guard(const Metadata &metadata, bool on) : metadata_(metadata), watching_(on && !metadata.closest_distances.empty())
+    {
+    }
 
-    // Squares of the distances below which a pair is reported, angstrom^2, [centre type][neighbour type]; empty: none is.
+    // Squares of the distances below which a pair is reported, angstrom^2, [centre type][neighbour type]; empty: none
+    // is.
     std::vector<double> shortest() const;
 
     // Look at an evaluation; the first one that has such a pair is reported: its atoms are set in `results`.
-    void look(const Tally &tally, const NeighbourTable &table, const nequip_md_system &system, nequip_md_results &results);
+    void look(const Tally &tally, const NeighbourTable &table, const nequip_md_system &system,
+              nequip_md_results &results);
 
     const std::string &warning() const { return warning_; }  // of the last look; empty: nothing to report
 

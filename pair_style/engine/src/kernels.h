@@ -1,8 +1,8 @@
 // The engine's loops over atoms and edges, written once for two devices.
 //
-// The C++ compiler includes this file for the CPU, where a kernel is called for one index after the other; for a GPU the
-// same text is compiled when a model is loaded (gpu.cpp), and a warp of LANES threads shares each index. So nothing is
-// included here but fixed-width names, and what differs between the devices stands in the first block.
+// The C++ compiler includes this file for the CPU, where a kernel is called for one index after the other; for a GPU
+// the same text is compiled when a model is loaded (gpu.cpp), and a warp of LANES threads shares each index. So nothing
+// is included here but fixed-width names, and what differs between the devices stands in the first block.
 //
 // Sums that many atoms add to are kept in fixed-point numbers: integers add up to the same whatever their order, so
 // results do not depend on threads, warps or pieces.
@@ -11,11 +11,11 @@
 #ifdef __CUDACC_RTC__
 
 #define NEQUIP_MD_DEVICE __device__ inline
-#define NEQUIP_MD_KERNEL(name, Arguments)                                                             \
-    extern "C" __global__ void name##_kernel(const Arguments arguments, long long count)              \
-    {                                                                                                 \
+#define NEQUIP_MD_KERNEL(name, Arguments)                                                              \
+    extern "C" __global__ void name##_kernel(const Arguments arguments, long long count)               \
+    {                                                                                                  \
         const long long index = (blockIdx.x * (long long)blockDim.x + threadIdx.x) / nequip_md::LANES; \
-        if (index < count) nequip_md::name(arguments, index);                                         \
+        if (index < count) nequip_md::name(arguments, index);                                          \
     }
 
 namespace nequip_md {
@@ -35,7 +35,10 @@ NEQUIP_MD_DEVICE double over_lanes(double value)
     for (int step = LANES / 2; step > 0; step /= 2) value += __shfl_xor_sync(~0u, value, step);
     return value;
 }
-NEQUIP_MD_DEVICE void add_to(Int64 *sum, Int64 value) { atomicAdd((unsigned long long *)sum, (unsigned long long)value); }
+NEQUIP_MD_DEVICE void add_to(Int64 *sum, Int64 value)
+{
+    atomicAdd((unsigned long long *)sum, (unsigned long long)value);
+}
 NEQUIP_MD_DEVICE void add_to(double *sum, double value) { atomicAdd(sum, value); }
 NEQUIP_MD_DEVICE Int64 rounded(double value) { return __double2ll_rn(value); }
 
@@ -71,15 +74,16 @@ inline Int64 rounded(double value) { return std::llrint(value); }
 
 namespace nequip_md {
 
-// ---- the caller's atoms, and pairs of them that may be edges ----------------------------------------------------------
+// ---- the caller's atoms, and pairs of them that may be edges
+// ----------------------------------------------------------
 
 struct Atoms {
-    const double *positions;       // [atoms][3], angstrom
-    const Int64 *type;             // [atoms], of the model; -1: not in the model
-    const int *centre_atom;        // [centres]
-    const Int64 *num_centres;      // [1]
-    const double *cutoff;          // [types][types], angstrom, ordered pair
-    const double *shortest;        // [types][types], angstrom^2: closer pairs are counted; or null
+    const double *positions;   // [atoms][3], angstrom
+    const Int64 *type;         // [atoms], of the model; -1: not in the model
+    const int *centre_atom;    // [centres]
+    const Int64 *num_centres;  // [1]
+    const double *cutoff;      // [types][types], angstrom, ordered pair
+    const double *shortest;    // [types][types], angstrom^2: closer pairs are counted; or null
     Int64 num_types;
 };
 
@@ -109,11 +113,11 @@ struct CellArguments {
     Int64 cells[3];              // along x (running fastest), y and z
     Int64 num_atoms;
     double skin;
-    Int64 *cell;                  // [atoms], number of the cell; the number of cells for atoms outside the model
-    const Int64 *atom_of_rank;    // [atoms], in the order of cells; null: there are no cells, every atom is looked at
-    const Int64 *first_of_cell;   // [cells + 1], rank of a cell's first atom
-    Int64 *list_offset;           // [centres + 1]: counts from the second entry on, then their sums
-    int *list;                    // the candidates of each centre, once they have been counted
+    Int64 *cell;                 // [atoms], number of the cell; the number of cells for atoms outside the model
+    const Int64 *atom_of_rank;   // [atoms], in the order of cells; null: there are no cells, every atom is looked at
+    const Int64 *first_of_cell;  // [cells + 1], rank of a cell's first atom
+    Int64 *list_offset;          // [centres + 1]: counts from the second entry on, then their sums
+    int *list;                   // the candidates of each centre, once they have been counted
 };
 
 NEQUIP_MD_DEVICE Int64 cell_along(const CellArguments &a, int axis, int atom)
@@ -127,12 +131,13 @@ NEQUIP_MD_DEVICE void find_cell(const CellArguments &a, Int64 index)
 {
     const Int64 atom = index * LANES + lane();
     if (atom >= a.num_atoms) return;
-    const Int64 number = (cell_along(a, 2, atom) * a.cells[1] + cell_along(a, 1, atom)) * a.cells[0] + cell_along(a, 0, atom);
+    const Int64 number =
+        (cell_along(a, 2, atom) * a.cells[1] + cell_along(a, 1, atom)) * a.cells[0] + cell_along(a, 0, atom);
     a.cell[atom] = a.atoms.type[atom] < 0 ? a.cells[0] * a.cells[1] * a.cells[2] : number;
 }
 
-// Those of the atoms ranked ``begin`` to ``end`` that are candidates of a centre are written behind the ``found`` before, or merely
-// counted if ``list`` is null.
+// Those of the atoms ranked ``begin`` to ``end`` that are candidates of a centre are written behind the ``found``
+// before, or merely counted if ``list`` is null.
 NEQUIP_MD_DEVICE void search_ranks(const CellArguments &a, int atom, Int64 begin, Int64 end, Int64 &found, int *list)
 {
     for (Int64 rank = begin; rank < end; rank += LANES) {
@@ -189,14 +194,14 @@ struct EdgeArguments {
 
     // a graph: the centres `first` ... `first + count`, those of them that exist
     Int64 first, count;
-    Int64 num_nodes;  // with phantoms, which are the nodes after the last existing centre
-    Int64 num_edges;  // with padding, which is shared among the phantoms
-    double padding;   // angstrom, length of an edge that does nothing
-    double *vectors;          // [num_edges][3]
-    Int64 *centre_node;       // [num_edges]
-    Int64 *neighbour_node;    // [num_edges]
-    int *neighbour_atom;      // [num_edges]; not of the padding
-    Int64 *row_ptr;           // [num_nodes + 1]
+    Int64 num_nodes;        // with phantoms, which are the nodes after the last existing centre
+    Int64 num_edges;        // with padding, which is shared among the phantoms
+    double padding;         // angstrom, length of an edge that does nothing
+    double *vectors;        // [num_edges][3]
+    Int64 *centre_node;     // [num_edges]
+    Int64 *neighbour_node;  // [num_edges]
+    int *neighbour_atom;    // [num_edges]; not of the padding
+    Int64 *row_ptr;         // [num_nodes + 1]
 };
 
 NEQUIP_MD_DEVICE bool is_edge(const EdgeArguments &a, int centre, Int64 k, Int64 end)
@@ -211,7 +216,8 @@ NEQUIP_MD_DEVICE void count_edges(const EdgeArguments &a, Int64 index)
     if (index < *a.atoms.num_centres) {
         const int centre = a.atoms.centre_atom[index];
         const Int64 end = a.list_offset[index + 1];
-        for (Int64 k = a.list_offset[index]; k < end; k += LANES) found += count_bits(ballot(is_edge(a, centre, k + lane(), end)));
+        for (Int64 k = a.list_offset[index]; k < end; k += LANES)
+            found += count_bits(ballot(is_edge(a, centre, k + lane(), end)));
     }
     if (lane() == 0) a.edge_offset[index + 1] = found;
     if (lane() == 0 && index == 0) a.edge_offset[0] = 0;
@@ -221,7 +227,8 @@ NEQUIP_MD_DEVICE void write_edge(const EdgeArguments &a, Int64 edge, Int64 node,
 {
     if (edge >= a.num_edges) return;  // the caller sees that there are too many
     for (int k = 0; k < 3; ++k)
-        a.vectors[3 * edge + k] = a.atoms.positions[3 * (Int64)neighbour + k] - a.atoms.positions[3 * (Int64)centre + k];
+        a.vectors[3 * edge + k] =
+            a.atoms.positions[3 * (Int64)neighbour + k] - a.atoms.positions[3 * (Int64)centre + k];
     a.centre_node[edge] = node;
     a.neighbour_node[edge] = a.node_of_atom ? a.node_of_atom[neighbour] : a.num_nodes + neighbour;
     a.neighbour_atom[edge] = neighbour;
@@ -266,7 +273,8 @@ NEQUIP_MD_DEVICE void write_edges(const EdgeArguments &a, Int64 index)
     }
 }
 
-// ---- from the gradients of edges to forces and virials ----------------------------------------------------------------
+// ---- from the gradients of edges to forces and virials
+// ----------------------------------------------------------------
 
 // Fixed point: a unit of the integers is 2^-46 (eV/angstrom, eV). A force of more than LARGEST on one edge is left to
 // floating-point sums, and so is one that is not a number.
@@ -276,18 +284,18 @@ constexpr int SUMS = 10;  // of one centre: virial xx yy zz xy xz yz, energy, ed
                           // edges shorter than the shortest that the model knows
 
 struct TallyArguments {
-    const Int64 *row_ptr;        // of the graph
-    const Int64 *edge_offset;    // [centres + 1]
-    const double *vectors;       // [edges][3]
-    const double *gradient;      // [edges][3], of the total energy by the vectors
-    const double *node_energy;   // [nodes]
-    const int *neighbour_atom;   // [edges]
+    const Int64 *row_ptr;       // of the graph
+    const Int64 *edge_offset;   // [centres + 1]
+    const double *vectors;      // [edges][3]
+    const double *gradient;     // [edges][3], of the total energy by the vectors
+    const double *node_energy;  // [nodes]
+    const int *neighbour_atom;  // [edges]
     Atoms atoms;
-    Int64 first;                 // centre of the graph's first node
-    void *forces;                // [atoms][3]
-    void *virials;               // [atoms][6], half of each edge at either end; or null
-    void *centroids;             // [atoms][9], each edge at its neighbour; or null
-    double *sums;                // [centres][SUMS]
+    Int64 first;      // centre of the graph's first node
+    void *forces;     // [atoms][3]
+    void *virials;    // [atoms][6], half of each edge at either end; or null
+    void *centroids;  // [atoms][9], each edge at its neighbour; or null
+    double *sums;     // [centres][SUMS]
 };
 
 template <typename Number>
@@ -322,8 +330,10 @@ NEQUIP_MD_DEVICE void tally(const TallyArguments &a, Int64 index, bool skip_larg
         return;
     }
     const int atom = a.atoms.centre_atom[centre];
-    const double *const shortest = a.atoms.shortest ? a.atoms.shortest + a.atoms.type[atom] * a.atoms.num_types : nullptr;
-    Number *const forces = (Number *)a.forces, *const virials = (Number *)a.virials, *const centroids = (Number *)a.centroids;
+    const double *const shortest =
+        a.atoms.shortest ? a.atoms.shortest + a.atoms.type[atom] * a.atoms.num_types : nullptr;
+    Number *const forces = (Number *)a.forces, *const virials = (Number *)a.virials,
+                  *const centroids = (Number *)a.centroids;
     Number force[3] = {0, 0, 0}, share[6] = {0, 0, 0, 0, 0, 0};
     double virial[6] = {0, 0, 0, 0, 0, 0}, large = 0, close = 0;
     for (Int64 edge = a.row_ptr[index] + lane(); edge < a.row_ptr[index + 1]; edge += LANES) {

@@ -17,7 +17,8 @@ struct Metadata {
     std::string device;                // "cpu" or "cuda"
     std::string torch_version;         // release, without local part
     int message_passing_layers;
-    std::vector<double> closest_distances;  // [type][type], angstrom, of the training data, 0 where unknown; may be empty
+    std::vector<double>
+        closest_distances;  // [type][type], angstrom, of the training data, 0 where unknown; may be empty
 
     int num_types() const { return static_cast<int>(type_names.size()); }
     double pair_cutoff(int centre, int neighbour) const { return pair_cutoffs[centre * num_types() + neighbour]; }

@@ -47,7 +47,8 @@ const nequip_md_options &checked(const nequip_md_options &options)
         throw Error(NEQUIP_MD_BAD_INPUT, "num_threads is " + std::to_string(options.num_threads) +
                                              "; it must be from 0 to " + std::to_string(NEQUIP_MD_MAX_THREADS));
     if (options.max_edges < 0)
-        throw Error(NEQUIP_MD_BAD_INPUT, "max_edges is " + std::to_string(options.max_edges) + "; it must be 0 or more");
+        throw Error(NEQUIP_MD_BAD_INPUT,
+                    "max_edges is " + std::to_string(options.max_edges) + "; it must be 0 or more");
     if (!std::isfinite(options.energy_factor) || options.energy_factor < 0)
         throw Error(NEQUIP_MD_BAD_INPUT,
                     "energy_factor is " + std::to_string(options.energy_factor) + "; it must be positive");
@@ -106,7 +107,8 @@ const std::vector<double> &Model::isolated_energies()
     const ThreadScope threads(num_threads_);
     const auto stream = compute_.enter();
     const int count = metadata_.num_types();
-    std::vector<int> each(count);  // one atom of each type: atoms, their types, centres and owners have the same numbers
+    std::vector<int> each(
+        count);  // one atom of each type: atoms, their types, centres and owners have the same numbers
     std::iota(each.begin(), each.end(), 0);
     const std::vector<int> no_neighbours(count, 0);
     const std::vector<const int *> empty_lists(count, nullptr);

@@ -60,10 +60,13 @@ Int64 *longs(const at::Tensor &tensor) { return reinterpret_cast<Int64 *>(tensor
 }  // namespace
 
 NeighbourTable::NeighbourTable(const Compute &compute, const Metadata &metadata, const std::vector<double> &shortest)
-    : compute_(compute), metadata_(metadata), num_centres_(at::zeros({1}, compute.integers())),
+    : compute_(compute),
+      metadata_(metadata),
+      num_centres_(at::zeros({1}, compute.integers())),
       cutoff_(at::tensor(metadata.pair_cutoffs, at::TensorOptions().dtype(at::kDouble)).to(compute.device()))
 {
-    if (!shortest.empty()) shortest_ = at::tensor(shortest, at::TensorOptions().dtype(at::kDouble)).to(compute.device());
+    if (!shortest.empty())
+        shortest_ = at::tensor(shortest, at::TensorOptions().dtype(at::kDouble)).to(compute.device());
 }
 
 // Room for `size` rows and some more, so that few rebuilt lists need new memory.
@@ -215,7 +218,8 @@ void NeighbourTable::copy_lists(const nequip_md_system &system)
 
     reserve_list(offset.back());
     const bool direct = !compute_.gpu();
-    const at::Tensor host = direct ? list_ : at::empty({offset.back()}, at::TensorOptions().dtype(at::kInt).pinned_memory(true));
+    const at::Tensor host =
+        direct ? list_ : at::empty({offset.back()}, at::TensorOptions().dtype(at::kInt).pinned_memory(true));
     int *const list = ints(host);
     at::parallel_for(0, num_centres(), GRAIN, [&](int64_t begin, int64_t end) {
         for (int64_t node = begin; node < end; ++node) {
@@ -286,8 +290,13 @@ void NeighbourTable::search(const nequip_md_system &system)
 
 Atoms NeighbourTable::atoms() const
 {
-    return {num_atoms() ? positions_.data_ptr<double>() : nullptr, longs(type_), ints(centre_atom_), longs(num_centres_),
-            cutoff_.data_ptr<double>(), shortest_.defined() ? shortest_.data_ptr<double>() : nullptr, metadata_.num_types()};
+    return {num_atoms() ? positions_.data_ptr<double>() : nullptr,
+            longs(type_),
+            ints(centre_atom_),
+            longs(num_centres_),
+            cutoff_.data_ptr<double>(),
+            shortest_.defined() ? shortest_.data_ptr<double>() : nullptr,
+            metadata_.num_types()};
 }
 
 EdgeArguments NeighbourTable::arguments() const

@@ -12,9 +12,9 @@
 
 namespace nequip_md {
 
-// Nodes of a graph are numbered: centres in the caller's order, at least so many phantoms, then (for models without message
-// passing) the caller's atoms as ghosts. Phantoms have no counterpart among the atoms. They carry the padding edges, and
-// being always there they spare every other part of the code a special case.
+// Nodes of a graph are numbered: centres in the caller's order, at least so many phantoms, then (for models without
+// message passing) the caller's atoms as ghosts. Phantoms have no counterpart among the atoms. They carry the padding
+// edges, and being always there they spare every other part of the code a special case.
 constexpr int64_t MIN_PHANTOMS = 2;
 
 class NeighbourTable {
@@ -22,8 +22,8 @@ class NeighbourTable {
     // shortest: angstrom^2, [centre type][neighbour type], see Atoms; may be empty.
     NeighbourTable(const Compute &compute, const Metadata &metadata, const std::vector<double> &shortest);
 
-    // Bring table and positions up to date. The table is made anew when the caller says that the lists have changed, and
-    // whenever the types or the counts differ from last time: programs that swap types do so without rebuilding
+    // Bring table and positions up to date. The table is made anew when the caller says that the lists have changed,
+    // and whenever the types or the counts differ from last time: programs that swap types do so without rebuilding
     // neighbour lists. Throws Error (BAD_INPUT) for indices, types and positions that cannot be.
     void update(const nequip_md_system &system);
 
@@ -65,20 +65,20 @@ class NeighbourTable {
     const Compute &compute_;
     const Metadata &metadata_;
     bool valid_ = false, uploaded_ = false;  // the table; its numbering
-    int listed_ = 0;                 // num_centres of the caller
-    std::vector<int> caller_types_;  // [atoms]
+    int listed_ = 0;                         // num_centres of the caller
+    std::vector<int> caller_types_;          // [atoms]
     Numbering numbers_;
     int64_t num_candidates_ = 0, num_numberings_ = 0, num_moves_ = 0;
 
-    at::Tensor staged_;       // [atoms, 3], pinned host memory, GPU only
-    at::Tensor positions_;    // [atoms, 3] float64
-    at::Tensor type_;         // [atoms] int64
-    at::Tensor centre_atom_;  // [centres] int32
-    at::Tensor num_centres_;  // [1] int64
-    at::Tensor cutoff_;       // [types, types] float64
-    at::Tensor shortest_;     // [types, types] float64, or undefined
-    at::Tensor list_offset_;  // [centres + 1] int64
-    at::Tensor list_;         // [candidates] int32
+    at::Tensor staged_;        // [atoms, 3], pinned host memory, GPU only
+    at::Tensor positions_;     // [atoms, 3] float64
+    at::Tensor type_;          // [atoms] int64
+    at::Tensor centre_atom_;   // [centres] int32
+    at::Tensor num_centres_;   // [1] int64
+    at::Tensor cutoff_;        // [types, types] float64
+    at::Tensor shortest_;      // [types, types] float64, or undefined
+    at::Tensor list_offset_;   // [centres + 1] int64
+    at::Tensor list_;          // [candidates] int32
     at::Tensor node_of_atom_;  // [atoms] int64, of models with message passing
 };
 

@@ -37,9 +37,10 @@ const Archive::Member *find_library(const Archive &archive)
 {
     for (const Archive::Member &member : archive.members())
         if (ends(model_file(member), ".so")) return &member;
-    throw Error(NEQUIP_MD_BAD_FILE, "model file '" + archive.path() +
-                                        "' is not a .pt2 artifact (it has no compiled code); make one from a checkpoint "
-                                        "with: nequip-md-export CHECKPOINT -o model.pt2");
+    throw Error(NEQUIP_MD_BAD_FILE,
+                "model file '" + archive.path() +
+                    "' is not a .pt2 artifact (it has no compiled code); make one from a checkpoint "
+                    "with: nequip-md-export CHECKPOINT -o model.pt2");
 }
 
 std::unordered_map<std::string, std::string> read_text(const Archive &archive, const Archive::Member &library)
@@ -97,9 +98,10 @@ void check_processor(const std::string &path, const Metadata &metadata)
     for (std::string name; names >> name;)
         if (here.count(name) == 0) missing += " " + name;
     if (!missing.empty())
-        throw Error(NEQUIP_MD_BAD_MODEL, "artifact '" + path + "' was exported on a processor with" + missing +
-                                             ", which the one of this machine lacks; export the model again here, or on the "
-                                             "oldest processor that shall run it");
+        throw Error(NEQUIP_MD_BAD_MODEL,
+                    "artifact '" + path + "' was exported on a processor with" + missing +
+                        ", which the one of this machine lacks; export the model again here, or on the "
+                        "oldest processor that shall run it");
 }
 
 void check_device(const std::string &path, const Metadata &metadata, const std::string &kind, int index)
@@ -158,7 +160,8 @@ std::string Package::unpack(const TemporaryFolder &folder) const
             continue;
         }
         std::ofstream file(folder.path() + "/" + name, std::ios::binary);
-        archive_.read(member, [&](const char *bytes, size_t size) { file.write(bytes, static_cast<std::streamsize>(size)); });
+        archive_.read(member,
+                      [&](const char *bytes, size_t size) { file.write(bytes, static_cast<std::streamsize>(size)); });
         file.close();
         if (!file) folder.unusable(std::strerror(errno));
     }

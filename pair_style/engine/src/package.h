@@ -25,8 +25,8 @@ class Package {
 
     uint64_t size() const;  // bytes that unpack() writes
 
-    // Writes the compiled code to a folder and verifies every member of the file; returns the path of the shared library.
-    // Throws Error (BAD_FILE).
+    // Writes the compiled code to a folder and verifies every member of the file; returns the path of the shared
+    // library. Throws Error (BAD_FILE).
     std::string unpack(const TemporaryFolder &folder) const;
 
  private:

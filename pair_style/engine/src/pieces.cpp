@@ -71,11 +71,12 @@ void Pieces::run(const NeighbourTable &table, Network &network, Tally &tally)
             // The compiled model reports every failure of its device alike, so that memory can only be guessed.
             if (!compute_.gpu()) throw;
             if (!divisible_ || edges / 2 < SMALLEST)
-                throw Error(NEQUIP_MD_INTERNAL,
-                            "the model failed on the GPU with " + std::to_string(edges) + " edges at a time and " +
-                                std::to_string(compute_.gpu()->free_memory() >> 20) + " MiB of its memory free (" +
-                                first_line(error.what()) +
-                                "); if that is too little, end what else runs there, use more GPUs or one with more memory");
+                throw Error(
+                    NEQUIP_MD_INTERNAL,
+                    "the model failed on the GPU with " + std::to_string(edges) + " edges at a time and " +
+                        std::to_string(compute_.gpu()->free_memory() >> 20) + " MiB of its memory free (" +
+                        first_line(error.what()) +
+                        "); if that is too little, end what else runs there, use more GPUs or one with more memory");
             max_edges_ = edges / 2;
             learned_ = true;
             continue;

@@ -12,12 +12,12 @@ namespace nequip_md {
 
 class Pieces {
  public:
-    // max_edges: of one piece; 0: no limit of the caller's. divisible: of a model without message passing, where a centre's
-    // energy depends on its own edges alone, so that pieces are exact. A centre is never divided, so a piece may have more
-    // edges than the limit.
+    // max_edges: of one piece; 0: no limit of the caller's. divisible: of a model without message passing, where a
+    // centre's energy depends on its own edges alone, so that pieces are exact. A centre is never divided, so a piece
+    // may have more edges than the limit.
     //
-    // On a GPU a piece has as many edges as are sure to fit into its free memory, by what a first small piece took, but no
-    // more than make it busy; should memory run out all the same, pieces become smaller.
+    // On a GPU a piece has as many edges as are sure to fit into its free memory, by what a first small piece took, but
+    // no more than make it busy; should memory run out all the same, pieces become smaller.
     Pieces(const Compute &compute, int64_t max_edges, bool divisible);
 
     // Evaluate all centres of the table and add them up.
@@ -28,8 +28,8 @@ class Pieces {
     int64_t num_evaluated() const { return num_evaluated_; }  // edges with padding
 
  private:
-    void run_piece(const NeighbourTable &table, Network &network, Tally &tally, const at::Tensor &edge_offset, int64_t first,
-                   int64_t count, int64_t num_edges);
+    void run_piece(const NeighbourTable &table, Network &network, Tally &tally, const at::Tensor &edge_offset,
+                   int64_t first, int64_t count, int64_t num_edges);
     void learn_limit(int64_t bytes, int64_t num_edges);
 
     const Compute &compute_;

@@ -40,7 +40,8 @@ void Replay::record(const NeighbourTable &table, Network &network, const Tally::
         recorded->recording = compute_.gpu()->record([&] {
             tally.clear();
             const at::Tensor edge_offset = count_edges(compute_, table, num_nodes_);
-            const Graph graph = build_graph(compute_, table, edge_offset, 0, num_nodes_, num_nodes_, num_edges_, node_types_);
+            const Graph graph =
+                build_graph(compute_, table, edge_offset, 0, num_nodes_, num_nodes_, num_edges_, node_types_);
             tally.add(table, edge_offset, graph, network.run(graph));
             tally.finish();
         });
@@ -61,7 +62,8 @@ const Tally *Replay::run(const NeighbourTable &table, const Tally::Wanted &wante
     Recorded &recorded = *of(wanted);
     recorded.recording->replay();
     // more edges than there was room for, or forces beyond fixed point, are for the other way
-    const bool right = recorded.tally.fetch(table.num_atoms(), atom_energies) && recorded.tally.num_edges() <= num_edges_;
+    const bool right =
+        recorded.tally.fetch(table.num_atoms(), atom_energies) && recorded.tally.num_edges() <= num_edges_;
     return right ? &recorded.tally : nullptr;
 }
 

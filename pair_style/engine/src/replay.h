@@ -1,7 +1,7 @@
 // Small systems on a GPU: the whole evaluation recorded once and replayed every step.
 //
-// Launching some fifty kernels one by one takes longer than running them on few atoms. A recording has fixed sizes, with
-// room for more edges and atoms than there were; what is not needed is padding, which is exactly zero.
+// Launching some fifty kernels one by one takes longer than running them on few atoms. A recording has fixed sizes,
+// with room for more edges and atoms than there were; what is not needed is padding, which is exactly zero.
 #pragma once
 
 #include <memory>
@@ -41,10 +41,10 @@ class Replay {
 
     const Compute &compute_;
     bool possible_ = true;
-    int64_t moves_ = -1, numbering_ = -1;        // of the table
-    int64_t num_nodes_ = 0, num_edges_ = 0;      // of every recording
-    at::Tensor node_types_;                      // read by every recording
-    std::unique_ptr<Recorded> recorded_[4];      // by what is wanted
+    int64_t moves_ = -1, numbering_ = -1;    // of the table
+    int64_t num_nodes_ = 0, num_edges_ = 0;  // of every recording
+    at::Tensor node_types_;                  // read by every recording
+    std::unique_ptr<Recorded> recorded_[4];  // by what is wanted
 };
 
 }  // namespace nequip_md

@@ -35,7 +35,8 @@ void Tally::clear()
         if (tensor->defined()) tensor->zero_();
 }
 
-void Tally::add(const NeighbourTable &table, const at::Tensor &edge_offset, const Graph &graph, const Evaluation &evaluation)
+void Tally::add(const NeighbourTable &table, const at::Tensor &edge_offset, const Graph &graph,
+                const Evaluation &evaluation)
 {
     TallyArguments a{};
     a.row_ptr = longs(graph.row_ptr);
@@ -84,10 +85,7 @@ int64_t Tally::num_edges() const { return static_cast<int64_t>(host_total_.data_
 
 bool Tally::has_close() const { return host_total_.data_ptr<double>()[CLOSE] > 0; }
 
-int64_t Tally::close_centre() const
-{
-    return sums_.select(1, CLOSE).argmax().item<int64_t>();
-}
+int64_t Tally::close_centre() const { return sums_.select(1, CLOSE).argmax().item<int64_t>(); }
 
 void Tally::add_array(double *array, const at::Tensor &values, double factor) const
 {
@@ -131,7 +129,8 @@ void Tally::add_to(const NeighbourTable &table, double energy_factor, nequip_md_
     if (wanted_.centroid_virials) add_array(results.centroid_virials, host_centroids_, energy_factor);
     if (results.atom_energies)
         for (int64_t node = 0; node < table.num_centres(); ++node)
-            results.atom_energies[table.centres()[node]] += energy_factor * host_sums_.data_ptr<double>()[SUMS * node + ENERGY];
+            results.atom_energies[table.centres()[node]] +=
+                energy_factor * host_sums_.data_ptr<double>()[SUMS * node + ENERGY];
 }
 
 }  // namespace nequip_md

@@ -13,8 +13,9 @@ namespace nequip_md {
 
 // Sums over the edges of one configuration, on the device.
 //
-// With g the gradient of edge i -> j: F_i += g, F_j -= g, virial -= r (x) g. Sums are in fixed point (kernels.h), so that
-// they come out the same in any order; with `wide` they are floating-point numbers, for forces that exceed that range.
+// With g the gradient of edge i -> j: F_i += g, F_j -= g, virial -= r (x) g. Sums are in fixed point (kernels.h), so
+// that they come out the same in any order; with `wide` they are floating-point numbers, for forces that exceed that
+// range.
 class Tally {
  public:
     // Which shares of atoms are wanted beside forces and energies.
@@ -26,10 +27,12 @@ class Tally {
     Tally(const Compute &compute, int64_t num_centres, int64_t num_atoms, const Wanted &wanted, bool wide);
 
     void clear();  // sums of centres are written anew
-    void add(const NeighbourTable &table, const at::Tensor &edge_offset, const Graph &graph, const Evaluation &evaluation);
+    void add(const NeighbourTable &table, const at::Tensor &edge_offset, const Graph &graph,
+             const Evaluation &evaluation);
     void finish();  // after the last add()
 
-    // Bring the sums to the host, and wait for them. False: forces exceed the range of fixed point, so do it again, wide.
+    // Bring the sums to the host, and wait for them. False: forces exceed the range of fixed point, so do it again,
+    // wide.
     bool fetch(int64_t num_atoms, bool atom_energies);
 
     int64_t num_edges() const;     // fetched
@@ -46,7 +49,7 @@ class Tally {
     const Compute &compute_;
     Wanted wanted_;
     bool wide_;
-    bool have_energies_ = false;  // of atoms, on the host
+    bool have_energies_ = false;               // of atoms, on the host
     at::Tensor forces_, virials_, centroids_;  // [atoms, 3], [atoms, 6], [atoms, 9], int64 or float64
     at::Tensor sums_, total_;                  // [centres, SUMS], [SUMS] float64
     at::Tensor host_forces_, host_virials_, host_centroids_, host_sums_, host_total_;

@@ -32,11 +32,11 @@ TemporaryFolder::~TemporaryFolder()
 
 void TemporaryFolder::unusable(const std::string &reason) const
 {
-    throw Error(NEQUIP_MD_BAD_FILE, "cannot unpack the model to '" + std::filesystem::path(path_).parent_path().string() +
-                                        "', the folder for temporary files: " + reason +
-                                        "; set the environment variable TMPDIR to a folder with " +
-                                        std::to_string((bytes_ >> 20) + 1) +
-                                        " MB of free space for each process that allows to run code");
+    throw Error(NEQUIP_MD_BAD_FILE,
+                "cannot unpack the model to '" + std::filesystem::path(path_).parent_path().string() +
+                    "', the folder for temporary files: " + reason +
+                    "; set the environment variable TMPDIR to a folder with " + std::to_string((bytes_ >> 20) + 1) +
+                    " MB of free space for each process that allows to run code");
 }
 
 }  // namespace nequip_md

@@ -80,7 +80,8 @@ class Parser {
         uint32_t value = 0;
         for (int k = 0; k < 4; ++k) {
             const char digit = next();
-            const size_t found = std::string("0123456789abcdef").find(digit >= 'A' && digit <= 'F' ? digit + 32 : digit);
+            const size_t found =
+                std::string("0123456789abcdef").find(digit >= 'A' && digit <= 'F' ? digit + 32 : digit);
             if (found == std::string::npos) throw std::invalid_argument("the metadata have a bad \\u escape");
             value = 16 * value + static_cast<uint32_t>(found);
         }

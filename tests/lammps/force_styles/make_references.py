@@ -54,8 +54,11 @@ def from_eager(style: ForceStyle) -> dict:
         graph = build_graph(atoms, model.type_names, model.config.cutoff_matrix())
         energies, gradient = energy_and_gradient(model, *graph.tensors)
         stress = -BAR * stress_from_gradient(graph, gradient, atoms.get_volume())[0].numpy()
-        return {"energy": energies.sum()[None].detach().numpy(), "stress": stress[[0, 1, 2, 0, 0, 1], [0, 1, 2, 1, 2, 2]],
-                "forces": forces_from_gradient(graph, gradient).numpy()}
+        return {
+            "energy": energies.sum()[None].detach().numpy(),
+            "stress": stress[[0, 1, 2, 0, 0, 1], [0, 1, 2, 1, 2, 2]],
+            "forces": forces_from_gradient(graph, gradient).numpy(),
+        }
 
     now = first = evaluate()
     velocities = np.zeros((len(atoms), 3))
