@@ -8,13 +8,14 @@ import pytest
 import torch
 
 from nequip_md import ops
-from nequip_md.export.trace import example_inputs, trace
+from nequip_md.kernels.triton import launcher
+from nequip_md.kernels.triton.backend import TritonBackend
+from nequip_md.lowering.trace import example_inputs, trace
 from nequip_md.model import build_model, energy_and_gradient, fuse, preset, with_dtype
-from nequip_md.ops import cuda, decompositions
 from support.convolution import CASES, inputs, layer
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-FORMS = {precision: cuda.replacements(precision) for precision in ("fp64", "fp32", "tf32")}
+FORMS = {precision: TritonBackend(precision).decompositions() for precision in ("fp64", "fp32", "tf32")}
 TOLERANCE = {"fp64": 1e-14, "fp32": 4e-6, "tf32": 4e-3}
 DTYPE = {"fp64": torch.float64, "fp32": torch.float32, "tf32": torch.float32}
 OPERATORS = torch.ops.nequip_md
@@ -61,7 +62,7 @@ def random(precision, *shape):
 @pytest.mark.parametrize(("channels", "orders"), [(64, 4), (24, 3), (1, 1), (160, 2), (7, 5)])
 def test_segments(precision, channels, orders, multiprocessors, monkeypatch):
     """``multiprocessors``: of a GPU on which several programs share the edges of one of the six centres, or one has them all."""
-    monkeypatch.setattr(cuda, "_MULTIPROCESSORS", multiprocessors)
+    monkeypatch.setattr(launcher, "MULTIPROCESSORS", multiprocessors)
     centre, row_ptr = edges()
     count, nodes = len(centre), len(row_ptr) - 1
     z = random(precision, nodes, orders**2, channels)
@@ -134,7 +135,7 @@ def test_convolution(precision, case):
 )
 def test_perceptrons(precision, widths, inner, outer, multiprocessors, monkeypatch):
     """``multiprocessors``: of a GPU on which so many rows take the tile for 16 rows, for 64, or the one for many."""
-    monkeypatch.setattr(cuda, "_MULTIPROCESSORS", multiprocessors)
+    monkeypatch.setattr(launcher, "MULTIPROCESSORS", multiprocessors)
     rows = 70
     # rows of very different sizes: each has its own scale
     parts = [random(precision, rows, k) * torch.exp(4 * random(precision, rows, 1)) for k in widths]
@@ -328,7 +329,7 @@ def test_whole_model(name, precision):
         config.cutoff,
         2,
         device=DEVICE,
-        decompositions={**decompositions(), **FORMS[precision]},
+        backend=TritonBackend(precision),
         message_passing=False,
     )
     targets = {str(node.target) for node in program.graph.nodes}
@@ -379,7 +380,7 @@ def test_whole_nequip(precision):
         config.cutoff,
         2,
         device=DEVICE,
-        decompositions={**decompositions(), **FORMS[precision]},
+        backend=TritonBackend(precision),
         message_passing=True,
     )
     calls = [str(node.target) for node in program.graph.nodes]

@@ -13,14 +13,19 @@ import torch
 from torch import nn
 
 from nequip_md.errors import NequIPMDError
-from nequip_md.export.trace import example_inputs, fold_constants, trace
+from nequip_md.kernels.hopper import layout, operators
+from nequip_md.kernels.hopper.backend import HopperBackend, statements
+from nequip_md.kernels.hopper.instances import Instances
+from nequip_md.kernels.hopper.nvrtc import compile_cuda
+from nequip_md.kernels.select import is_hopper
+from nequip_md.kernels.shims import declaration, function_name
 from nequip_md.kernels.static_library import build
+from nequip_md.lowering import fold_constants
+from nequip_md.lowering.trace import example_inputs, trace
 from nequip_md.model import build_model, energy_and_gradient, fuse, preset, with_dtype
-from nequip_md.ops import cuda, decompositions, hopper
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 OPERATORS = torch.ops.nequip_md
-PRODUCTS = {"fp32": 3, "tf32": 1}
 TOLERANCE = {"fp32": 6e-6, "tf32": 1e-2}
 WIDTHS = {  # of the input's parts, the two layers, what reads the second
     "medium": ([64, 64], 256, 256, 64),
@@ -128,12 +133,12 @@ class Contractions(nn.Module):
         return tuple(value.to(device) for value in values)
 
 
-def lowered(module, inputs, precision, kernels, dynamic=None):
+def lowered(module, inputs, backend, dynamic=None):
     """An exported program with the kernels' operators, weights divided once and for all: Inductor would not round between two casts."""
-    table = {**decompositions(keep=hopper.OPERATORS), **cuda.replacements(precision, None, kernels)}
-    graph = torch.export.export(module, inputs, dynamic_shapes=dynamic).run_decompositions(table).module()
+    exported = torch.export.export(module, inputs, dynamic_shapes=dynamic)
+    graph = exported.run_decompositions(backend.decompositions()).module()
     fold_constants(graph)
-    kernels.specialize(graph)
+    backend.specialize(graph)
     return torch.export.export(graph, inputs, dynamic_shapes=dynamic)
 
 
@@ -161,7 +166,7 @@ def assert_near(got, expected, tolerance, derivatives=()):
 def test_a_block_lies_as_the_tensor_cores_read_it(exchanged):
     """A 128-byte swizzle exchanges the 16-byte pieces of row n, k // 8, by n mod 8 (PTX manual, asynchronous warpgroup instructions)."""
     w = torch.arange(64 * 128, dtype=torch.float32).reshape(1, 64, 128)
-    blocks = hopper._to_blocks(w, exchanged)
+    blocks = layout.to_blocks(w, exchanged)
     assert blocks.shape == (1, 2, 1, 64, 64)
 
     def place(column):
@@ -172,30 +177,30 @@ def test_a_block_lies_as_the_tensor_cores_read_it(exchanged):
     for k, column in ((0, 0), (1, 0), (9, 3), (63, 64), (17, 127), (40, 70)):
         n, at = place(column), place(k) if exchanged else k
         assert blocks[0, n // 64, 0, n % 64, ((at // 8) ^ (n % 8)) * 8 + at % 8] == w[0, k, column]
-    assert torch.equal(hopper._from_blocks(blocks, exchanged), w[0])
+    assert torch.equal(layout.from_blocks(blocks, exchanged), w[0])
 
 
 @pytest.mark.parametrize("precision", ["fp32", "tf32"])
 @pytest.mark.parametrize("name", WIDTHS)
 def test_references_read_the_blocks(name, precision):
     module = Perceptrons(WIDTHS[name])
-    kernels = hopper.Kernels(PRODUCTS[precision])
+    backend = HopperBackend(precision)
     inputs = module.inputs(50, precision)
     with torch.no_grad():
         expected = exact(module, inputs)
-        program = lowered(module, inputs, precision, kernels)
+        program = lowered(module, inputs, backend)
         got = program.module()(*inputs)
-    assert called(program) == {hopper._ENERGY, hopper._HIDDEN, hopper._HIDDEN_BACKWARD}
-    assert len(kernels.instances) == 6
+    assert called(program) == {operators.ENERGY, operators.HIDDEN, operators.HIDDEN_BACKWARD}
+    assert len(backend.instances.numbers) == 6
     assert_near(got, expected, TOLERANCE[precision])
 
 
 @pytest.mark.parametrize("name", Contractions.SIZES)
 def test_references_over_edges(name):
-    module, kernels = Contractions(*Contractions.SIZES[name]), hopper.Kernels(3)
+    module, backend = Contractions(*Contractions.SIZES[name]), HopperBackend("fp32")
     inputs = module.inputs([3, 0, 7, 40])
-    program = lowered(module, inputs, "fp32", kernels)
-    assert called(program) == {hopper._CONTRACT_GRADIENT, hopper._CONTRACT_MOMENT, hopper._CHANNEL_PRODUCT}
+    program = lowered(module, inputs, backend)
+    assert called(program) == {operators.CONTRACT_GRADIENT, operators.CONTRACT_MOMENT, operators.CHANNEL_PRODUCT}
     assert_near(program.module()(*inputs), exact(module, inputs), 1e-6)
 
 
@@ -204,7 +209,7 @@ def test_terms_as_statements():
     module = Contractions(32, 3)
     output, order = module.table[3].sort(stable=True)
     offsets = (output < torch.arange(module.dim + 1).unsqueeze(1)).sum(dim=1)
-    text = hopper._statements(module.table[:3, order], module.values[order], offsets, 32)
+    text = statements(module.table[:3, order], module.values[order], offsets, 32)
     a, b, out = *torch.randn(2, 9, dtype=torch.float64), {}
     # a literal of C++ ends in f
     exec(
@@ -229,25 +234,22 @@ def test_whole_model():
     exact = with_dtype(build_model(config).eval(), "float64").to(DEVICE)
     model = with_dtype(exact, "float32").to(DEVICE)
     fuse(model)
-    kernels = hopper.Kernels(3)
-    table = {**decompositions(keep=hopper.OPERATORS), **cuda.replacements("fp32", None, kernels)}
     program = trace(
         model,
         config.cutoff,
         2,
         device=DEVICE,
-        decompositions=table,
+        backend=HopperBackend("fp32"),
         message_passing=False,
-        specialize=kernels.specialize,
     )
     calls = Counter(node.target for node in program.graph.nodes if "nequip_md.hopper" in str(node.target))
     assert calls == {
-        hopper._ENERGY: 1,
-        hopper._HIDDEN: 2,
-        hopper._HIDDEN_BACKWARD: 2,
-        hopper._CONTRACT_GRADIENT: 1,
-        hopper._CONTRACT_MOMENT: 1,
-        hopper._CHANNEL_PRODUCT: 3,
+        operators.ENERGY: 1,
+        operators.HIDDEN: 2,
+        operators.HIDDEN_BACKWARD: 2,
+        operators.CONTRACT_GRADIENT: 1,
+        operators.CONTRACT_MOMENT: 1,
+        operators.CHANNEL_PRODUCT: 3,
     }
     assert not [
         node for node in program.graph.nodes if re.search("mlp_|gather|channel_product_triton", str(node.target))
@@ -258,19 +260,19 @@ def test_whole_model():
 
 
 def test_other_widths_are_left_to_triton():
-    kernels = hopper.Kernels(3)
-    assert kernels.take([64, 64], 256, 256, 64)
-    assert not kernels.take([64, 60], 256, 256)
-    assert not kernels.take([64, 64, 64, 64, 8], 256, 256)
-    assert not kernels.take([64], 256, 320)
-    assert not kernels.take([64], 256, 256, 512)
+    instances = Instances(3)
+    assert instances.takes_layers([64, 64], 256, 256, 64)
+    assert not instances.takes_layers([64, 60], 256, 256)
+    assert not instances.takes_layers([64, 64, 64, 64, 8], 256, 256)
+    assert not instances.takes_layers([64], 256, 320)
+    assert not instances.takes_layers([64], 256, 256, 512)
 
 
 def test_other_contractions_are_left_to_triton():
-    kernels = hopper.Kernels(3)
+    instances = Instances(3)
 
     def take(orders, channels, layers, dtype=torch.float32):
-        return kernels.take_contraction(torch.empty(0, orders, channels, dtype=dtype), layers)
+        return instances.takes_contraction(torch.empty(0, orders, channels, dtype=dtype), layers)
 
     assert take(4, 64, 2) and take(4, 64, 1) and take(2, 32, 4)
     assert not take(4, 64, 2, torch.float64)
@@ -279,18 +281,19 @@ def test_other_contractions_are_left_to_triton():
 
 def test_launches_are_declared_as_they_are_defined(tmp_path):
     """AOTInductor calls them by declarations that are made from the schemas; C++ refuses a definition that differs."""
-    declarations = "".join(f'extern "C" {hopper._declaration(operator)};\n' for operator in hopper.OPERATORS)
+    declarations = "".join(f'extern "C" {declaration(operator, "cuda")};\n' for operator in operators.OPERATORS)
     (tmp_path / "declared.h").write_text(
         "#define USE_CUDA\n#include <torch/csrc/inductor/aoti_torch/c/shim.h>\n" + declarations
     )
     (tmp_path / "kernels.cubin").write_bytes(b"none")
     (tmp_path / "instances.inc").write_text('{"hopper_energy_0", 1024},\n')
-    with as_file(files("nequip_md.ops") / "csrc") as sources:
+    with as_file(files("nequip_md.kernels")) as sources:
         build(
             tmp_path,
             "launches",
-            sources / "hopper_launch.cpp",
+            sources / "hopper" / "launch.cpp",
             [
+                f"-I{sources / 'include'}",
                 "-include",
                 str(tmp_path / "declared.h"),
                 f'-DKERNELS="{tmp_path / "kernels.cubin"}"',
@@ -298,17 +301,17 @@ def test_launches_are_declared_as_they_are_defined(tmp_path):
             ],
         )
     symbols = subprocess.run(["nm", tmp_path / "liblaunches.a"], capture_output=True, text=True, check=True).stdout
-    for operator in hopper.OPERATORS:
-        assert f" T aoti_torch_cuda_{operator._schema.name.split('::')[1]}\n" in symbols
+    for operator in operators.OPERATORS:
+        assert f" T {function_name(operator, 'cuda')}\n" in symbols
 
 
 def test_kernels_over_edges_compile():
-    kernels = hopper.Kernels(3)
+    backend = HopperBackend("fp32")
     for sizes in Contractions.SIZES.values():
         module = Contractions(*sizes)
-        lowered(module, module.inputs([3, 0, 7, 40]), "fp32", kernels)
+        lowered(module, module.inputs([3, 0, 7, 40]), backend)
     said = []
-    hopper.compile_cuda(kernels.source(), said.append)
+    compile_cuda(backend.instances.source(), said.append)
     spilled = [int(n) for n in re.findall(r"(\d+) bytes spill stores", said[0])]
     assert len(spilled) == 3 * len(Contractions.SIZES) and max(spilled) <= 64
 
@@ -317,10 +320,10 @@ def test_kernels_over_edges_compile():
 @pytest.mark.parametrize("name", WIDTHS)
 def test_products_are_kept_in_flight(name, precision):
     """ptxas says when it waits for every single product instead; and nothing much is spilled."""
-    kernels, module = hopper.Kernels(PRODUCTS[precision]), Perceptrons(WIDTHS[name])
-    lowered(module, module.inputs(50, precision), precision, kernels)
+    backend, module = HopperBackend(precision), Perceptrons(WIDTHS[name])
+    lowered(module, module.inputs(50, precision), backend)
     said = []
-    assert hopper.compile_cuda(kernels.source(), said.append).startswith(b"\x7fELF")
+    assert compile_cuda(backend.instances.source(), said.append).startswith(b"\x7fELF")
     assert "wgmma" not in said[0] and "setmaxnreg" not in said[0]
     spilled = [int(n) for n in re.findall(r"(\d+) bytes spill stores", said[0])]
     assert len(spilled) == 6 and max(spilled) <= 400
@@ -328,19 +331,19 @@ def test_products_are_kept_in_flight(name, precision):
 
 def test_what_the_compiler_refuses_is_said():
     with pytest.raises(NequIPMDError, match="(?s)compiling the CUDA kernels failed.*perceptron.cu.*no_such_type"):
-        hopper.compile_cuda("no_such_type x;")
+        compile_cuda("no_such_type x;")
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not hopper.available(), reason="needs a Hopper GPU")
+@pytest.mark.skipif(not is_hopper(), reason="needs a Hopper GPU")
 @pytest.mark.parametrize("precision", ["fp32", "tf32"])
 @pytest.mark.parametrize("name", WIDTHS)
 def test_kernels_in_an_artifact(tmp_path, name, precision):
     module = Perceptrons(WIDTHS[name]).cuda()
-    kernels = hopper.Kernels(PRODUCTS[precision])
+    backend = HopperBackend(precision)
     with torch.no_grad():
-        program = lowered(module, module.inputs(50, precision, "cuda"), precision, kernels, module.dynamic)
-        with kernels.linked() as options:
+        program = lowered(module, module.inputs(50, precision, "cuda"), backend, module.dynamic)
+        with backend.linked() as options:
             path = torch._inductor.aoti_compile_and_package(
                 program, package_path=str(tmp_path / "perceptrons.pt2"), inductor_configs=options
             )
@@ -354,13 +357,13 @@ def test_kernels_in_an_artifact(tmp_path, name, precision):
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not hopper.available(), reason="needs a Hopper GPU")
+@pytest.mark.skipif(not is_hopper(), reason="needs a Hopper GPU")
 @pytest.mark.parametrize("name", Contractions.SIZES)
 def test_kernels_over_edges_in_an_artifact(tmp_path, name):
-    module, kernels = Contractions(*Contractions.SIZES[name]).cuda(), hopper.Kernels(3)
+    module, backend = Contractions(*Contractions.SIZES[name]).cuda(), HopperBackend("fp32")
     with torch.no_grad():
-        program = lowered(module, module.inputs([3, 0, 7, 40], "cuda"), "fp32", kernels, module.dynamic)
-        with kernels.linked() as options:
+        program = lowered(module, module.inputs([3, 0, 7, 40], "cuda"), backend, module.dynamic)
+        with backend.linked() as options:
             path = torch._inductor.aoti_compile_and_package(
                 program, package_path=str(tmp_path / "edges.pt2"), inductor_configs=options
             )

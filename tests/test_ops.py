@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from importlib.resources import files
+
 import pytest
 import torch
 
+from nequip_md.kernels.cpu.backend import OPERATORS, CPUBackend
 from nequip_md.model import build_model, preset
 from nequip_md.model.allegro import tensor_track
 from nequip_md.model.clebsch_gordan import product_table
@@ -12,7 +15,6 @@ from nequip_md.model.spherical_harmonics import spherical_harmonics
 from nequip_md.ops import (
     EdgeContractions,
     channel_product,
-    cpu,
     edge_contract,
     edge_dot,
     edge_moment,
@@ -278,7 +280,7 @@ def test_cpp_kernels_in_an_artifact(tmp_path, dtype, tolerance):
     shapes = ({0: e}, {0: e}, {0: n}, {0: e}, {0: e}, {0: n + 1}, None, None, None)
     module = EveryKernel()
     program = torch.export.export(module, inputs(COUNTS), dynamic_shapes=shapes)
-    with cpu.linked_kernels() as options:
+    with CPUBackend().linked() as options:
         path = torch._inductor.aoti_compile_and_package(
             program, package_path=str(tmp_path / "ops.pt2"), inductor_configs=options
         )
@@ -291,6 +293,6 @@ def test_cpp_kernels_in_an_artifact(tmp_path, dtype, tolerance):
 
 def test_kernels_replace_every_operator_of_the_models():
     """An operator that gets a C++ signature but no kernel, or the other way round, would fail at export only."""
-    source = (cpu.files("nequip_md.ops") / "csrc" / "cpu_kernels.cpp").read_text()
-    for operator in cpu.operators():
+    source = (files("nequip_md.kernels.cpu") / "cpu_kernels.cpp").read_text()
+    for operator in OPERATORS:
         assert f"aoti_torch_cpu_{operator._schema.name.split('::')[1]}(" in source

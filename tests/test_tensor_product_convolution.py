@@ -6,8 +6,9 @@ import pytest
 import torch
 from e3nn.o3 import wigner_3j
 
+from nequip_md.kernels.cpu.backend import CPUBackend
 from nequip_md.model.nequip_irreps import split, width
-from nequip_md.ops import cpu, tensor_product_convolution
+from nequip_md.ops import tensor_product_convolution
 from support.convolution import CASES, COUNTS, NODES, inputs, layer
 
 
@@ -99,7 +100,7 @@ def test_cpp_kernels_in_an_artifact(tmp_path):
     edges, owned, nodes = (torch.export.Dim(name, min=2) for name in ("edges", "owned", "nodes"))
     shapes = ({0: nodes}, {0: edges}, {0: edges}, {0: owned}, {0: edges}, {0: edges}, {0: owned + 1})
     program = torch.export.export(module, inputs(module.irreps), dynamic_shapes=shapes)
-    with cpu.linked_kernels() as options:
+    with CPUBackend().linked() as options:
         path = torch._inductor.aoti_compile_and_package(
             program, package_path=str(tmp_path / "ops.pt2"), inductor_configs=options
         )
