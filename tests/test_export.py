@@ -19,8 +19,9 @@ from nequip_md.artifact.metadata import cpu_instructions
 from nequip_md.checkpoint import checkpoint_sha256, save
 from nequip_md.export import artifact_metadata, package, write_artifact
 from nequip_md.export.cli import export
-from nequip_md.export.trace import example_inputs, trace
 from nequip_md.graph import Graph, build_graph
+from nequip_md.kernels import Backend
+from nequip_md.lowering.trace import example_inputs, trace
 from nequip_md.model import AllegroConfig, NequIPConfig, build_model, energy_and_gradient
 from support.artifacts import with_metadata
 from support.structures import dense_box, elongated_cell, single_atom, triclinic_crystal, water_box
@@ -285,7 +286,7 @@ class SizeBound(nn.Module):
 
 def test_specialisation_to_a_size_is_refused():
     with pytest.raises(NequIPMDError, match="traced at two sizes and the graphs differ"):
-        trace(SizeBound(), 5.0, 2, device="cpu", decompositions={}, message_passing=False)
+        trace(SizeBound(), 5.0, 2, device="cpu", backend=Backend(), message_passing=False)
 
 
 @pytest.mark.parametrize(
@@ -309,7 +310,7 @@ def test_every_dimension_is_dynamic(config):
     torch.manual_seed(0)
     model = build_model(config.model_copy(update={"dtype": "float64"}))
     message_passing = config.kind == "nequip"
-    program = trace(model, 4.0, 2, device="cpu", decompositions={}, message_passing=message_passing)
+    program = trace(model, 4.0, 2, device="cpu", backend=Backend(), message_passing=message_passing)
     run = program.module()
     for owned, ghosts, degree in ((2, 0, 2), (40, 7, 23), (5, 90, 3)):
         inputs = example_inputs(owned, 0 if message_passing else ghosts, degree, 2, 4.0, seed=owned)
