@@ -1,0 +1,12 @@
+"""The table: all groups of cases by name."""
+
+from __future__ import annotations
+
+from operators import convolution_cases, edge_cases, perceptron_cases
+
+GROUPS = {group.name: group for cases in (edge_cases, convolution_cases, perceptron_cases) for group in cases.groups()}
+ELSEWHERE = {
+    "ghost_exchange": "with whole models: an engine answers it",
+    "ghost_reduce": "with whole models: an engine answers it",
+}
+"""Operators that are tested in other files, and how."""
