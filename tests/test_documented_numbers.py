@@ -53,6 +53,15 @@ def malloc_peak():
     return after / before
 
 
+def kilobytes_per_edge():
+    (row,) = (
+        row
+        for row in read("h200_medium_fp32.json")["rows"]
+        if row["atoms"] == 12288 and row["who"].startswith("nequip-md")
+    )
+    return 1e-3 * row["memory_gib"] * 2**30 / (row["atoms"] * row["edges_per_atom"])
+
+
 LARGEST = "medium, fp32-accurate, largest system, time"
 OVERHEAD = "medium, fp32-accurate, 98,304 atoms"
 CPU = "medium, fp32, 192 atoms of water, CPU"
@@ -126,6 +135,7 @@ FIGURES = [
             )
         ],
     ),
+    ("docs/lammps.md", 'about {} kB per edge on a GPU with the "medium" preset', [kilobytes_per_edge]),
     ("docs/files_and_trust.md", "its peak can be {} times as high", [malloc_peak]),
 ]
 
