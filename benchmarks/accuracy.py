@@ -27,6 +27,7 @@ import yaml
 from pydantic import ValidationError
 from torch import Tensor
 
+from nequip_md.artifact import load_artifact
 from nequip_md.bench.compilation import preset_config, random_checkpoint
 from nequip_md.bench.measure import machine
 from nequip_md.bench.report import check_files
@@ -34,7 +35,6 @@ from nequip_md.bench.structures import water_box
 from nequip_md.checkpoint import load
 from nequip_md.cli import run
 from nequip_md.errors import NequIPMDError
-from nequip_md.export import load_artifact
 from nequip_md.export.cli import export
 from nequip_md.graph import Graph, build_graph
 from nequip_md.model import PRESETS, PotentialConfig, build_model, energy_and_gradient, with_dtype

@@ -21,13 +21,13 @@ from pathlib import Path
 
 import torch
 
+from nequip_md.artifact import load_artifact
 from nequip_md.bench.cli import positive
 from nequip_md.bench.compilation import compile_all, model_config
 from nequip_md.bench.measure import machine
 from nequip_md.bench.structures import water_box
 from nequip_md.cli import run
 from nequip_md.errors import NequIPMDError
-from nequip_md.export import load_artifact
 from nequip_md.graph import build_graph
 
 SECTIONS = ("SpeedOfLight", "ComputeWorkloadAnalysis", "WarpStateStats", "LaunchStats")

@@ -24,13 +24,13 @@ from ase import Atoms
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
+from nequip_md.artifact import Artifact, load_artifact
 from nequip_md.bench.cli import positive
 from nequip_md.bench.compilation import compile_all, model_config
 from nequip_md.bench.measure import machine, time_alternately
 from nequip_md.bench.structures import check_types, read_structure, systems
 from nequip_md.cli import run
 from nequip_md.errors import NequIPMDError
-from nequip_md.export import Artifact, load_artifact
 from nequip_md.graph import build_graph
 
 NAME_WIDTH = 70

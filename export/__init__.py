@@ -1,23 +1,15 @@
-"""From a model to one compiled artifact, and back: trace, compile, package, check, load."""
+"""From a model to one compiled artifact: trace, compile, package, check. :mod:`nequip_md.artifact` reads it."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from nequip_md.export.artifact import Artifact, load_artifact
-    from nequip_md.export.metadata import artifact_metadata, model_metadata, read_metadata
+    from nequip_md.export.metadata import artifact_metadata, model_metadata
     from nequip_md.export.package import write_artifact
 
-__all__ = ["Artifact", "artifact_metadata", "load_artifact", "model_metadata", "read_metadata", "write_artifact"]
+__all__ = ["artifact_metadata", "model_metadata", "write_artifact"]
 
-_MODULES = {
-    "Artifact": "artifact",
-    "load_artifact": "artifact",
-    "artifact_metadata": "metadata",
-    "model_metadata": "metadata",
-    "read_metadata": "metadata",
-    "write_artifact": "package",
-}
+_MODULES = {"artifact_metadata": "metadata", "model_metadata": "metadata", "write_artifact": "package"}
 
 
 def __getattr__(name: str) -> Any:

@@ -30,9 +30,10 @@ def export(
     use_private_cache()  # first, as some modules of torch make the common folder when they are imported
     import torch
 
+    from nequip_md.artifact import load_artifact
+    from nequip_md.artifact.metadata import PRECISIONS
     from nequip_md.checkpoint import checkpoint_sha256, load, read_info
-    from nequip_md.export.artifact import load_artifact
-    from nequip_md.export.metadata import PRECISIONS, model_metadata
+    from nequip_md.export.metadata import model_metadata
     from nequip_md.export.package import artifact_target, check_target, compile_model
     from nequip_md.export.validate import validate_artifact
     from nequip_md.model import with_dtype

@@ -17,10 +17,10 @@ from torch import nn
 from nequip_md.atomic import replacing
 from nequip_md.errors import NequIPMDError
 from nequip_md.export import inductor_cache
-from nequip_md.export.trace import trace
+from nequip_md.kernels import backend_for
+from nequip_md.kernels.static_library import compiler
+from nequip_md.lowering import trace
 from nequip_md.model import Potential, fuse
-from nequip_md.ops import cpu, decompositions
-from nequip_md.ops.static_library import compiler
 
 
 def check_target(path: str | Path, device: str) -> None:
@@ -98,39 +98,20 @@ def compile_model(model: nn.Module, metadata: dict[str, str], device: str) -> tu
     # the compiler's half of torch, which whoever only runs artifacts does without
     from torch._inductor.exc import CppCompileError, InductorError
 
-    on_cpu = device == "cpu"
-    types = len(metadata["type_names"].split())
+    backend = backend_for(device, metadata["precision"])
     plain: list[str] = []
-    specialize = None
-    if on_cpu:
-        form, replaced, linked = "c++", decompositions(keep=cpu.operators()), cpu.linked_kernels
-    else:
-        from nequip_md.ops import cuda, hopper
-
-        kernels = hopper.Kernels(products=1 if metadata["precision"] == "tf32" else 3)
-        form, linked = "triton", kernels.linked
-        on_hopper = hopper.available() and metadata["precision"] != "fp64"
-        replaced = {
-            **decompositions(keep=hopper.OPERATORS),
-            **cuda.replacements(metadata["precision"], plain, kernels if on_hopper else None),
-        }
-        specialize = kernels.specialize if on_hopper else None
-        if isinstance(model, Potential):
-            model = copy.deepcopy(model)
-            plain += fuse(model)
-            form = "triton fused" if model.fused else form
+    if device == "cuda" and isinstance(model, Potential):
+        model = copy.deepcopy(model)
+        plain += fuse(model)
     program = trace(
         model,
         float(metadata["cutoff"]),
-        types,
+        len(metadata["type_names"].split()),
         device=device,
-        decompositions=replaced,
+        backend=backend,
         message_passing=metadata["message_passing_layers"] != "0",
-        specialize=specialize,
     )
-    if not on_cpu and kernels.instances:
-        form += " hopper"
-    metadata = {**metadata, "kernels": form}
+    metadata = {**metadata, "kernels": backend.kernels}
     options = {
         **inductor_cache.OPTIONS,
         "aot_inductor.metadata": metadata,
@@ -140,7 +121,7 @@ def compile_model(model: nn.Module, metadata: dict[str, str], device: str) -> tu
     # in memory, because PyTorch ends the process when it cannot write to a file
     content = io.BytesIO()
     try:
-        with linked() as options_of_kernels, warnings.catch_warnings():
+        with backend.linked() as options_of_kernels, warnings.catch_warnings():
             warnings.simplefilter("ignore")
             torch._inductor.aoti_compile_and_package(
                 program, package_path=content, inductor_configs={**options, **options_of_kernels}
@@ -150,4 +131,4 @@ def compile_model(model: nn.Module, metadata: dict[str, str], device: str) -> tu
             f"compiling the model failed: {str(error)[-2000:].strip()}\nCompilation writes to {tempfile.gettempdir()}; if "
             "there is no space, set TMPDIR to a folder that has some"
         ) from error
-    return content.getbuffer(), plain
+    return content.getbuffer(), [*plain, *backend.notes]

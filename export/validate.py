@@ -77,7 +77,7 @@ _LEAVING_ENERGY, _LEAVING_GRADIENT = 1e-6, 1e-3
 
 
 class Evaluator(Protocol):
-    """What is checked: :class:`nequip_md.export.Artifact`, or anything that looks like it."""
+    """What is checked: :class:`nequip_md.artifact.Artifact`, or anything that looks like it."""
 
     metadata: dict[str, str]
     type_names: list[str]

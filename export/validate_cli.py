@@ -18,7 +18,7 @@ def validate(path: Path, device: str | None = None) -> int:
     from rich.markup import escape
     from rich.table import Table
 
-    from nequip_md.export.artifact import load_artifact
+    from nequip_md.artifact import load_artifact
     from nequip_md.export.validate import validate_artifact
 
     console = Console(highlight=False)

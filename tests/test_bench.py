@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import nequip_md.lammps
+from nequip_md.artifact import load_artifact
 from nequip_md.bench import peer
 from nequip_md.bench.cli import bench, parser, threads_per_rank
 from nequip_md.bench.compilation import preset_config
@@ -19,7 +20,6 @@ from nequip_md.bench.measure import failure_of, time_alternately
 from nequip_md.bench.structures import octanal, read_structure, repeated, systems, water_box
 from nequip_md.checkpoint import save
 from nequip_md.errors import NequIPMDError
-from nequip_md.export import load_artifact
 from nequip_md.graph import build_graph
 from nequip_md.model import AllegroConfig, build_model
 from support.lammps_run import run_lammps

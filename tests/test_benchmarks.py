@@ -20,9 +20,9 @@ import rounding
 import target_rows
 import targets
 
+from nequip_md.artifact import load_artifact
 from nequip_md.bench.structures import water_box
 from nequip_md.errors import NequIPMDError
-from nequip_md.export import load_artifact
 from nequip_md.graph import build_graph
 from nequip_md.model import AllegroConfig
 

@@ -16,6 +16,7 @@ PACKAGES = {
     "model": "nequip_md/model",
     "graph": "nequip_md/graph",
     "export": "export",
+    "artifact": "nequip_md/artifact",
     "calculators": "nequip_md/calculators",
 }
 ENGINES = ("lammps", "ase", "engine")

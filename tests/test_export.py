@@ -14,10 +14,11 @@ from torch import nn
 
 import nequip_md
 from nequip_md import NequIPMDError
+from nequip_md.artifact import load_artifact, read_metadata
+from nequip_md.artifact.metadata import cpu_instructions
 from nequip_md.checkpoint import checkpoint_sha256, save
-from nequip_md.export import artifact_metadata, load_artifact, package, read_metadata, write_artifact
+from nequip_md.export import artifact_metadata, package, write_artifact
 from nequip_md.export.cli import export
-from nequip_md.export.metadata import cpu_instructions
 from nequip_md.export.trace import example_inputs, trace
 from nequip_md.graph import Graph, build_graph
 from nequip_md.model import AllegroConfig, NequIPConfig, build_model, energy_and_gradient

@@ -15,10 +15,10 @@ from ase import Atoms
 from ase.calculators.lj import LennardJones
 
 import nequip_md
+from nequip_md.artifact import load_artifact
 from nequip_md.bench.compilation import model_config
 from nequip_md.calculators import NequIPMDCalculator
 from nequip_md.errors import NequIPMDError
-from nequip_md.export import load_artifact
 from nequip_md.files import FileKind, export_command, file_kind
 from nequip_md.graph import VerletList, build_graph
 from nequip_md.info.model_file import model_facts

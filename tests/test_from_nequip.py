@@ -13,7 +13,8 @@ from ase.calculators.emt import EMT
 
 from nequip_md.checkpoint import upstream_allegro, upstream_nequip
 from nequip_md.graph import build_graph, forces_from_gradient
-from nequip_md.model.potential import build_model, energy_and_gradient
+from nequip_md.model.build import build_model
+from nequip_md.model.potential import energy_and_gradient
 from nequip_md.training.cli import main
 from nequip_md.training.config import load_config
 from nequip_md.training.loss import Error, loss

@@ -14,9 +14,9 @@ from torch import nn
 
 from nequip_md.errors import NequIPMDError
 from nequip_md.export.trace import example_inputs, fold_constants, trace
+from nequip_md.kernels.static_library import build
 from nequip_md.model import build_model, energy_and_gradient, fuse, preset, with_dtype
 from nequip_md.ops import cuda, decompositions, hopper
-from nequip_md.ops.static_library import build
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 OPERATORS = torch.ops.nequip_md

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from nequip_md import NequIPMDError
-from nequip_md.export import inductor_cache, load_artifact, read_metadata
+from nequip_md.artifact import load_artifact, read_metadata
+from nequip_md.export import inductor_cache
 from nequip_md.memory import keep_freed_memory
 from support.artifacts import with_metadata
 from support.damage import DAMAGES, METADATA, damaged, rewritten
@@ -109,7 +110,7 @@ MOUNTED = {"noexec": ("noexec", "mounted noexec"), "full": ("size=100k", "No spa
 @pytest.mark.parametrize("case", MOUNTED)
 def test_temporary_folder_cannot_be_used(artifact, tmp_path, case):
     options, reason = MOUNTED[case]
-    load = f"from nequip_md.export import load_artifact; load_artifact({str(artifact)!r})"
+    load = f"from nequip_md.artifact import load_artifact; load_artifact({str(artifact)!r})"
     outcome = in_mounted_folder(options, [sys.executable, "-c", load], tmp_path)
     last = outcome.stderr.splitlines()[-1]
     assert outcome.returncode == 1
@@ -124,7 +125,8 @@ LOAD_AND_EXPORT = """
 import os, stat, sys
 from pathlib import Path
 import torch
-from nequip_md.export import artifact_metadata, load_artifact, write_artifact
+from nequip_md.artifact import load_artifact
+from nequip_md.export import artifact_metadata, write_artifact
 from nequip_md.export.validate import validate_artifact
 
 def listing(): return sorted(os.listdir(os.environ["TMPDIR"]))

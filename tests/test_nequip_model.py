@@ -340,8 +340,8 @@ def test_weights_that_do_not_fit_are_refused_by_name(damage):
 
 def test_artifact_is_the_eager_model(small_models):
     """One compiled file at sizes from a lone atom to a dense box."""
+    from nequip_md.artifact import load_artifact
     from nequip_md.checkpoint import load
-    from nequip_md.export import load_artifact
 
     checkpoint, path = small_models("nequip_fp64")
     model, artifact = load(checkpoint), load_artifact(path)

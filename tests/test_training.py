@@ -14,8 +14,9 @@ from torch import nn
 
 from nequip_md import checkpoint
 from nequip_md.graph import build_graph
+from nequip_md.model.build import build_model
 from nequip_md.model.config import AllegroConfig
-from nequip_md.model.potential import build_model, energy_and_gradient
+from nequip_md.model.potential import energy_and_gradient
 from nequip_md.training.callbacks import BestModel
 from nequip_md.training.config import CosineSchedule, LossConfig, PlateauSchedule, StopConfig
 from nequip_md.training.data import collate, make_sample

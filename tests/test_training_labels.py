@@ -18,8 +18,9 @@ from ase.neighborlist import neighbor_list
 
 from nequip_md.errors import NequIPMDError
 from nequip_md.graph import build_graph
+from nequip_md.model.build import build_model
 from nequip_md.model.config import AllegroConfig
-from nequip_md.model.potential import build_model, energy_and_gradient
+from nequip_md.model.potential import energy_and_gradient
 from nequip_md.training.cli import main
 from nequip_md.training.config import LossConfig, check_config
 from nequip_md.training.data import AtomsData, collate, make_sample

@@ -212,7 +212,7 @@ def test_systems_differ_from_each_other_and_keep_atoms_apart():
 @pytest.mark.parametrize("name", ["allegro_fp64", "allegro_fp32", "nequip_fp64"])
 def test_compiled_models_pass(small_models, name):
     from nequip_md import load
-    from nequip_md.export import load_artifact
+    from nequip_md.artifact import load_artifact
 
     checkpoint, path = small_models(name)
     assert failures(validate_artifact(load_artifact(path), load(checkpoint))) == []

@@ -6,8 +6,8 @@ import logging
 
 from ase.data import atomic_numbers, covalent_radii
 
+from nequip_md.model.build import build_model
 from nequip_md.model.config import PotentialConfig
-from nequip_md.model.potential import build_model
 from nequip_md.training.config import AUTO_VALUES, TrainingConfig
 from nequip_md.training.data import AtomsData
 from nequip_md.training.statistics import Statistics, automatic_value, compute_statistics, isolated_atom_energies

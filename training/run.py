@@ -24,8 +24,8 @@ from nequip_md import checkpoint
 from nequip_md.atomic import write_atomically
 from nequip_md.errors import NequIPMDError
 from nequip_md.interrupt import Interrupted
+from nequip_md.model.build import build_model
 from nequip_md.model.config import AnyConfig, PotentialConfig
-from nequip_md.model.potential import build_model
 from nequip_md.training.callbacks import BestModel
 from nequip_md.training.config import TrainingConfig
 from nequip_md.training.data import AtomsData

@@ -122,12 +122,12 @@ def bench(options: argparse.Namespace, report: Report = print) -> list[Row]:
     complete(options)
     import torch
 
+    from nequip_md.artifact import load_artifact
     from nequip_md.bench import measure, peer
     from nequip_md.bench.compilation import Compiled, compile_all, model_config
     from nequip_md.bench.lammps_run import lammps_row
     from nequip_md.bench.report import check_files, plot, write_json
     from nequip_md.bench.structures import check_types, read_structure, systems
-    from nequip_md.export import load_artifact
 
     structure = read_structure(options.structure) if options.structure else None
     boxes = systems(options.sizes, structure)

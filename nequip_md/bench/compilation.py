@@ -10,13 +10,13 @@ from pathlib import Path
 import torch
 from ase import Atoms
 
+from nequip_md.artifact import Artifact, load_artifact
+from nequip_md.artifact.metadata import PRECISIONS as DTYPES
 from nequip_md.bench import peer
 from nequip_md.bench.structures import water_box
 from nequip_md.checkpoint import read_info, save
 from nequip_md.errors import NequIPMDError
-from nequip_md.export import Artifact, load_artifact
 from nequip_md.export.cli import export
-from nequip_md.export.metadata import PRECISIONS as DTYPES
 from nequip_md.files import FileKind, file_kind
 from nequip_md.graph import build_graph
 from nequip_md.model import PRESETS, AllegroConfig, NequIPConfig, PotentialConfig, build_model, preset

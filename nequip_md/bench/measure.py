@@ -12,8 +12,8 @@ from ase import Atoms
 from torch import Tensor
 
 import nequip_md
+from nequip_md.artifact import Artifact
 from nequip_md.errors import NequIPMDError
-from nequip_md.export import Artifact
 from nequip_md.graph import build_graph
 from nequip_md.info.installation import cpu_name
 

@@ -13,9 +13,10 @@ import torch
 from ase import Atoms
 from torch import Tensor, nn
 
+from nequip_md.artifact import Artifact
 from nequip_md.checkpoint.upstream_allegro import state_from_upstream
 from nequip_md.errors import NequIPMDError
-from nequip_md.export import Artifact, inductor_cache
+from nequip_md.export import inductor_cache
 from nequip_md.graph import build_graph, forces_from_gradient
 from nequip_md.model import AllegroConfig, Potential, PotentialConfig, build_model
 

@@ -15,9 +15,9 @@ from ase import Atoms
 from ase.calculators.calculator import Calculator, PropertyNotImplementedError, all_changes
 from ase.stress import full_3x3_to_voigt_6_stress
 
+from nequip_md.artifact import Artifact, load_artifact
 from nequip_md.calculators.guard import Guard
 from nequip_md.errors import NequIPMDError
-from nequip_md.export import Artifact, load_artifact
 from nequip_md.graph import VerletList, atomic_virials, cell_volume, forces_from_gradient
 
 

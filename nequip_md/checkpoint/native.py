@@ -24,8 +24,9 @@ from nequip_md import __version__
 from nequip_md.atomic import write_atomically
 from nequip_md.checkpoint.limits import COPY_AGAIN, AtMost, brief
 from nequip_md.errors import NequIPMDError
+from nequip_md.model.build import build_model
 from nequip_md.model.config import AnyConfig, PotentialConfig
-from nequip_md.model.potential import Potential, build_model
+from nequip_md.model.potential import Potential
 
 FORMAT_VERSION = 1
 _KEY = "nequip_md"

@@ -57,7 +57,7 @@ def _checkpoint_facts(path: Path, allow_pickle: bool) -> dict[str, Any]:
 
 
 def _artifact_facts(path: Path) -> dict[str, Any]:
-    from nequip_md.export import read_metadata
+    from nequip_md.artifact import read_metadata
     from nequip_md.model import build_model
 
     table = read_metadata(path)

@@ -1,6 +1,6 @@
 """Custom operators, ``torch.library`` namespace ``nequip_md``: one file for each, with reference and derivatives."""
 
-from nequip_md.ops._operator import decompositions
+from nequip_md.ops._operator import references
 from nequip_md.ops.channel_product import channel_product
 from nequip_md.ops.edge_contract import EdgeContractions, edge_contract
 from nequip_md.ops.edge_embedding import edge_embedding
@@ -14,7 +14,6 @@ __all__ = [
     "MAX_PARTS",
     "EdgeContractions",
     "channel_product",
-    "decompositions",
     "dense",
     "edge_contract",
     "edge_dot",
@@ -27,6 +26,7 @@ __all__ = [
     "mlp_energy",
     "mlp_hidden",
     "mlp_hidden_dense",
+    "references",
     "segment_sum",
     "tensor_product_convolution",
 ]

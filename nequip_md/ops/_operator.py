@@ -1,18 +1,9 @@
 """How an operator of this package is defined: one schema, one plain reference, one derivative.
 
-Every operator lives in the ``torch.library`` namespace ``nequip_md``. Its *reference* is plain PyTorch, runs on any
-device, and is what faster forms are tested against. A faster form is attached in one of two places, and nothing else
-in the package changes:
-
-* CPU, ahead of time: a C++ kernel of the same name in ``ops/csrc`` (see :mod:`nequip_md.ops.cpu`), linked into the
-  compiled artifact;
-* other devices: ``operator.register_kernel(device)`` or a Triton kernel under the same name.
-
-An operator without a kernel for the device of an export is replaced by its reference there
-(:func:`decompositions`), so that an artifact needs nothing but PyTorch to run.
-
-Derivatives are written in terms of operators again, so the family is closed: what is differentiable once is
-differentiable to any order.
+Every operator lives in the ``torch.library`` namespace ``nequip_md``. Its *reference* is plain PyTorch, runs on any device,
+and is what faster forms are tested against. Faster forms are in :mod:`nequip_md.kernels`, one folder for each kind of device;
+nothing else in the package knows them. An operator without a form for the device of an export runs as its reference there, so
+that an artifact needs nothing but PyTorch.
 """
 
 from __future__ import annotations
@@ -69,6 +60,6 @@ def summands(gradients: Iterable[Tensor | None]) -> list[Tensor]:
     return parts
 
 
-def decompositions(keep: frozenset[torch._ops.OpOverload] = frozenset()) -> dict[torch._ops.OpOverload, Callable]:
-    """References by operator, for ``ExportedProgram.run_decompositions``; operators in ``keep`` stay as they are."""
-    return {overload: reference for overload, reference in _references.items() if overload not in keep}
+def references() -> dict[torch._ops.OpOverload, Callable]:
+    """Every operator with its reference."""
+    return dict(_references)

@@ -20,7 +20,7 @@ def _exchange(table: Tensor, rows: tuple[int, int, int]) -> Tensor:
     return torch.stack([table[0], table[rows[0]], table[rows[1]], table[rows[2]]])
 
 
-def _product_reference(x: Tensor, y: Tensor, w: Tensor, table: Tensor, values: Tensor, dim: int) -> Tensor:
+def product_reference(x: Tensor, y: Tensor, w: Tensor, table: Tensor, values: Tensor, dim: int) -> Tensor:
     path, first, second, output = table.unbind(0)
     scale = values.unsqueeze(-1) * w.index_select(0, path)
     terms = x.index_select(1, first) * y.index_select(1, second) * scale
@@ -69,7 +69,7 @@ def _weight_backward(ctx, g):
 
 define(
     "channel_product(Tensor x, Tensor y, Tensor w, Tensor table, Tensor values, int dim) -> Tensor",
-    _product_reference,
+    product_reference,
     backward=_product_backward,
     setup_context=_product_setup,
     fake=lambda x, y, w, table, values, dim: x.new_empty((x.shape[0], dim, x.shape[2])),

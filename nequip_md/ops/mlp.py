@@ -75,7 +75,7 @@ define(
 # ---- hidden layers ------------------------------------------------------------------------------------------------
 
 
-def _hidden_reference(parts: list[Tensor], weights: list[Tensor]) -> list[Tensor]:
+def hidden_reference(parts: list[Tensor], weights: list[Tensor]) -> list[Tensor]:
     h, derivatives = torch.cat(parts, dim=-1), []
     for w in weights:
         h, d = silu_and_derivative(h @ w)
@@ -83,7 +83,7 @@ def _hidden_reference(parts: list[Tensor], weights: list[Tensor]) -> list[Tensor
     return [h, *derivatives]
 
 
-def _hidden_backward_reference(
+def hidden_backward_reference(
     g: Tensor, derivatives: list[Tensor], weights: list[Tensor], widths: list[int]
 ) -> list[Tensor]:
     for d, w in zip(reversed(derivatives), reversed(weights)):
@@ -107,13 +107,13 @@ def _hidden_backward(ctx, gradients):
 
 define(
     "mlp_hidden(Tensor[] parts, Tensor[] weights) -> Tensor[]",
-    _hidden_reference,
+    hidden_reference,
     backward=_hidden_backward,
     setup_context=_hidden_setup,
 )
 define(
     "mlp_hidden_backward(Tensor g, Tensor[] derivatives, Tensor[] weights, int[] widths) -> Tensor[]",
-    _hidden_backward_reference,
+    hidden_backward_reference,
 )
 
 
@@ -123,14 +123,14 @@ define(
 def _hidden_dense_reference(
     parts: list[Tensor], w1: Tensor, w2: Tensor, w3: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    h, d1, d2 = _hidden_reference(parts, [w1, w2])
+    h, d1, d2 = hidden_reference(parts, [w1, w2])
     return h, h @ w3, d1, d2
 
 
 def _hidden_dense_backward_reference(
     g: Tensor, dy: Tensor, d1: Tensor, d2: Tensor, w1: Tensor, w2: Tensor, w3: Tensor, widths: list[int]
 ) -> list[Tensor]:
-    return _hidden_backward_reference(g + dy @ w3.T, [d1, d2], [w1, w2], widths)
+    return hidden_backward_reference(g + dy @ w3.T, [d1, d2], [w1, w2], widths)
 
 
 def _hidden_dense_setup(ctx, inputs, output):
@@ -165,9 +165,9 @@ define(
 def _energy_reference(
     parts: list[Tensor], weights: list[Tensor], v: Tensor, r: Tensor, factor: Tensor | None
 ) -> list[Tensor]:
-    h, *derivatives = _hidden_reference(parts, weights)
+    h, *derivatives = hidden_reference(parts, weights)
     widths = [part.shape[1] for part in parts]
-    gradient = _hidden_backward_reference(v.expand_as(derivatives[-1]), derivatives, weights, widths)
+    gradient = hidden_backward_reference(v.expand_as(derivatives[-1]), derivatives, weights, widths)
     energy = h @ v + torch.cat(parts, dim=-1) @ r
     gradient = [g + c for g, c in zip(gradient, r.split(widths))]
     if factor is None:

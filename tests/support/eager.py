@@ -10,7 +10,7 @@ from nequip_md.model import Potential, energy_and_gradient
 
 
 class EagerArtifact:
-    """Evaluates ``model`` as :class:`nequip_md.export.Artifact` would."""
+    """Evaluates ``model`` as :class:`nequip_md.artifact.Artifact` would."""
 
     def __init__(self, model: nn.Module, type_names: list[str], pair_cutoffs, precision: str = "fp64"):
         self.model = model

@@ -9,9 +9,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from nequip_md.artifact.artifact_file import ArtifactFile
+from nequip_md.artifact.code_folder import CodeFolder
 from nequip_md.errors import NequIPMDError
-from nequip_md.export.artifact_file import ArtifactFile
-from nequip_md.export.code_folder import CodeFolder
 
 
 class Code:

@@ -10,21 +10,15 @@ Pointers are moved by 64-bit scalars to the first edge of a tile, and 32-bit off
 
 from __future__ import annotations
 
+from math import isqrt
+
+import torch
 import triton
 import triton.language as tl
+from torch import Tensor
+from torch.library import triton_op
 
-
-@triton.jit
-def segment_sum_kernel(values, row_ptr, out, C, EDGES: tl.constexpr):
-    i = tl.program_id(0).to(tl.int64)
-    c = tl.program_id(1)
-    begin = tl.load(row_ptr + i)
-    end = tl.load(row_ptr + i + 1)
-    total = tl.zeros([EDGES], dtype=out.dtype.element_ty)
-    e = tl.arange(0, EDGES)
-    for e0 in range(begin, end, EDGES):
-        total += tl.load(values + e0 * C + e * C + c, mask=e < end - e0, other=0.0)
-    tl.store(out + i * C + c, tl.sum(total, axis=0))
+from nequip_md.kernels.triton import launcher
 
 
 @triton.jit
@@ -185,75 +179,6 @@ def dot_kernel(
 
 
 @triton.jit
-def contract_kernel(
-    w, y, z, row_ptr, out, U: tl.constexpr, L: tl.constexpr, BLOCK_U: tl.constexpr, EDGES: tl.constexpr
-):
-    M: tl.constexpr = L * L
-    i = tl.program_id(0).to(tl.int64)
-    u = tl.program_id(1) * BLOCK_U + tl.arange(0, BLOCK_U)
-    e = tl.arange(0, EDGES)
-    begin = tl.load(row_ptr + i)
-    end = tl.load(row_ptr + i + 1)
-    z += i * (M * U)
-    for e0 in range(begin + tl.program_id(2) * EDGES, end, tl.num_programs(2) * EDGES):
-        valid = e < end - e0
-        inside = valid[:, None] & (u < U)[None, :]
-        y_0 = y + e0 * M
-        w_0 = w + e0 * (L * U)
-        q = tl.zeros([EDGES, BLOCK_U], dtype=out.dtype.element_ty)
-        for l in tl.static_range(L):
-            w_l = tl.load(w_0 + (e * L + l)[:, None] * U + u[None, :], mask=inside, other=0.0)
-            s = tl.zeros([EDGES, BLOCK_U], dtype=out.dtype.element_ty)
-            q += w_l * add_order(s, y_0, z, e, valid, u, U, M, l)
-        tl.store(out + e0 * U + e[:, None] * U + u[None, :], q, mask=inside)
-
-
-@triton.jit
-def channel_product_kernel(
-    x,
-    y,
-    w,
-    table,
-    values,
-    offsets,
-    out,
-    N,
-    A: tl.constexpr,
-    B: tl.constexpr,
-    D: tl.constexpr,
-    TERMS: tl.constexpr,
-    U: tl.constexpr,
-    BLOCK_U: tl.constexpr,
-    ATOMS: tl.constexpr,
-    UNROLL: tl.constexpr,
-):
-    """The terms are sorted by output component; those of component d are ``offsets[d] ... offsets[d + 1]``."""
-    # the components of one block of atoms run side by side: they read the same x and y
-    n0 = (tl.program_id(0) // D).to(tl.int64) * ATOMS
-    n = tl.arange(0, ATOMS)
-    component = tl.program_id(0) % D
-    u = tl.arange(0, BLOCK_U)
-    inside = (n < N - n0)[:, None] & (u < U)[None, :]
-    x += n0 * (A * U)
-    y += n0 * (B * U)
-    total = tl.zeros([ATOMS, BLOCK_U], dtype=out.dtype.element_ty)
-    end = tl.load(offsets + component + 1)
-    for t0 in range(tl.load(offsets + component), end, UNROLL):
-        # several terms at a time, so that their loads are in flight together
-        for k in tl.static_range(UNROLL):
-            t = t0 + k
-            valid = t < end
-            path = tl.load(table + t, mask=valid, other=0)
-            first = tl.load(table + TERMS + t, mask=valid, other=0).to(tl.int32)
-            second = tl.load(table + 2 * TERMS + t, mask=valid, other=0).to(tl.int32)
-            scale = tl.load(values + t, mask=valid, other=0.0) * tl.load(w + path * U + u, mask=u < U, other=0.0)
-            x_t = tl.load(x + (n * A + first)[:, None] * U + u[None, :], mask=inside & valid, other=0.0)
-            y_t = tl.load(y + (n * B + second)[:, None] * U + u[None, :], mask=inside & valid, other=0.0)
-            total += x_t * y_t * scale[None, :]
-    tl.store(out + n0 * (D * U) + (n * D + component)[:, None] * U + u[None, :], total, mask=inside)
-
-
-@triton.jit
 def dot_product_kernel(
     a,
     z,
@@ -316,3 +241,137 @@ def moment_product_kernel(
         a_e = tl.load(a + e0 * C + e[:, None] * C + c[None, :], mask=valid[:, None] & (c < C)[None, :], other=0.0)
         total = tl.dot(y_t, a_e, total, input_precision=PRECISION)
     tl.store(out + i * (M * C) + m[:, None] * C + c[None, :], total, mask=(m < M)[:, None] & (c < C)[None, :])
+
+
+@triton_op("nequip_md::edge_moment_triton", mutates_args={})
+def edge_moment(a: Tensor, y: Tensor, row_ptr: Tensor, precision: str) -> Tensor:
+    (_, slots, channels), components, count = a.shape, y.shape[1], row_ptr.shape[0] - 1
+    out = a.new_empty((count, components, channels))
+    block = min(launcher.tile_width(channels), 128)
+    grid = (count, triton.cdiv(channels, block))
+    if slots == 1 and a.dtype == torch.float32:
+        launcher.launch(
+            moment_product_kernel,
+            grid,
+            a,
+            y,
+            row_ptr,
+            out,
+            C=channels,
+            M=components,
+            BLOCK_M=launcher.tile_width(components),
+            BLOCK_C=block,
+            EDGES=32,
+            PRECISION=precision,
+            num_warps=2,
+        )
+    else:
+        launcher.launch(
+            moment_kernel,
+            grid,
+            a,
+            y,
+            row_ptr,
+            out,
+            C=channels,
+            M=components,
+            SLOTS=slots,
+            BLOCK_M=triton.next_power_of_2(components),
+            BLOCK_C=block,
+            UNROLL=4,
+            num_warps=2,
+        )
+    return out
+
+
+def _spread(y: Tensor, z: Tensor, row_ptr: Tensor, orders: int, starts: list[Tensor], precision: str) -> Tensor:
+    (edges, components), channels, count = y.shape, z.shape[2], row_ptr.shape[0] - 1
+    out = y.new_empty((edges, orders, channels))
+    block = min(launcher.tile_width(channels), 128)
+    if orders == 1 and y.dtype == torch.float32:
+        launcher.launch(
+            spread_product_kernel,
+            (count, triton.cdiv(channels, block), launcher.shares(count, 3)),
+            y,
+            z,
+            row_ptr,
+            *launcher.four(starts or [out]),
+            out,
+            C=channels,
+            M=components,
+            BLOCK_M=launcher.tile_width(components),
+            BLOCK_C=block,
+            EDGES=32,
+            STARTS=len(starts),
+            PRECISION=precision,
+            num_warps=4,
+            num_stages=3,
+        )
+        return out
+    launcher.launch(
+        spread_kernel,
+        (count, triton.cdiv(channels, block), launcher.shares(count, 6 if block < 128 else 3)),
+        y,
+        z,
+        row_ptr,
+        *launcher.four(starts or [out]),
+        out,
+        C=channels,
+        L=isqrt(components),
+        SLOTS=orders,
+        BLOCK_C=block,
+        EDGES=16,
+        STARTS=len(starts),
+        num_warps=8 if block == 128 else 4,
+    )
+    return out
+
+
+@triton_op("nequip_md::edge_spread_triton", mutates_args={})
+def edge_spread(y: Tensor, z: Tensor, row_ptr: Tensor, orders: int, precision: str) -> Tensor:
+    return _spread(y, z, row_ptr, orders, [], precision)
+
+
+@triton_op("nequip_md::edge_spread_add_triton", mutates_args={})
+def edge_spread_add(y: Tensor, z: Tensor, row_ptr: Tensor, starts: list[Tensor], precision: str) -> Tensor:
+    return _spread(y, z, row_ptr, 1, starts, precision)
+
+
+@triton_op("nequip_md::edge_dot_triton", mutates_args={})
+def edge_dot(a: Tensor, z: Tensor, row_ptr: Tensor, precision: str) -> Tensor:
+    (edges, slots, channels), components, count = a.shape, z.shape[1], row_ptr.shape[0] - 1
+    out = a.new_empty((edges, components))
+    if slots == 1 and a.dtype == torch.float32:
+        launcher.launch(
+            dot_product_kernel,
+            (count, launcher.shares(count, 3)),
+            a,
+            z,
+            row_ptr,
+            out,
+            C=channels,
+            M=components,
+            BLOCK_M=launcher.tile_width(components),
+            BLOCK_C=min(launcher.tile_width(channels), 64),
+            EDGES=32,
+            PRECISION=precision,
+            num_warps=2,
+            num_stages=3 if channels <= 64 else 2,
+        )
+    else:
+        block = launcher.tile_width(channels)
+        launcher.launch(
+            dot_kernel,
+            (count,),
+            a,
+            z,
+            row_ptr,
+            out,
+            C=channels,
+            L=isqrt(components),
+            SLOTS=slots,
+            BLOCK_C=block,
+            EDGES=launcher.edges_at_once(block),
+            num_warps=4,
+        )
+    return out

@@ -7,10 +7,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from nequip_md.artifact.artifact_file import ArtifactFile
+from nequip_md.artifact.loaded_code import Code
+from nequip_md.artifact.metadata import checked_metadata, cpu_instructions, torch_version
 from nequip_md.errors import NequIPMDError
-from nequip_md.export.artifact_file import ArtifactFile
-from nequip_md.export.loaded_code import Code
-from nequip_md.export.metadata import checked_metadata, cpu_instructions, torch_version
 from nequip_md.graph import Graph, pad_graph
 from nequip_md.memory import keep_freed_memory
 
@@ -19,7 +19,7 @@ class Artifact:
     """A compiled model. Calling it gives node energies and edge gradients.
 
     Attributes:
-        metadata: the artifact's table of text (see :mod:`nequip_md.export.metadata`).
+        metadata: the artifact's table of text (see :mod:`nequip_md.artifact.metadata`).
         type_names: names of the model's types, in the order of their indices.
         cutoff: largest cutoff, angstrom.
         pair_cutoffs: cutoff of each ordered pair ``[centre][neighbour]``, angstrom, float64 [T, T].

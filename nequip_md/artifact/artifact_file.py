@@ -11,8 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn
 
+from nequip_md.artifact.code_folder import CodeFolder
 from nequip_md.errors import NequIPMDError
-from nequip_md.export.code_folder import CodeFolder
 from nequip_md.files import FileKind, refuse_other
 
 AGAIN = "write it again with: nequip-md-export MODEL -o OUT.pt2"

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from nequip_md.errors import NequIPMDError
+from nequip_md.kernels import Backend
+from nequip_md.lowering.constants import fold_constants
 from nequip_md.model import energy_and_gradient
 
 Inputs = tuple[Tensor, Tensor, Tensor, Tensor]
@@ -51,9 +52,8 @@ def trace(
     types: int,
     *,
     device: str,
-    decompositions: dict,
+    backend: Backend,
     message_passing: bool,
-    specialize: Callable[[torch.fx.GraphModule], None] | None = None,
 ) -> torch.export.ExportedProgram:
     """Export ``model`` and the gradient of its energy as one graph with dynamic sizes.
 
@@ -63,8 +63,7 @@ def trace(
         model: any module with the forward of :class:`nequip_md.model.Potential`.
         cutoff: for the lengths of the example edges, angstrom.
         types: number of model types.
-        decompositions: operators to be replaced by plain PyTorch.
-        specialize: replaces operators in a graph whose constants are known.
+        backend: whose forms replace the operators.
 
     Raises:
         NequIPMDError: the two graphs differ, or a dimension is not dynamic.
@@ -80,13 +79,14 @@ def trace(
         return energy_and_gradient(model, edge_vectors, edge_index, row_ptr, node_types)
 
     graphs = [
-        make_fx(evaluate, decomposition_table=decompositions, tracing_mode="symbolic", _allow_non_fake_inputs=True)(*s)
+        make_fx(
+            evaluate, decomposition_table=backend.decompositions(), tracing_mode="symbolic", _allow_non_fake_inputs=True
+        )(*s)
         for s in samples
     ]
     for graph in graphs:
         fold_constants(graph)
-        if specialize:
-            specialize(graph)
+        backend.specialize(graph)
     if graphs[0].code != graphs[1].code:
         raise NequIPMDError(
             "the model was traced at two sizes and the graphs differ, so a number of atoms or edges was "
@@ -96,39 +96,6 @@ def trace(
         return torch.export.export(graphs[0], samples[0], dynamic_shapes=dynamic_shapes(message_passing))
     except Exception as error:
         raise NequIPMDError(f"torch.export could not export this model with dynamic sizes: {error}") from error
-
-
-def fold_constants(module: torch.fx.GraphModule) -> None:
-    """Evaluate, once and for all, what depends on weights and constants alone.
-
-    Products of weight matrices and their splitting are a few dozen small operations in every step otherwise.
-    """
-    known: dict[torch.fx.Node, object] = {}
-    for node in module.graph.nodes:
-        if node.op == "get_attr":
-            known[node] = getattr(module, node.target)
-        elif node.op == "call_function" and all(n in known for n in node.all_input_nodes):
-            operator = isinstance(node.target, torch._ops.OpOverload)
-            if operator and (node.target._schema.is_mutable or torch.Tag.nondeterministic_seeded in node.target.tags):
-                continue
-            if not node.all_input_nodes and not operator:
-                continue
-            arguments, options = torch.fx.node.map_arg((node.args, node.kwargs), known.__getitem__)
-            known[node] = node.target(*arguments, **options)
-    for number, (node, value) in enumerate(known.items()):
-        outside = [user for user in node.users if user not in known]
-        if node.op == "get_attr" or not outside or not isinstance(value, Tensor):
-            continue
-        name = f"_folded_{number}"
-        module.register_buffer(name, value.detach().clone(memory_format=torch.contiguous_format))
-        with module.graph.inserting_before(node):
-            constant = module.graph.get_attr(name)
-        constant.meta = node.meta
-        for user in outside:
-            user.replace_input_with(node, constant)
-    module.graph.eliminate_dead_code()
-    module.delete_all_unused_submodules()
-    module.recompile()
 
 
 def _difference(graphs: list) -> str:

@@ -1,5 +1,5 @@
 // Launches the kernels of perceptron.cuh and contraction.cuh, behind the C functions that AOTInductor calls for the
-// operators of ops/hopper.py.
+// operators of kernels/hopper/operators.py.
 //
 // This file and the compiled kernels become a static library at export, which is linked into the artifact. INSTANCES
 // names a file with a line {"kernel", bytes of shared memory} for each instance, KERNELS the compiled ones.

@@ -1,6 +1,6 @@
 """Layers of a perceptron one by one, with everything between them kept as halves.
 
-A layer too wide for the fused kernels (:mod:`.mlp`, which describes the arithmetic) is a matrix product of its own. To keep the
+A layer too wide for the fused kernels (:mod:`.mlp_arithmetic`, which describes the arithmetic) is a matrix product of its own. To keep the
 tensor cores busy, both operands have to come from memory as they are multiplied. So what one layer writes is already scaled and
 divided for the next:
 
@@ -17,10 +17,14 @@ The three products of halves are one sum over three times the inner dimension, s
 
 from __future__ import annotations
 
+import torch
 import triton
 import triton.language as tl
+from torch import Tensor
+from torch.library import triton_op
 
-from nequip_md.ops.triton_kernels.mlp import (
+from nequip_md.kernels.triton import launcher, tiles
+from nequip_md.kernels.triton.mlp_arithmetic import (
     fragment,
     fragment_columns,
     fragment_rows,
@@ -229,3 +233,117 @@ def layer_kernel(
             store_columns(out2, total, row0, count, K0 + K1, K2, column0, ROWS, BLOCK_N)
         if PARTS > 3:
             store_columns(out3, total, row0, count, K0 + K1 + K2, K3, column0, ROWS, BLOCK_N)
+
+
+def _layer(
+    x: list[Tensor],
+    w: list[Tensor],
+    widths: list[int],
+    then: str,
+    to_halves: bool,
+    products: int,
+    d: Tensor | None = None,
+    v: Tensor | None = None,
+) -> list[Tensor]:
+    """Halves, scales and squares, or fp32 parts of ``widths``, or what each block of columns gives to the product with ``v``."""
+    x_halves, scales, squares = x
+    count, outer, width, rows = x_halves.shape[1], sum(widths), tiles.deep(widths[0]), 128
+    columns, block = w[0].shape[2], tiles.layer_block(outer, products)
+    if to_halves:
+        out = [
+            x_halves.new_empty((x_halves.shape[0], count, width)),
+            scales.new_empty((count,)),
+            scales.new_empty((columns // block, count)),
+        ]
+        pointers = [*out, *out[:1] * 3]
+    elif v is not None:
+        out = [scales.new_empty((columns // block, count))]
+        pointers = [*out, scales, scales, v, v, v]
+    else:
+        out = [scales.new_empty((count, k)) for k in widths]
+        pointers = [out[0], scales, scales, *launcher.four(out)[1:]]
+    parts = {f"K{j}": k for j, k in enumerate([*widths, 0, 0, 0][:4])}
+    _, warps, stages = tiles.LAYER_TILES[products]
+    # the number of steps is not a constant, or the loop would be unrolled, which takes long to compile
+    steps = products * x_halves.shape[2] // tiles.DEPTH
+    launcher.launch(
+        layer_kernel,
+        (triton.cdiv(count, rows) * (columns // block),),
+        *x,
+        *w,
+        scales if d is None else d,
+        *pointers,
+        count,
+        steps,
+        K=x_halves.shape[2],
+        N=outer,
+        PADDED_N=columns,
+        BLOCK_N=block,
+        BLOCKS_IN=squares.shape[0],
+        THEN=then,
+        TO_HALVES=to_halves,
+        WIDTH=width,
+        PARTS=len(widths),
+        **parts,
+        ROWS=rows,
+        CHUNK=tiles.DEPTH,
+        PRODUCTS=products,
+        num_warps=warps,
+        num_stages=stages,
+    )
+    return out
+
+
+@triton_op("nequip_md::halves_triton", mutates_args={})
+def divide(parts: list[Tensor], d: list[Tensor], one_row: bool, products: int) -> list[Tensor]:
+    count, widths, rows = (d if one_row else parts)[0].shape[0], [p.shape[1] for p in parts], 16
+    padded = [tiles.deep(k) for k in widths]
+    out = [
+        parts[0].new_empty((2 if products == 3 else 1, count, sum(padded)), dtype=torch.float16),
+        parts[0].new_empty((count,)),
+        parts[0].new_empty((1, count)),
+    ]
+    filled = {
+        f"{name}{j}": k
+        for name, values in (("K", widths), ("P", padded), ("B", map(triton.next_power_of_2, padded)))
+        for j, k in enumerate([*values, *[tiles.DEPTH] * (4 - len(widths))])
+    }
+    launcher.launch(
+        halves_kernel,
+        (triton.cdiv(count, rows),),
+        *launcher.four(parts),
+        *(d or parts[:1]),
+        *out,
+        count,
+        PARTS=len(widths),
+        **filled,
+        WIDTH=sum(padded),
+        TIMES=bool(d),
+        ONE_ROW=one_row,
+        ROWS=rows,
+        PRODUCTS=products,
+        num_warps=8,
+    )
+    return out
+
+
+@triton_op("nequip_md::layer_silu_triton", mutates_args={})
+def layer_silu(x: list[Tensor], w: list[Tensor], outer: int, to_halves: bool, products: int) -> list[Tensor]:
+    d = x[1].new_empty((x[1].shape[0], outer), dtype=tiles.derivative_dtype(products))
+    return [*_layer(x, w, [outer], "silu", to_halves, products, d), d]
+
+
+@triton_op("nequip_md::layer_dot_triton", mutates_args={})
+def layer_dot(x: list[Tensor], w: list[Tensor], v: Tensor, outer: int, products: int) -> list[Tensor]:
+    d = x[1].new_empty((x[1].shape[0], outer), dtype=tiles.derivative_dtype(products))
+    return [*_layer(x, w, [outer], "silu dot", False, products, d, v), d]
+
+
+@triton_op("nequip_md::layer_times_triton", mutates_args={})
+def layer_times(x: list[Tensor], w: list[Tensor], d: Tensor, products: int) -> list[Tensor]:
+    return _layer(x, w, [d.shape[1]], "times d", True, products, d)
+
+
+@triton_op("nequip_md::layer_parts_triton", mutates_args={})
+def layer_parts(x: list[Tensor], w: list[Tensor], widths: list[int], add: list[Tensor], products: int) -> list[Tensor]:
+    return _layer(x, w, widths, "add d" if add else "", False, products, add[0] if add else None)

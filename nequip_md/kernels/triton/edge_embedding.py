@@ -10,8 +10,13 @@ Pointers are moved by 64-bit scalars to the first edge of a program, and 32-bit 
 
 from __future__ import annotations
 
+import torch
 import triton
 import triton.language as tl
+from torch import Tensor
+from torch.library import triton_op
+
+from nequip_md.kernels.triton import launcher
 
 
 @triton.jit
@@ -272,3 +277,87 @@ def embedding_backward_kernel(
     tl.store(at, along * ux + inverse * dx, mask=e < count - row0)
     tl.store(at + 1, along * uy + inverse * dy, mask=e < count - row0)
     tl.store(at + 2, along * uz + inverse * dz, mask=e < count - row0)
+
+
+def _embedding_constants(table: Tensor, weights: Tensor, p: float, l_max: int) -> dict:
+    bessels, width = weights.shape
+    # 32 edges for each warp: with fewer, the compiler repeats the float64 part in every lane of a row
+    return {
+        "T": table.shape[0] // 2,
+        "B": bessels,
+        "W": width,
+        "BLOCK_W": min(launcher.tile_width(width), 32),
+        "L": l_max + 1,
+        "P": int(p) if p == int(p) else p,
+        "EDGES": 64,
+        "UNROLL": 1,
+        "num_warps": 2,
+    }
+
+
+@triton_op("nequip_md::edge_embedding_triton", mutates_args={})
+def edge_embedding(
+    vectors: Tensor,
+    edge_index: Tensor,
+    node_types: Tensor,
+    cutoffs: Tensor,
+    roots: Tensor,
+    table: Tensor,
+    weights: Tensor,
+    p: float,
+    l_max: int,
+) -> list[Tensor]:
+    count, constants = vectors.shape[0], _embedding_constants(table, weights, p, l_max)
+    g, harmonics = weights.new_empty((count, weights.shape[1])), weights.new_empty((count, (l_max + 1) ** 2))
+    launcher.launch(
+        embedding_kernel,
+        (triton.cdiv(count, constants["EDGES"]),),
+        vectors,
+        edge_index,
+        node_types,
+        cutoffs,
+        roots,
+        table,
+        weights,
+        g,
+        harmonics,
+        count,
+        **constants,
+    )
+    return [g, harmonics]
+
+
+@triton_op("nequip_md::edge_embedding_backward_triton", mutates_args={})
+def edge_embedding_backward(
+    dg: Tensor,
+    dharmonics: list[Tensor],
+    vectors: Tensor,
+    edge_index: Tensor,
+    node_types: Tensor,
+    cutoffs: Tensor,
+    roots: Tensor,
+    table: Tensor,
+    weights: Tensor,
+    p: float,
+    l_max: int,
+) -> Tensor:
+    count, constants = vectors.shape[0], _embedding_constants(table, weights, p, l_max)
+    dvectors = torch.empty_like(vectors)
+    launcher.launch(
+        embedding_backward_kernel,
+        (triton.cdiv(count, constants["EDGES"]),),
+        dg,
+        *launcher.four(dharmonics),
+        vectors,
+        edge_index,
+        node_types,
+        cutoffs,
+        roots,
+        table,
+        weights,
+        dvectors,
+        count,
+        READERS=len(dharmonics),
+        **constants,
+    )
+    return dvectors

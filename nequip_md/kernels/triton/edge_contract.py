@@ -1,6 +1,6 @@
 """Gradient of the contraction over the edges of one centre: no atomics, a fixed order of every sum, 64-bit offsets.
 
-One program has one centre and all of its channels; names and pointers as in ``segments.py``, K is the number of layers
+One program has one centre and all of its channels; names and pointers as in ``edge_moment.py``, K is the number of layers
 that contract the same w and y, and a numbered argument belongs to one of them (those beyond K are not read).
 
 Every thread holds some channels of one edge at a time, and the sums over edges stay in its registers until the last edge.
@@ -12,8 +12,38 @@ after the other.
 
 from __future__ import annotations
 
+import torch
 import triton
 import triton.language as tl
+from torch import Tensor
+from torch.library import triton_op
+
+from nequip_md.kernels.triton import launcher
+from nequip_md.kernels.triton.edge_moment import add_order
+
+
+@triton.jit
+def contract_kernel(
+    w, y, z, row_ptr, out, U: tl.constexpr, L: tl.constexpr, BLOCK_U: tl.constexpr, EDGES: tl.constexpr
+):
+    M: tl.constexpr = L * L
+    i = tl.program_id(0).to(tl.int64)
+    u = tl.program_id(1) * BLOCK_U + tl.arange(0, BLOCK_U)
+    e = tl.arange(0, EDGES)
+    begin = tl.load(row_ptr + i)
+    end = tl.load(row_ptr + i + 1)
+    z += i * (M * U)
+    for e0 in range(begin + tl.program_id(2) * EDGES, end, tl.num_programs(2) * EDGES):
+        valid = e < end - e0
+        inside = valid[:, None] & (u < U)[None, :]
+        y_0 = y + e0 * M
+        w_0 = w + e0 * (L * U)
+        q = tl.zeros([EDGES, BLOCK_U], dtype=out.dtype.element_ty)
+        for l in tl.static_range(L):
+            w_l = tl.load(w_0 + (e * L + l)[:, None] * U + u[None, :], mask=inside, other=0.0)
+            s = tl.zeros([EDGES, BLOCK_U], dtype=out.dtype.element_ty)
+            q += w_l * add_order(s, y_0, z, e, valid, u, U, M, l)
+        tl.store(out + e0 * U + e[:, None] * U + u[None, :], q, mask=inside)
 
 
 @triton.jit
@@ -191,3 +221,80 @@ def contract_gradient_kernel(
         tl.store(dy + e0 * M + e[:, None] * M + u[None, :], dy_e, mask=valid[:, None] & (u < M)[None, :])
         sums = new
     store_sums(sums, dz + i * (M * U), u, U, M, BLOCK_U, BLOCK_M, EDGES, TOGETHER)
+
+
+@triton_op("nequip_md::edge_contract_triton", mutates_args={})
+def edge_contract(w: Tensor, y: Tensor, z: Tensor, row_ptr: Tensor) -> Tensor:
+    (edges, orders, channels), count = w.shape, row_ptr.shape[0] - 1
+    out = w.new_empty((edges, channels))
+    block = min(launcher.tile_width(channels), 128)
+    grid = (count, triton.cdiv(channels, block), launcher.shares(count, 6))
+    launcher.launch(
+        contract_kernel,
+        grid,
+        w,
+        y,
+        z,
+        row_ptr,
+        out,
+        U=channels,
+        L=orders,
+        BLOCK_U=block,
+        EDGES=16,
+        num_warps=4,
+    )
+    return out
+
+
+def _contract_constants(w: Tensor, block: int, warps: int) -> dict:
+    """Sizes of the tiles of a contraction's gradient: 16 bytes for each thread, at least two threads for each channel."""
+    orders, channels = w.shape[1:]
+    components = triton.next_power_of_2(orders**2)
+    edges = max(1, 512 * warps // (block * w.element_size()))
+    return {
+        "U": channels,
+        "L": orders,
+        "BLOCK_U": block,
+        "BLOCK_M": components,
+        "EDGES": edges,
+        "TOGETHER": edges * block * components * w.element_size() <= 64 * 1024,
+        "num_warps": warps,
+    }
+
+
+@triton_op("nequip_md::edge_contract_moment_triton", mutates_args={})
+def edge_contract_moment(g: Tensor, w: Tensor, y: Tensor, row_ptr: Tensor) -> Tensor:
+    count, channels = row_ptr.shape[0] - 1, w.shape[2]
+    dz = w.new_empty((count, y.shape[1], channels))
+    block = min(launcher.tile_width(channels), 32)
+    launcher.launch(
+        contract_moment_kernel,
+        (count, triton.cdiv(channels, block)),
+        g,
+        w,
+        y,
+        row_ptr,
+        dz,
+        **_contract_constants(w, block, 2),
+    )
+    return dz
+
+
+@triton_op("nequip_md::edge_contract_gradient_triton", mutates_args={})
+def edge_contract_gradient(g: list[Tensor], w: Tensor, y: Tensor, z: list[Tensor], row_ptr: Tensor) -> list[Tensor]:
+    dw, dy, dz = w.new_empty(w.shape), torch.empty_like(y), z[0].new_empty(z[0].shape)
+    block = max(launcher.tile_width(w.shape[2]), triton.next_power_of_2(y.shape[1]))
+    # unused pointers repeat w: Inductor writes some arrays, such as z, once for every time they are named
+    pointers = [*g, *[w] * (4 - len(g)), w, y, *z, *[w] * (4 - len(z))]
+    launcher.launch(
+        contract_gradient_kernel,
+        (row_ptr.shape[0] - 1,),
+        *pointers,
+        row_ptr,
+        dw,
+        dy,
+        dz,
+        K=len(g),
+        **_contract_constants(w, block, max(4, min(8, block // 16))),
+    )
+    return [dw, dy, dz]

@@ -1,0 +1,78 @@
+"""The interface between a device's kernels and whoever lowers a graph for that device."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import NamedTuple
+
+import torch
+from torch._ops import OpOverload
+
+from nequip_md.ops import references
+
+
+def _always(*arguments) -> bool:
+    return True
+
+
+class Form(NamedTuple):
+    """One way to run an operator on a device."""
+
+    call: Callable
+    """Takes the operator's arguments and gives its results."""
+    accepts: Callable[..., bool] = _always
+    """Takes the operator's arguments, of which it may look at widths, dtypes and numbers, and says whether this form serves them."""
+
+
+class Backend:
+    """The forms that one kind of device has. This base class has none: every operator runs as its reference.
+
+    Attributes:
+        kernels: name of the kernels, for the metadata of an artifact.
+        notes: one sentence for each part of a model that runs in a slower form than it might, and why; filled by a trace.
+        linked_operators: operators that stay in the graph, as compiled code calls a C function for each.
+    """
+
+    kernels = "none"
+    linked_operators: frozenset[OpOverload] = frozenset()
+
+    def __init__(self):
+        self.notes: list[str] = []
+        self._forms = self.forms()
+
+    def forms(self) -> dict[OpOverload, list[Form]]:
+        """Forms of each operator, the fastest first: the first that accepts is taken, after all of them the reference."""
+        return {}
+
+    def call(self, operator: OpOverload, *arguments):
+        """Run an operator in the first form that accepts its arguments."""
+        for form in self._forms.get(operator, ()):
+            if form.accepts(*arguments):
+                return form.call(*arguments)
+        return references()[operator](*arguments)
+
+    def decompositions(self) -> dict[OpOverload, Callable]:
+        """What a trace puts in the place of each operator that does not stay in the graph."""
+        return {
+            operator: partial(self.call, operator) if operator in self._forms else reference
+            for operator, reference in references().items()
+            if operator not in self.linked_operators
+        }
+
+    def specialize(self, graph: torch.fx.GraphModule) -> None:
+        """Replace operators of a lowered graph whose constants are known, in place."""
+
+    @contextmanager
+    def linked(self) -> Iterator[dict]:
+        """Build what compiled code calls; yields the Inductor options that link it into an artifact.
+
+        Raises:
+            NequIPMDError: a compiler is missing or fails.
+        """
+        yield {}
+
+    def note(self, sentence: str) -> None:
+        if sentence not in self.notes:
+            self.notes.append(sentence)

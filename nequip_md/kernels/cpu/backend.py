@@ -1,0 +1,63 @@
+"""The C++ kernels: which operators have one, and how they get into a compiled artifact.
+
+AOTInductor calls a custom operator through a C function. That function normally belongs to a library which must be
+loaded beside the artifact; here it comes from a static library that is linked into the artifact's own code, so that the
+``.pt2`` file needs PyTorch and nothing else.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.resources import as_file, files
+from pathlib import Path
+
+import torch
+
+from nequip_md.kernels.backend import Backend
+from nequip_md.kernels.shims import shims
+from nequip_md.kernels.static_library import build, searched
+
+_LIBRARY = "nequip_md_cpu"
+OPERATORS = frozenset(
+    getattr(torch.ops.nequip_md, name).default
+    for name in (
+        "segment_sum",
+        "edge_moment",
+        "edge_spread",
+        "edge_dot",
+        "edge_contract",
+        "edge_contract_backward",
+        "channel_product",
+        "tensor_product_convolution",
+        "tensor_product_convolution_nodes",
+        "tensor_product_convolution_edges",
+    )
+)
+"""Operators that have a kernel in ``cpu_kernels.cpp``."""
+
+
+class CPUBackend(Backend):
+    """C++ kernels for the processor of this machine."""
+
+    kernels = "c++"
+    linked_operators = OPERATORS
+
+    @contextmanager
+    def linked(self) -> Iterator[dict]:
+        with (
+            tempfile.TemporaryDirectory(prefix="nequip-md-") as folder,
+            searched(folder),
+            as_file(files("nequip_md.kernels")) as sources,
+        ):
+            build(
+                Path(folder),
+                _LIBRARY,
+                sources / "cpu" / "cpu_kernels.cpp",
+                ["-march=native", "-ffp-contract=fast", "-fopenmp", f"-I{sources / 'include'}"],
+            )
+            yield {
+                "aot_inductor.custom_ops_to_c_shims": shims(OPERATORS, "cpu"),
+                "aot_inductor.custom_op_libs": [_LIBRARY],
+            }

@@ -1,0 +1,130 @@
+"""The Triton kernels: which operators have one, and how a traced graph calls it.
+
+Every kernel is wrapped as a ``torch.library.triton_op`` of the same name with the suffix ``_triton``, which AOTInductor
+opens and compiles into the artifact. Importing this module needs Triton.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch._ops import OpOverload
+
+from nequip_md.kernels.backend import Backend, Form
+from nequip_md.kernels.triton import (
+    channel_product,
+    edge_contract,
+    edge_embedding,
+    edge_moment,
+    segment_sum,
+    tensor_product_convolution,
+)
+from nequip_md.kernels.triton.mlp_forms import mlp_forms
+from nequip_md.kernels.triton.tiles import two_layers_fit
+
+OPERATORS = torch.ops.nequip_md
+
+
+class TritonBackend(Backend):
+    """Triton kernels for NVIDIA GPUs.
+
+    Args:
+        precision: ``fp64``; ``fp32``, whose products of matrices take three of halves; or ``tf32``, which takes one.
+    """
+
+    kernels = "triton"
+
+    def __init__(self, precision: str):
+        self.products = 1 if precision == "tf32" else 3
+        self.dot_precision = "tf32" if precision == "tf32" else "tf32x3"
+        super().__init__()
+
+    def two_layers_in_one_kernel(self, widths: list[int], inner: int, outer: int) -> bool:
+        """Whether one kernel makes two layers of a perceptron from input parts of these widths."""
+        return two_layers_fit("hidden", widths, inner, outer, self.products)
+
+    def forms(self) -> dict[OpOverload, list[Form]]:
+        forms = {
+            OPERATORS.segment_sum: lambda values, centre, row_ptr: segment_sum.segment_sum(values, row_ptr),
+            OPERATORS.edge_moment: self._edge_moment,
+            OPERATORS.edge_spread: self._edge_spread,
+            OPERATORS.edge_spread_add: self._edge_spread_add,
+            OPERATORS.edge_dot: self._edge_dot,
+            OPERATORS.edge_contract: lambda w, y, z, centre, row_ptr: edge_contract.edge_contract(w, y, z, row_ptr),
+            OPERATORS.edge_contract_backward: self._edge_contract_backward,
+            OPERATORS.edge_contract_moment: self._edge_contract_moment,
+            OPERATORS.edge_contract_gradient: self._edge_contract_gradient,
+            OPERATORS.channel_product: _channel_product,
+            OPERATORS.edge_embedding: _edge_embedding,
+            OPERATORS.edge_embedding_backward: _edge_embedding_backward,
+            OPERATORS.tensor_product_convolution: _convolution,
+            OPERATORS.tensor_product_convolution_nodes: _convolution_nodes,
+            OPERATORS.tensor_product_convolution_edges: _convolution_edges,
+        }
+        return {**{operator.default: [Form(form)] for operator, form in forms.items()}, **mlp_forms(self)}
+
+    def _edge_moment(self, a, y, centre, row_ptr):
+        return edge_moment.edge_moment(a, y, row_ptr, self.dot_precision)
+
+    def _edge_spread(self, y, z, centre, row_ptr, orders):
+        return edge_moment.edge_spread(y, z, row_ptr, orders, self.dot_precision)
+
+    def _edge_spread_add(self, y, z, centre, row_ptr, starts):
+        return edge_moment.edge_spread_add(y, z, row_ptr, starts, self.dot_precision)
+
+    def _edge_dot(self, a, z, centre, row_ptr):
+        return edge_moment.edge_dot(a, z, row_ptr, self.dot_precision)
+
+    def _edge_contract_backward(self, g, w, y, z, centre, row_ptr):
+        return self.call(OPERATORS.edge_contract_gradient.default, [g], w, y, [z], centre, row_ptr)
+
+    def _edge_contract_gradient(self, g, w, y, z, centre, row_ptr):
+        return tuple(edge_contract.edge_contract_gradient(g, w, y, z, row_ptr))
+
+    def _edge_contract_moment(self, g, w, y, centre, row_ptr):
+        return edge_contract.edge_contract_moment(g, w, y, row_ptr)
+
+
+def _channel_product(x, y, w, table, values, dim):
+    # of constants, and evaluated once: the terms by output component
+    output, order = table[3].sort(stable=True)
+    offsets = (output.unsqueeze(0) < torch.arange(dim + 1, device=output.device).unsqueeze(1)).sum(dim=1)
+    terms = table[:3].index_select(1, order), values.index_select(0, order)
+    return channel_product.channel_product(x, y, w, *terms, offsets, dim)
+
+
+def _edge_embedding(vectors, edge_index, node_types, cutoffs, roots, centre, neighbour, *rest):
+    table = torch.cat([centre, neighbour])
+    # of two dimensions for the reason given at weights.split
+    roots = roots.unsqueeze(1)
+    return tuple(edge_embedding.edge_embedding(vectors, edge_index, node_types, cutoffs, roots, table, *rest))
+
+
+def _edge_embedding_backward(dg, dharmonics, vectors, edge_index, node_types, cutoffs, roots, centre, neighbour, *rest):
+    table, roots = torch.cat([centre, neighbour]), roots.unsqueeze(1)
+    return edge_embedding.edge_embedding_backward(
+        dg, dharmonics, vectors, edge_index, node_types, cutoffs, roots, table, *rest
+    )
+
+
+def _convolution(x, y, w, centre, neighbour, row_ptr, cg, paths, width):
+    coupling, tables = tensor_product_convolution.couplings(y, cg, paths)
+    return tensor_product_convolution.tensor_product_convolution(
+        x.contiguous(), coupling, w.contiguous(), neighbour.contiguous(), row_ptr, tables, paths, width
+    )
+
+
+def _convolution_nodes(y, w, g, centre, neighbour, row_ptr, cg, paths, nodes, width):
+    coupling, tables = tensor_product_convolution.couplings(y, cg, paths)
+    g, w, neighbour = g.contiguous(), w.contiguous(), neighbour.contiguous()
+    return tensor_product_convolution.tensor_product_convolution_nodes(
+        coupling, w, g, neighbour, row_ptr, tables, paths, nodes, width
+    )
+
+
+def _convolution_edges(x, y, w, g, centre, neighbour, row_ptr, cg, paths):
+    coupling, tables = tensor_product_convolution.couplings(y, cg, paths)
+    x, w, g, neighbour = x.contiguous(), w.contiguous(), g.contiguous(), neighbour.contiguous()
+    dcoupling, dw = tensor_product_convolution.tensor_product_convolution_edges(
+        x, coupling, w, g, neighbour, row_ptr, tables, paths
+    )
+    return dcoupling @ tensor_product_convolution.gradient_couplings(cg, paths, y.shape[1]).T, dw

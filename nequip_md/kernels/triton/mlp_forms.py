@@ -1,0 +1,229 @@
+"""Perceptrons in Triton: one kernel for two layers where they fit, a kernel for each layer where they do not."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+import triton
+from torch import Tensor
+from torch._ops import OpOverload
+from torch.nn.functional import pad
+
+from nequip_md.kernels.backend import Form
+from nequip_md.kernels.triton import dense, launcher, mlp_energy, mlp_hidden, mlp_layers, tiles, weights
+from nequip_md.kernels.triton.weights import split
+
+if TYPE_CHECKING:
+    from nequip_md.kernels.triton.backend import TritonBackend
+
+OPERATORS = torch.ops.nequip_md
+
+
+def mlp_forms(backend: TritonBackend) -> dict[OpOverload, list[Form]]:
+    """Forms of the operators of :mod:`nequip_md.ops.mlp`."""
+    forms = _Forms(backend)
+    return {
+        OPERATORS.dense.default: [Form(forms.dense)],
+        OPERATORS.mix_orders.default: [Form(forms.mix_orders)],
+        OPERATORS.mlp_hidden.default: [
+            Form(forms.one_layer, lambda parts, matrices: len(matrices) == 1),
+            Form(forms.two_layers, forms.takes_two_layers),
+            Form(forms.more_layers, forms.takes_more_layers),
+            Form(forms.each_layer),
+        ],
+        OPERATORS.mlp_hidden_backward.default: [
+            Form(forms.one_layer_backward, lambda g, derivatives, matrices, widths: len(matrices) == 1),
+            Form(forms.two_layers_backward, forms.takes_two_layers_backward),
+            Form(forms.more_layers_backward, forms.takes_more_layers_backward),
+            Form(forms.each_layer_backward),
+        ],
+        OPERATORS.mlp_hidden_dense.default: [
+            Form(forms.hidden_dense, forms.takes_hidden_dense),
+            Form(forms.hidden_then_dense),
+        ],
+        OPERATORS.mlp_hidden_dense_backward.default: [
+            Form(forms.hidden_dense_backward, forms.takes_hidden_dense_backward),
+            Form(forms.hidden_then_dense_backward),
+        ],
+        OPERATORS.mlp_energy.default: [
+            Form(forms.energy, forms.takes_energy),
+            Form(forms.energy_from_hidden, forms.takes_energy_from_hidden),
+            Form(forms.energy_by_layers),
+        ],
+    }
+
+
+class _Forms:
+    def __init__(self, backend: TritonBackend):
+        self.backend, self.products = backend, backend.products
+
+    def _fit(self, kernel: str, widths: list[int], second: Tensor) -> bool:
+        """Whether two layers, of which the second has this matrix, fit into a kernel."""
+        return tiles.two_layers_fit(kernel, widths, *second.shape, self.products)
+
+    # ---- one matrix -------------------------------------------------------------------------------------------------
+
+    def dense(self, x, w, transposed):
+        if transposed:
+            halves = split(w, [w.shape[0]], weights.dense_columns, weights.multiple_of_64)
+            return dense.dense(x, *halves, *w.shape[::-1], True, self.products)
+        halves = split(w, [w.shape[0]], weights.multiple_of_64, weights.dense_columns)
+        return dense.dense(x, *halves, *w.shape, False, self.products)
+
+    def _product(self, x, w):
+        return self.dense(x.contiguous(), w.contiguous(), False)
+
+    def mix_orders(self, x, w, transposed):
+        orders, inner, outer = w.shape
+        halves = split(w.flatten(0, 1), [inner] * orders)
+        return dense.mix_orders(x, *halves, inner if transposed else outer, transposed, self.products)
+
+    # ---- hidden layers ----------------------------------------------------------------------------------------------
+
+    def one_layer(self, parts, matrices):
+        x, w = torch.cat(parts, dim=-1), matrices[0]
+        halves = split(w, [w.shape[0]], weights.multiple_of_64, weights.dense_columns)
+        return dense.dense_silu(x, *halves, *w.shape, self.products)
+
+    def one_layer_backward(self, g, derivatives, matrices, widths):
+        dx = self.dense((g * derivatives[0]).contiguous(), matrices[0], True)
+        return [part.contiguous() for part in dx.split(widths, dim=-1)]
+
+    def takes_two_layers(self, parts, matrices):
+        return len(matrices) == 2 and self._fit("hidden", _widths(parts), matrices[1])
+
+    def two_layers(self, parts, matrices):
+        w1, w2 = matrices
+        first, second = split(w1, _widths(parts)), split(w2, [w2.shape[0]])
+        return mlp_hidden.mlp_hidden(parts, *first, *second, [], *w2.shape, 0, self.products)
+
+    def takes_two_layers_backward(self, g, derivatives, matrices, widths):
+        return len(matrices) == 2 and all(self._fit(kernel, widths, matrices[1]) for kernel in ("hidden", "backward"))
+
+    def two_layers_backward(self, g, derivatives, matrices, widths):
+        (d1, d2), (w1, w2) = derivatives, matrices
+        first, second = split(w1, widths), split(w2, [w2.shape[0]])
+        return mlp_hidden.mlp_hidden_backward(g, [], d1, d2, *first, *second, [], widths, self.products)
+
+    def takes_more_layers(self, parts, matrices):
+        return len(matrices) > 2 and self.backend.two_layers_in_one_kernel(_widths(parts), *matrices[1].shape)
+
+    def more_layers(self, parts, matrices):
+        h, *derivatives = self.backend.call(OPERATORS.mlp_hidden.default, parts, matrices[:2])
+        h, *rest = self.backend.call(OPERATORS.mlp_hidden.default, [h], matrices[2:])
+        return [h, *derivatives, *rest]
+
+    def takes_more_layers_backward(self, g, derivatives, matrices, widths):
+        return len(matrices) > 2 and self.backend.two_layers_in_one_kernel(widths, *matrices[1].shape)
+
+    def more_layers_backward(self, g, derivatives, matrices, widths):
+        backward = OPERATORS.mlp_hidden_backward.default
+        (g,) = self.backend.call(backward, g, derivatives[2:], matrices[2:], [matrices[1].shape[1]])
+        return self.backend.call(backward, g, derivatives[:2], matrices[:2], widths)
+
+    # ---- two layers and the matrix that reads them --------------------------------------------------------------------
+
+    def takes_hidden_dense(self, parts, w1, w2, w3):
+        return w2.shape[1] <= tiles.WIDEST_BEFORE_LAST and self._fit("hidden", _widths(parts), w2)
+
+    def hidden_dense(self, parts, w1, w2, w3):
+        first, second, last = split(w1, _widths(parts)), split(w2, [w2.shape[0]]), split(w3, [w3.shape[0]])
+        shape = (*w2.shape, w3.shape[1])
+        return tuple(mlp_hidden.mlp_hidden(parts, *first, *second, list(last), *shape, self.products))
+
+    def hidden_then_dense(self, parts, w1, w2, w3):
+        h, d1, d2 = self.backend.call(OPERATORS.mlp_hidden.default, parts, [w1, w2])
+        return h, self._product(h, w3), d1, d2
+
+    def takes_hidden_dense_backward(self, g, dy, d1, d2, w1, w2, w3, widths):
+        return self._fit("backward_dense", widths, w2)
+
+    def hidden_dense_backward(self, g, dy, d1, d2, w1, w2, w3, widths):
+        last, first, second = list(split(w3, [w3.shape[0]])), split(w1, widths), split(w2, [w2.shape[0]])
+        return mlp_hidden.mlp_hidden_backward(g, [dy], d1, d2, *first, *second, last, widths, self.products)
+
+    def hidden_then_dense_backward(self, g, dy, d1, d2, w1, w2, w3, widths):
+        g = g + self._product(dy, w3.T)
+        return self.backend.call(OPERATORS.mlp_hidden_backward.default, g, [d1, d2], [w1, w2], widths)
+
+    # ---- a scalar result ----------------------------------------------------------------------------------------------
+
+    def takes_energy(self, parts, matrices, v, r, factor):
+        return len(matrices) == 2 and self._fit("energy", _widths(parts), matrices[1])
+
+    def energy(self, parts, matrices, v, r, factor):
+        widths, (w1, w2) = _widths(parts), matrices
+        r = torch.cat([pad(c, (0, launcher.tile_width(k) - k)) for c, k in zip(r.split(widths), widths)])
+        v = pad(v, (0, launcher.tile_width(len(v)) - len(v)))
+        factors = [] if factor is None else [factor]
+        first, second = split(w1, widths), split(w2, [w2.shape[0]])
+        return mlp_energy.mlp_energy(parts, *first, *second, v, r, factors, *w2.shape, self.products)
+
+    def takes_energy_from_hidden(self, parts, matrices, v, r, factor):
+        return self.backend.two_layers_in_one_kernel(_widths(parts), *matrices[1].shape)
+
+    def energy_from_hidden(self, parts, matrices, v, r, factor):
+        widths = _widths(parts)
+        h, *derivatives = self.backend.call(OPERATORS.mlp_hidden.default, parts, matrices)
+        energy = h @ v
+        ones = v.expand_as(derivatives[-1]).contiguous()
+        gradient = self.backend.call(OPERATORS.mlp_hidden_backward.default, ones, derivatives, matrices, widths)
+        gradient = [g + c for g, c in zip(gradient, r.split(widths))]
+        return _scaled(energy, gradient, parts, r, factor)
+
+    def energy_by_layers(self, parts, matrices, v, r, factor):
+        energy, *derivatives = self.each_layer(parts, matrices, v)
+        gradient = self.each_layer_backward(v.unsqueeze(0), derivatives, matrices, _widths(parts), one_row=True, add=r)
+        return _scaled(energy, gradient, parts, r, factor)
+
+    # ---- layer by layer -----------------------------------------------------------------------------------------------
+
+    def _layer_matrix(self, w, rows):
+        """Halves of w, its rows in parts of these widths; and what scales and bounds it."""
+        block = tiles.layer_block(w.shape[1], self.products)
+        hi, lo, info = split(w, rows, tiles.deep, lambda width: block * triton.cdiv(width, block))
+        return [torch.stack([hi, lo] if self.products == 3 else [hi]), info]
+
+    def _note_width(self, widths, matrices):
+        layers = ", ".join(str(w.shape[0]) for w in matrices[1:])
+        self.backend.note(
+            f"a perceptron of widths {sum(widths)}, {layers} and {matrices[-1].shape[1]} runs as separate matrix products, as "
+            "it is too wide for one kernel"
+        )
+
+    def each_layer(self, parts, matrices, v=None):
+        """h, or h v, and the derivatives of silu."""
+        self._note_width(_widths(parts), matrices)
+        x, derivatives, rows = mlp_layers.divide(parts, [], False, self.products), [], _widths(parts)
+        for k, w in enumerate(matrices):
+            matrix, last = self._layer_matrix(w, rows), k + 1 == len(matrices)
+            if last and v is not None:
+                padded = pad(v, (0, matrix[0].shape[2] - len(v)))
+                sums, d = mlp_layers.layer_dot(x, matrix, padded, len(v), self.products)
+                x = [sums.sum(dim=0)]
+            else:
+                *x, d = mlp_layers.layer_silu(x, matrix, w.shape[1], not last, self.products)
+            derivatives.append(d)
+            rows = [w.shape[1]]
+        return [*x, *derivatives]
+
+    def each_layer_backward(self, g, derivatives, matrices, widths, one_row=False, add=None):
+        """``one_row``: g is the same for all rows; ``add``: a row to add to the result."""
+        self._note_width(widths, matrices)
+        x = mlp_layers.divide([g], [derivatives[-1]], one_row, self.products)
+        for w, d in list(zip(matrices[1:], derivatives))[::-1]:
+            x = mlp_layers.layer_times(x, self._layer_matrix(w.T, [w.shape[1]]), d, self.products)
+        w = matrices[0].T
+        matrix = self._layer_matrix(w, [w.shape[0]])
+        added = [] if add is None else [pad(add, (0, matrix[0].shape[2] - len(add)))]
+        return mlp_layers.layer_parts(x, matrix, widths, added, self.products)
+
+
+def _widths(parts: list[Tensor]) -> list[int]:
+    return [part.shape[1] for part in parts]
+
+
+def _scaled(energy, gradient, parts, r, factor):
+    energy = energy + sum(part @ c for part, c in zip(parts, r.split(_widths(parts))))
+    return [energy, *gradient] if factor is None else [energy * factor, *(g * factor.unsqueeze(1) for g in gradient)]
