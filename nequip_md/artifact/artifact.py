@@ -22,7 +22,7 @@ class Artifact:
         metadata: the artifact's table of text (see :mod:`nequip_md.artifact.metadata`).
         type_names: names of the model's types, in the order of their indices.
         cutoff: largest cutoff, angstrom.
-        pair_cutoffs: cutoff of each ordered pair [centre][neighbour], angstrom, float64 [T, T].
+        pair_cutoffs: cutoff of each ordered pair ``[centre][neighbour]``, angstrom, float64 [T, T].
         device: where inputs must lie.
     """
 
