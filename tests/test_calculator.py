@@ -275,6 +275,10 @@ def test_type_map():
     expected = atoms.copy()
     expected.calc = argon()
     assert atoms.get_potential_energy() == expected.get_potential_energy()
+    unknown = Atoms("ArNe", positions=[[0, 0, 0], [0, 0, 4]])
+    unknown.calc = calculator
+    with pytest.raises(NequIPMDError, match="no type for Ne; its types are noble: .*give type_map"):
+        unknown.get_potential_energy()
 
 
 def test_single_precision_artifact(small_models):

@@ -72,7 +72,7 @@ def neighbor_pairs(structures: Sequence[Structure], radius: float) -> tuple[np.n
 
 
 def search_groups(structures: Sequence[Structure], radius: float) -> Iterator[Sequence[Structure]]:
-    """The structures in groups, in their order, each of them worth one search; big structures are alone."""
+    """The structures in groups, in their order, each of about as much work as one search should do."""
     sizes, cells, pbc = (
         np.array([getattr(s, name) for s in structures]) for name in ("num_atoms", "invertible_cell", "pbc")
     )

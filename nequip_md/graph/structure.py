@@ -140,7 +140,7 @@ def _array(name: str, value: Any, dtype: type, shape: tuple[int | None, ...]) ->
     try:
         given = np.asarray(value)
         array = given.astype(dtype)  # a copy
-        exact = dtype is np.float64 or array.size == 0 or np.array_equal(array, given)
+        exact = dtype in (np.float64, given.dtype) or array.size == 0 or np.array_equal(array, given)
     except (TypeError, ValueError, OverflowError):
         exact = False
     if not exact:
