@@ -24,7 +24,7 @@ def cutoff_matrix(cutoffs: Cutoffs) -> np.ndarray:
         NequIPMDError: another shape, or a cutoff that is not positive and finite.
     """
     matrix = np.asarray(cutoffs, dtype=np.float64)
-    if matrix.ndim and (matrix.ndim != 2 or len(matrix) != len(matrix.T)):
+    if matrix.ndim and (matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1]):
         raise NequIPMDError(
             f"cutoffs have shape {matrix.shape}; give one number, or one for each centre type and neighbour type"
         )
