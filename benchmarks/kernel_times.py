@@ -31,7 +31,7 @@ from nequip_md.bench.measure import machine, time_alternately
 from nequip_md.bench.structures import check_types, read_structure, systems
 from nequip_md.cli import run
 from nequip_md.errors import NequIPMDError
-from nequip_md.graph import build_graph
+from nequip_md.graph import Structure, build_graph
 
 NAME_WIDTH = 70
 
@@ -79,7 +79,7 @@ def print_table(result: dict) -> None:
 def times(artifact: Artifact, precision: str, atoms: Atoms, repeats: int) -> dict:
     """Measure one size, and print its table."""
     device = artifact.device.type
-    graph = build_graph(atoms, artifact.type_names, artifact.pair_cutoffs).to(device)
+    graph = build_graph(Structure.from_ase(atoms, artifact.type_names), artifact.pair_cutoffs).to(device)
 
     def call():
         return artifact(graph)

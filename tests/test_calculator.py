@@ -13,7 +13,7 @@ from ase.md.verlet import VelocityVerlet
 
 from nequip_md import NequIPMDError, load
 from nequip_md.calculators import NequIPMDCalculator
-from nequip_md.graph import build_graph
+from nequip_md.graph import Structure, build_graph
 from nequip_md.model import energy_and_gradient
 from support.eager import EagerArtifact, SmoothLennardJones
 from support.structures import dense_box, elongated_cell, single_atom, slab, triclinic_crystal, water_box
@@ -44,7 +44,7 @@ def thermalise(atoms: Atoms, temperature: float, seed: int) -> None:
 
 def through_positions(model, atoms: Atoms):
     """Energies, forces and stress by autograd through positions and strain."""
-    graph = build_graph(atoms, model.type_names, torch.tensor(model.config.cutoff_matrix()))
+    graph = build_graph(Structure.from_ase(atoms, model.type_names), torch.tensor(model.config.cutoff_matrix()))
     positions = torch.tensor(atoms.positions, requires_grad=True)
     strain = torch.zeros(3, 3, dtype=torch.float64, requires_grad=True)
     i, j = graph.edge_index
@@ -275,6 +275,10 @@ def test_type_map():
     expected = atoms.copy()
     expected.calc = argon()
     assert atoms.get_potential_energy() == expected.get_potential_energy()
+    unknown = Atoms("ArNe", positions=[[0, 0, 0], [0, 0, 4]])
+    unknown.calc = calculator
+    with pytest.raises(NequIPMDError, match="no type for Ne; its types are noble: .*give type_map"):
+        unknown.get_potential_energy()
 
 
 def test_single_precision_artifact(small_models):
@@ -283,7 +287,7 @@ def test_single_precision_artifact(small_models):
     atoms = water_box()
     atoms.calc = NequIPMDCalculator(path)
     model = load(checkpoint)
-    graph = build_graph(atoms, model.type_names, torch.tensor(model.config.cutoff_matrix()))
+    graph = build_graph(Structure.from_ase(atoms, model.type_names), torch.tensor(model.config.cutoff_matrix()))
     energies, _ = energy_and_gradient(model, *graph.tensors)
     np.testing.assert_allclose(atoms.get_potential_energies(), energies.numpy(), rtol=1e-5)
     assert atoms.get_forces().dtype == np.float64

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 import nequip_md
 from nequip_md.checkpoint import checkpoint_sha256, load, read_info, save
 from nequip_md.errors import NequIPMDError
-from nequip_md.graph import build_graph
+from nequip_md.graph import Structure, build_graph
 from nequip_md.model import AllegroConfig, NequIPConfig, build_model, energy_and_gradient
 
 SHARED = {"type_names": ["H", "O"], "cutoff": 3.5, "avg_num_neighbors": 3.0}
@@ -46,7 +46,7 @@ TRAINING = {"epoch": 12, "metrics": {"forces_rmse": 0.034567890123456789}, "stat
 
 
 def evaluate(model):
-    graph = build_graph(molecule("H2O2"), model.type_names, model.config.cutoff_matrix())
+    graph = build_graph(Structure.from_ase(molecule("H2O2"), model.type_names), model.config.cutoff_matrix())
     return energy_and_gradient(model, graph.edge_vectors, graph.edge_index, graph.row_ptr, graph.node_types)
 
 

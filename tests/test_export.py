@@ -19,7 +19,7 @@ from nequip_md.artifact.metadata import cpu_instructions
 from nequip_md.checkpoint import checkpoint_sha256, save
 from nequip_md.export import artifact_metadata, package, write_artifact
 from nequip_md.export.cli import export
-from nequip_md.graph import Graph, build_graph
+from nequip_md.graph import Graph, Structure, build_graph
 from nequip_md.kernels import Backend
 from nequip_md.lowering.trace import example_inputs, trace
 from nequip_md.model import AllegroConfig, NequIPConfig, build_model, energy_and_gradient
@@ -49,7 +49,7 @@ def test_artifact_is_the_model(small_models, name, tolerance):
     checkpoint, path = small_models(name)
     model, artifact = nequip_md.load(checkpoint), load_artifact(path)
     for system, atoms in SYSTEMS.items():
-        graph = build_graph(atoms, artifact.type_names, artifact.pair_cutoffs)
+        graph = build_graph(Structure.from_ase(atoms, artifact.type_names), artifact.pair_cutoffs)
         energy, gradient = artifact(graph)
         expected_energy, expected_gradient = energy_and_gradient(model, *graph.tensors)
         assert energy.dtype == gradient.dtype == torch.float64
@@ -66,7 +66,7 @@ def test_artifact_is_the_model(small_models, name, tolerance):
 
 def test_results_do_not_depend_on_threads(small_models):
     artifact = load_artifact(small_models("allegro_fp64")[1])
-    graph = build_graph(SYSTEMS["water"], artifact.type_names, artifact.pair_cutoffs)
+    graph = build_graph(Structure.from_ase(SYSTEMS["water"], artifact.type_names), artifact.pair_cutoffs)
     results = []
     for threads in (1, 2, 3):
         torch.set_num_threads(threads)
@@ -178,7 +178,7 @@ def test_loader_refuses_what_is_no_artifact(tmp_path, small_models):
 
 def test_artifact_checks_its_inputs(small_models):
     artifact = load_artifact(small_models("nequip_fp64")[1])
-    graph = build_graph(SYSTEMS["dense"], artifact.type_names, artifact.pair_cutoffs)
+    graph = build_graph(Structure.from_ase(SYSTEMS["dense"], artifact.type_names), artifact.pair_cutoffs)
     with pytest.raises(NequIPMDError, match=r"edge_vectors is torch.float32 .* needs torch.float64"):
         artifact(Graph(graph.edge_vectors.float(), *graph.tensors[1:]))
     with pytest.raises(NequIPMDError, match=r"edge_index is torch.int64 \[2, 3\]"):

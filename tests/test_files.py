@@ -20,7 +20,6 @@ from nequip_md.bench.compilation import model_config
 from nequip_md.calculators import NequIPMDCalculator
 from nequip_md.errors import NequIPMDError
 from nequip_md.files import FileKind, export_command, file_kind
-from nequip_md.graph import VerletList, build_graph
 from nequip_md.info.model_file import model_facts
 from nequip_md.training.cli import main as train
 
@@ -157,14 +156,3 @@ def test_info_of_a_training_state(run_folder):
     assert facts["training"]["epoch"] == best["training"]["epoch"] == 1
     same = ("model", "type_names", "cutoff", "hyperparameters")
     assert all(facts[key] == best[key] for key in same)
-
-
-def test_type_map_is_proposed_where_it_can_be_given():
-    methane = Atoms("CH4", positions=[[0, 0, 0], [1, 0, 0], [0, 1, 0], [0, 0, 1], [1, 1, 1]])
-    with pytest.raises(
-        NequIPMDError, match="no type for C; its types are H, O: type_names must list every element"
-    ) as caught:
-        build_graph(methane, ["H", "O"], 2.0)
-    assert "type_map" not in str(caught.value)
-    with pytest.raises(NequIPMDError, match="no type for C; its types are H, O: .*give type_map"):
-        VerletList(["H", "O"], 2.0).graph(methane)

@@ -126,7 +126,12 @@ def test_source_distribution(source, wheel, tmp_path):
         }
 
     assert files(unpacked) == files(source)
-    some = ("tests/test_packaging.py", "CITATION.cff", "nequip_md/kernels/cpu/cpu_kernels.cpp", "tests/support/warp.cpp")
+    some = (
+        "tests/test_packaging.py",
+        "CITATION.cff",
+        "nequip_md/kernels/cpu/cpu_kernels.cpp",
+        "tests/support/warp.cpp",
+    )
     assert {Path(name) for name in some} <= files(unpacked)
     assert contents(build_wheel(unpacked, tmp_path / "wheel")) == contents(wheel)
 

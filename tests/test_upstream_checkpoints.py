@@ -23,7 +23,7 @@ from nequip_md.checkpoint import read_info, save
 from nequip_md.checkpoint.upstream import convert, read_upstream
 from nequip_md.errors import NequIPMDError
 from nequip_md.files import FileKind, file_kind
-from nequip_md.graph import build_graph, forces_from_gradient
+from nequip_md.graph import Structure, build_graph, forces_from_gradient
 from nequip_md.model import energy_and_gradient
 
 HERE = Path(__file__).resolve().parent
@@ -74,7 +74,7 @@ def compare(model, reference: Path) -> tuple[float, float]:
     energies, forces = [], []
     for record in json.loads(reference.read_text())["frames"]:
         atoms = Atoms(record["symbols"], record["positions"], cell=record["cell"], pbc=record["pbc"])
-        graph = build_graph(atoms, model.type_names, model.config.cutoff_matrix())
+        graph = build_graph(Structure.from_ase(atoms, model.type_names), model.config.cutoff_matrix())
         tensors = graph.edge_vectors, graph.edge_index, graph.row_ptr, graph.node_types
         energy, gradient = energy_and_gradient(model, *tensors)
         expected = torch.tensor(record["forces"], dtype=torch.float64)

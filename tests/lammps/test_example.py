@@ -17,7 +17,7 @@ import yaml
 import nequip_md
 from nequip_md.checkpoint import read_info
 from nequip_md.export.cli import export
-from nequip_md.graph import batch_graphs, build_graph, forces_from_gradient
+from nequip_md.graph import Structure, batch_graphs, build_graph, forces_from_gradient
 from nequip_md.model import energy_and_gradient
 from support.lammps_run import run_lammps
 
@@ -37,7 +37,7 @@ def test_force_error_on_the_test_data(data_folder):
     stated = read_info(WATER / "water.nqmd").training["metrics"]["test"]["force_rmse"]
     errors = []
     for atoms in ase.io.read(data_folder / "water" / "test.extxyz", "::4"):
-        graph = batch_graphs([build_graph(atoms, model.type_names, model.config.cutoff_matrix())])
+        graph = batch_graphs([build_graph(Structure.from_ase(atoms, model.type_names), model.config.cutoff_matrix())])
         _, gradient = energy_and_gradient(model, *graph.tensors)
         errors.append(forces_from_gradient(graph, gradient).numpy() - atoms.get_forces())
     rmse = np.sqrt(np.mean(np.square(errors)))
