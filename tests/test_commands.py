@@ -85,7 +85,7 @@ def test_info_of_an_artifact_and_its_checkpoint(small_models):
     same = ("model", "parameters", "type_names", "cutoff", "pair_cutoffs", "hyperparameters", "checkpoint_sha256")
     assert {key: facts[key] for key in same} == {key: compiled[key] for key in same}
     assert facts["pair_cutoffs"] == {"H": {"H": 3.2, "O": 4.0}, "O": {"H": 4.0, "O": 4.0}} and facts["cutoff"] == 4.0
-    assert facts["parameters"] == sum(p.numel() for p in nequip_md.load(checkpoint).parameters()) > 1000
+    assert facts["parameters"] == sum(p.numel() for p in nequip_md.load_checkpoint(checkpoint).parameters()) > 1000
     assert facts["checkpoint_sha256"] == checkpoint_sha256(checkpoint)
     assert facts["hyperparameters"]["num_tensor_features"] == 8
     assert compiled["precision"] == "fp32" and compiled["device"] == "cpu"
