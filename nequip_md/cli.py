@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import select
 import sys
 import traceback
 from collections.abc import Callable
@@ -56,7 +57,7 @@ def exit_status(program: Callable[[], int | None]) -> int:
         closed = _output_is_closed()
         if closed and isinstance(error, BrokenPipeError):
             return 141
-        place = "standard output: " if closed else f"{error.filename}: " if error.filename is not None else ""
+        place = f"{error.filename}: " if error.filename is not None else ""
         return _ended(f"error: {place}{error.strerror or error}")
     except Exception as error:
         if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # the latter is PyTorch's
@@ -76,8 +77,15 @@ def _ended(message: str, status: int = 1) -> int:
 def _output_is_closed() -> bool:
     """Whether standard output takes nothing; then Python shall not try again, and complain, when it ends."""
     try:
+        number = sys.stdout.fileno()
+    except OSError:  # no file of the system: a notebook has such an output
+        return False
+    try:
         sys.stdout.flush()
     except OSError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        os.dup2(os.open(os.devnull, os.O_WRONLY), number)
         return True
-    return False
+    # without a buffer (PYTHONUNBUFFERED) there was nothing to flush
+    poll = select.poll()
+    poll.register(number, select.POLLOUT)
+    return any(event & select.POLLERR for _, event in poll.poll(0))
