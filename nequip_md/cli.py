@@ -47,7 +47,8 @@ def exit_status(program: Callable[[], int | None]) -> int:
     try:
         with interruptible():
             status = program() or 0
-            sys.stdout.flush()  # the exception of a full disk shall come here and not when the process ends
+            if sys.stdout is not None:  # None: a shell has closed it (>&-)
+                sys.stdout.flush()  # the exception of a full disk shall come here and not when the process ends
             return status
     except Interrupted as stop:
         return _ended(str(stop), stop.status)
@@ -78,7 +79,7 @@ def _output_is_closed() -> bool:
     """Whether standard output takes nothing; then Python shall not try again, and complain, when it ends."""
     try:
         number = sys.stdout.fileno()
-    except OSError:  # no file of the system: a notebook has such an output
+    except (AttributeError, OSError):  # no file of the system: a notebook has such an output, or there is none
         return False
     try:
         sys.stdout.flush()

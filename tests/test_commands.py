@@ -190,6 +190,8 @@ def test_output_that_nobody_takes(unbuffered):
     with open("/dev/full", "w") as full:
         done = subprocess.run(command, stdout=full, **options)
     assert (done.returncode, done.stderr) == (1, "error: No space left on device\n")
+    done = subprocess.run(["sh", "-c", '"$@" >&-', "sh", *command], **options)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 @pytest.mark.parametrize("path", UPSTREAM, ids=lambda path: path.stem)
