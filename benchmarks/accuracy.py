@@ -33,9 +33,9 @@ from nequip_md.bench.measure import machine
 from nequip_md.bench.report import check_files
 from nequip_md.bench.structures import water_box
 from nequip_md.checkpoint import load
-from nequip_md.cli import run
+from nequip_md.cli import exit_status
 from nequip_md.errors import NequIPMDError
-from nequip_md.export.cli import export
+from nequip_md.export import export_checkpoint
 from nequip_md.graph import Graph, Structure, build_graph
 from nequip_md.model import PRESETS, PotentialConfig, build_model, energy_and_gradient, with_dtype
 
@@ -87,7 +87,7 @@ def changed(config: PotentialConfig, options: Sequence[str]) -> PotentialConfig:
 
 def compile_artifact(checkpoint: Path, path: Path, precision: str, device: str) -> None:
     """In a process of its own."""
-    export(checkpoint, path, device=device, precision=precision, report=lambda _: None)
+    export_checkpoint(checkpoint, path, device=device, precision=precision)
 
 
 def errors(
@@ -209,7 +209,7 @@ def main() -> None:
         else:
             of_presets()
 
-    run(program)
+    sys.exit(exit_status(program))
 
 
 if __name__ == "__main__":

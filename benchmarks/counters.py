@@ -26,7 +26,7 @@ from nequip_md.bench.cli import positive
 from nequip_md.bench.compilation import compile_all, model_config
 from nequip_md.bench.measure import machine
 from nequip_md.bench.structures import water_box
-from nequip_md.cli import run
+from nequip_md.cli import exit_status
 from nequip_md.errors import NequIPMDError
 from nequip_md.graph import Structure, build_graph
 
@@ -168,7 +168,7 @@ def main() -> None:
             }
             options.output.write_text(json.dumps({**facts, "kernels": rows}, indent=1) + "\n")
 
-    run(program)
+    sys.exit(exit_status(program))
 
 
 if __name__ == "__main__":

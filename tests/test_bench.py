@@ -13,10 +13,11 @@ import torch
 import nequip_md.lammps
 from nequip_md.artifact import load_artifact
 from nequip_md.bench import peer
-from nequip_md.bench.cli import bench, parser, threads_per_rank
+from nequip_md.bench.cli import parser
 from nequip_md.bench.compilation import preset_config
 from nequip_md.bench.lammps_run import boundary, parse_output, write_data
 from nequip_md.bench.measure import failure_of, time_alternately
+from nequip_md.bench.run import BenchOptions, bench, threads_per_rank
 from nequip_md.bench.structures import octanal, read_structure, repeated, systems, water_box
 from nequip_md.checkpoint import save
 from nequip_md.errors import NequIPMDError
@@ -28,7 +29,7 @@ from support.structures import water_box as reference_water
 
 
 def run(*arguments) -> list:
-    return bench(parser().parse_args([str(a) for a in arguments]), report=lambda line: None)
+    return bench(BenchOptions(**vars(parser().parse_args([str(a) for a in arguments]))))
 
 
 @pytest.mark.parametrize(("size", "atoms"), [(1, 3), (24, 24), (50, 24), (60, 81), (192, 192), (1500, 1536)])
@@ -260,6 +261,8 @@ def test_bad_input_is_named(small_models, tmp_path, monkeypatch):
     for message, *arguments in cases:
         with pytest.raises(NequIPMDError, match=message):
             run(*arguments)
+    with pytest.raises(NequIPMDError, match="engine 'gromacs' is not known; choose from graph, lammps"):
+        BenchOptions(str(artifact), engines=["graph", "gromacs"])
     monkeypatch.setitem(sys.modules, "allegro", None)
     with pytest.raises(NequIPMDError, match="pip install nequip nequip-allegro"):
         run(checkpoint, "--peer", "--sizes", 3)

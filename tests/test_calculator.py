@@ -11,7 +11,7 @@ from ase.calculators.calculator import PropertyNotImplementedError
 from ase.md.nptberendsen import NPTBerendsen
 from ase.md.verlet import VelocityVerlet
 
-from nequip_md import NequIPMDError, load
+from nequip_md import NequIPMDError, load_checkpoint
 from nequip_md.calculators import NequIPMDCalculator
 from nequip_md.graph import Structure, build_graph
 from nequip_md.model import energy_and_gradient
@@ -27,7 +27,7 @@ STRUCTURES["no atoms"] = lambda: Atoms()
 def compiled(small_models):
     """The eager model and the path of its artifact, float64."""
     checkpoint, artifact = small_models("allegro_fp64")
-    return load(checkpoint), artifact
+    return load_checkpoint(checkpoint), artifact
 
 
 def argon(**options) -> NequIPMDCalculator:
@@ -286,7 +286,7 @@ def test_single_precision_artifact(small_models):
     checkpoint, path = small_models("allegro_fp32")
     atoms = water_box()
     atoms.calc = NequIPMDCalculator(path)
-    model = load(checkpoint)
+    model = load_checkpoint(checkpoint)
     graph = build_graph(Structure.from_ase(atoms, model.type_names), torch.tensor(model.config.cutoff_matrix()))
     energies, _ = energy_and_gradient(model, *graph.tensors)
     np.testing.assert_allclose(atoms.get_potential_energies(), energies.numpy(), rtol=1e-5)

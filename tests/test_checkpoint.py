@@ -69,7 +69,7 @@ def test_round_trip_is_bit_identical(name, tmp_path):
     path = tmp_path / "model.nqmd"
     save(path, model, training=TRAINING)
     generator = torch.random.get_rng_state()
-    copy = nequip_md.load(path)
+    copy = nequip_md.load_checkpoint(path)
     assert torch.equal(torch.random.get_rng_state(), generator), "loading must not disturb the random numbers"
     assert copy.config == model.config and not copy.training
     energy, gradient = evaluate(model)
@@ -209,10 +209,10 @@ def test_pickled_code_runs_only_if_allowed(tmp_path):
     path, mark = tmp_path / "model.ckpt", tmp_path / "was-here"
     torch.save({"state_dict": {}, "hyper_parameters": Hostile(mark)}, path)
     with pytest.raises(NequIPMDError, match=r"posix\.mkdir.*would execute code.*--allow-pickle.*allow_pickle=True"):
-        nequip_md.load(path)
+        nequip_md.load_checkpoint(path)
     assert not mark.exists()
     with pytest.raises(NequIPMDError, match="not a checkpoint of nequip-train"):
-        nequip_md.load(path, allow_pickle=True)
+        nequip_md.load_checkpoint(path, allow_pickle=True)
     assert mark.exists(), "allow_pickle is what its name says"
 
 
@@ -225,5 +225,5 @@ def test_code_in_packaged_models_never_runs(tmp_path, allow_pickle):
         archive.writestr("m/model/config.yaml", "training_module: {model: {_target_: nequip.model.NequIPGNNModel}}")
         archive.writestr("m/os.py", f"import pathlib; pathlib.Path({str(mark)!r}).touch()")
     with pytest.raises(NequIPMDError):
-        nequip_md.load(path, allow_pickle=allow_pickle)
+        nequip_md.load_checkpoint(path, allow_pickle=allow_pickle)
     assert not mark.exists()

@@ -17,8 +17,7 @@ from nequip_md import NequIPMDError
 from nequip_md.artifact import load_artifact, read_metadata
 from nequip_md.artifact.metadata import cpu_instructions
 from nequip_md.checkpoint import checkpoint_sha256, save
-from nequip_md.export import artifact_metadata, package, write_artifact
-from nequip_md.export.cli import export
+from nequip_md.export import artifact_metadata, export_checkpoint, package, write_artifact
 from nequip_md.graph import Graph, Structure, build_graph
 from nequip_md.kernels import Backend
 from nequip_md.lowering.trace import example_inputs, trace
@@ -47,7 +46,7 @@ def command(*arguments) -> subprocess.CompletedProcess:
 @pytest.mark.parametrize("name, tolerance", [("allegro_fp64", 1e-12), ("allegro_fp32", 1e-5), ("nequip_fp64", 1e-12)])
 def test_artifact_is_the_model(small_models, name, tolerance):
     checkpoint, path = small_models(name)
-    model, artifact = nequip_md.load(checkpoint), load_artifact(path)
+    model, artifact = nequip_md.load_checkpoint(checkpoint), load_artifact(path)
     for system, atoms in SYSTEMS.items():
         graph = build_graph(Structure.from_ase(atoms, artifact.type_names), artifact.pair_cutoffs)
         energy, gradient = artifact(graph)
@@ -251,7 +250,7 @@ def test_refused_before_compilation(tmp_path, monkeypatch, case):
     monkeypatch.setattr(package, "compile_model", None)
     with torch._inductor.config.patch({"cpp.cxx": (None, "nothing")} if "compiler" in case else {}):
         with pytest.raises(NequIPMDError, match=message):
-            export(checkpoint, tmp_path / output, device="cpu", precision="fp32")
+            export_checkpoint(checkpoint, tmp_path / output, device="cpu", precision="fp32")
     assert sorted(tmp_path.iterdir()) == before
 
 
@@ -270,7 +269,7 @@ def test_an_artifact_that_differs_replaces_nothing(small_models, tmp_path, monke
     output = tmp_path / "out.pt2"
     output.write_text("a good one")
     with pytest.raises(NequIPMDError, match="differs from the checkpoint .*out.pt2 was not written"):
-        export(checkpoint, output, device="cpu", precision="fp32")
+        export_checkpoint(checkpoint, output, device="cpu", precision="fp32")
     assert output.read_text() == "a good one" and list(tmp_path.iterdir()) == [output]
 
 

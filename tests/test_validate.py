@@ -211,11 +211,10 @@ def test_systems_differ_from_each_other_and_keep_atoms_apart():
 
 @pytest.mark.parametrize("name", ["allegro_fp64", "allegro_fp32", "nequip_fp64"])
 def test_compiled_models_pass(small_models, name):
-    from nequip_md import load
-    from nequip_md.artifact import load_artifact
+    from nequip_md import load_artifact, load_checkpoint
 
     checkpoint, path = small_models(name)
-    assert failures(validate_artifact(load_artifact(path), load(checkpoint))) == []
+    assert failures(validate_artifact(load_artifact(path), load_checkpoint(checkpoint))) == []
 
 
 def command(*arguments) -> subprocess.CompletedProcess:
@@ -233,12 +232,12 @@ def test_command(small_models):
 
 
 def test_command_reports_failures(small_models, monkeypatch, capsys):
-    import nequip_md.export.validate as module
-    from nequip_md.export.validate_cli import validate
+    import nequip_md.export as module
+    from nequip_md.export.validate_cli import main
 
     results = [CheckResult("something [H-O]", 0.5, 1e-3), CheckResult("another", 0.0, 0.0)]
     monkeypatch.setattr(module, "validate_artifact", lambda artifact: results)
-    assert validate(small_models("allegro_fp32")[1]) == 1
+    assert main([str(small_models("allegro_fp32")[1])]) == 1
     printed = capsys.readouterr().out
     assert "something [H-O]" in printed and "FAILED" in printed and "1 of 2 checks failed" in printed
 

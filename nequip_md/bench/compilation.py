@@ -16,7 +16,7 @@ from nequip_md.bench import peer
 from nequip_md.bench.structures import water_box
 from nequip_md.checkpoint import read_info, save
 from nequip_md.errors import NequIPMDError
-from nequip_md.export.cli import export
+from nequip_md.export import export_checkpoint
 from nequip_md.files import FileKind, file_kind
 from nequip_md.graph import Structure, build_graph
 from nequip_md.model import PRESETS, AllegroConfig, NequIPConfig, PotentialConfig, build_model, preset
@@ -115,9 +115,7 @@ def compile_all(
         report(f"compiling {precision} for {device}")
         compiled = folder / f"{precision}.pt2"
         start = time.perf_counter()
-        export(
-            checkpoint, compiled, device=device, precision=precision, allow_pickle=allow_pickle, report=lambda _: None
-        )
+        export_checkpoint(checkpoint, compiled, device=device, precision=precision, allow_pickle=allow_pickle)
         result.seconds[f"ours {precision}"] = time.perf_counter() - start
         result.artifacts[precision] = load_artifact(compiled)
         if with_peer:

@@ -38,7 +38,7 @@ class NequIPMDCalculator(Calculator):
     Example::
 
         from ase.build import molecule
-        from nequip_md.calculators import NequIPMDCalculator
+        from nequip_md import NequIPMDCalculator
 
         water = molecule("H2O")
         water.calc = NequIPMDCalculator("water.pt2")

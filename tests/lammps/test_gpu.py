@@ -44,7 +44,7 @@ run 60
 @pytest.fixture(scope="session")
 def gpu_models(small_models, tmp_path_factory):
     """``gpu_models("allegro_fp32")``: the artifact of a model of ``small_models``, compiled for CUDA."""
-    from nequip_md.export.cli import export
+    from nequip_md.export import export_checkpoint
 
     folder = tmp_path_factory.mktemp("cuda")
 
@@ -53,7 +53,7 @@ def gpu_models(small_models, tmp_path_factory):
         path = folder / f"{name}.pt2"
         if not path.exists():
             checkpoint, _ = small_models(f"{kind}_fp64")  # the same weights for every precision
-            export(checkpoint, path, device="cuda", precision=precision)
+            export_checkpoint(checkpoint, path, device="cuda", precision=precision)
         return path
 
     return make

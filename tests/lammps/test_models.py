@@ -28,7 +28,7 @@ DENSE = {name: denser(SYSTEMS[name]) for name in ("orthogonal", "triclinic", "bo
 
 
 def eager(checkpoint, system: System) -> dict[str, np.ndarray]:
-    model = nequip_md.load(checkpoint)
+    model = nequip_md.load_checkpoint(checkpoint)
     (lx, ly, lz), (xy, xz, yz) = system.lengths, system.tilts
     atoms = ase.Atoms(
         ["HO"[t - 1] for t in system.types], system.positions, cell=[[lx, 0, 0], [xy, ly, 0], [xz, yz, lz]], pbc=True

@@ -47,7 +47,7 @@ def from_eager(style: ForceStyle) -> dict:
     from nequip_md.graph import Structure, build_graph, forces_from_gradient, stress_from_gradient
     from nequip_md.model import energy_and_gradient, with_dtype
 
-    model = with_dtype(nequip_md.load(ROOT / style.model["checkpoint"]), "float64")
+    model = with_dtype(nequip_md.load_checkpoint(ROOT / style.model["checkpoint"]), "float64")
     atoms, masses = read_data(style.data, style.reference["eager"].split())
 
     def evaluate() -> dict:
