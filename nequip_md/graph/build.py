@@ -14,11 +14,11 @@ from nequip_md.graph.neighbors import edge_vectors, neighbor_pairs, search_group
 from nequip_md.graph.structure import Structure
 
 Cutoffs = float | Sequence | np.ndarray | torch.Tensor
-"""Angstrom; one number, or one for each [centre type][neighbour type]."""
+"""Angstrom; one number, or one for each ``[centre type][neighbour type]``."""
 
 
 def cutoff_matrix(cutoffs: Cutoffs) -> np.ndarray:
-    """Cutoffs in angstrom, [centre type][neighbour type], or [] of one number for all pairs.
+    """Cutoffs in angstrom, ``[centre type][neighbour type]``, or [] of one number for all pairs.
 
     Raises:
         NequIPMDError: another shape, or a cutoff that is not positive and finite.
@@ -64,7 +64,7 @@ def build_graph(structure: Structure, cutoffs: Cutoffs) -> Graph:
     Cells may be triclinic, smaller than the cutoff, or open in any direction; positions may lie outside the cell.
 
     Args:
-        cutoffs: angstrom; one number, or one for each [centre type][neighbour type].
+        cutoffs: angstrom; one number, or one for each ``[centre type][neighbour type]``.
 
     Raises:
         NequIPMDError: cutoffs of another shape or not positive, a type without cutoffs, a cell that has collapsed.
@@ -79,7 +79,7 @@ def build_graphs(structures: Sequence[Structure], cutoffs: Cutoffs) -> list[Grap
     :func:`~nequip_md.graph.batch_graphs` makes one graph of them.
 
     Args:
-        cutoffs: angstrom; one number, or one for each [centre type][neighbour type].
+        cutoffs: angstrom; one number, or one for each ``[centre type][neighbour type]``.
 
     Raises:
         NequIPMDError: as for :func:`build_graph`.
