@@ -18,7 +18,7 @@ from nequip_md.export.artifact_file import AGAIN, ArtifactFile
 from nequip_md.model.config import NequIPConfig, PotentialConfig
 from nequip_md.model.nequip_irreps import plan_layers, width
 
-FORMAT_VERSION = "1"
+FORMAT_VERSION = "2"
 PRECISIONS = {"fp64": "float64", "fp32": "float32", "tf32": "float32"}
 """Model dtype of each precision mode."""
 
@@ -36,6 +36,8 @@ REQUIRED = (
     "length_unit",
     "energy_unit",
     "message_passing_layers",
+    "networks",
+    "ghosts",
 )
 
 
@@ -104,6 +106,8 @@ def artifact_metadata(
         "length_unit": "angstrom",
         "energy_unit": "eV",
         "message_passing_layers": str(message_passing_layers),
+        "networks": "1",
+        "ghosts": "no" if message_passing_layers else "yes",
         "feature_widths": " ".join(str(w) for w in feature_widths),
         "checkpoint_sha256": checkpoint_sha256,
         "nequip_md_version": nequip_md.__version__,
@@ -184,6 +188,8 @@ def checked_metadata(path: Path, metadata: dict[str, str]) -> dict[str, str]:
         "length_unit": metadata["length_unit"] == "angstrom",
         "energy_unit": metadata["energy_unit"] == "eV",
         "message_passing_layers": layers.isascii() and layers.isdigit(),
+        "networks": metadata["networks"] == "1",
+        "ghosts": metadata["ghosts"] in ("yes", "no"),
     }
     for key, good in usable.items():
         if not good:

@@ -135,6 +135,7 @@ void PairNequIP::compute(int eflag, int vflag)
   if (build) check_lists();
 
   nequip_md_system system = {};
+  system.struct_size = sizeof(system);
   system.num_all = nall;
   system.positions = nall ? atom->x[0] : nullptr;
   system.types = atom->type;
@@ -160,6 +161,7 @@ void PairNequIP::compute(int eflag, int vflag)
   }
 
   nequip_md_results results = {};
+  results.struct_size = sizeof(results);
   const bool newton = force->newton_pair;
 
   // the guard needs the whole force on an atom, which LAMMPS sums up later; it looks whenever lists are
@@ -817,6 +819,7 @@ std::string PairNequIP::load(const char *file)
                       "nequip-md-lammps build");
 
   nequip_md_options options = {};
+  options.struct_size = sizeof(options);
   options.device = device.empty() ? nullptr : device.c_str();
   options.device_index = device_index();
   options.num_threads = num_threads ? num_threads : comm->nthreads;

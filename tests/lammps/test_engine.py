@@ -7,21 +7,33 @@ import ctypes
 import re
 import resource
 import subprocess
-from ctypes import POINTER, Structure, byref, c_char_p, c_double, c_int, c_longlong, c_void_p
+from ctypes import POINTER, Structure, byref, c_char_p, c_double, c_int, c_longlong, c_size_t, c_void_p
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from ase.build import bulk
+from ase.calculators.lj import LennardJones as ASELennardJones
 
 from support.analytic import LennardJones
 
 ROOT = Path(__file__).resolve().parents[2]
 OK, BAD_FILE, BAD_MODEL, BAD_DEVICE, BAD_INPUT, BAD_RESULT, INTERNAL = range(7)
 
+EXCHANGE = ctypes.CFUNCTYPE(c_int, c_void_p, c_int, c_void_p, c_longlong, c_longlong, c_longlong, c_int, c_void_p)
 
-class Options(Structure):
+
+class Versioned(Structure):
+    """A structure of the C header, with its size in the first field."""
+
+    def __init__(self, **fields):
+        super().__init__(**{"struct_size": ctypes.sizeof(type(self)), **fields})
+
+
+class Options(Versioned):
     _fields_ = [
+        ("struct_size", c_size_t),
         ("device", c_char_p),
         ("device_index", c_int),
         ("num_threads", c_int),
@@ -32,8 +44,9 @@ class Options(Structure):
     ]
 
 
-class System(Structure):
+class System(Versioned):
     _fields_ = [
+        ("struct_size", c_size_t),
         ("num_all", c_int),
         ("positions", POINTER(c_double)),
         ("types", POINTER(c_int)),
@@ -47,11 +60,18 @@ class System(Structure):
         ("neighbour_mask", c_int),
         ("lists_changed", c_int),
         ("owner", POINTER(c_int)),
+        ("cell", POINTER(c_double)),
+        ("periodic", c_int * 3),
+        ("memory", c_int),
+        ("stream", c_void_p),
+        ("exchange", EXCHANGE),
+        ("exchange_context", c_void_p),
     ]
 
 
-class Results(Structure):
+class Results(Versioned):
     _fields_ = [
+        ("struct_size", c_size_t),
         ("energy", c_double),
         ("virial", c_double * 6),
         ("forces", POINTER(c_double)),
@@ -75,7 +95,7 @@ class Results(Structure):
 @pytest.fixture(scope="module")
 def library(plugin_folder):
     loaded = ctypes.CDLL(str(plugin_folder / "libnequip_md_engine.so"))
-    loaded.nequip_md_load.argtypes = [c_char_p, POINTER(Options), POINTER(c_void_p), c_char_p, ctypes.c_size_t]
+    loaded.nequip_md_load.argtypes = [c_char_p, POINTER(Options), POINTER(c_void_p), c_char_p, c_size_t]
     loaded.nequip_md_free.argtypes = [c_void_p]
     loaded.nequip_md_evaluate.argtypes = [c_void_p, POINTER(System), POINTER(Results)]
     loaded.nequip_md_isolated_energy.argtypes = [c_void_p, c_int, POINTER(c_double)]
@@ -154,7 +174,7 @@ class Atoms:
             lists_changed=self.lists_changed,
             owner=None if self.owner is None else c_array(self.owner, c_int),
         )
-        system = System(**{k: v for k, v in {**fields, **self.overrides}.items() if v is not None})
+        system = self.system = System(**{k: v for k, v in {**fields, **self.overrides}.items() if v is not None})
         results = Results(
             forces=self.forces, atom_energies=self.energies, atom_virials=self.virials, centroid_virials=self.centroid
         )
@@ -189,7 +209,7 @@ def some_atoms(count: int, **options) -> Atoms:
 
 def test_metadata(library, load, lj_artifact):
     handle = load(lj_artifact)
-    assert library.nequip_md_abi_version() == 4
+    assert library.nequip_md_abi_version() == 5
     assert library.nequip_md_num_types(handle) == 2
     assert [library.nequip_md_type_name(handle, t) for t in (-1, 0, 1, 2)] == [None, b"Ar", b"Ne", None]
     assert library.nequip_md_cutoff(handle) == 6.0
@@ -371,10 +391,80 @@ def test_owners(library, load, doctored, lj_artifact):
         assert bad.status == BAD_INPUT and words in bad.message
 
 
+class Larger(System):
+    """A structure of a later version."""
+
+    _fields_ = [("later", c_int), ("latest", c_int)]
+
+
+@pytest.mark.parametrize("size", [0, 8, 5000])
+@pytest.mark.parametrize("structure", ["system", "results"])
+def test_size_that_cannot_be(structure, size, library, load, lj_artifact):
+    """The field was forgotten, is that of a pointer, or was never written to."""
+    handle, system, results = load(lj_artifact), System(), Results(failed_atom=77)
+    (system if structure == "system" else results).struct_size = size
+    assert library.nequip_md_evaluate(handle, byref(system), byref(results)) == BAD_INPUT
+    expected = f"struct_size of nequip_md_{structure} is {size}; set it to sizeof(nequip_md_{structure})"
+    assert expected in library.nequip_md_last_error(handle).decode()
+    assert results.failed_atom == (77 if structure == "results" else -1)
+
+
+def test_older_callers(library, load, lj_artifact):
+    """Fields beyond the caller's structure are neither read nor written."""
+    handle, atoms = load(lj_artifact), some_atoms(6)
+    atoms.overrides |= {"struct_size": System.cell.offset, "memory": 9, "cell": c_array([0.0] * 9, c_double)}
+    assert atoms.evaluate(library, handle).status == OK, atoms.message
+    del atoms.overrides["struct_size"]
+    assert atoms.evaluate(library, handle).status == BAD_INPUT
+    forces = c_array([0.0] * 18, c_double)
+    results = Results(struct_size=Results.num_candidates.offset, forces=forces, num_edges=-7)
+    assert library.nequip_md_evaluate(handle, byref(atoms.system), byref(results)) == BAD_INPUT
+    del atoms.overrides["memory"], atoms.overrides["cell"]
+    atoms.evaluate(library, handle)
+    assert library.nequip_md_evaluate(handle, byref(atoms.system), byref(results)) == OK
+    assert (results.energy, results.num_edges, results.struct_size) == (atoms.energy, -7, Results.num_candidates.offset)
+    options = Options(struct_size=Options.no_replay.offset, no_guard=1)
+    assert (
+        library.nequip_md_load(str(lj_artifact).encode(), byref(options), byref(handle2 := c_void_p()), None, 0) == OK
+    )
+    library.nequip_md_free(handle2)
+
+
+@pytest.mark.parametrize("later", [0, 1])
+def test_newer_callers(later, library, load, lj_artifact):
+    """Fields that the library does not know may be there, but not be used."""
+    handle, atoms = load(lj_artifact), some_atoms(6)
+    energy = atoms.evaluate(library, handle).energy
+    larger = Larger(latest=later)
+    ctypes.memmove(byref(larger, 8), byref(atoms.system, 8), ctypes.sizeof(System) - 8)
+    results = Results(forces=atoms.forces)
+    status = library.nequip_md_evaluate(handle, ctypes.cast(byref(larger), POINTER(System)), byref(results))
+    if later:
+        assert status == BAD_INPUT
+        assert b"and uses fields beyond the" in library.nequip_md_last_error(handle)
+    else:
+        assert status == OK and results.energy == energy
+
+
 BAD_LOADS = {
     "missing": (BAD_FILE, "cannot open", lambda make: ("/nowhere/model.pt2", {})),
     "other format": (BAD_MODEL, "format version 7", lambda make: (make(format_version="7"), {})),
     "other units": (BAD_MODEL, "'length_unit'", lambda make: (make(length_unit="bohr"), {})),
+    "version 1": (
+        BAD_MODEL,
+        "has format version 1, this engine reads version 2; write it again with: nequip-md-export MODEL -o OUT.pt2",
+        lambda make: (make(format_version="1"), {}),
+    ),
+    "a committee": (BAD_MODEL, "holds 4 networks, and this engine evaluates 1", lambda make: (make(networks="4"), {})),
+    "networks not said": (BAD_MODEL, "no metadata key 'networks'", lambda make: (make(networks=None), {})),
+    "no network": (BAD_MODEL, "'networks'", lambda make: (make(networks="0"), {})),
+    "ghosts not said": (BAD_MODEL, "no metadata key 'ghosts'", lambda make: (make(ghosts=None), {})),
+    "ghosts unclear": (BAD_MODEL, "'ghosts'", lambda make: (make(ghosts="perhaps"), {})),
+    "options without their size": (
+        BAD_INPUT,
+        "struct_size of nequip_md_options is 0; set it to sizeof(nequip_md_options)",
+        lambda make: (make(), {"struct_size": 0}),
+    ),
     "cuda artifact": (BAD_DEVICE, "no such device", lambda make: (make(device="cuda"), {})),
     "cuda wanted": (BAD_DEVICE, "exported for device cpu", lambda make: (make(), {"device": b"cuda"})),
     "unknown device": (BAD_DEVICE, "unknown device 'tpu'", lambda make: (make(), {"device": b"tpu"})),
@@ -542,10 +632,10 @@ def test_no_foreign_symbols(plugin_folder):
     assert exported and all(name.startswith("nequip_md_") for name in exported)
 
 
-def test_example_of_the_manual(plugin_folder, lj_artifact, lj_model, tmp_path):
-    """The C program in docs/engine.md compiles as C99 without warnings and prints the right energy and force."""
+def test_example_of_the_manual(plugin_folder, lj_artifact, tmp_path):
+    """The C program in docs/engine.md compiles as C99 without warnings and prints the energy and virial of ASE's model."""
     program = re.search(r"```c\n(.*?)```", (ROOT / "docs" / "engine.md").read_text(), re.S).group(1)
-    (tmp_path / "dimer.c").write_text(program)
+    (tmp_path / "crystal.c").write_text(program)
     subprocess.run(
         [
             "gcc",
@@ -554,9 +644,9 @@ def test_example_of_the_manual(plugin_folder, lj_artifact, lj_model, tmp_path):
             "-Wextra",
             "-Werror",
             "-pedantic",
-            "dimer.c",
+            "crystal.c",
             "-o",
-            "dimer",
+            "crystal",
             f"-I{plugin_folder}/include",
             f"-L{plugin_folder}",
             "-lnequip_md_engine",
@@ -565,11 +655,12 @@ def test_example_of_the_manual(plugin_folder, lj_artifact, lj_model, tmp_path):
         cwd=tmp_path,
         check=True,
     )
-    run = subprocess.run([tmp_path / "dimer", lj_artifact], capture_output=True, text=True)
+    run = subprocess.run([tmp_path / "crystal", lj_artifact], capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
     printed = dict(re.findall(r"(\w+) += +(\S+)", run.stdout))
-    energies, forces = reference(lj_model, Atoms([[0, 0, 0], [0, 0, 3.5]], [1, 1]))
-    assert abs(float(printed["energy"]) - energies.sum()) < 1e-9
-    assert abs(float(printed["force"]) - forces[1, 2]) < 1e-9
-    failed = subprocess.run([tmp_path / "dimer", tmp_path / "none.pt2"], capture_output=True, text=True)
+    crystal = bulk("Ar", "fcc", a=5.3)
+    crystal.calc = ASELennardJones(sigma=3.4, epsilon=0.0104, rc=6.0)  # argon of force_styles/lj.yaml
+    assert abs(float(printed["energy"]) - (crystal.get_potential_energy() - 1.5)) < 1e-9
+    assert abs(float(printed["virial"]) + crystal.get_stress()[0] * crystal.get_volume()) < 1e-9
+    failed = subprocess.run([tmp_path / "crystal", tmp_path / "none.pt2"], capture_output=True, text=True)
     assert failed.returncode == 1 and "cannot open model file" in failed.stderr
