@@ -7,7 +7,7 @@ import ctypes
 import re
 import resource
 import subprocess
-from ctypes import POINTER, Structure, byref, c_char_p, c_double, c_int, c_longlong, c_size_t, c_void_p
+from ctypes import POINTER, byref, c_double, c_int, c_void_p
 from pathlib import Path
 
 import numpy as np
@@ -17,105 +17,27 @@ from ase.build import bulk
 from ase.calculators.lj import LennardJones as ASELennardJones
 
 from support.analytic import LennardJones
+from support.engine import (
+    BAD_DEVICE,
+    BAD_FILE,
+    BAD_INPUT,
+    BAD_MODEL,
+    BAD_RESULT,
+    OK,
+    Options,
+    Results,
+    System,
+    c_array,
+    load_model,
+    open_engine,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
-OK, BAD_FILE, BAD_MODEL, BAD_DEVICE, BAD_INPUT, BAD_RESULT, INTERNAL = range(7)
-
-EXCHANGE = ctypes.CFUNCTYPE(c_int, c_void_p, c_int, c_void_p, c_longlong, c_longlong, c_longlong, c_int, c_void_p)
-
-
-class Versioned(Structure):
-    """A structure of the C header, with its size in the first field."""
-
-    def __init__(self, **fields):
-        super().__init__(**{"struct_size": ctypes.sizeof(type(self)), **fields})
-
-
-class Options(Versioned):
-    _fields_ = [
-        ("struct_size", c_size_t),
-        ("device", c_char_p),
-        ("device_index", c_int),
-        ("num_threads", c_int),
-        ("energy_factor", c_double),
-        ("max_edges", c_longlong),
-        ("no_replay", c_int),
-        ("no_guard", c_int),
-    ]
-
-
-class System(Versioned):
-    _fields_ = [
-        ("struct_size", c_size_t),
-        ("num_all", c_int),
-        ("positions", POINTER(c_double)),
-        ("types", POINTER(c_int)),
-        ("num_caller_types", c_int),
-        ("type_map", POINTER(c_int)),
-        ("num_centres", c_int),
-        ("centres", POINTER(c_int)),
-        ("num_neighbours", POINTER(c_int)),
-        ("neighbours", POINTER(POINTER(c_int))),
-        ("skin", c_double),
-        ("neighbour_mask", c_int),
-        ("lists_changed", c_int),
-        ("owner", POINTER(c_int)),
-        ("cell", POINTER(c_double)),
-        ("periodic", c_int * 3),
-        ("memory", c_int),
-        ("stream", c_void_p),
-        ("exchange", EXCHANGE),
-        ("exchange_context", c_void_p),
-    ]
-
-
-class Results(Versioned):
-    _fields_ = [
-        ("struct_size", c_size_t),
-        ("energy", c_double),
-        ("virial", c_double * 6),
-        ("forces", POINTER(c_double)),
-        ("atom_energies", POINTER(c_double)),
-        ("atom_virials", POINTER(c_double)),
-        ("centroid_virials", POINTER(c_double)),
-        ("failed_atom", c_int),
-        ("warned_atom", c_int),
-        ("warned_neighbour", c_int),
-        ("num_candidates", c_longlong),
-        ("num_edges", c_longlong),
-        ("num_evaluated", c_longlong),
-        ("num_pieces", c_longlong),
-        ("replayed", c_int),
-        ("seconds_lists", c_double),
-        ("seconds_model", c_double),
-        ("seconds_results", c_double),
-    ]
 
 
 @pytest.fixture(scope="module")
 def library(plugin_folder):
-    loaded = ctypes.CDLL(str(plugin_folder / "libnequip_md_engine.so"))
-    loaded.nequip_md_load.argtypes = [c_char_p, POINTER(Options), POINTER(c_void_p), c_char_p, c_size_t]
-    loaded.nequip_md_free.argtypes = [c_void_p]
-    loaded.nequip_md_evaluate.argtypes = [c_void_p, POINTER(System), POINTER(Results)]
-    loaded.nequip_md_isolated_energy.argtypes = [c_void_p, c_int, POINTER(c_double)]
-    for name, result in {
-        "last_error": c_char_p,
-        "last_warning": c_char_p,
-        "metadata": c_char_p,
-        "type_name": c_char_p,
-        "cutoff": c_double,
-        "pair_cutoff": c_double,
-    }.items():
-        function = getattr(loaded, f"nequip_md_{name}")
-        function.restype = result
-        function.argtypes = [
-            c_void_p,
-            *{"metadata": [c_char_p], "type_name": [c_int], "pair_cutoff": [c_int, c_int]}.get(name, []),
-        ]
-    for name in ("num_types", "message_passing_layers"):
-        getattr(loaded, f"nequip_md_{name}").argtypes = [c_void_p]
-    return loaded
+    return open_engine(plugin_folder)
 
 
 @pytest.fixture
@@ -124,23 +46,14 @@ def load(library):
     handles = []
 
     def make(path, **options):
-        handle, message = c_void_p(), ctypes.create_string_buffer(1000)
-        status = library.nequip_md_load(
-            str(path).encode(), byref(Options(**options)), byref(handle), message, len(message)
-        )
-        if status != OK:
-            assert not handle.value
-            return status, message.value.decode()
-        handles.append(handle)
-        return handle
+        loaded = load_model(library, path, **options)
+        if not isinstance(loaded, tuple):
+            handles.append(loaded)
+        return loaded
 
     yield make
     for handle in handles:
         library.nequip_md_free(handle)
-
-
-def c_array(values, kind):
-    return (kind * max(len(values), 1))(*values)
 
 
 class Atoms:
@@ -603,6 +516,94 @@ def test_large_forces_leave_fixed_point(library, load, lj_artifact, lj_model):
     np.testing.assert_allclose(
         np.array(atoms.forces).reshape(-1, 3), forces, rtol=1e-12, atol=1e-12 * np.abs(forces).max()
     )
+
+
+def test_first_centres(library, load, lj_artifact):
+    """Without ``centres`` they are the first atoms."""
+    handle = load(lj_artifact)
+    ours, expected = (some_atoms(9, centres=[0, 1, 2, 3]) for _ in range(2))
+    ours.overrides["centres"] = None
+    ours, expected = (atoms.evaluate(library, handle) for atoms in (ours, expected))
+    assert ours.status == OK and ours.energy == expected.energy != 0
+    assert list(ours.forces) == list(expected.forces)
+
+
+def repeated(atoms: Atoms, length: float) -> Atoms:
+    """In a cubic cell, whose images the engine makes."""
+    atoms.overrides |= {"neighbours": None, "num_neighbours": None, "periodic": (1, 1, 1), "skin": 0.4}
+    atoms.overrides["cell"] = c_array((np.eye(3) * length).ravel(), c_double)
+    return atoms
+
+
+@pytest.mark.parametrize("length", [4.5, 30.0])
+def test_centres_with_a_cell(length, library, load, lj_artifact):
+    """Energies, forces and virials of some centres and of the others add up to those of all."""
+    handle = load(lj_artifact)
+    parts = [[7, 2], [0, 1, 3, 4, 5, 6, 8]]
+    first, second, whole = (
+        repeated(some_atoms(9, centres=centres), length).evaluate(library, handle) for centres in (*parts, None)
+    )
+    assert whole.status == first.status == second.status == OK, whole.message
+    assert first.energy + second.energy == pytest.approx(whole.energy, rel=1e-13)
+    for name in ("forces", "energies", "virials", "centroid"):
+        total = np.array(getattr(first, name)) + np.array(getattr(second, name))
+        np.testing.assert_allclose(total, np.array(getattr(whole, name)), rtol=1e-10, atol=1e-10, err_msg=name)
+    nine = np.array(whole.centroid).reshape(-1, 9).sum(0)
+    np.testing.assert_allclose(nine[:3], whole.virial[:3], rtol=1e-10)
+
+
+@pytest.mark.parametrize("max_edges", [0, 40])
+def test_atoms_outside_the_model_have_no_images(max_edges, library, load, lj_artifact):
+    handle = load(lj_artifact, max_edges=max_edges)
+    full = repeated(some_atoms(8), 9.0)
+    full.types = [0 if k in (0, 5) else t for k, t in enumerate(full.types)]
+    full.evaluate(library, handle)
+    kept = [k for k in range(8) if k not in (0, 5)]
+    few = repeated(Atoms(full.positions[kept], [full.types[k] for k in kept]), 9.0).evaluate(library, handle)
+    assert full.status == few.status == OK
+    np.testing.assert_allclose(np.array(full.energies)[kept], np.array(few.energies), rtol=1e-13)
+    np.testing.assert_allclose(
+        np.array(full.forces).reshape(-1, 3)[kept], np.array(few.forces).reshape(-1, 3), atol=1e-13
+    )
+
+
+def test_contact_with_an_image(library, load, doctored):
+    """The guard names atoms of the caller, and the distance across the boundary."""
+    handle = load(doctored(closest_distances="3.0 3.0 3.0 3.0"))
+    atoms = repeated(Atoms([[0.1, 5.0, 5.0], [5.0, 5.0, 5.0], [9.6, 5.0, 5.0]], [1, 1, 2]), 11.0).evaluate(
+        library, handle
+    )
+    assert (atoms.status, atoms.warning[:44]) == (OK, "atoms of types Ar and Ne are 1.5 angstrom ap"), atoms.message
+    assert sorted(atoms.warned) == [0, 2]
+
+
+BAD_WITH_A_CELL = {
+    "lists": ("neighbours", "with cell the engine makes images and lists itself"),
+    "owners": ("owner", "with cell the engine makes images and lists itself"),
+    "on a GPU": ("memory", "memory says that the arrays lie on a GPU, but this model runs on the CPU"),
+    "nowhere": ("nowhere", "memory must be NEQUIP_MD_HOST_MEMORY or NEQUIP_MD_GPU_MEMORY"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_WITH_A_CELL)
+def test_bad_input_with_a_cell(case, library, load, lj_artifact):
+    field, words = BAD_WITH_A_CELL[case]
+    atoms = repeated(some_atoms(6), 12.0)
+    if field == "neighbours":
+        del atoms.overrides["neighbours"], atoms.overrides["num_neighbours"]
+    elif field == "owner":
+        atoms.owner = list(range(6))
+    else:
+        atoms.overrides["memory"] = 7 if field == "nowhere" else 1
+    atoms.evaluate(library, load(lj_artifact))
+    assert atoms.status == BAD_INPUT and words in atoms.message
+
+
+def test_message_passing_with_a_cell_needs_all_centres(library, load, doctored):
+    handle = load(doctored(message_passing_layers="2"))
+    atoms = repeated(some_atoms(6, centres=[0, 1, 2, 4, 5]), 12.0).evaluate(library, handle)
+    assert atoms.status == BAD_INPUT and "with cell every atom must be a centre" in atoms.message
+    assert atoms.failed_atom == 3
 
 
 def test_short_message_buffer(library):

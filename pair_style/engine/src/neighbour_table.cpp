@@ -21,6 +21,7 @@
 #include <ATen/ops/tensor.h>
 #include <ATen/ops/zeros.h>
 
+#include "caller_array.h"
 #include "error.h"
 
 namespace nequip_md {
@@ -137,16 +138,13 @@ void NeighbourTable::check_positions(const at::Tensor &given) const
 
 at::Tensor NeighbourTable::given_positions(const nequip_md_system &system) const
 {
-    const at::Device device = system.memory == NEQUIP_MD_GPU_MEMORY ? compute_.device() : at::Device(at::kCPU);
-    return at::from_blob(const_cast<double *>(system.positions), {system.num_all, 3},
-                         at::TensorOptions().dtype(at::kDouble).device(device));
+    return caller_array(compute_, system.memory == NEQUIP_MD_GPU_MEMORY, system.positions, {system.num_all, 3},
+                        "positions");
 }
 
 at::Tensor NeighbourTable::given_types(const nequip_md_system &system) const
 {
-    const at::Device device = system.memory == NEQUIP_MD_GPU_MEMORY ? compute_.device() : at::Device(at::kCPU);
-    return at::from_blob(const_cast<int *>(system.types), {system.num_all},
-                         at::TensorOptions().dtype(at::kInt).device(device));
+    return caller_array(compute_, system.memory == NEQUIP_MD_GPU_MEMORY, system.types, {system.num_all}, "types");
 }
 
 NeighbourTable::Kind NeighbourTable::kind(const nequip_md_system &system) const

@@ -5,10 +5,10 @@
 #include <ATen/TensorOperators.h>
 #include <ATen/ops/argmax.h>
 #include <ATen/ops/empty.h>
-#include <ATen/ops/from_blob.h>
 #include <ATen/ops/sum.h>
 #include <ATen/ops/zeros.h>
 
+#include "caller_array.h"
 #include "error.h"
 
 namespace nequip_md {
@@ -130,17 +130,16 @@ void Tally::add_on_gpu(const NeighbourTable &table, double energy_factor, nequip
 {
     if (wide_) check_finite(table);
     set_total(energy_factor, results);
-    const auto add = [&](double *array, const at::Tensor &values) {
+    const auto add = [&](double *array, const at::Tensor &values, const char *name) {
         const at::Tensor here = values.narrow(0, 0, table.num_atoms());
-        at::from_blob(array, here.sizes(), compute_.doubles())
+        caller_array(compute_, /*on_gpu=*/true, array, here.sizes(), name)
             .add_(here.to(at::kDouble), wide_ ? energy_factor : energy_factor / UNITS);
     };
-    if (table.num_atoms() == 0) return;
-    add(results.forces, forces_);
-    if (wanted_.atom_virials) add(results.atom_virials, virials_);
-    if (wanted_.centroid_virials) add(results.centroid_virials, centroids_);
+    add(results.forces, forces_, "forces");
+    if (wanted_.atom_virials) add(results.atom_virials, virials_, "atom_virials");
+    if (wanted_.centroid_virials) add(results.centroid_virials, centroids_, "centroid_virials");
     if (results.atom_energies)
-        at::from_blob(results.atom_energies, {table.num_atoms()}, compute_.doubles())
+        caller_array(compute_, /*on_gpu=*/true, results.atom_energies, {table.num_atoms()}, "atom_energies")
             .index_add_(0, table.centre_atoms(), sums_.select(1, ENERGY).narrow(0, 0, table.num_centres()),
                         energy_factor);
 }
