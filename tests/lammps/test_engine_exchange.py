@@ -33,7 +33,13 @@ def exchanging(lj_artifact, tmp_path_factory) -> Path:
         (folder / "original.so").write_bytes(old.read(name))
         subprocess.run(
             ["gcc", "-shared", "-fPIC", "-Wall", SUPPORT / "exchanging.c", "-o", folder / "stand_in.so"]
-            + [f"-L{folder}", "-l:original.so", "-Wl,-rpath,$ORIGIN", "-Wl,--unresolved-symbols=ignore-all"],
+            + [
+                f"-L{folder}",
+                "-Wl,--no-as-needed",
+                "-l:original.so",
+                "-Wl,-rpath,$ORIGIN",
+                "-Wl,--unresolved-symbols=ignore-all",
+            ],
             check=True,
         )
         for item in old.infolist():
