@@ -567,6 +567,18 @@ def test_atoms_outside_the_model_have_no_images(max_edges, library, load, lj_art
     )
 
 
+@pytest.mark.parametrize("count", [0, 3])
+def test_cell_without_atoms_of_the_model(count, library, load, lj_artifact):
+    """Nothing at all, or nothing that the model knows; then atoms, with the same handle."""
+    handle = load(lj_artifact)
+    nothing = repeated(some_atoms(count), 7.0)
+    nothing.types = [0] * count
+    assert nothing.evaluate(library, handle).status == OK, nothing.message
+    assert nothing.energy == 0 and not any(nothing.forces)
+    some = repeated(some_atoms(4), 7.0).evaluate(library, handle)
+    assert some.status == OK and some.energy == repeated(some_atoms(4), 7.0).evaluate(library, load(lj_artifact)).energy
+
+
 def test_contact_with_an_image(library, load, doctored):
     """The guard names atoms of the caller, and the distance across the boundary."""
     handle = load(doctored(closest_distances="3.0 3.0 3.0 3.0"))

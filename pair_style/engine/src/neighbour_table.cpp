@@ -281,7 +281,7 @@ void NeighbourTable::upload(Numbering numbers, bool periodic)
     if (periodic) {
         fill(image_atom_, on_host(images.atom, at::kInt), at::kInt);
         reserve(image_shift_, num_positions, compute_.integers().dtype(at::kInt), {3});
-        image_shift_.narrow(0, 0, num_positions).copy_(on_host(images.shift, at::kInt).view({-1, 3}));
+        image_shift_.narrow(0, 0, num_positions).copy_(on_host(images.shift, at::kInt).view({num_positions, 3}));
     } else {
         image_atom_ = image_shift_ = at::Tensor();
     }

@@ -129,7 +129,8 @@ Images make_images(const Lattice &lattice, const double *positions, const std::v
     };
     double total = 0;
     for (int atom = 0; atom < num_atoms; ++atom) {
-        double images = types[atom] < 0 ? 0 : 1;
+        if (types[atom] < 0) continue;
+        double images = 1;
         for (int axis = 0; axis < 3; ++axis) {
             double first, last;
             range(atom, axis, first, last);
