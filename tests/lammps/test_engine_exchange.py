@@ -112,6 +112,20 @@ def test_failure(fails, library, exchanging):
     library.nequip_md_free(handle)
 
 
+def test_large_forces_are_exchanged_once(library, exchanging, lj_artifact):
+    """One process alone may have forces beyond fixed point; it must not call the others once more."""
+    positions, types, calls = [[0, 0, 0], [1.1, 0, 0], [0, 3.9, 0], [3.5, 3.5, 1]], [1, 1, 2, 1], []
+    ours, local = (Atoms(positions, types, centres=[0, 1, 2]) for _ in range(2))
+    handle = load_model(library, exchanging)
+    with_exchange(ours, lambda context, reduce, *rest: calls.append(reduce) or 0).evaluate(library, handle)
+    local.evaluate(library, load_model(library, lj_artifact))
+    assert ours.status == OK and calls == [0, 1]
+    assert np.abs(np.array(ours.forces)).max() > 1e4
+    np.testing.assert_allclose(np.array(ours.forces), np.array(local.forces), rtol=1e-12)
+    assert ours.energy == pytest.approx(local.energy, rel=1e-14)
+    library.nequip_md_free(handle)
+
+
 def test_changed_centres(library, exchanging, lj_artifact):
     """lists_changed 0: the same atoms with their features exchanged are other nodes than with owners."""
     handle = load_model(library, exchanging)

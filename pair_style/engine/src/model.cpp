@@ -163,7 +163,7 @@ const Tally &Model::evaluate_table(const Request &request, nequip_md_results &re
     }
     const auto sums_are_right = [&](bool wide) {
         tally_.emplace(compute_, table_.num_centres(), table_.num_atoms(), request.wanted, wide);
-        pieces_.run(table_, network_, *tally_);
+        if (!wide || !pieces_.add_again(table_, *tally_)) pieces_.run(table_, network_, *tally_);
         tally_->finish();
         return tally_->fetch(table_.num_atoms(), request.fetched);
     };
