@@ -82,7 +82,7 @@ def test_metadata_says_what_was_exported(small_models):
     checkpoint, path = small_models("allegro_fp32")
     metadata = read_metadata(path)
     expected = {
-        "format_version": "1",
+        "format_version": "2",
         "kind": "allegro",
         "type_names": "H O",
         "cutoff": "4.0",
@@ -96,6 +96,8 @@ def test_metadata_says_what_was_exported(small_models):
         "energy_unit": "eV",
         "cpu_instructions": " ".join(cpu_instructions()),
         "message_passing_layers": "0",
+        "networks": "1",
+        "ghosts": "yes",
         "feature_widths": "",
         "checkpoint_sha256": checkpoint_sha256(checkpoint),
         "nequip_md_version": nequip_md.__version__,
@@ -138,7 +140,7 @@ def test_artifacts_without_a_list_of_instructions_load(small_models, tmp_path):
 REFUSED_BY_THE_LOADER = {
     "format": (
         {"format_version": "7"},
-        "format version 7, this nequip-md reads 1; write it again with: nequip-md-export",
+        "format version 7, this nequip-md reads 2; write it again with: nequip-md-export",
     ),
     "foreign": ({"format_version": None}, "not an artifact of nequip-md"),
     "torch": ({"torch_version": "2.5.1"}, "compiled with PyTorch 2.5.1, this is .*compile it again"),
