@@ -59,6 +59,8 @@ def artifact_metadata(
         "length_unit": "angstrom",
         "energy_unit": "eV",
         "message_passing_layers": str(message_passing_layers),
+        "ghosts": "yes",
+        "networks": "1",
         "feature_widths": " ".join(str(w) for w in feature_widths),
         "checkpoint_sha256": checkpoint_sha256,
         "nequip_md_version": nequip_md.__version__,
