@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import io
 import os
 import tempfile
@@ -20,7 +19,6 @@ from nequip_md.export import inductor_cache
 from nequip_md.kernels import backend_for
 from nequip_md.kernels.static_library import compiler
 from nequip_md.lowering import trace
-from nequip_md.model import Potential, fuse
 
 
 def check_target(path: str | Path, device: str) -> None:
@@ -99,10 +97,6 @@ def compile_model(model: nn.Module, metadata: dict[str, str], device: str) -> tu
     from torch._inductor.exc import CppCompileError, InductorError
 
     backend = backend_for(device, metadata["precision"])
-    plain: list[str] = []
-    if device == "cuda" and isinstance(model, Potential):
-        model = copy.deepcopy(model)
-        plain += fuse(model)
     program = trace(
         model,
         float(metadata["cutoff"]),
@@ -130,4 +124,4 @@ def compile_model(model: nn.Module, metadata: dict[str, str], device: str) -> tu
             f"compiling the model failed: {str(error)[-2000:].strip()}\nCompilation writes to {tempfile.gettempdir()}; if "
             "there is no space, set TMPDIR to a folder that has some"
         ) from error
-    return content.getbuffer(), [*plain, *backend.notes]
+    return content.getbuffer(), backend.notes

@@ -29,7 +29,7 @@ for name in ("training", "export", "pair_style", "cmake", "tests"):
 for name in ("ops", "model", "graph", "checkpoint", "calculators", "lammps", "bench", "info", "training", "export"):
     importlib.import_module("nequip_md." + name)
 from importlib.resources import files
-assert (files("nequip_md.ops") / "csrc" / "cpu_kernels.cpp").is_file()
+assert (files("nequip_md.kernels.cpu") / "cpu_kernels.cpp").is_file()
 from nequip_md.lammps.installation import package_folder
 for name in ("pair_nequip.cpp", "pair_nequip_intree.h", "install.cmake"):
     assert list(package_folder("nequip_md.pair_style", "").rglob(name)), name
@@ -126,7 +126,12 @@ def test_source_distribution(source, wheel, tmp_path):
         }
 
     assert files(unpacked) == files(source)
-    some = ("tests/test_packaging.py", "CITATION.cff", "nequip_md/ops/csrc/cpu_kernels.cpp", "tests/support/warp.cpp")
+    some = (
+        "tests/test_packaging.py",
+        "CITATION.cff",
+        "nequip_md/kernels/cpu/cpu_kernels.cpp",
+        "tests/support/warp.cpp",
+    )
     assert {Path(name) for name in some} <= files(unpacked)
     assert contents(build_wheel(unpacked, tmp_path / "wheel")) == contents(wheel)
 

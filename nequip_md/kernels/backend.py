@@ -26,6 +26,12 @@ def _always(*arguments) -> bool:
     return True
 
 
+def _value(argument):
+    if isinstance(argument, (list, tuple)):
+        return [_value(item) for item in argument]
+    return argument.meta["val"] if isinstance(argument, torch.fx.Node) else argument
+
+
 class Form(NamedTuple):
     """One way to run an operator on a device."""
 
@@ -71,7 +77,16 @@ class Backend:
         for form in self._forms.get(operator, ()):
             if form.accepts(*arguments):
                 return form.call(*arguments)
+        self.without_form(operator, arguments)
         return references()[operator](*arguments)
+
+    def without_form(self, operator: OpOverload, arguments: tuple) -> None:
+        """Called when an operator runs as its reference, though it has forms for other arguments: to note why."""
+
+    def accepts(self, operator: OpOverload, *arguments) -> bool:
+        """Whether there is a form for these arguments, tensors or fake tensors, or nodes of a graph that have such values."""
+        values = [_value(argument) for argument in arguments]
+        return any(form.accepts(*values) for form in self._forms.get(operator, ()))
 
     def decompositions(self) -> dict[OpOverload, Callable]:
         """What a trace puts in the place of each operator that does not stay in the graph."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +12,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from nequip_md.errors import NequIPMDError
 from nequip_md.kernels import Backend
 from nequip_md.lowering.constants import fold_constants
+from nequip_md.lowering.passes import run_passes
 from nequip_md.model import energy_and_gradient
 
 Inputs = tuple[Tensor, Tensor, Tensor, Tensor]
@@ -73,15 +75,7 @@ def trace(
     def evaluate(edge_vectors: Tensor, edge_index: Tensor, row_ptr: Tensor, node_types: Tensor):
         return energy_and_gradient(model, edge_vectors, edge_index, row_ptr, node_types)
 
-    graphs = [
-        make_fx(
-            evaluate, decomposition_table=backend.decompositions(), tracing_mode="symbolic", _allow_non_fake_inputs=True
-        )(*s)
-        for s in samples
-    ]
-    for graph in graphs:
-        fold_constants(graph)
-        backend.specialize(graph)
+    graphs = [lower(_traced(evaluate, sample), sample, backend) for sample in samples]
     if graphs[0].code != graphs[1].code:
         raise NequIPMDError(
             "the model was traced at two sizes and the graphs differ, so a number of atoms or edges was "
@@ -91,6 +85,31 @@ def trace(
         return torch.export.export(graphs[0], samples[0], dynamic_shapes=dynamic_shapes())
     except Exception as error:
         raise NequIPMDError(f"torch.export could not export this model with dynamic sizes: {error}") from error
+
+
+def _traced(function: Callable, inputs: Inputs, decompositions: dict | None = None) -> torch.fx.GraphModule:
+    return make_fx(
+        function, decomposition_table=decompositions or {}, tracing_mode="symbolic", _allow_non_fake_inputs=True
+    )(*inputs)
+
+
+def lower(graph: torch.fx.GraphModule, inputs: Inputs, backend: Backend) -> torch.fx.GraphModule:
+    """From a graph of this package's operators to one of a device's kernels.
+
+    Args:
+        graph: as traced, gradients included; changed in place.
+        inputs: what it was traced with.
+        backend: whose forms replace the operators.
+
+    Returns:
+        The lowered graph.
+    """
+    fold_constants(graph)
+    run_passes(graph, backend)
+    lowered = _traced(torch.fx.Interpreter(graph).run, inputs, backend.decompositions())
+    fold_constants(lowered)
+    backend.specialize(lowered)
+    return lowered
 
 
 def _difference(graphs: list) -> str:

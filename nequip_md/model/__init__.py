@@ -2,7 +2,6 @@
 
 from nequip_md.model.build import build_model, with_dtype
 from nequip_md.model.config import PRESETS, AllegroConfig, NequIPConfig, PotentialConfig, ZBLConfig, preset
-from nequip_md.model.fuse import fuse
 from nequip_md.model.potential import Potential, energy_and_gradient
 
 __all__ = [
@@ -14,7 +13,6 @@ __all__ = [
     "ZBLConfig",
     "build_model",
     "energy_and_gradient",
-    "fuse",
     "preset",
     "with_dtype",
 ]

@@ -16,14 +16,12 @@ remain MLPs, one moment (:func:`~nequip_md.ops.edge_moment`) and one contraction
 
 from __future__ import annotations
 
-from functools import partial
 from math import isqrt, sqrt
 
 import torch
 from e3nn.o3 import Irrep
 from torch import Tensor, nn
 
-from nequip_md import ops
 from nequip_md.model.clebsch_gordan import offsets, product_table
 from nequip_md.model.config import AllegroConfig, BesselEmbedding
 from nequip_md.model.energy import NeighbourNorm, ScaleShift
@@ -32,7 +30,16 @@ from nequip_md.model.potential import Potential
 from nequip_md.model.radial import BesselBasis, EdgeGeometry, Geometry, SplineBasis
 from nequip_md.model.spherical_harmonics import spherical_harmonics
 from nequip_md.model.zbl import ZBL
-from nequip_md.ops import channel_product, edge_contract, edge_moment, segment_sum
+from nequip_md.ops import (
+    channel_product,
+    dense,
+    edge_contract,
+    edge_embedding,
+    edge_moment,
+    mix_orders,
+    mlp_readout,
+    segment_sum,
+)
 
 SCALAR = Irrep("0e")
 
@@ -68,29 +75,13 @@ class BesselTypeEmbedding(nn.Module):
         self.neighbour = nn.Parameter(torch.randn(types, width // 2, dtype=dtype))
         self.linear = MLP([options.num_bessels, width], None, dtype)
 
-    def forward(self, edges: EdgeGeometry) -> Tensor:
-        types = torch.cat(
-            [self.centre.index_select(0, edges.centre_type), self.neighbour.index_select(0, edges.neighbour_type)],
-            dim=-1,
-        )
-        return types * self.linear(self.basis(edges.x).to(types.dtype))
-
-    def with_harmonics(
-        self, edge_vectors: Tensor, edge_index: Tensor, node_types: Tensor, cutoffs: Tensor, l_max: int, readers: int
-    ) -> list[Tensor]:
-        """The same from the edge vectors, and the spherical harmonics for each of their readers, as one operator for inference."""
-        return ops.edge_embedding(
-            edge_vectors,
-            edge_index,
-            node_types,
-            cutoffs,
-            self.basis.roots,
-            self.centre,
-            self.neighbour,
-            self.linear.last(),
-            self.basis.p,
-            l_max,
-            readers,
+    def forward(
+        self, edge_vectors: Tensor, edge_index: Tensor, node_types: Tensor, cutoffs: Tensor, l_max: int
+    ) -> tuple[Tensor, Tensor]:
+        """g [E, width], and the spherical harmonics of the edges, [E, (l_max + 1)^2], in the network's dtype."""
+        tables = self.centre, self.neighbour, self.linear.last()
+        return edge_embedding(
+            edge_vectors, edge_index, node_types, cutoffs, self.basis.roots, *tables, self.basis.p, l_max
         )
 
 
@@ -216,137 +207,70 @@ class Allegro(Potential):
     def forward(self, edge_vectors: Tensor, edge_index: Tensor, row_ptr: Tensor, node_types: Tensor) -> Tensor:
         edges = self.geometry(edge_vectors, edge_index, node_types)
         owned_types = node_types[: row_ptr.shape[0] - 1]
-        if self.fused and isinstance(self.embedding, BesselTypeEmbedding):
-            embedded, *harmonics = self.embedding.with_harmonics(
-                edge_vectors,
-                edge_index,
-                node_types,
-                self.geometry.cutoffs,
-                self.config.l_max,
-                self.config.num_layers + 1,
+        if isinstance(self.embedding, BesselTypeEmbedding):
+            embedded, harmonics = self.embedding(
+                edge_vectors, edge_index, node_types, self.geometry.cutoffs, self.config.l_max
             )
         else:
             embedded = self.embedding(edges)
-            harmonics = [spherical_harmonics(edges.unit, self.config.l_max).to(self.dtype)] * (
-                self.config.num_layers + 1
-            )
+            harmonics = spherical_harmonics(edges.unit, self.config.l_max).to(self.dtype)
         energy = self.pair_energies(embedded, harmonics, edges, row_ptr, owned_types).to(torch.float64)
-        if self.ends_in_one_operator:
-            energy = energy if self.zbl is None else energy + self.zbl(edges)
-            energy = segment_sum(energy.unsqueeze(-1), edges.centre, row_ptr).squeeze(-1)
-            return self.scale_shift.shifted(energy, owned_types)
-        energy = segment_sum(energy.unsqueeze(-1), edges.centre, row_ptr).squeeze(-1)
-        energy = self.scale_shift(self.norm(energy, owned_types) * sqrt(0.5), owned_types)
         if self.zbl is not None:
-            energy = energy + segment_sum(self.zbl(edges).unsqueeze(-1), edges.centre, row_ptr).squeeze(-1)
-        return energy
+            energy = energy + self.zbl(edges)
+        energy = segment_sum(energy.unsqueeze(-1), edges.centre, row_ptr).squeeze(-1)
+        return self.scale_shift.shifted(energy, owned_types)
 
     def pair_energies(
-        self, embedded: Tensor, harmonics: list[Tensor], edges: EdgeGeometry, row_ptr: Tensor, owned_types: Tensor
+        self, embedded: Tensor, harmonics: Tensor, edges: EdgeGeometry, row_ptr: Tensor, owned_types: Tensor
     ) -> Tensor:
-        """Network output eps of each edge, [E], from the embedding of its types and length and its harmonics.
-
-        The harmonics come once for the contractions and once for the moment of each layer.
-
-        Scaled to an energy already where the network ends in one operator.
-        """
+        """Energy of each edge, eV, [E], from the embedding of its types and length and its harmonics."""
         config, centre = self.config, edges.centre
         scalars, channels, orders = config.num_scalar_features, config.num_tensor_features, config.l_max + 1
 
-        for_contractions, *for_moments = harmonics
-        two_body = self.two_body_mlp.last()
+        hidden, two_body = self.two_body_mlp.hidden(embedded), self.two_body_mlp.last()
         matrix = self._by_order(two_body @ self.tensor_weights.last()).flatten(1)
-        if self.two_body_mlp.fuses_last:
-            first = self.two_body_mlp.first()
-            hidden, tensor_weights = self.two_body_mlp.hidden_and_product([embedded], first, matrix)
-            moment, readers = self._moment(hidden, for_moments.pop(), centre, row_ptr, config.num_layers + 1)
-        else:
-            moment, readers = self._moment(
-                self.two_body_mlp.hidden(embedded), for_moments.pop(), centre, row_ptr, config.num_layers + 2
-            )
-            tensor_weights = self._product(readers.pop(), matrix)
-        tensor_weights = tensor_weights.view(-1, orders, channels)
-        if self.fused:
-            contract = ops.EdgeContractions(tensor_weights, for_contractions, centre, row_ptr)
-        else:
-            contract = partial(edge_contract, tensor_weights, for_contractions, centre=centre, row_ptr=row_ptr)
+        tensor_weights = dense(hidden, matrix).view(-1, orders, channels)
         projection = two_body @ self.first_projection.last()
-
         # scalar features of the layers so far, and the same with the map that was left out of each (None: identity):
         # whatever reads them merges that map with its own first matrix
-        features, maps = [readers.pop()], [projection[:, :scalars]]
+        features, maps = [hidden], [projection[:, :scalars]]
         environment_map = projection[:, scalars:]
         environments: list[Tensor] = []
         for k, layer in enumerate(self.layers):
-            matrix = self._by_order(environment_map)
-            # nothing but the chain's start reads the last environment: its scale goes into the matrix
-            scaled = self.fused and layer.pairs_orders
-            if scaled:
-                matrix = matrix * layer.order_scale()
-            if self.norm.uniform is None:
-                environments.append(self.norm(self._mix_channels(moment, matrix), owned_types))
-            else:  # one number: into the matrix, which an export folds
-                environments.append(self._mix_channels(moment, matrix * self.norm.uniform))
-            z = environments[k] if scaled else layer.chain_start(environments[k])
+            moment = edge_moment(hidden.unsqueeze(1), harmonics, centre, row_ptr)
+            environments.append(self._environment(moment, environment_map, layer, owned_types))
+            z = environments[k] if layer.pairs_orders else layer.chain_start(environments[k])
             for earlier in reversed(range(k)):
                 z = self.layers[earlier].chain_step(z, environments[earlier])
-            q = contract(z)
+            inputs = [*features, edge_contract(tensor_weights, harmonics, z, centre, row_ptr)]
 
-            inputs = [readers.pop(), *features[1:], q]
-            if k == config.num_layers - 1 and self.ends_in_one_operator:
-                return self._linear_readout_operator(layer.mlp, inputs, maps, edges.centre_type)
-            if k < config.num_layers - 1 and layer.mlp.fuses_last:
-                last = layer.mlp.last()
-                hidden, feature = layer.mlp.hidden_and_product(
-                    inputs, self._merge(layer.mlp.first(), maps), last[:, :scalars]
-                )
-                # nothing else reads the hidden layer: its two gradients meet in the operator
-                moment = edge_moment(hidden.unsqueeze(1), for_moments.pop(), centre, row_ptr)
-                features.append(feature)
-                maps.append(None)
-                environment_map = last[:, scalars:]
-                continue
+            if k == config.num_layers - 1 and self.readout.nonlinearity is None:
+                return self._scaled(self._linear_readout(layer.mlp, inputs, maps), edges)
             if layer.mlp.nonlinearity:
                 hidden = layer.mlp.hidden_from(inputs, self._merge(layer.mlp.first(), maps))
                 last = layer.mlp.last()
             else:
                 hidden, last = torch.cat(inputs, dim=-1), self._merge(layer.mlp.last(), maps)
-            if k < config.num_layers - 1:
-                moment, (hidden,) = self._moment(hidden, for_moments.pop(), centre, row_ptr, 1)
-                features.append(self._product(hidden, last[:, :scalars]))
-                maps.append(None)
-                environment_map = last[:, scalars:]
-            elif self.readout.nonlinearity is None:
-                return self._linear_readout(features, maps, hidden, last)
-            else:
-                features.append(self._product(hidden, last))
-                maps.append(None)
-        return (
-            self.readout.hidden_from(features, self._merge(self.readout.first(), maps)) @ self.readout.last()
-        ).squeeze(-1)
+            features.append(dense(hidden, last[:, :scalars]))
+            maps.append(None)
+            environment_map = last[:, scalars:]
+        hidden = self.readout.hidden_from(features, self._merge(self.readout.first(), maps))
+        return self._scaled((hidden @ self._readout_vector()).squeeze(-1), edges)
 
-    def _moment(
-        self, hidden: Tensor, harmonics: Tensor, centre: Tensor, row_ptr: Tensor, readers: int
-    ) -> tuple[Tensor, list[Tensor]]:
-        """Moment of the hidden features, and these again for each of those who read them next."""
-        if self.fused:
-            moment, *hidden = ops.edge_moment_shared(hidden.unsqueeze(1), harmonics, centre, row_ptr, readers)
-            return moment, [copy.squeeze(1) for copy in hidden]
-        return edge_moment(hidden.unsqueeze(1), harmonics, centre, row_ptr), [hidden] * readers
-
-    def _product(self, x: Tensor, matrix: Tensor) -> Tensor:
-        return ops.dense(x, matrix) if self.fused else x @ matrix
+    def _environment(self, moment: Tensor, matrix: Tensor, layer: AllegroLayer, owned_types: Tensor) -> Tensor:
+        """Sum over each atom's edges of what a layer pairs with the tensors, [N, M, U], from the moment [N, M, H]."""
+        matrix = self._by_order(matrix)
+        # nothing but the chain's start reads the last environment: its scale goes into the matrix
+        if layer.pairs_orders:
+            matrix = matrix * layer.order_scale()
+        if self.norm.uniform is not None:
+            return mix_orders(moment, (matrix * self.norm.uniform).transpose(0, 1))
+        return self.norm(mix_orders(moment, matrix.transpose(0, 1)), owned_types)
 
     def _by_order(self, matrix: Tensor) -> Tensor:
         """[H, U * L], channel-major as the weights are stored, to [H, L, U]."""
         channels, orders = self.config.num_tensor_features, self.config.l_max + 1
         return matrix.unflatten(1, (channels, orders)).transpose(1, 2)
-
-    def _mix_channels(self, moment: Tensor, matrix: Tensor) -> Tensor:
-        """Apply [H, L, U] to a moment [N, M, H], each order with its own matrix: [N, M, U]."""
-        if self.fused:
-            return ops.mix_orders(moment, matrix.transpose(0, 1))
-        return torch.cat([moment[:, l * l : (l + 1) ** 2] @ matrix[:, l] for l in range(matrix.shape[1])], dim=1)
 
     def _merge(self, matrix: Tensor, maps: list[Tensor | None]) -> Tensor:
         """Rows of a matrix that reads the scalar features, with the maps that were left out of them multiplied in."""
@@ -357,30 +281,29 @@ class Allegro(Potential):
             rows.append(block if left_out is None else left_out @ block)
         return torch.cat([*rows, matrix[len(maps) * scalars :]])
 
-    @property
-    def ends_in_one_operator(self) -> bool:
-        """Whether the last MLP, a readout without nonlinearity and the scale of energies run as one operator."""
-        mlp = self.layers[-1].mlp
-        parts = len(self.layers) + 1
-        return mlp.fused and len(mlp.weights) >= 3 and self.readout.nonlinearity is None and parts <= ops.MAX_PARTS
+    def _factors(self) -> Tensor:
+        """What scales pair energies, [1] or one for each type of the centre."""
+        return (self.scale_shift.scales * self.norm.factors() * sqrt(0.5)).to(self.dtype)
 
-    def _linear_readout_operator(self, mlp: MLP, inputs: list[Tensor], maps: list, centre_type: Tensor) -> Tensor:
-        """The last MLP and a readout without nonlinearity, with their gradient, in one pass over the edges."""
-        factors = (self.scale_shift.scales * self.norm.factors() * sqrt(0.5)).to(self.dtype)
-        vector = self.readout.last()
-        if factors.numel() == 1:
-            vector, factor = vector * factors, None
-        else:
-            factor = factors.index_select(0, centre_type)
-        scalars = self.config.num_scalar_features
+    def _readout_vector(self) -> Tensor:
+        """Matrix [width, 1] of the last readout layer, with the scale of the energies where there is one for all types."""
+        factors = self._factors()
+        return self.readout.last() * factors if factors.numel() == 1 else self.readout.last()
+
+    def _scaled(self, energy: Tensor, edges: EdgeGeometry) -> Tensor:
+        """Times the scale of the centre's type, where each type has its own."""
+        factors = self._factors()
+        return energy if factors.numel() == 1 else energy * factors.index_select(0, edges.centre_type)
+
+    def _linear_readout(self, mlp: MLP, inputs: list[Tensor], maps: list[Tensor | None]) -> Tensor:
+        """The last layer's MLP and a readout without nonlinearity, which is one vector and merges with the MLP's matrix."""
+        scalars, vector = self.config.num_scalar_features, self._readout_vector()
         direct = self._merge(vector[:-scalars], maps)
         direct = torch.cat([direct, direct.new_zeros(inputs[-1].shape[1], 1)]).squeeze(-1)
-        matrices, last = mlp.matrices(self._merge(mlp.first(), maps)), mlp.last() @ vector[-scalars:]
-        return ops.mlp_energy(inputs, matrices, last.squeeze(-1), direct, factor)
-
-    def _linear_readout(self, features: list[Tensor], maps: list, hidden: Tensor, last: Tensor) -> Tensor:
-        """A readout without nonlinearity is one vector; the last MLP's matrix merges with it."""
-        vector = self.readout.last()
-        scalars = self.config.num_scalar_features
-        energy = hidden @ (last @ vector[-scalars:])
-        return (energy + torch.cat(features, dim=-1) @ self._merge(vector[:-scalars], maps)).squeeze(-1)
+        if mlp.nonlinearity is None:
+            merged = self._merge(mlp.last(), maps) @ vector[-scalars:]
+            return torch.cat(inputs, dim=-1) @ (merged.squeeze(-1) + direct)
+        first, last = self._merge(mlp.first(), maps), (mlp.last() @ vector[-scalars:]).squeeze(-1)
+        if mlp.nonlinearity == "silu":
+            return mlp_readout(inputs, mlp.matrices(first), last, direct)
+        return mlp.hidden_from(inputs, first) @ last + torch.cat(inputs, dim=-1) @ direct

@@ -30,9 +30,6 @@ class MLP(nn.Module):
         nonlinearity: ``silu``, ``mish``, ``gelu``, or None for a chain that is one matrix.
         dtype: of weights and activations.
 
-    Attributes:
-        fused: run the hidden layers as one operator (:mod:`nequip_md.ops.mlp`); set by :func:`nequip_md.model.fuse`.
-
     The last layer can be taken apart from the rest: :meth:`hidden` is its input, :meth:`last` its matrix. What is linear
     in the output can then be done before that layer (sums over edges), or be merged with it.
     """
@@ -40,7 +37,6 @@ class MLP(nn.Module):
     def __init__(self, widths: list[int], nonlinearity: str | None, dtype: torch.dtype):
         super().__init__()
         self.widths = widths
-        self.fused = False
         self.nonlinearity = nonlinearity if len(widths) > 2 else None
         self.weights = nn.ParameterList(uniform_weight(m, n, dtype=dtype) for m, n in zip(widths, widths[1:]))
         nonlinear = nonlinearity is not None
@@ -58,7 +54,7 @@ class MLP(nn.Module):
     def hidden_from(self, parts: list[Tensor], first: Tensor) -> Tensor:
         """:meth:`hidden` of an input in parts, with the first layer's matrix given (merged with a linear map before it)."""
         matrices = self.matrices(first)
-        if self.fused:
+        if self.nonlinearity == "silu":
             return ops.mlp_hidden(parts, matrices)
         x, activation = torch.cat(parts, dim=-1), NONLINEARITIES[self.nonlinearity]
         for matrix in matrices:
@@ -68,15 +64,6 @@ class MLP(nn.Module):
     def matrices(self, first: Tensor) -> list[Tensor]:
         """Of the hidden layers, gains included, with the first one given."""
         return [first, *(weight * gain for weight, gain in list(zip(self.weights, self.gains))[1:-1])]
-
-    @property
-    def fuses_last(self) -> bool:
-        """Whether one operator makes both the hidden layer and its product with a matrix (:meth:`hidden_and_product`)."""
-        return self.fused and len(self.weights) == 3
-
-    def hidden_and_product(self, parts: list[Tensor], first: Tensor, matrix: Tensor) -> tuple[Tensor, Tensor]:
-        """:meth:`hidden_from`, and its product with a matrix, in one pass."""
-        return ops.mlp_hidden_dense(parts, first, self.weights[1] * self.gains[1], matrix)
 
     def first(self) -> Tensor:
         """Matrix of the first layer, gain included."""

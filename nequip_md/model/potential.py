@@ -15,13 +15,11 @@ class Potential(nn.Module):
 
     Attributes:
         config: the configuration that the model was built from.
-        fused: use operators that a device may run as one kernel and that differentiate once; see :func:`fuse`.
     """
 
     def __init__(self, config: PotentialConfig):
         super().__init__()
         self.config = config
-        self.fused = False
 
     @property
     def type_names(self) -> list[str]:

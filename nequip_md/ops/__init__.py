@@ -1,31 +1,32 @@
-"""Custom operators, ``torch.library`` namespace ``nequip_md``: one file for each, with reference and derivatives."""
+"""Custom operators, ``torch.library`` namespace ``nequip_md``: one file for each kind, with schemas, references, derivatives.
+
+The functions here have derivatives of any order, by whatever a model or a training changes. The operators that a lowered graph
+has in their place where a device profits (``mlp_energy``, ``edge_contract_gradient`` and others, named in each file) have none:
+they are made after differentiation, by :mod:`nequip_md.lowering`.
+"""
 
 from nequip_md.ops._operator import references
 from nequip_md.ops.channel_product import channel_product
-from nequip_md.ops.edge_contract import EdgeContractions, edge_contract
+from nequip_md.ops.edge_contract import edge_contract
 from nequip_md.ops.edge_embedding import edge_embedding
-from nequip_md.ops.edge_moment import edge_dot, edge_moment, edge_moment_shared, edge_spread
+from nequip_md.ops.edge_moment import edge_dot, edge_moment, edge_spread
 from nequip_md.ops.ghost_exchange import ghost_exchange
-from nequip_md.ops.mlp import MAX_PARTS, dense, mix_orders, mlp_energy, mlp_hidden, mlp_hidden_dense
+from nequip_md.ops.mlp import dense, mix_orders, mlp_hidden, mlp_readout
 from nequip_md.ops.segment import segment_sum
 from nequip_md.ops.tensor_product_convolution import tensor_product_convolution
 
 __all__ = [
-    "MAX_PARTS",
-    "EdgeContractions",
     "channel_product",
     "dense",
     "edge_contract",
     "edge_dot",
     "edge_embedding",
     "edge_moment",
-    "edge_moment_shared",
     "edge_spread",
     "ghost_exchange",
     "mix_orders",
-    "mlp_energy",
     "mlp_hidden",
-    "mlp_hidden_dense",
+    "mlp_readout",
     "references",
     "segment_sum",
     "tensor_product_convolution",

@@ -48,16 +48,54 @@ def define(
     return overload
 
 
-MAX_SUMMANDS = 4
-"""Arrays that one kernel adds up."""
+def needed(ctx) -> list[bool]:
+    """Which gradients the running backward pass uses: one entry for each tensor among the operator's arguments, lists flattened.
+    A leaf of the graph counts as used.
+
+    ``ctx.needs_input_grad`` says which inputs require a gradient. In the pass that makes forces, weights do, and nobody uses theirs.
+    """
+    return [node is not None and _is_executed(node) for node, _ in ctx.next_functions]
 
 
-def summands(gradients: Iterable[Tensor | None]) -> list[Tensor]:
-    """Gradients from the readers of one array, for a kernel that adds them up: those that there are, contiguous, at most four."""
-    parts = [gradient.contiguous() for gradient in gradients if gradient is not None]
-    if len(parts) > MAX_SUMMANDS:
-        parts = [*parts[: MAX_SUMMANDS - 1], sum(parts[MAX_SUMMANDS - 1 :])]
-    return parts
+def _is_executed(node) -> bool:
+    try:
+        return torch._C._will_engine_execute_node(node)
+    except RuntimeError:  # it does not say so of leaves
+        return True
+
+
+def vector_jacobian_products(
+    function: Callable[..., Tensor | Iterable[Tensor]],
+    tensors: list[Tensor],
+    wanted: list[bool],
+    cotangents: Iterable[Tensor | None],
+) -> list[Tensor | None]:
+    """Gradients of a function by its arguments, by differentiating it: for a derivative that has no formula of its own.
+
+    Args:
+        function: takes ``tensors``, differentiable, gives a tensor or several.
+        wanted: of which arguments.
+        cotangents: one for each result; None is zero.
+
+    Returns:
+        A gradient for each argument that is wanted and None for the others, differentiable where the backward pass keeps its graph.
+    """
+    again = torch.is_grad_enabled()
+    with torch.enable_grad():
+        # aliases, so that an argument that was made from another one counts as independent of it
+        aliases = [t.view_as(t) if again and t.requires_grad else t.detach() for t in tensors]
+        for alias, want in zip(aliases, wanted):
+            if want and not alias.requires_grad:
+                alias.requires_grad_()
+        results = function(*aliases)
+    results = [results] if isinstance(results, Tensor) else results
+    pairs = [(result, g) for result, g in zip(results, cotangents) if g is not None and result.requires_grad]
+    arguments = [alias for alias, want in zip(aliases, wanted) if want]
+    if not pairs or not arguments:
+        return [None] * len(tensors)
+    outputs, grads = zip(*pairs)
+    gradients = iter(torch.autograd.grad(outputs, arguments, grads, create_graph=again, allow_unused=True))
+    return [next(gradients) if want else None for want in wanted]
 
 
 def references() -> dict[torch._ops.OpOverload, Callable]:

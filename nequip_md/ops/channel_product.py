@@ -12,7 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from nequip_md.ops._operator import define
+from nequip_md.ops._operator import define, needed
 
 
 def _exchange(table: Tensor, rows: tuple[int, int, int]) -> Tensor:
@@ -35,11 +35,12 @@ def _product_setup(ctx, inputs, output):
 def _product_backward(ctx, g):
     x, y, w, table, values = ctx.saved_tensors
     dx = dy = dw = None
-    if ctx.needs_input_grad[0]:
+    by_first, by_second, by_third, *_ = needed(ctx)
+    if by_first:
         dx = channel_product(g, y, w, _exchange(table, (3, 2, 1)), values, x.shape[1])
-    if ctx.needs_input_grad[1]:
+    if by_second:
         dy = channel_product(x, g, w, _exchange(table, (1, 3, 2)), values, y.shape[1])
-    if ctx.needs_input_grad[2]:
+    if by_third:
         dw = torch.ops.nequip_md.channel_product_weight(x, y, g, table, values, w.shape[0])
     return dx, dy, dw, None, None, None
 
@@ -58,11 +59,12 @@ def _weight_setup(ctx, inputs, output):
 def _weight_backward(ctx, g):
     x, y, z, table, values = ctx.saved_tensors
     dx = dy = dz = None
-    if ctx.needs_input_grad[0]:
+    by_first, by_second, by_third, *_ = needed(ctx)
+    if by_first:
         dx = channel_product(z, y, g, _exchange(table, (3, 2, 1)), values, x.shape[1])
-    if ctx.needs_input_grad[1]:
+    if by_second:
         dy = channel_product(x, z, g, _exchange(table, (1, 3, 2)), values, y.shape[1])
-    if ctx.needs_input_grad[2]:
+    if by_third:
         dz = channel_product(x, y, g, table, values, z.shape[1])
     return dx, dy, dz, None, None, None
 

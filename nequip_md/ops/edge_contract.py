@@ -77,6 +77,8 @@ define(
 )
 
 
+# ---- what a lowered graph has in place of several gradients (nequip_md.lowering.sums); no derivatives ----
+
 define(
     "edge_contract_moment(Tensor g, Tensor w, Tensor y, Tensor centre, Tensor row_ptr) -> Tensor",
     lambda g, w, y, centre, row_ptr: edge_moment(g.unsqueeze(1) * w, y, centre, row_ptr),
@@ -88,68 +90,6 @@ define(
     gradient_reference,
     fake=lambda g, w, y, z, centre, row_ptr: (w.new_empty(w.shape), y.new_empty(y.shape), z[0].new_empty(z[0].shape)),
 )
-
-MAX_CONTRACTIONS = 4
-"""Contractions whose gradients one kernel sums."""
-
-
-class _Contraction(torch.autograd.Function):
-    """q, and w again for the next contraction."""
-
-    @staticmethod
-    def forward(ctx, w, y, z, centre, row_ptr, later):
-        ctx.save_for_backward(w, y, z, centre, row_ptr)
-        ctx.later = later
-        ctx.set_materialize_grads(False)
-        return torch.ops.nequip_md.edge_contract(w, y, z, centre, row_ptr), w.view_as(w)
-
-
-class _First(_Contraction):
-    """q of the first contraction; its backward runs last, after ``later`` was filled, as all others read the returned w."""
-
-    @staticmethod
-    def backward(ctx, g, start):
-        w, y, z, centre, row_ptr = ctx.saved_tensors
-        g = w.new_zeros((w.shape[0], w.shape[2])) if g is None else g.contiguous()
-        cotangents, vectors = map(list, zip((g, z), *ctx.later))
-        ctx.later.clear()
-        dw, dy, dz = torch.ops.nequip_md.edge_contract_gradient(cotangents, w, y, vectors, centre, row_ptr)
-        return dw if start is None else dw + start, dy, dz, None, None, None
-
-
-class _Later(_Contraction):
-    """q of another contraction, which leaves its gradients by w and y to the first."""
-
-    @staticmethod
-    def backward(ctx, g, start):
-        if g is None:
-            return start, None, None, None, None, None
-        w, y, z, centre, row_ptr = ctx.saved_tensors
-        g = g.contiguous()
-        ctx.later.append((g, z))
-        return start, None, torch.ops.nequip_md.edge_contract_moment(g, w, y, centre, row_ptr), None, None, None
-
-
-class EdgeContractions:
-    """:func:`edge_contract` of the same w and y with one z after another.
-
-    The gradients by w and y are summed in the kernel that makes the last of them: neither these [E, L, U] arrays nor their
-    sum are formed for each z. Differentiable once, in one backward pass that starts from all results together.
-    """
-
-    def __init__(self, w: Tensor, y: Tensor, centre: Tensor, row_ptr: Tensor):
-        self.w, self.y, self.centre, self.row_ptr = w.contiguous(), y.contiguous(), centre, row_ptr
-        self.later: list[tuple[Tensor, Tensor]] = []
-        self.count = 0
-
-    def __call__(self, z: Tensor) -> Tensor:
-        """q, [E, U], of z, [N, M, U]."""
-        if self.count % MAX_CONTRACTIONS == 0:
-            self.later = []
-        function = _Later if self.count % MAX_CONTRACTIONS else _First
-        self.count += 1
-        q, self.w = function.apply(self.w, self.y, z.contiguous(), self.centre, self.row_ptr, self.later)
-        return q
 
 
 def edge_contract(w: Tensor, y: Tensor, z: Tensor, centre: Tensor, row_ptr: Tensor) -> Tensor:

@@ -4,9 +4,8 @@ With the length r of the edge, its direction u, its scaled length x = r / r_c(t_
 
 .. math:: g_{e} = [C_{t_i} | N_{t_j}] \odot \sum_n \frac{\sin(\rho_n \pi x)}{\pi x} u_p(x) \, w_n, \qquad Y_{e,lm} = Y_{lm}(u)
 
-Geometry is float64, the network's dtype that of C, N and w. The gradient goes to the vectors only, and once (inference);
-models in training and on devices without a kernel compose the same from :mod:`nequip_md.model.radial` and
-:mod:`nequip_md.model.spherical_harmonics`.
+Geometry is float64, the network's dtype that of C, N and w. There are derivatives of any order by the vectors and by what a
+training changes; that of first order by the vectors is an operator again.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from nequip_md.ops._operator import define, summands
+from nequip_md.ops._operator import define, needed, vector_jacobian_products
 
 
 def envelope(x: Tensor, p: float) -> Tensor:
@@ -34,7 +33,7 @@ def _envelope_derivative(x: Tensor, p: float) -> Tensor:
     return torch.where(x < 1.0, -p * (p + 1) * (p + 2) / 2 * x.pow(p - 1) * (1 - x).square(), 0.0)
 
 
-def harmonics_and_derivative(unit: Tensor, l_max: int) -> tuple[Tensor, Tensor]:
+def harmonics_and_derivative(unit: Tensor, l_max: int, with_derivative: bool = True) -> tuple[Tensor, Tensor | None]:
     """Real spherical harmonics of unit vectors, and a derivative of them.
 
     e3nn's convention (polar axis y, sum_m Y_lm^2 = 2l + 1), from the recursion of the associated Legendre functions:
@@ -67,13 +66,17 @@ def harmonics_and_derivative(unit: Tensor, l_max: int) -> tuple[Tensor, Tensor]:
                 )
             norm = sqrt((2 * l + 1) * (2 if m else 1) * factorial(l - m) / factorial(l + m))
             values[l, m] = norm * q * cosine[m]
+            if m:
+                values[l, -m] = norm * q * sine[m]
+            if not with_derivative:
+                continue
             lower_s, lower_c = (m * sine[m - 1], m * cosine[m - 1]) if m else (zero, zero)
             gradients[l, m] = norm * torch.stack([-q * lower_s, dq * cosine[m], q * lower_c], dim=-1)
             if m:
-                values[l, -m] = norm * q * sine[m]
                 gradients[l, -m] = norm * torch.stack([q * lower_c, dq * sine[m], q * lower_s], dim=-1)
     order = sorted(values)
-    return torch.stack([values[key] for key in order], dim=-1), torch.stack([gradients[key] for key in order], dim=1)
+    harmonics = torch.stack([values[key] for key in order], dim=-1)
+    return harmonics, torch.stack([gradients[key] for key in order], dim=1) if with_derivative else None
 
 
 class _Edge(NamedTuple):
@@ -109,7 +112,7 @@ def _reference(
     edge = _edge(vectors, edge_index, node_types, cutoffs, centre, neighbour)
     x = (edge.length / edge.cutoff).unsqueeze(-1)
     basis = torch.sin(pi * x * roots) / (pi * x) * envelope(x, p)
-    harmonics, _ = harmonics_and_derivative(edge.unit, l_max)
+    harmonics, _ = harmonics_and_derivative(edge.unit, l_max, with_derivative=False)
     return edge.types * (basis.to(weights.dtype) @ weights), harmonics.to(weights.dtype)
 
 
@@ -144,10 +147,33 @@ def _setup(ctx, inputs, output):
 
 
 def _backward(ctx, dg, dharmonics):
-    gradient = torch.ops.nequip_md.edge_embedding_backward(
-        dg.contiguous(), [dharmonics.contiguous()], *ctx.saved_tensors, ctx.p, ctx.l_max
-    )
-    return gradient, *[None] * 9
+    tensors, numbers = list(ctx.saved_tensors), (ctx.p, ctx.l_max)
+    by_vectors, *by_weights = needed(ctx)
+    d: list[Tensor | None] = [None] * len(tensors)
+    if any(by_weights):
+        d = vector_jacobian_products(
+            lambda *t: _reference(*t, *numbers), tensors, [False, *by_weights], (dg, dharmonics)
+        )
+    if by_vectors:
+        cotangents = dg.contiguous(), [dharmonics.contiguous()]
+        d[0] = torch.ops.nequip_md.edge_embedding_backward(*cotangents, *tensors, *numbers)
+    return *d, None, None
+
+
+def _backward_setup(ctx, inputs, output):
+    dg, dharmonics, *tensors, ctx.p, ctx.l_max = inputs
+    ctx.parts = len(dharmonics)
+    ctx.save_for_backward(dg, *dharmonics, *tensors)
+
+
+def _double_backward(ctx, v):
+    parts = ctx.parts
+
+    def gradient(dg, *rest):
+        return _backward_reference(dg, rest[:parts], *rest[parts:], ctx.p, ctx.l_max)
+
+    d = vector_jacobian_products(gradient, list(ctx.saved_tensors), needed(ctx), [v])
+    return d[0], d[1 : 1 + parts], *d[1 + parts :], None, None
 
 
 _ARGUMENTS = (
@@ -155,25 +181,12 @@ _ARGUMENTS = (
     "Tensor neighbour, Tensor weights, float p, int l_max"
 )
 define(f"edge_embedding({_ARGUMENTS}) -> (Tensor, Tensor)", _reference, backward=_backward, setup_context=_setup)
-define(f"edge_embedding_backward(Tensor dg, Tensor[] dharmonics, {_ARGUMENTS}) -> Tensor", _backward_reference)
-
-
-class _SharedEmbedding(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, readers, *arguments):
-        *tensors, ctx.p, ctx.l_max = arguments
-        ctx.save_for_backward(*tensors)
-        ctx.set_materialize_grads(False)
-        g, harmonics = torch.ops.nequip_md.edge_embedding(*arguments)
-        return g, harmonics, *(harmonics.view_as(harmonics) for _ in range(readers - 1))
-
-    @staticmethod
-    def backward(ctx, dg, *dharmonics):
-        vectors, weights, components = ctx.saved_tensors[0], ctx.saved_tensors[-1], (ctx.l_max + 1) ** 2
-        dg = weights.new_zeros((vectors.shape[0], weights.shape[1])) if dg is None else dg.contiguous()
-        parts = summands(dharmonics) or [weights.new_zeros((vectors.shape[0], components))]
-        gradient = torch.ops.nequip_md.edge_embedding_backward(dg, parts, *ctx.saved_tensors, ctx.p, ctx.l_max)
-        return None, gradient, *[None] * 9
+define(
+    f"edge_embedding_backward(Tensor dg, Tensor[] dharmonics, {_ARGUMENTS}) -> Tensor",
+    _backward_reference,
+    backward=_double_backward,
+    setup_context=_backward_setup,
+)
 
 
 def edge_embedding(
@@ -187,8 +200,7 @@ def edge_embedding(
     weights: Tensor,
     p: float,
     l_max: int,
-    readers: int = 1,
-) -> list[Tensor]:
+) -> tuple[Tensor, Tensor]:
     """Types and Bessel functions of an edge as one vector, and its spherical harmonics.
 
     Args:
@@ -200,11 +212,12 @@ def edge_embedding(
         centre, neighbour: type embeddings C and N, [T, W / 2].
         weights: [B, W].
         p: exponent of the envelope.
-        l_max: highest order of the harmonics, at most 3.
-        readers: how often Y is returned: once for each of those who read it, whose gradients are then summed in one kernel.
+        l_max: highest order of the harmonics.
 
     Returns:
-        g [E, W], exactly 0 at and beyond the cutoff, and Y [E, (l_max + 1)^2]; differentiable once, by ``vectors`` only.
+        g [E, W], exactly 0 at and beyond the cutoff, and Y [E, (l_max + 1)^2].
     """
-    tensors = (vectors, edge_index, node_types, cutoffs, roots, centre, neighbour, weights)
-    return list(_SharedEmbedding.apply(readers, *(t.contiguous() for t in tensors), p, l_max))
+    # views of parameters: see nequip_md.ops._operator.needed
+    parameters = [t.view_as(t) if t.requires_grad and t.is_leaf else t for t in (roots, centre, neighbour, weights)]
+    tensors = (vectors, edge_index, node_types, cutoffs, *parameters)
+    return torch.ops.nequip_md.edge_embedding(*(t.contiguous() for t in tensors), p, l_max)

@@ -21,7 +21,7 @@ from math import isqrt
 import torch
 from torch import Tensor
 
-from nequip_md.ops._operator import define, summands
+from nequip_md.ops._operator import define, needed
 
 
 def components_of(a: Tensor, components: int) -> Tensor:
@@ -62,8 +62,9 @@ def _save_inputs(ctx, inputs, output):
 
 def _moment_backward(ctx, g):
     a, y, centre, row_ptr = ctx.saved_tensors
-    da = edge_spread(y, g, centre, row_ptr, a.shape[1]) if ctx.needs_input_grad[0] else None
-    dy = edge_dot(a, g, centre, row_ptr) if ctx.needs_input_grad[1] else None
+    first, second, *_ = needed(ctx)
+    da = edge_spread(y, g, centre, row_ptr, a.shape[1]) if first else None
+    dy = edge_dot(a, g, centre, row_ptr) if second else None
     return da, dy, None, None
 
 
@@ -77,8 +78,9 @@ def _spread_reference(y: Tensor, z: Tensor, centre: Tensor, row_ptr: Tensor, ord
 
 def _spread_backward(ctx, g):
     y, z, centre, row_ptr = ctx.saved_tensors
-    dy = edge_dot(g, z, centre, row_ptr) if ctx.needs_input_grad[0] else None
-    dz = edge_moment(g, y, centre, row_ptr) if ctx.needs_input_grad[1] else None
+    first, second, *_ = needed(ctx)
+    dy = edge_dot(g, z, centre, row_ptr) if first else None
+    dz = edge_moment(g, y, centre, row_ptr) if second else None
     return dy, dz, None, None, None
 
 
@@ -92,8 +94,9 @@ def _dot_reference(a: Tensor, z: Tensor, centre: Tensor, row_ptr: Tensor) -> Ten
 
 def _dot_backward(ctx, g):
     a, z, centre, row_ptr = ctx.saved_tensors
-    da = edge_spread(g, z, centre, row_ptr, a.shape[1]) if ctx.needs_input_grad[0] else None
-    dz = edge_moment(a, g, centre, row_ptr) if ctx.needs_input_grad[1] else None
+    first, second, *_ = needed(ctx)
+    da = edge_spread(g, z, centre, row_ptr, a.shape[1]) if first else None
+    dz = edge_moment(a, g, centre, row_ptr) if second else None
     return da, dz, None, None
 
 
@@ -120,6 +123,9 @@ define(
 )
 
 
+# ---- a spread and other gradients, summed: in a lowered graph (nequip_md.lowering.sums); no derivative ----
+
+
 def _spread_add_reference(y: Tensor, z: Tensor, centre: Tensor, row_ptr: Tensor, starts: list[Tensor]) -> Tensor:
     return _spread_reference(y, z, centre, row_ptr, 1) + sum(starts)
 
@@ -129,33 +135,6 @@ define(
     _spread_add_reference,
     fake=lambda y, z, centre, row_ptr, starts: starts[0].new_empty(starts[0].shape),
 )
-
-
-class _SharedMoment(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, a, y, centre, row_ptr, readers):
-        ctx.save_for_backward(a, y, centre, row_ptr)
-        ctx.set_materialize_grads(False)
-        return torch.ops.nequip_md.edge_moment(a, y, centre, row_ptr), *(a.view_as(a) for _ in range(readers))
-
-    @staticmethod
-    def backward(ctx, g, *starts):
-        a, y, centre, row_ptr = ctx.saved_tensors
-        g = a.new_zeros((row_ptr.shape[0] - 1, y.shape[1], a.shape[2])) if g is None else g.contiguous()
-        starts = summands(starts)
-        if starts:
-            da = torch.ops.nequip_md.edge_spread_add(y, g, centre, row_ptr, starts)
-        else:
-            da = torch.ops.nequip_md.edge_spread(y, g, centre, row_ptr, 1)
-        return da, torch.ops.nequip_md.edge_dot(a, g, centre, row_ptr), None, None, None
-
-
-def edge_moment_shared(a: Tensor, y: Tensor, centre: Tensor, row_ptr: Tensor, readers: int = 1) -> list[Tensor]:
-    """:func:`edge_moment` of ``a`` with one slot, and a itself for each of those who read it next.
-
-    The gradients of all of them are then summed in one kernel. Differentiable once.
-    """
-    return list(_SharedMoment.apply(a.contiguous(), y.contiguous(), centre, row_ptr, readers))
 
 
 def edge_moment(a: Tensor, y: Tensor, centre: Tensor, row_ptr: Tensor) -> Tensor:

@@ -24,7 +24,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from nequip_md.ops._operator import define
+from nequip_md.ops._operator import define, needed
 
 
 class ConvolutionPath(NamedTuple):
@@ -96,10 +96,12 @@ def _rows(parts: dict[int, Tensor], width: int, like: Tensor) -> Tensor:
     """Columns [E, *] by their offset to rows [E, width], zero where there are none."""
     columns, end = [], 0
     for offset, part in sorted(parts.items()):
-        columns += [like.new_zeros(like.shape[0], offset - end)] * (offset > end)
+        if offset > end:
+            columns.append(like.new_zeros(like.shape[0], offset - end))
         columns.append(part)
         end = offset + part.shape[1]
-    columns += [like.new_zeros(like.shape[0], width - end)] * (width > end)
+    if width > end:
+        columns.append(like.new_zeros(like.shape[0], width - end))
     return torch.cat(columns, dim=1)
 
 
@@ -125,9 +127,10 @@ def _sum_setup(ctx, inputs, output):
 def _sum_backward(ctx, g):
     x, y, w, *graph, cg = ctx.saved_tensors
     dx = dy = dw = None
-    if ctx.needs_input_grad[0]:
+    wanted = needed(ctx)
+    if wanted[0]:
         dx = _nodes(y, w, g, *graph, cg, ctx.paths, x.shape[0], x.shape[1])
-    if ctx.needs_input_grad[1] or ctx.needs_input_grad[2]:
+    if wanted[1] or wanted[2]:
         dy, dw = _edges(x, y, w, g, *graph, cg, ctx.paths)
     return dx, dy, dw, None, None, None, None, None, None
 
@@ -153,9 +156,10 @@ def _nodes_setup(ctx, inputs, output):
 def _nodes_backward(ctx, v):
     y, w, g, *graph, cg = ctx.saved_tensors
     dy = dw = dg = None
-    if ctx.needs_input_grad[0] or ctx.needs_input_grad[1]:
+    wanted = needed(ctx)
+    if wanted[0] or wanted[1]:
         dy, dw = _edges(v, y, w, g, *graph, cg, ctx.paths)
-    if ctx.needs_input_grad[2]:
+    if wanted[2]:
         dg = _sum(v, y, w, *graph, cg, ctx.paths, g.shape[1])
     return dy, dw, dg, None, None, None, None, None, None, None
 
@@ -187,13 +191,14 @@ def _edges_backward(ctx, vy, vw):
     x, y, w, g, *graph, cg = ctx.saved_tensors
     rest = (*graph, cg, ctx.paths)
     dx = dy = dw = dg = None
-    if ctx.needs_input_grad[0]:
+    wanted = needed(ctx)
+    if wanted[0]:
         dx = _nodes(vy, w, g, *rest, *x.shape) + _nodes(y, vw, g, *rest, *x.shape)
-    if ctx.needs_input_grad[1]:
+    if wanted[1]:
         dy = _edges(x, y, vw, g, *rest)[0]
-    if ctx.needs_input_grad[2]:
+    if wanted[2]:
         dw = _edges(x, vy, w, g, *rest)[1]
-    if ctx.needs_input_grad[3]:
+    if wanted[3]:
         dg = _sum(x, vy, w, *rest, g.shape[1]) + _sum(x, y, vw, *rest, g.shape[1])
     return dx, dy, dw, dg, None, None, None, None, None
 

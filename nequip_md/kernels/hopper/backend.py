@@ -25,6 +25,7 @@ from nequip_md.kernels.shims import shims
 from nequip_md.kernels.static_library import build, searched, with_library
 from nequip_md.kernels.triton import launcher
 from nequip_md.kernels.triton.backend import TritonBackend
+from nequip_md.kernels.triton.mlp_forms import MAX_PARTS, served
 
 _LIBRARY = "nequip_md_hopper"
 _MOST_TERMS = 800
@@ -69,15 +70,19 @@ class HopperBackend(TritonBackend):
 
     # ---- perceptrons ------------------------------------------------------------------------------------------------
 
+    def _takes(self, widths, w1, w2, w3=None):
+        small = served([w1, w2]) and len(widths) <= MAX_PARTS
+        return small and self.instances.takes_layers(widths, *w2.shape, matrix_width(w3))
+
     def _takes_hidden(self, parts, matrices):
-        return len(matrices) == 2 and self.instances.takes_layers(_widths(parts), *matrices[1].shape)
+        return len(matrices) == 2 and self._takes(_widths(parts), *matrices)
 
     def _hidden(self, parts, matrices):
         h, _, d1, d2 = self._layers(parts, *matrices, None)
         return [h, d1, d2]
 
     def _takes_hidden_dense(self, parts, w1, w2, w3):
-        return self.instances.takes_layers(_widths(parts), *w2.shape, w3.shape[1])
+        return self._takes(_widths(parts), w1, w2, w3)
 
     def _hidden_dense(self, parts, w1, w2, w3):
         return self._layers(parts, w1, w2, w3)
@@ -90,13 +95,13 @@ class HopperBackend(TritonBackend):
         return operators.HIDDEN(*launcher.four(parts), *constants, *sizes)
 
     def _takes_hidden_backward(self, g, derivatives, matrices, widths):
-        return len(matrices) == 2 and self.instances.takes_layers(widths, *matrices[1].shape)
+        return len(matrices) == 2 and self._takes(widths, *matrices)
 
     def _hidden_backward(self, g, derivatives, matrices, widths):
         return self._layers_backward(g, None, *derivatives, *matrices, None, widths)
 
     def _takes_hidden_dense_backward(self, g, dy, d1, d2, w1, w2, w3, widths):
-        return self.instances.takes_layers(widths, *w2.shape, w3.shape[1])
+        return self._takes(widths, w1, w2, w3)
 
     def _hidden_dense_backward(self, g, dy, d1, d2, w1, w2, w3, widths):
         return self._layers_backward(g, dy, d1, d2, w1, w2, w3, widths)
@@ -108,7 +113,7 @@ class HopperBackend(TritonBackend):
         return list(results[: len(widths)])
 
     def _takes_energy(self, parts, matrices, v, r, factor):
-        return len(matrices) == 2 and self.instances.takes_layers(_widths(parts), *matrices[1].shape)
+        return len(matrices) == 2 and self._takes(_widths(parts), *matrices)
 
     def _energy(self, parts, matrices, v, r, factor):
         widths, (w1, w2), scaled = _widths(parts), matrices, factor is not None

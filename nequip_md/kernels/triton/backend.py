@@ -18,7 +18,7 @@ from nequip_md.kernels.triton import (
     segment_sum,
     tensor_product_convolution,
 )
-from nequip_md.kernels.triton.mlp_forms import mlp_forms
+from nequip_md.kernels.triton.mlp_forms import MAX_WIDTH, mlp_forms
 from nequip_md.kernels.triton.tiles import two_layers_fit
 
 OPERATORS = torch.ops.nequip_md
@@ -55,13 +55,26 @@ class TritonBackend(Backend):
             OPERATORS.edge_contract_moment: self._edge_contract_moment,
             OPERATORS.edge_contract_gradient: self._edge_contract_gradient,
             OPERATORS.channel_product: _channel_product,
-            OPERATORS.edge_embedding: _edge_embedding,
-            OPERATORS.edge_embedding_backward: _edge_embedding_backward,
             OPERATORS.tensor_product_convolution: _convolution,
             OPERATORS.tensor_product_convolution_nodes: _convolution_nodes,
             OPERATORS.tensor_product_convolution_edges: _convolution_edges,
         }
-        return {**{operator.default: [Form(form)] for operator, form in forms.items()}, **mlp_forms(self)}
+        return {
+            **{operator.default: [Form(form)] for operator, form in forms.items()},
+            OPERATORS.edge_embedding.default: [Form(_edge_embedding, _takes_embedding)],
+            OPERATORS.edge_embedding_backward.default: [Form(_edge_embedding_backward, _takes_embedding_backward)],
+            **mlp_forms(self),
+        }
+
+    def without_form(self, operator: OpOverload, arguments: tuple) -> None:
+        if operator == OPERATORS.mlp_hidden.default:
+            dtype, widths = arguments[1][0].dtype, [w.shape[1] for w in arguments[1]]
+            if dtype != torch.float32:
+                self.note(f"perceptrons in {dtype} run as PyTorch's matrix products; there are kernels for float32")
+            elif max(widths) > MAX_WIDTH:
+                self.note(
+                    f"a perceptron runs as PyTorch's matrix products: a width of {max(widths)} exceeds {MAX_WIDTH}"
+                )
 
     def _edge_moment(self, a, y, centre, row_ptr):
         return edge_moment.edge_moment(a, y, row_ptr, self.dot_precision)
@@ -91,6 +104,14 @@ def _channel_product(x, y, w, table, values, dim):
     offsets = (output.unsqueeze(0) < torch.arange(dim + 1, device=output.device).unsqueeze(1)).sum(dim=1)
     terms = table[:3].index_select(1, order), values.index_select(0, order)
     return channel_product.channel_product(x, y, w, *terms, offsets, dim)
+
+
+def _takes_embedding(*arguments):
+    return arguments[-1] <= edge_embedding.MAX_ORDER
+
+
+def _takes_embedding_backward(dg, dharmonics, *arguments):
+    return arguments[-1] <= edge_embedding.MAX_ORDER and len(dharmonics) <= 4
 
 
 def _edge_embedding(vectors, edge_index, node_types, cutoffs, roots, centre, neighbour, *rest):

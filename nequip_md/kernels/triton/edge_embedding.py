@@ -18,6 +18,9 @@ from torch.library import triton_op
 
 from nequip_md.kernels.triton import launcher
 
+MAX_ORDER = 3
+"""Highest order of the harmonics, whose tile has 16 columns."""
+
 
 @triton.jit
 def load_edges(vectors, edge_index, node_types, cutoffs, row0, count, T: tl.constexpr, EDGES: tl.constexpr):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -20,47 +21,77 @@ if TYPE_CHECKING:
 OPERATORS = torch.ops.nequip_md
 
 
+MAX_PARTS = 4
+"""Parts of an input that a kernel takes."""
+MAX_WIDTH = 512
+"""Widest layer that the kernels take."""
+
+
 def mlp_forms(backend: TritonBackend) -> dict[OpOverload, list[Form]]:
-    """Forms of the operators of :mod:`nequip_md.ops.mlp`."""
+    """Forms of the operators of :mod:`nequip_md.ops.mlp`, all for float32."""
     forms = _Forms(backend)
     return {
-        OPERATORS.dense.default: [Form(forms.dense)],
-        OPERATORS.mix_orders.default: [Form(forms.mix_orders)],
+        OPERATORS.dense.default: [Form(forms.dense, lambda x, w, transposed: x.dtype == torch.float32)],
+        OPERATORS.mix_orders.default: [Form(forms.mix_orders, lambda x, w, transposed: x.dtype == torch.float32)],
         OPERATORS.mlp_hidden.default: [
-            Form(forms.one_layer, lambda parts, matrices: len(matrices) == 1),
+            Form(forms.joined_hidden, lambda parts, matrices: served(matrices) and len(parts) > MAX_PARTS),
+            Form(forms.one_layer, lambda parts, matrices: served(matrices) and len(matrices) == 1),
             Form(forms.two_layers, forms.takes_two_layers),
             Form(forms.more_layers, forms.takes_more_layers),
-            Form(forms.each_layer),
+            Form(forms.each_layer, lambda parts, matrices: served(matrices)),
         ],
         OPERATORS.mlp_hidden_backward.default: [
-            Form(forms.one_layer_backward, lambda g, derivatives, matrices, widths: len(matrices) == 1),
+            Form(forms.joined_backward, lambda g, d, matrices, widths: served(matrices) and len(widths) > MAX_PARTS),
+            Form(forms.one_layer_backward, lambda g, d, matrices, widths: served(matrices) and len(matrices) == 1),
             Form(forms.two_layers_backward, forms.takes_two_layers_backward),
             Form(forms.more_layers_backward, forms.takes_more_layers_backward),
-            Form(forms.each_layer_backward),
+            Form(forms.each_layer_backward, lambda g, d, matrices, widths: served(matrices)),
+        ],
+        OPERATORS.mlp_readout.default: [Form(forms.readout, lambda parts, matrices, v, r: served(matrices))],
+        OPERATORS.mlp_readout_backward.default: [
+            Form(forms.readout_backward, lambda g, d, matrices, v, r, widths: served(matrices))
         ],
         OPERATORS.mlp_hidden_dense.default: [
             Form(forms.hidden_dense, forms.takes_hidden_dense),
-            Form(forms.hidden_then_dense),
+            Form(forms.hidden_then_dense, lambda parts, *matrices: served(matrices[:2])),
         ],
         OPERATORS.mlp_hidden_dense_backward.default: [
             Form(forms.hidden_dense_backward, forms.takes_hidden_dense_backward),
-            Form(forms.hidden_then_dense_backward),
+            Form(forms.hidden_then_dense_backward, lambda g, dy, d1, d2, w1, w2, w3, widths: served([w1, w2])),
         ],
         OPERATORS.mlp_energy.default: [
             Form(forms.energy, forms.takes_energy),
             Form(forms.energy_from_hidden, forms.takes_energy_from_hidden),
-            Form(forms.energy_by_layers),
+            Form(forms.energy_by_layers, forms.takes_energy_by_layers),
         ],
     }
+
+
+def served(matrices: Sequence[Tensor]) -> bool:
+    """Whether the kernels take layers of these matrices."""
+    return all(w.dtype == torch.float32 and w.shape[1] <= MAX_WIDTH for w in matrices)
 
 
 class _Forms:
     def __init__(self, backend: TritonBackend):
         self.backend, self.products = backend, backend.products
 
-    def _fit(self, kernel: str, widths: list[int], second: Tensor) -> bool:
-        """Whether two layers, of which the second has this matrix, fit into a kernel."""
-        return tiles.two_layers_fit(kernel, widths, *second.shape, self.products)
+    def _fit(self, kernel: str, widths: list[int], matrices: Sequence[Tensor]) -> bool:
+        """Whether two layers with these matrices fit into a kernel."""
+        return (
+            len(matrices) == 2
+            and served(matrices)
+            and len(widths) <= MAX_PARTS
+            and tiles.two_layers_fit(kernel, widths, *matrices[1].shape, self.products)
+        )
+
+    def _first_two_fit(self, widths: list[int], matrices: Sequence[Tensor]) -> bool:
+        return (
+            len(matrices) >= 2
+            and served(matrices)
+            and len(widths) <= MAX_PARTS
+            and self.backend.two_layers_in_one_kernel(widths, *matrices[1].shape)
+        )
 
     # ---- one matrix -------------------------------------------------------------------------------------------------
 
@@ -79,6 +110,16 @@ class _Forms:
         halves = split(w.flatten(0, 1), [inner] * orders)
         return dense.mix_orders(x, *halves, inner if transposed else outer, transposed, self.products)
 
+    # ---- inputs of many parts -------------------------------------------------------------------------------------------
+
+    def joined_hidden(self, parts, matrices):
+        return self.backend.call(OPERATORS.mlp_hidden.default, [torch.cat(parts, dim=-1)], matrices)
+
+    def joined_backward(self, g, derivatives, matrices, widths):
+        backward = OPERATORS.mlp_hidden_backward.default
+        (dx,) = self.backend.call(backward, g, derivatives, matrices, [sum(widths)])
+        return [part.contiguous() for part in dx.split(widths, dim=-1)]
+
     # ---- hidden layers ----------------------------------------------------------------------------------------------
 
     def one_layer(self, parts, matrices):
@@ -91,7 +132,7 @@ class _Forms:
         return [part.contiguous() for part in dx.split(widths, dim=-1)]
 
     def takes_two_layers(self, parts, matrices):
-        return len(matrices) == 2 and self._fit("hidden", _widths(parts), matrices[1])
+        return self._fit("hidden", _widths(parts), matrices)
 
     def two_layers(self, parts, matrices):
         w1, w2 = matrices
@@ -99,7 +140,7 @@ class _Forms:
         return mlp_hidden.mlp_hidden(parts, *first, *second, [], *w2.shape, 0, self.products)
 
     def takes_two_layers_backward(self, g, derivatives, matrices, widths):
-        return len(matrices) == 2 and all(self._fit(kernel, widths, matrices[1]) for kernel in ("hidden", "backward"))
+        return all(self._fit(kernel, widths, matrices) for kernel in ("hidden", "backward"))
 
     def two_layers_backward(self, g, derivatives, matrices, widths):
         (d1, d2), (w1, w2) = derivatives, matrices
@@ -107,7 +148,7 @@ class _Forms:
         return mlp_hidden.mlp_hidden_backward(g, [], d1, d2, *first, *second, [], widths, self.products)
 
     def takes_more_layers(self, parts, matrices):
-        return len(matrices) > 2 and self.backend.two_layers_in_one_kernel(_widths(parts), *matrices[1].shape)
+        return len(matrices) > 2 and self._first_two_fit(_widths(parts), matrices)
 
     def more_layers(self, parts, matrices):
         h, *derivatives = self.backend.call(OPERATORS.mlp_hidden.default, parts, matrices[:2])
@@ -115,7 +156,7 @@ class _Forms:
         return [h, *derivatives, *rest]
 
     def takes_more_layers_backward(self, g, derivatives, matrices, widths):
-        return len(matrices) > 2 and self.backend.two_layers_in_one_kernel(widths, *matrices[1].shape)
+        return len(matrices) > 2 and self._first_two_fit(widths, matrices)
 
     def more_layers_backward(self, g, derivatives, matrices, widths):
         backward = OPERATORS.mlp_hidden_backward.default
@@ -125,7 +166,7 @@ class _Forms:
     # ---- two layers and the matrix that reads them --------------------------------------------------------------------
 
     def takes_hidden_dense(self, parts, w1, w2, w3):
-        return w2.shape[1] <= tiles.WIDEST_BEFORE_LAST and self._fit("hidden", _widths(parts), w2)
+        return w2.shape[1] <= tiles.WIDEST_BEFORE_LAST and self._fit("hidden", _widths(parts), [w1, w2])
 
     def hidden_dense(self, parts, w1, w2, w3):
         first, second, last = split(w1, _widths(parts)), split(w2, [w2.shape[0]]), split(w3, [w3.shape[0]])
@@ -137,7 +178,7 @@ class _Forms:
         return h, self._product(h, w3), d1, d2
 
     def takes_hidden_dense_backward(self, g, dy, d1, d2, w1, w2, w3, widths):
-        return self._fit("backward_dense", widths, w2)
+        return self._fit("backward_dense", widths, [w1, w2])
 
     def hidden_dense_backward(self, g, dy, d1, d2, w1, w2, w3, widths):
         last, first, second = list(split(w3, [w3.shape[0]])), split(w1, widths), split(w2, [w2.shape[0]])
@@ -147,10 +188,21 @@ class _Forms:
         g = g + self._product(dy, w3.T)
         return self.backend.call(OPERATORS.mlp_hidden_backward.default, g, [d1, d2], [w1, w2], widths)
 
+    # ---- a readout, apart from its gradient: where that is differentiated again -----------------------------------------
+
+    def readout(self, parts, matrices, v, r):
+        h, *derivatives = self.backend.call(OPERATORS.mlp_hidden.default, parts, matrices)
+        return [h @ v + torch.cat(parts, dim=-1) @ r, *derivatives]
+
+    def readout_backward(self, g, derivatives, matrices, v, r, widths):
+        g = g.unsqueeze(1)
+        gradient = self.backend.call(OPERATORS.mlp_hidden_backward.default, g * v, derivatives, matrices, widths)
+        return [part + g * c for part, c in zip(gradient, r.split(widths))]
+
     # ---- a scalar result ----------------------------------------------------------------------------------------------
 
     def takes_energy(self, parts, matrices, v, r, factor):
-        return len(matrices) == 2 and self._fit("energy", _widths(parts), matrices[1])
+        return self._fit("energy", _widths(parts), matrices)
 
     def energy(self, parts, matrices, v, r, factor):
         widths, (w1, w2) = _widths(parts), matrices
@@ -161,7 +213,7 @@ class _Forms:
         return mlp_energy.mlp_energy(parts, *first, *second, v, r, factors, *w2.shape, self.products)
 
     def takes_energy_from_hidden(self, parts, matrices, v, r, factor):
-        return self.backend.two_layers_in_one_kernel(_widths(parts), *matrices[1].shape)
+        return self._first_two_fit(_widths(parts), matrices)
 
     def energy_from_hidden(self, parts, matrices, v, r, factor):
         widths = _widths(parts)
@@ -171,6 +223,9 @@ class _Forms:
         gradient = self.backend.call(OPERATORS.mlp_hidden_backward.default, ones, derivatives, matrices, widths)
         gradient = [g + c for g, c in zip(gradient, r.split(widths))]
         return _scaled(energy, gradient, parts, r, factor)
+
+    def takes_energy_by_layers(self, parts, matrices, v, r, factor):
+        return len(matrices) >= 2 and served(matrices) and len(parts) <= MAX_PARTS
 
     def energy_by_layers(self, parts, matrices, v, r, factor):
         energy, *derivatives = self.each_layer(parts, matrices, v)

@@ -1,0 +1,23 @@
+"""What a trace leaves behind that says nothing: detached copies, several names of one constant."""
+
+from __future__ import annotations
+
+import torch
+from torch.fx import GraphModule
+
+from nequip_md.kernels import Backend
+from nequip_md.lowering.rewriting import calls, replace
+
+aten = torch.ops.aten
+
+
+def remove_aliases(module: GraphModule, backend: Backend) -> None:
+    """A detached tensor is the tensor itself, now that gradients are part of the graph; a constant has one node."""
+    graph = module.graph
+    for node in calls(graph, aten.detach.default):
+        replace(node, node.args[0])
+    first: dict[int, torch.fx.Node] = {}
+    for node in [n for n in graph.nodes if n.op == "get_attr"]:
+        known = first.setdefault(id(getattr(module, node.target)), node)
+        if known is not node:
+            replace(node, known)

@@ -1,0 +1,40 @@
+"""The passes over a traced graph, in their order.
+
+A graph is that of a model and its derivatives, in this package's operators and PyTorch's. Each pass replaces some of them by
+operators that do the work of several, where the backend has a form for these. What a pass does not recognise stays as it is.
+"""
+
+from __future__ import annotations
+
+from torch.fx import GraphModule
+
+from nequip_md.kernels import Backend
+from nequip_md.lowering.clean import remove_aliases
+from nequip_md.lowering.perceptrons import join_energies, join_products
+from nequip_md.lowering.rewriting import fill_values
+from nequip_md.lowering.sums import sum_contractions, sum_into_embedding, sum_into_spreads
+from nequip_md.lowering.uniform import remove_ones
+
+PASSES = (
+    remove_aliases,
+    remove_ones,
+    sum_contractions,
+    join_energies,
+    join_products,
+    sum_into_spreads,
+    sum_into_embedding,
+)
+
+
+def run_passes(module: GraphModule, backend: Backend) -> None:
+    """Rewrite a traced graph for a device, in place.
+
+    Args:
+        module: from ``make_fx``, with symbolic or fixed sizes and values in ``meta["val"]``.
+        backend: says which operators it has forms for.
+    """
+    fill_values(module)
+    for run in PASSES:
+        run(module, backend)
+    module.graph.lint()
+    module.recompile()
