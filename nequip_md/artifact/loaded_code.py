@@ -66,7 +66,7 @@ class Code:
                 raise
             if not isinstance(error, Exception):  # Ctrl-C
                 raise error from None
-            raise NequIPMDError(f"the exchange of ghosts' features failed: {error}") from error
+            raise NequIPMDError(f"the exchange of ghosts' features failed ({type(error).__name__}: {error})") from error
         self._delete_folder()
         return outputs
 

@@ -18,6 +18,7 @@ class Rank:
 
     Attributes:
         atoms: the atoms that it owns, in its order.
+        edges: the edges of the whole graph that start at these, in their order.
         graph: of these atoms and its ghosts; no two nodes are images of one atom.
         ghost_atoms: the atom of which each ghost is an image.
     """
@@ -27,7 +28,7 @@ class Rank:
         local = {int(atom): k for k, atom in enumerate(atoms)}
         positions = torch.from_numpy(structure.positions)
         ghosts: dict[tuple, int] = {}
-        vectors, index, row_ptr = [], [], [0]
+        edges, index, row_ptr = [], [], [0]
         for atom in atoms.tolist():
             for edge in range(int(whole.row_ptr[atom]), int(whole.row_ptr[atom + 1])):
                 other = int(whole.edge_index[1, edge])
@@ -37,12 +38,13 @@ class Rank:
                 else:
                     image = (other, *np.round(shift.numpy(), 4).tolist())
                     node = len(atoms) + ghosts.setdefault(image, len(ghosts))
-                vectors.append(whole.edge_vectors[edge])
+                edges.append(edge)
                 index.append((local[atom], node))
             row_ptr.append(len(index))
+        self.edges = torch.tensor(edges)
         self.ghost_atoms = torch.tensor([image[0] for image in ghosts], dtype=torch.int64)
         self.graph = Graph(
-            torch.stack(vectors),
+            whole.edge_vectors[self.edges],
             torch.tensor(index).T.contiguous(),
             torch.tensor(row_ptr),
             whole.node_types[torch.cat([atoms, self.ghost_atoms])],
