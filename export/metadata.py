@@ -30,7 +30,7 @@ def artifact_metadata(
     """The metadata table of an artifact that is compiled here and now (architecture: docs/artifact.md).
 
     Args:
-        pair_cutoffs: [centre type][neighbour type], angstrom; by default ``cutoff`` for every pair.
+        pair_cutoffs: ``[centre type][neighbour type]``, angstrom; by default ``cutoff`` for every pair.
 
     Raises:
         NequIPMDError: an unknown precision, or a type name with white space in it.

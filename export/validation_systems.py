@@ -30,7 +30,7 @@ class System:
     cell: np.ndarray | None = None
 
     def graph(self, cutoffs: np.ndarray) -> Graph:
-        """All edges within ``cutoffs``, angstrom [centre type][neighbour type]."""
+        """All edges within ``cutoffs``, angstrom ``[centre type][neighbour type]``."""
         cell = np.eye(3) if self.cell is None else self.cell
         pairs, shifts = neighbor_pairs(self.positions, cell, np.full(3, self.cell is not None), cutoffs.max())
         return graph_from_pairs(self.positions, cell, pairs, shifts, self.types, cutoffs)

@@ -7,14 +7,22 @@ The package takes a checkpoint (its own or upstream ``nequip``'s), compiles it i
 Units everywhere: lengths in angstrom, energies in electronvolt, forces in eV/angstrom, stress in eV/angstrom^3.
 """
 
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
 from nequip_md.errors import ExtrapolationWarning, NequIPMDError
+
+if TYPE_CHECKING:
+    from nequip_md.model import Potential
 
 __version__ = "0.1.0"
 
 __all__ = ["ExtrapolationWarning", "NequIPMDError", "__version__", "load"]
 
 
-def load(path, *, allow_pickle: bool = False):
+def load(path: str | os.PathLike, *, allow_pickle: bool = False) -> Potential:
     """Read a checkpoint of any supported kind and return the eager model.
 
     Args:
@@ -22,7 +30,7 @@ def load(path, *, allow_pickle: bool = False):
         allow_pickle: permit formats that can only be read by executing code stored in the file.
 
     Returns:
-        A :class:`nequip_md.model.Potential` in evaluation mode, on the CPU.
+        The model, in evaluation mode, on the CPU.
 
     Raises:
         NequIPMDError: the file is missing, is of no known kind, or uses an option that is not implemented.

@@ -23,7 +23,7 @@ class Artifact:
         metadata: the artifact's table of text (see :mod:`nequip_md.artifact.metadata`).
         type_names: names of the model's types, in the order of their indices.
         cutoff: largest cutoff, angstrom.
-        pair_cutoffs: cutoff of each ordered pair [centre][neighbour], angstrom, float64 [T, T].
+        pair_cutoffs: cutoff of each ordered pair ``[centre][neighbour]``, angstrom, float64 [T, T].
         message_passing_layers: 0 for strictly local models; with L > 1 layers, ghosts need :meth:`set_exchange`.
         device: where inputs must lie.
     """

@@ -43,7 +43,7 @@ def atom_types(atoms: Atoms, type_names: Sequence[str], type_map: Mapping[str, s
 
 
 def cutoff_matrix(cutoffs: float | Sequence | np.ndarray | torch.Tensor, num_types: int) -> np.ndarray:
-    """Cutoffs in angstrom, [centre type][neighbour type]; one number stands for all pairs.
+    """Cutoffs in angstrom, ``[centre type][neighbour type]``; one number stands for all pairs.
 
     Raises:
         NequIPMDError: another shape, or a cutoff that is not positive and finite.
@@ -93,7 +93,7 @@ def build_graph(
 
     Args:
         type_names: the model's types.
-        cutoffs: angstrom; one number, or one for each [centre type][neighbour type].
+        cutoffs: angstrom; one number, or one for each ``[centre type][neighbour type]``.
         type_map: chemical symbol to type name where they differ, see :func:`atom_types`.
 
     Raises:

@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import sysconfig
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -28,7 +28,7 @@ def build(
     output: str | Path | None = None,
     *,
     force: bool = False,
-    announce=lambda text: None,
+    announce: Callable[[str], None] = lambda text: None,
 ) -> Path:
     """Compile the plugin, unless that has been done already.
 

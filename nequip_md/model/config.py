@@ -83,7 +83,7 @@ class PotentialConfig(_Strict):
         return self
 
     def cutoff_matrix(self) -> list[list[float]]:
-        """Cutoffs in angstrom, [centre type][neighbour type]."""
+        """Cutoffs in angstrom, ``[centre type][neighbour type]``."""
         rows = self.pair_cutoffs or {}
         matrix = []
         for centre in self.type_names:
@@ -220,6 +220,7 @@ _NEQUIP_PRESETS = {
 
 
 PRESETS = tuple(_ALLEGRO_PRESETS) + tuple(_NEQUIP_PRESETS)
+"""Names that :func:`preset` knows."""
 
 
 def preset(name: str, **options) -> AllegroConfig | NequIPConfig:
