@@ -126,7 +126,9 @@ def test_ranks_agree_with_one_process(nequip, layers, precision, case):
     assert scale > 1e-3 and len(structure) == len(expected)
     energies, gradients, forces, calls = evaluate_on_ranks(path, ranks)
     # the first layer reads types, which a rank knows of its ghosts
-    assert calls == [False] * (layers - 1) + [True] * (layers - 1)
+    widths = [int(width) for width in artifact.metadata["feature_widths"].split()]
+    assert len(widths) == layers - 1
+    assert calls == [(False, width) for width in widths] + [(True, width) for width in reversed(widths)]
     tolerance = TOLERANCE[precision]
     torch.testing.assert_close(energies, expected, rtol=tolerance, atol=tolerance)
     torch.testing.assert_close(gradients, expected_gradients, rtol=0, atol=tolerance * scale)

@@ -69,11 +69,11 @@ def split(structure: Atoms, type_names: list[str], cutoffs: Tensor, owners: Sequ
 
 
 class Communicator:
-    """Exchanges features between ranks that are threads of this process; ``calls`` has ``reduce`` of each call of rank 0."""
+    """Exchanges features between ranks that are threads of this process; ``calls`` has (reduce, width) of each call of rank 0."""
 
     def __init__(self, ranks: list[Rank]):
         self.ranks = ranks
-        self.calls: list[bool] = []
+        self.calls: list[tuple[bool, int]] = []
         self._features: list[Tensor | None] = [None] * len(ranks)
         self._barrier = threading.Barrier(len(ranks), timeout=60)
 
@@ -84,7 +84,7 @@ class Communicator:
 
         def call(features: Tensor, owned: int, reduce: bool) -> None:
             if rank == 0:
-                self.calls.append(reduce)
+                self.calls.append((reduce, features.shape[1]))
             assert features.shape[0] == owned + len(ghosts) and owned >= len(mine)
             self._features[rank] = features
             self._barrier.wait()
