@@ -96,8 +96,8 @@ def test_metadata_says_what_was_exported(small_models):
         "energy_unit": "eV",
         "cpu_instructions": " ".join(cpu_instructions()),
         "message_passing_layers": "0",
-        "networks": "1",
         "ghosts": "yes",
+        "networks": "1",
         "feature_widths": "",
         "checkpoint_sha256": checkpoint_sha256(checkpoint),
         "nequip_md_version": nequip_md.__version__,
@@ -139,9 +139,14 @@ def test_artifacts_without_a_list_of_instructions_load(small_models, tmp_path):
 
 REFUSED_BY_THE_LOADER = {
     "format": (
-        {"format_version": "7"},
-        "format version 7, this nequip-md reads 2; write it again with: nequip-md-export",
+        {"format_version": "1"},
+        "format version 1, this nequip-md reads 2; write it again with: nequip-md-export MODEL -o OUT.pt2",
     ),
+    "committee": (
+        {"networks": "3"},
+        "a committee of 3 networks, and this nequip-md runs one: export each of them.*nequip-md-export MODEL",
+    ),
+    "no ghosts": ({"ghosts": None, "networks": None}, "lacks the metadata ghosts, networks; write it again"),
     "foreign": ({"format_version": None}, "not an artifact of nequip-md"),
     "torch": ({"torch_version": "2.5.1"}, "compiled with PyTorch 2.5.1, this is .*compile it again"),
     "processor": ({"cpu_instructions": "avx9000 sse"}, "on a processor with avx9000.*lacks; compile it here"),
@@ -184,7 +189,9 @@ def test_artifact_checks_its_inputs(small_models):
         artifact(Graph(graph.edge_vectors.float(), *graph.tensors[1:]))
     with pytest.raises(NequIPMDError, match=r"edge_index is torch.int64 \[2, 3\]"):
         artifact(Graph(graph.edge_vectors, graph.edge_index[:, :3], *graph.tensors[2:]))
-    with pytest.raises(NequIPMDError, match="evaluate it on a graph without ghosts"):
+    with pytest.raises(
+        NequIPMDError, match="2 layers, and this graph has 54 ghosts.*or evaluate a graph without ghosts"
+    ):
         artifact(Graph(*graph.tensors[:3], torch.cat([graph.node_types, graph.node_types])))
 
 
@@ -287,7 +294,7 @@ class SizeBound(nn.Module):
 
 def test_specialisation_to_a_size_is_refused():
     with pytest.raises(NequIPMDError, match="traced at two sizes and the graphs differ"):
-        trace(SizeBound(), 5.0, 2, device="cpu", backend=Backend(), message_passing=False)
+        trace(SizeBound(), 5.0, 2, device="cpu", backend=Backend())
 
 
 @pytest.mark.parametrize(
@@ -310,11 +317,10 @@ def test_every_dimension_is_dynamic(config):
     """Nothing in the graph but E, N and N + G carries a size of the example."""
     torch.manual_seed(0)
     model = build_model(config.model_copy(update={"dtype": "float64"}))
-    message_passing = config.kind == "nequip"
-    program = trace(model, 4.0, 2, device="cpu", backend=Backend(), message_passing=message_passing)
-    run = program.module()
+    run = trace(model, 4.0, 2, device="cpu", backend=Backend()).module()
     for owned, ghosts, degree in ((2, 0, 2), (40, 7, 23), (5, 90, 3)):
-        inputs = example_inputs(owned, 0 if message_passing else ghosts, degree, 2, 4.0, seed=owned)
+        # for ghosts of a message-passing model there is more in test_ghosts.py
+        inputs = example_inputs(owned, 0 if config.kind == "nequip" else ghosts, degree, 2, 4.0, seed=owned)
         for got, expected in zip(run(*inputs), energy_and_gradient(model, *inputs)):
             torch.testing.assert_close(got, expected, rtol=1e-11, atol=1e-12)
 
