@@ -2,6 +2,7 @@
 #   make demo    liquid water in LAMMPS from the model in examples/lammps/water
 #   make test    the whole test suite
 # Each sets up its own environment in .venv, installs the package there and builds the LAMMPS plugin.
+#   make docs    the documentation as a site, in build/site
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -10,7 +11,7 @@ SOURCES := $(shell find nequip_md training export pair_style cmake -type f -not 
 # the tests run side by side, one on each core and on eight at most; another number: make test PYTEST_ARGS="-n 2"
 PYTEST_ARGS ?=
 
-.PHONY: demo test format clean
+.PHONY: demo test docs format clean
 .DELETE_ON_ERROR:
 
 # a safe path: the tests see the installed package, not the source folder of the same name
@@ -21,6 +22,10 @@ test: $(VENV)/.installed-test
 demo: $(VENV)/.installed-demo
 	$(BIN)/nequip-md-lammps build
 	PATH="$(abspath $(BIN)):$$PATH" sh examples/lammps/water/run.sh
+
+# a broken link, anchor or name of the API ends it; the notice is that of the theme on its successor
+docs: $(VENV)/.installed-docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

@@ -30,7 +30,7 @@ def artifact_metadata(
     """The metadata table of an artifact that is compiled here and now (architecture: docs/artifact.md).
 
     Args:
-        pair_cutoffs: [centre type][neighbour type], angstrom; by default ``cutoff`` for every pair.
+        pair_cutoffs: ``[centre type][neighbour type]``, angstrom; by default ``cutoff`` for every pair.
 
     Raises:
         NequIPMDError: an unknown precision, or a type name with white space in it.
@@ -59,6 +59,8 @@ def artifact_metadata(
         "length_unit": "angstrom",
         "energy_unit": "eV",
         "message_passing_layers": str(message_passing_layers),
+        "ghosts": "yes",
+        "networks": "1",
         "feature_widths": " ".join(str(w) for w in feature_widths),
         "checkpoint_sha256": checkpoint_sha256,
         "nequip_md_version": nequip_md.__version__,

@@ -103,7 +103,6 @@ def compile_model(model: nn.Module, metadata: dict[str, str], device: str) -> tu
         len(metadata["type_names"].split()),
         device=device,
         backend=backend,
-        message_passing=metadata["message_passing_layers"] != "0",
     )
     metadata = {**metadata, "kernels": backend.kernels}
     options = {

@@ -17,9 +17,8 @@ from nequip_md import NequIPMDError
 from nequip_md.artifact import load_artifact, read_metadata
 from nequip_md.artifact.metadata import cpu_instructions
 from nequip_md.checkpoint import checkpoint_sha256, save
-from nequip_md.export import artifact_metadata, package, write_artifact
-from nequip_md.export.cli import export
-from nequip_md.graph import Graph, build_graph
+from nequip_md.export import artifact_metadata, export_checkpoint, package, write_artifact
+from nequip_md.graph import Graph, Structure, build_graph
 from nequip_md.kernels import Backend
 from nequip_md.lowering.trace import example_inputs, trace
 from nequip_md.model import AllegroConfig, NequIPConfig, build_model, energy_and_gradient
@@ -47,9 +46,9 @@ def command(*arguments) -> subprocess.CompletedProcess:
 @pytest.mark.parametrize("name, tolerance", [("allegro_fp64", 1e-12), ("allegro_fp32", 1e-5), ("nequip_fp64", 1e-12)])
 def test_artifact_is_the_model(small_models, name, tolerance):
     checkpoint, path = small_models(name)
-    model, artifact = nequip_md.load(checkpoint), load_artifact(path)
+    model, artifact = nequip_md.load_checkpoint(checkpoint), load_artifact(path)
     for system, atoms in SYSTEMS.items():
-        graph = build_graph(atoms, artifact.type_names, artifact.pair_cutoffs)
+        graph = build_graph(Structure.from_ase(atoms, artifact.type_names), artifact.pair_cutoffs)
         energy, gradient = artifact(graph)
         expected_energy, expected_gradient = energy_and_gradient(model, *graph.tensors)
         assert energy.dtype == gradient.dtype == torch.float64
@@ -66,7 +65,7 @@ def test_artifact_is_the_model(small_models, name, tolerance):
 
 def test_results_do_not_depend_on_threads(small_models):
     artifact = load_artifact(small_models("allegro_fp64")[1])
-    graph = build_graph(SYSTEMS["water"], artifact.type_names, artifact.pair_cutoffs)
+    graph = build_graph(Structure.from_ase(SYSTEMS["water"], artifact.type_names), artifact.pair_cutoffs)
     results = []
     for threads in (1, 2, 3):
         torch.set_num_threads(threads)
@@ -83,7 +82,7 @@ def test_metadata_says_what_was_exported(small_models):
     checkpoint, path = small_models("allegro_fp32")
     metadata = read_metadata(path)
     expected = {
-        "format_version": "1",
+        "format_version": "2",
         "kind": "allegro",
         "type_names": "H O",
         "cutoff": "4.0",
@@ -97,6 +96,8 @@ def test_metadata_says_what_was_exported(small_models):
         "energy_unit": "eV",
         "cpu_instructions": " ".join(cpu_instructions()),
         "message_passing_layers": "0",
+        "ghosts": "yes",
+        "networks": "1",
         "feature_widths": "",
         "checkpoint_sha256": checkpoint_sha256(checkpoint),
         "nequip_md_version": nequip_md.__version__,
@@ -138,9 +139,14 @@ def test_artifacts_without_a_list_of_instructions_load(small_models, tmp_path):
 
 REFUSED_BY_THE_LOADER = {
     "format": (
-        {"format_version": "7"},
-        "format version 7, this nequip-md reads 1; write it again with: nequip-md-export",
+        {"format_version": "1"},
+        "format version 1, this nequip-md reads 2; write it again with: nequip-md-export MODEL -o OUT.pt2",
     ),
+    "committee": (
+        {"networks": "3"},
+        "a committee of 3 networks, and this nequip-md runs one: export each of them.*nequip-md-export MODEL",
+    ),
+    "no ghosts": ({"ghosts": None, "networks": None}, "lacks the metadata ghosts, networks; write it again"),
     "foreign": ({"format_version": None}, "not an artifact of nequip-md"),
     "torch": ({"torch_version": "2.5.1"}, "compiled with PyTorch 2.5.1, this is .*compile it again"),
     "processor": ({"cpu_instructions": "avx9000 sse"}, "on a processor with avx9000.*lacks; compile it here"),
@@ -178,12 +184,14 @@ def test_loader_refuses_what_is_no_artifact(tmp_path, small_models):
 
 def test_artifact_checks_its_inputs(small_models):
     artifact = load_artifact(small_models("nequip_fp64")[1])
-    graph = build_graph(SYSTEMS["dense"], artifact.type_names, artifact.pair_cutoffs)
+    graph = build_graph(Structure.from_ase(SYSTEMS["dense"], artifact.type_names), artifact.pair_cutoffs)
     with pytest.raises(NequIPMDError, match=r"edge_vectors is torch.float32 .* needs torch.float64"):
         artifact(Graph(graph.edge_vectors.float(), *graph.tensors[1:]))
     with pytest.raises(NequIPMDError, match=r"edge_index is torch.int64 \[2, 3\]"):
         artifact(Graph(graph.edge_vectors, graph.edge_index[:, :3], *graph.tensors[2:]))
-    with pytest.raises(NequIPMDError, match="evaluate it on a graph without ghosts"):
+    with pytest.raises(
+        NequIPMDError, match="2 layers, and this graph has 54 ghosts.*or evaluate a graph without ghosts"
+    ):
         artifact(Graph(*graph.tensors[:3], torch.cat([graph.node_types, graph.node_types])))
 
 
@@ -251,7 +259,7 @@ def test_refused_before_compilation(tmp_path, monkeypatch, case):
     monkeypatch.setattr(package, "compile_model", None)
     with torch._inductor.config.patch({"cpp.cxx": (None, "nothing")} if "compiler" in case else {}):
         with pytest.raises(NequIPMDError, match=message):
-            export(checkpoint, tmp_path / output, device="cpu", precision="fp32")
+            export_checkpoint(checkpoint, tmp_path / output, device="cpu", precision="fp32")
     assert sorted(tmp_path.iterdir()) == before
 
 
@@ -270,7 +278,7 @@ def test_an_artifact_that_differs_replaces_nothing(small_models, tmp_path, monke
     output = tmp_path / "out.pt2"
     output.write_text("a good one")
     with pytest.raises(NequIPMDError, match="differs from the checkpoint .*out.pt2 was not written"):
-        export(checkpoint, output, device="cpu", precision="fp32")
+        export_checkpoint(checkpoint, output, device="cpu", precision="fp32")
     assert output.read_text() == "a good one" and list(tmp_path.iterdir()) == [output]
 
 
@@ -286,7 +294,7 @@ class SizeBound(nn.Module):
 
 def test_specialisation_to_a_size_is_refused():
     with pytest.raises(NequIPMDError, match="traced at two sizes and the graphs differ"):
-        trace(SizeBound(), 5.0, 2, device="cpu", backend=Backend(), message_passing=False)
+        trace(SizeBound(), 5.0, 2, device="cpu", backend=Backend())
 
 
 @pytest.mark.parametrize(
@@ -309,11 +317,10 @@ def test_every_dimension_is_dynamic(config):
     """Nothing in the graph but E, N and N + G carries a size of the example."""
     torch.manual_seed(0)
     model = build_model(config.model_copy(update={"dtype": "float64"}))
-    message_passing = config.kind == "nequip"
-    program = trace(model, 4.0, 2, device="cpu", backend=Backend(), message_passing=message_passing)
-    run = program.module()
+    run = trace(model, 4.0, 2, device="cpu", backend=Backend()).module()
     for owned, ghosts, degree in ((2, 0, 2), (40, 7, 23), (5, 90, 3)):
-        inputs = example_inputs(owned, 0 if message_passing else ghosts, degree, 2, 4.0, seed=owned)
+        # for ghosts of a message-passing model there is more in test_ghosts.py
+        inputs = example_inputs(owned, 0 if config.kind == "nequip" else ghosts, degree, 2, 4.0, seed=owned)
         for got, expected in zip(run(*inputs), energy_and_gradient(model, *inputs)):
             torch.testing.assert_close(got, expected, rtol=1e-11, atol=1e-12)
 

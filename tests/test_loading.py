@@ -64,6 +64,9 @@ def test_metadata_that_are_no_table(artifact, tmp_path, case):
         ("type_names", " "),
         ("message_passing_layers", "-1"),
         ("message_passing_layers", "two"),
+        ("ghosts", "some"),
+        ("networks", "0"),
+        ("networks", "several"),
     ],
 )
 def test_unusable_metadata(artifact, tmp_path, key, value):

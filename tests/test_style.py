@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-FOLDERS = ("benchmarks", "examples", "export", "nequip_md", "pair_style", "tests", "training")
+FOLDERS = ("benchmarks", "docs", "examples", "export", "nequip_md", "pair_style", "tests", "training")
 
 
 @pytest.mark.parametrize("command", [["format", "--check", "--diff"], ["check"]], ids=" ".join)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from nequip_md.artifact.artifact_file import ArtifactFile
+from nequip_md.artifact.exchange import Exchange
 from nequip_md.artifact.loaded_code import Code
 from nequip_md.artifact.metadata import checked_metadata, cpu_instructions, torch_version
 from nequip_md.errors import NequIPMDError
@@ -22,7 +23,8 @@ class Artifact:
         metadata: the artifact's table of text (see :mod:`nequip_md.artifact.metadata`).
         type_names: names of the model's types, in the order of their indices.
         cutoff: largest cutoff, angstrom.
-        pair_cutoffs: cutoff of each ordered pair [centre][neighbour], angstrom, float64 [T, T].
+        pair_cutoffs: cutoff of each ordered pair ``[centre][neighbour]``, angstrom, float64 [T, T].
+        message_passing_layers: 0 for strictly local models; with L > 1 layers, ghosts need :meth:`set_exchange`.
         device: where inputs must lie.
     """
 
@@ -37,6 +39,27 @@ class Artifact:
         self.message_passing_layers = int(metadata["message_passing_layers"])
         self._code = Code(file, device)
 
+    def set_exchange(self, exchange: Exchange | None) -> None:
+        """Say who exchanges the features of ghosts: what a model with several message-passing layers needs to take ghosts.
+
+        Args:
+            exchange: called as ``exchange(features, owned, reduce)``, once before each layer but the first, and once more
+                for the gradient of each of these. ``features`` [N + G, width], on the artifact's device and in its dtype, is
+                the code's own memory: the function changes it in place, and keeps no tensor of it. Its first ``owned`` rows
+                are those of the owned atoms (two at least: smaller graphs get phantom atoms behind their own), the rest those
+                of the ghosts. Without ``reduce`` it fills the ghosts' rows with their owners'; with ``reduce`` it adds the
+                ghosts' rows to their owners'. It is called without ghosts too, as other ranks may wait for this one. An exception
+                ends the evaluation. None: nobody exchanges them.
+
+        Raises:
+            NequIPMDError: the model exchanges nothing.
+        """
+        if not self._code.exchange.present:
+            raise NequIPMDError(
+                f"{self.path} exchanges no features of ghosts (it has {self.message_passing_layers} message-passing layers)"
+            )
+        self._code.exchange.set(exchange)
+
     def __call__(self, graph: Graph) -> tuple[Tensor, Tensor]:
         """Evaluate one graph of any size.
 
@@ -48,12 +71,21 @@ class Artifact:
             float64 [E, 3].
 
         Raises:
-            NequIPMDError: an input has the wrong shape, dtype or device (the compiled code checks none of these).
+            NequIPMDError: an input has the wrong shape, dtype or device (the compiled code checks none of these); there are
+                ghosts and nobody exchanges their features; or the exchange failed.
         """
         nodes, edges = graph.num_nodes, graph.num_edges
         self._check(graph)
-        if self.message_passing_layers and graph.node_types.shape[0] != nodes:
-            raise NequIPMDError(f"{self.path} passes messages between atoms; evaluate it on a graph without ghosts")
+        ghosts = graph.node_types.shape[0] - nodes
+        if ghosts and self.metadata["ghosts"] == "no":
+            raise NequIPMDError(
+                f"{self.path} takes no ghosts, and this graph has {ghosts}; evaluate a graph without ghosts"
+            )
+        if ghosts and self.message_passing_layers > 1 and self._code.exchange.function is None:
+            raise NequIPMDError(
+                f"{self.path} passes messages in {self.message_passing_layers} layers, and this graph has {ghosts} ghosts, whose "
+                "features nobody exchanges: call set_exchange first, or evaluate a graph without ghosts"
+            )
         padded = pad_graph(graph, min_edges=2, min_nodes=2, cutoff=self.cutoff)
         with _matmul_precision(self.metadata["precision"]):
             energy, gradient = self._code(*(t.contiguous() for t in padded.tensors))

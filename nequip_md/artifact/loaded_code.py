@@ -11,11 +11,16 @@ from torch import Tensor
 
 from nequip_md.artifact.artifact_file import ArtifactFile
 from nequip_md.artifact.code_folder import CodeFolder
+from nequip_md.artifact.exchange import ExchangeHook
 from nequip_md.errors import NequIPMDError
 
 
 class Code:
-    """The compiled function of an artifact: tensors in, tensors out."""
+    """The compiled function of an artifact: tensors in, tensors out.
+
+    Attributes:
+        exchange: who gives it the features of ghosts.
+    """
 
     def __init__(self, file: ArtifactFile, device: torch.device):
         """
@@ -40,6 +45,7 @@ class Code:
                     f"the compiled code in {file.path} does not load ({str(error).splitlines()[0]}); "
                     "compile it again on a machine like this one: nequip-md-export MODEL -o OUT.pt2"
                 ) from error
+            self.exchange = ExchangeHook(library, device)
         except BaseException:
             self._folder.delete()
             raise
@@ -48,7 +54,19 @@ class Code:
             self._delete_folder()
 
     def __call__(self, *inputs: Tensor) -> list[Tensor]:
-        outputs = self._runner.run(list(inputs))
+        """
+        Raises:
+            NequIPMDError: the exchange of ghosts' features raised an exception.
+        """
+        try:
+            outputs = self._runner.run(list(inputs))
+        except RuntimeError:
+            error, self.exchange.error = self.exchange.error, None
+            if error is None:
+                raise
+            if not isinstance(error, Exception):  # Ctrl-C
+                raise error from None
+            raise NequIPMDError(f"the exchange of ghosts' features failed ({type(error).__name__}: {error})") from error
         self._delete_folder()
         return outputs
 

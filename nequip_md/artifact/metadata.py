@@ -14,7 +14,7 @@ import torch
 from nequip_md.artifact.artifact_file import AGAIN, ArtifactFile
 from nequip_md.errors import NequIPMDError
 
-FORMAT_VERSION = "1"
+FORMAT_VERSION = "2"
 
 
 PRECISIONS = {"fp64": "float64", "fp32": "float32", "tf32": "float32"}
@@ -35,6 +35,8 @@ REQUIRED = (
     "length_unit",
     "energy_unit",
     "message_passing_layers",
+    "ghosts",
+    "networks",
 )
 
 
@@ -94,12 +96,23 @@ def checked_metadata(path: Path, metadata: dict[str, str]) -> dict[str, str]:
         "device": metadata["device"] in ("cpu", "cuda"),
         "length_unit": metadata["length_unit"] == "angstrom",
         "energy_unit": metadata["energy_unit"] == "eV",
-        "message_passing_layers": layers.isascii() and layers.isdigit(),
+        "message_passing_layers": _is_count(layers),
+        "ghosts": metadata["ghosts"] in ("yes", "no"),
+        "networks": _is_count(metadata["networks"]) and int(metadata["networks"]) > 0,
     }
     for key, good in usable.items():
         if not good:
             raise NequIPMDError(f"{path} has the unusable metadata {key} = {metadata[key][:200]!r}; {AGAIN}")
+    if (networks := int(metadata["networks"])) > 1:
+        raise NequIPMDError(
+            f"{path} is a committee of {networks} networks, and this nequip-md runs one: export each of them to a file of its "
+            "own, with: nequip-md-export MODEL -o OUT.pt2"
+        )
     return metadata
+
+
+def _is_count(text: str) -> bool:
+    return text.isascii() and text.isdigit() and len(text) < 10
 
 
 def _numbers(text: str) -> list[float]:

@@ -13,15 +13,14 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from nequip_md.checkpoint.limits import COPY_AGAIN, brief
-from nequip_md.checkpoint.native import CheckpointInfo, load_native, read_native_info, save_native
+from nequip_md.checkpoint.native import CheckpointInfo, load_native, read_native_info
+from nequip_md.checkpoint.native import save_native as save
 from nequip_md.checkpoint.upstream import convert, read_upstream, upstream_info
 from nequip_md.errors import NequIPMDError
 from nequip_md.files import FileKind, refuse_other
 from nequip_md.model.potential import Potential
 
 __all__ = ["CheckpointInfo", "checkpoint_sha256", "load", "read_info", "save"]
-
-save = save_native
 
 
 def load(path: str | os.PathLike, *, allow_pickle: bool = False) -> Potential:

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from importlib.resources import as_file, files
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 from torch._ops import OpOverload
 
+from nequip_md.kernels.exchange import forms as exchange
+from nequip_md.kernels.shims import shims
+from nequip_md.kernels.static_library import build, searched, with_library
 from nequip_md.ops import references
+
+_EXCHANGE_LIBRARY = "nequip_md_exchange"
 
 
 def _always(*arguments) -> bool:
@@ -33,20 +42,31 @@ class Form(NamedTuple):
 
 
 class Backend:
-    """The forms that one kind of device has. This base class has none: every operator runs as its reference.
+    """The forms that one kind of device has.
+
+    This base class has the exchange of ghosts' features alone: every other operator runs as its reference.
 
     Attributes:
+        device: ``cpu`` or ``cuda``.
         kernels: name of the kernels, for the metadata of an artifact.
+        exchanges_ghosts: whether a graph that was traced needs the features of ghosts.
         notes: one sentence for each part of a model that runs in a slower form than it might, and why; filled by a trace.
-        linked_operators: operators that stay in the graph, as compiled code calls a C function for each.
+        linked_operators: operators that stay in the graph, as compiled code calls a C function for each, besides that of
+            the exchange.
     """
 
+    device = "cpu"
     kernels = "none"
     linked_operators: frozenset[OpOverload] = frozenset()
 
     def __init__(self):
         self.notes: list[str] = []
-        self._forms = self.forms()
+        self.exchanges_ghosts = False
+        self._forms = {
+            torch.ops.nequip_md.ghost_exchange.default: [Form(self._exchange)],
+            torch.ops.nequip_md.ghost_reduce.default: [Form(exchange.reduce)],
+            **self.forms(),
+        }
 
     def forms(self) -> dict[OpOverload, list[Form]]:
         """Forms of each operator, the fastest first: the first that accepts is taken, after all of them the reference."""
@@ -73,7 +93,7 @@ class Backend:
         return {
             operator: partial(self.call, operator) if operator in self._forms else reference
             for operator, reference in references().items()
-            if operator not in self.linked_operators
+            if operator not in self.linked_operators and operator is not exchange.EXCHANGE_GHOSTS
         }
 
     def specialize(self, graph: torch.fx.GraphModule) -> None:
@@ -86,7 +106,25 @@ class Backend:
         Raises:
             NequIPMDError: a compiler is missing or fails.
         """
-        yield {}
+        if not self.exchanges_ghosts:
+            yield {}
+            return
+        with (
+            tempfile.TemporaryDirectory(prefix="nequip-md-") as folder,
+            searched(folder),
+            as_file(files("nequip_md.kernels")) as sources,
+        ):
+            build(
+                Path(folder),
+                _EXCHANGE_LIBRARY,
+                sources / "exchange" / "exchange.cpp",
+                [f"-I{sources / 'include'}", *(["-DON_CUDA"] if self.device == "cuda" else [])],
+            )
+            yield with_library({}, _EXCHANGE_LIBRARY, shims([exchange.EXCHANGE_GHOSTS], self.device))
+
+    def _exchange(self, owned: Tensor, node_types: Tensor) -> Tensor:
+        self.exchanges_ghosts = True
+        return exchange.exchange(owned, node_types)
 
     def note(self, sentence: str) -> None:
         if sentence not in self.notes:

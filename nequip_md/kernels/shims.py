@@ -14,11 +14,14 @@ _ARGUMENTS = {
 
 
 def declaration(operator: OpOverload, device: str) -> str:
-    """Declaration of the C function for an operator on ``cpu`` or ``cuda``: its arguments, then a pointer for each result."""
+    """Declaration of the C function for an operator on ``cpu`` or ``cuda``: its arguments, then a pointer for each result.
+
+    For an operator without results some releases of PyTorch give a null pointer in the place of one, others nothing.
+    """
     schema, arguments = operator._schema, []
     for argument in schema.arguments:
         arguments += _ARGUMENTS[str(argument.type)]
-    arguments += ["AtenTensorHandle*"] * len(schema.returns)
+    arguments += ["AtenTensorHandle*"] * len(schema.returns) or ["void* = nullptr"]
     return f"AOTITorchError {function_name(operator, device)}({', '.join(arguments)})"
 
 

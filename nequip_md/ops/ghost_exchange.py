@@ -4,10 +4,9 @@ A rank owns N atoms and sees G ghosts, copies of atoms that other ranks own. A l
 computes those of its own atoms only. ``ghost_exchange`` appends the ghosts' features, which their owners computed; its
 derivative, ``ghost_reduce``, adds what the ghosts collected to the owners.
 
-This package's forms are those of a process without ghosts (G = 0), where both are the identity. They are what an
-artifact compiled for one process holds. An engine that spans ranks keeps the operators in the graph and answers them
-with its own communication (in LAMMPS ``comm->forward_comm`` and ``comm->reverse_comm``). Ghosts whose features nobody
-has sent are NaN, so that a wrong use cannot pass for a result.
+The references here are those of a process without ghosts (G = 0), where both are the identity; ghosts whose features nobody
+has sent are NaN, so that a wrong use cannot pass for a result. In an artifact, compiled code calls a function of the engine
+(:mod:`nequip_md.kernels.exchange.forms`), which answers with its own communication.
 """
 
 from __future__ import annotations

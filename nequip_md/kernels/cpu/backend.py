@@ -17,7 +17,7 @@ import torch
 
 from nequip_md.kernels.backend import Backend
 from nequip_md.kernels.shims import shims
-from nequip_md.kernels.static_library import build, searched
+from nequip_md.kernels.static_library import build, searched, with_library
 
 _LIBRARY = "nequip_md_cpu"
 OPERATORS = frozenset(
@@ -47,6 +47,7 @@ class CPUBackend(Backend):
     @contextmanager
     def linked(self) -> Iterator[dict]:
         with (
+            super().linked() as options,
             tempfile.TemporaryDirectory(prefix="nequip-md-") as folder,
             searched(folder),
             as_file(files("nequip_md.kernels")) as sources,
@@ -57,7 +58,4 @@ class CPUBackend(Backend):
                 sources / "cpu" / "cpu_kernels.cpp",
                 ["-march=native", "-ffp-contract=fast", "-fopenmp", f"-I{sources / 'include'}"],
             )
-            yield {
-                "aot_inductor.custom_ops_to_c_shims": shims(OPERATORS, "cpu"),
-                "aot_inductor.custom_op_libs": [_LIBRARY],
-            }
+            yield with_library(options, _LIBRARY, shims(OPERATORS, "cpu"))

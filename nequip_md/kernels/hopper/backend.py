@@ -22,7 +22,7 @@ from nequip_md.kernels.hopper import operators
 from nequip_md.kernels.hopper.instances import MOST_NUMBERS, Instances, matrix_width
 from nequip_md.kernels.hopper.nvrtc import compile_cuda
 from nequip_md.kernels.shims import shims
-from nequip_md.kernels.static_library import build, searched
+from nequip_md.kernels.static_library import build, searched, with_library
 from nequip_md.kernels.triton import launcher
 from nequip_md.kernels.triton.backend import TritonBackend
 from nequip_md.kernels.triton.mlp_forms import MAX_PARTS, served
@@ -162,9 +162,11 @@ class HopperBackend(TritonBackend):
     @contextmanager
     def linked(self) -> Iterator[dict]:
         if not self.instances.numbers:
-            yield {}
+            with super().linked() as options:
+                yield options
             return
         with (
+            super().linked() as options,
             tempfile.TemporaryDirectory(prefix="nequip-md-") as name,
             searched(name),
             as_file(files("nequip_md.kernels")) as sources,
@@ -183,10 +185,7 @@ class HopperBackend(TritonBackend):
                     f'-DINSTANCES="{folder / "instances.inc"}"',
                 ],
             )
-            yield {
-                "aot_inductor.custom_ops_to_c_shims": shims(operators.OPERATORS, "cuda"),
-                "aot_inductor.custom_op_libs": [_LIBRARY],
-            }
+            yield with_library(options, _LIBRARY, shims(operators.OPERATORS, "cuda"))
 
 
 def _widths(parts: list[Tensor]) -> list[int]:

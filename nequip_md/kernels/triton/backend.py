@@ -31,6 +31,7 @@ class TritonBackend(Backend):
         precision: ``fp64``; ``fp32``, whose products of matrices take three of halves; or ``tf32``, which takes one.
     """
 
+    device = "cuda"
     kernels = "triton"
 
     def __init__(self, precision: str):

@@ -15,7 +15,7 @@ WIDEST_OUTER = 256
 
 
 TILES = {
-    # rows, chunk, warps, stages, by products; the first that fits is taken. From timings on an H200 (docs/performance.md)
+    # rows, chunk, warps, stages, by products; the first that fits is taken. From timings on an H200 (benchmarks/NOTEBOOK.md)
     3: {
         "hidden": ((128, 32, 8, 3), (128, 32, 8, 2), (64, 16, 4, 3), (64, 16, 4, 2)),
         "narrow": (
@@ -148,7 +148,7 @@ def deep(width: int) -> int:
 
 
 LAYER_TILES = {3: (256, 8, 4), 1: (128, 4, 3)}
-"""Columns, warps and stages by products. From timings on an H200 (docs/performance.md)."""
+"""Columns, warps and stages by products. From timings on an H200 (benchmarks/NOTEBOOK.md)."""
 
 
 def layer_block(width: int, products: int) -> int:
