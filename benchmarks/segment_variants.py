@@ -5,7 +5,7 @@
 Shapes are those of Allegro "medium" on water (layers: also "large"; convolutions: the second layer of NequIP "M"), arithmetic is that
 of fp32 artifacts. Every variant is timed for 25 atoms of 20 edges, 96 of 84 and 12,288 of 84 (layers: 262,144 rows); the little ones
 repeatedly from a CUDA graph, as an artifact runs them, so that their arrays stay in the cache. Results are not checked here
-(tests/test_cuda_operators.py does). The choices stand beside the kernels, in nequip_md/kernels/triton.
+(tests/operators does). The choices stand beside the kernels, in nequip_md/kernels/triton.
 """
 
 from __future__ import annotations
