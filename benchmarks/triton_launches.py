@@ -18,7 +18,7 @@ from triton.compiler import ASTSource
 from nequip_md.kernels import Backend
 from nequip_md.kernels.triton import launcher
 from nequip_md.lowering import trace
-from nequip_md.model import NequIPConfig, Potential, build_model, preset, with_dtype
+from nequip_md.model import Potential, build_model, preset, with_dtype
 
 TARGET = GPUTarget("cuda", 90, 32)
 POINTERS = {
@@ -40,9 +40,8 @@ def preset_model(name: str, precision: str) -> Potential:
 def cuda_graph(name: str, precision: str, backend: Backend) -> tuple[torch.export.ExportedProgram, list[dict]]:
     """The graph that an export of a preset for CUDA compiles, and its launches, one entry for each that differs."""
     model = preset_model(name, precision)
-    message_passing = isinstance(model.config, NequIPConfig)
     with recorded_launches() as launches:
-        program = trace(model, model.config.cutoff, 2, device="cpu", backend=backend, message_passing=message_passing)
+        program = trace(model, model.config.cutoff, 2, device="cpu", backend=backend)
     return program, launches
 
 
