@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -47,10 +47,10 @@ class Module(nn.Module):
     Args:
         chosen: equal arrays of one group and precision are one input or buffer.
         graph: that it is traced with.
-        derivatives: evaluate :func:`with_derivatives` in groups that are small enough.
+        derivatives: groups in which :func:`with_derivatives` is evaluated, in float64.
     """
 
-    def __init__(self, chosen: list[Chosen], graph: Graph, device="cpu", derivatives: bool = False):
+    def __init__(self, chosen: list[Chosen], graph: Graph, device="cpu", derivatives: tuple[str, ...] = ()):
         super().__init__()
         self.chosen, self.graph, self.device, self.derivatives = chosen, graph, device, derivatives
         self.places: dict[tuple[Leaf, str], int] = {}
@@ -69,7 +69,7 @@ class Module(nn.Module):
             for dim, size in enumerate(leaf.array.shape)
             if isinstance(size, str)
         }
-        self.traced = {}
+        self.traced: dict[int, tuple[torch.fx.GraphModule, list[int]]] = {}
 
     def inputs(self, graph: Graph) -> tuple[Tensor, ...]:
         return tuple(leaf.array.make(leaf.key, graph, precision, self.device) for leaf, precision in self.places)
@@ -81,7 +81,7 @@ class Module(nn.Module):
         shapes = [leaf.array.shape for leaf, _ in self.places]
         return tuple({k: dims[size] for k, size in enumerate(shape) if isinstance(size, str)} for shape in shapes)
 
-    def arguments(self, inputs: tuple[Tensor, ...], chosen: Chosen) -> list:
+    def arguments(self, inputs: Sequence[Tensor] | dict[int, Tensor], chosen: Chosen) -> list:
         group, case, precision = chosen
 
         def array(leaf):
@@ -101,39 +101,52 @@ class Module(nn.Module):
         results = []
         for number, chosen in enumerate(self.chosen):
             if number in self.traced:
-                results += self.traced[number](*inputs)
+                graph, places = self.traced[number]
+                results += graph(*[inputs[place] for place in places])
             else:
                 results += self.evaluate(chosen, self.arguments(inputs, chosen))
         return tuple(results)
 
     def evaluate(self, chosen: Chosen, arguments: list) -> list[Tensor]:
-        group, case, _ = chosen
-        if self.derivatives and group.derivatives and case.gradients:
-            return with_derivatives(case, arguments)
-        return as_list(case.overload(*arguments))
+        case = chosen[1]
+        return with_derivatives(case, arguments) if self.differentiates(chosen) else as_list(case.overload(*arguments))
 
-    def trace_derivatives(self) -> None:
-        """Differentiate, before an export that cannot."""
+    def differentiates(self, chosen: Chosen) -> bool:
+        group, case, precision = chosen
+        return group.name in self.derivatives and precision == "fp64" and bool(case.gradients)
+
+    def trace_derivatives(self, decompositions: dict) -> None:
+        """Differentiate, before an export that cannot; operators are replaced as in an export."""
         inputs = self.inputs(self.graph)
         for number, chosen in enumerate(self.chosen):
-            if self.derivatives and chosen[0].derivatives and chosen[1].gradients:
+            if self.differentiates(chosen):
+                places = sorted(
+                    {self.places[leaf, "fp64"] for leaf in leaves(tree(*chosen[:2])) if not leaf.array.constant}
+                )
+                places = sorted({*places, *(place for place, _ in self.sizes.values())})
 
-                def function(*inputs):
-                    return self.evaluate(chosen, self.arguments(inputs, chosen))
+                def function(*own):
+                    return self.evaluate(chosen, self.arguments(dict(zip(places, own)), chosen))
 
-                self.traced[number] = make_fx(function, tracing_mode="symbolic", _allow_non_fake_inputs=True)(*inputs)
+                trace = make_fx(function, decompositions, tracing_mode="symbolic", _allow_non_fake_inputs=True)
+                self.traced[number] = trace(*[inputs[place] for place in places]), places
 
     def expected(self, inputs: tuple[Tensor, ...]) -> list[tuple[Chosen, list[Tensor]]]:
         """The references in float64, for each case."""
         return [(chosen, self.evaluate(chosen, upcast(self.arguments(inputs, chosen)))) for chosen in self.chosen]
 
 
+def exported(module: Module, backend: Backend, least: int = 2) -> torch.export.ExportedProgram:
+    """The module's graph in this package's operators, derivatives in those of the backend; sizes are dynamic, from ``least`` on."""
+    module.trace_derivatives(backend.decompositions())
+    inputs = module.inputs(module.graph)
+    return torch.export.export(module, inputs, dynamic_shapes=(module.dynamic_shapes(least),))
+
+
 def lowered(module: Module, backend: Backend, least: int = 2) -> torch.export.ExportedProgram:
-    """The module with a backend's kernels, as a model's graph in an export; sizes are dynamic, from ``least`` on."""
-    inputs, dynamic = module.inputs(module.graph), module.dynamic_shapes(least)
-    module.trace_derivatives()
-    program = torch.export.export(module, inputs, dynamic_shapes=(dynamic,))
-    graph = program.run_decompositions(backend.decompositions()).module()
+    """:func:`exported`, with a backend's kernels, as a model's graph in an export."""
+    inputs = module.inputs(module.graph)
+    graph = exported(module, backend, least).run_decompositions(backend.decompositions()).module()
     fold_constants(graph)
     backend.specialize(graph)
-    return torch.export.export(graph, inputs, dynamic_shapes=dynamic)
+    return torch.export.export(graph, inputs, dynamic_shapes=module.dynamic_shapes(least))

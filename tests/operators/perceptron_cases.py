@@ -79,13 +79,18 @@ def hidden(widths: list[int], layers: list[int], energies: bool = True) -> list[
 
 
 def two_layers(widths: list[int], inner: int, outer: int, lasts: tuple[int, ...]) -> list[Case]:
-    """:func:`hidden`, with matrices of so many columns after it."""
+    """:func:`hidden` of two layers, and with matrices of so many columns after them."""
+    return [*hidden(widths, [inner, outer]), *hidden_dense(widths, inner, outer, lasts)]
+
+
+def hidden_dense(widths: list[int], inner: int, outer: int, lasts: tuple[int, ...]) -> list[Case]:
+    """Two layers and what reads the second."""
     inputs = sum(widths)
     uneven = [Array(("edges", k), rows_of_all_sizes) for k in widths]
     g = Array(("edges", outer), rows_of_all_sizes)
     d1, d2 = (Array(("edges", n), silu_derivatives, "derivative") for n in (inner, outer))
     w1, w2 = Array((inputs, inner), matrix(), constant=True), Array((inner, outer), matrix(), constant=True)
-    found = hidden(widths, [inner, outer])
+    found = []
     for last in lasts:
         matrices = {"w1": w1, "w2": w2, "w3": Array((outer, last), matrix(), constant=True)}
         dy, about = Array(("edges", last), scaled(10.0)), f"{last} columns"
@@ -116,9 +121,9 @@ def one_layer(widths: list[int], inner: int) -> list[Case]:
 
 
 TWO_LAYERS = {
-    "medium": ([64, 64], 256, 256, (48, 160, 64)),
+    "medium": ([64, 64], 256, 256, (64,)),
     "16 and 24": ([16, 24], 40, 32, (48, 160)),
-    "first": ([32], 64, 64, (48, 160, 256)),
+    "first": ([32], 64, 64, (256,)),
     "three parts": ([64, 64, 64], 128, 64, (48, 160)),
     "four parts": ([48, 16, 16, 16], 64, 96, (48, 160)),
     "large": ([64, 128, 128, 128], 512, 512, (48,)),
@@ -127,6 +132,8 @@ TWO_LAYERS = {
     "wide input": ([128, 64, 64], 128, 192, (8,)),
 }
 """Widths of the input's parts, of the two layers, columns of the matrices that read the second."""
+MORE_COLUMNS = {"medium": (*TWO_LAYERS["medium"][:3], (48, 160)), "first": (*TWO_LAYERS["first"][:3], (48, 160))}
+"""Columns that make no whole blocks."""
 DEEPER = (
     ([64, 128, 100], [512, 512, 512]),
     ([30], [300, 500]),
@@ -180,6 +187,16 @@ def groups() -> list[Group]:
                 multiprocessors=FEW_ROWS_AND_MANY,
             )
             for name, sizes in TWO_LAYERS.items()
+        ),
+        *(
+            Group(
+                f"perceptron, {name}, more columns",
+                hidden_dense(*sizes),
+                ROWS,
+                PRECISIONS,
+                multiprocessors=FEW_ROWS_AND_MANY,
+            )
+            for name, sizes in MORE_COLUMNS.items()
         ),
         *(
             Group(
