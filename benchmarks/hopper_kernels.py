@@ -19,8 +19,10 @@ import torch
 import triton
 from kernel_variants import FEW, MANY, SHAPES, Case, products_of, write_rows
 
-from nequip_md.ops import cuda, hopper
-from nequip_md.ops.triton_kernels import mlp
+from nequip_md.kernels.hopper.instances import Instances
+from nequip_md.kernels.hopper.nvrtc import compile_cuda
+from nequip_md.kernels.select import is_hopper
+from nequip_md.kernels.triton import launcher, mlp_energy, mlp_hidden, tiles
 
 THREADS, SIDE, MAX_DYNAMIC_SHARED = 384, 64, 8
 
@@ -69,34 +71,34 @@ class Driver:
         )
 
 
-def launcher(case: Case, source: str | None) -> Callable[[int], None]:
+def make_launch(case: Case, source: str | None) -> Callable[[int], None]:
     """Launches the kernel of a case on its first so many rows."""
-    kernels, n = hopper.Kernels(products_of(case.precision)), case.named
+    instances, n = Instances(products_of(case.precision)), case.named
     _, widths, *_ = SHAPES[case.name]
     parts, gradients = ([n[f"{name}{i}"] for i in range(len(widths))] for name in ("x", "dx"))
-    if case.kernel is mlp.energy_kernel:
-        constants, _ = kernels.energy_constants(widths, case.w1, case.w2, n["v"], n["r"], False)
-        scratch = torch.empty(2 * cuda._MULTIPROCESSORS * n["inner"] * SIDE, device="cuda")
+    if case.kernel is mlp_energy.energy_kernel:
+        constants, _ = instances.energy_constants(widths, case.w1, case.w2, n["v"], n["r"], False)
+        scratch = torch.empty(2 * launcher.MULTIPROCESSORS * n["inner"] * SIDE, device="cuda")
         arguments = [Pointers.of(parts), Pointers.of(gradients), *constants, n["factor"], n["energy"], scratch]
-    elif case.kernel is mlp.hidden_kernel:
-        constants, _ = kernels.hidden_constants(widths, case.w1, case.w2, case.w3)
+    elif case.kernel is mlp_hidden.hidden_kernel:
+        constants, _ = instances.hidden_constants(widths, case.w1, case.w2, case.w3)
         arguments = [Pointers.of(parts), *constants, n["out"], n["d1"], n["d2"], n["y"]]
     else:
-        constants, _ = kernels.hidden_backward_constants(widths, case.w1, case.w2, case.w3)
+        constants, _ = instances.hidden_backward_constants(widths, case.w1, case.w2, case.w3)
         arguments = [Pointers.of(gradients), n["g"], n["dy"], n["d1"], n["d2"], *constants]
-    ((name, (*_, shared)),) = kernels.names().items()
-    driver = Driver(hopper.compile_cuda(kernels.source(source)), name, shared)
+    ((name, (*_, shared)),) = instances.names().items()
+    driver = Driver(compile_cuda(instances.source(source)), name, shared)
 
     def launch(count: int) -> None:
-        active = 1 if count <= cuda._MULTIPROCESSORS * SIDE else 2
-        programs = min(cuda._MULTIPROCESSORS, triton.cdiv(count, active * SIDE))
+        active = 1 if count <= launcher.MULTIPROCESSORS * SIDE else 2
+        programs = min(launcher.MULTIPROCESSORS, triton.cdiv(count, active * SIDE))
         driver.launch(programs, *arguments, ctypes.c_longlong(count), ctypes.c_int(active))
 
     return launch
 
 
 def measure(case: Case, source: str | None) -> dict:
-    launch = launcher(case, source)
+    launch = make_launch(case, source)
 
     def error(count: int) -> float:
         for result in case.results:
@@ -122,10 +124,12 @@ def measure(case: Case, source: str | None) -> dict:
 def triton_ms(case: Case) -> float:
     """With the tile that an export takes for many rows."""
     _, widths, inner, outer, last = SHAPES[case.name]
-    kind = {mlp.energy_kernel: "energy", mlp.hidden_kernel: "hidden", mlp.hidden_backward_kernel: "backward_dense"}[
-        case.kernel
-    ]
-    constants = cuda._tiles(kind, widths, inner, outer, products_of(case.precision))
+    kind = {
+        mlp_energy.energy_kernel: "energy",
+        mlp_hidden.hidden_kernel: "hidden",
+        mlp_hidden.hidden_backward_kernel: "backward_dense",
+    }[case.kernel]
+    constants = tiles.tiles(kind, widths, inner, outer, products_of(case.precision))
     tile = (constants["ROWS"], constants["CHUNK"], constants["num_warps"], constants["num_stages"])
     return triton.testing.do_bench(case.launch(tile, MANY), warmup=5, rep=25, return_mode="median")
 
@@ -139,9 +143,9 @@ def main() -> None:
     parser.add_argument("--source", type=Path, help="another perceptron.cuh")
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()
-    if not hopper.available():
+    if not is_hopper():
         sys.exit("error: PyTorch finds no Hopper GPU here; run this on a machine with one")
-    ptx = (files("nequip_md.ops") / "csrc" / "ptx.cuh").read_text()
+    ptx = (files("nequip_md.kernels.hopper") / "ptx.cuh").read_text()
     source = ptx + options.source.read_text() if options.source else None
     rows = []
     print(f"{'kernel':15} {'':5} {f'{MANY:,} edges':>16} {'Triton':>9} {f'{FEW} edges':>28} {'error':>8} {'of few':>8}")

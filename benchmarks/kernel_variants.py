@@ -3,7 +3,7 @@
     python benchmarks/kernel_variants.py --precision fp32 tf32 --output variants.json
 
 Shapes are those of Allegro "medium". Each kernel runs on many edges, where throughput counts, and on few, where the time of one
-tile does. Kernels are compiled in several processes first. The winners stand in ``_TILES`` and ``_FEW_TILES`` of nequip_md/ops/cuda.py.
+tile does. Kernels are compiled in several processes first. The winners stand in ``TILES`` and ``FEW_TILES`` of nequip_md/kernels/triton/tiles.py.
 """
 
 from __future__ import annotations
@@ -21,18 +21,17 @@ import torch
 import triton
 
 from nequip_md.bench.measure import machine
-from nequip_md.ops import cuda
-from nequip_md.ops.triton_kernels import mlp
+from nequip_md.kernels.triton import mlp_energy, mlp_hidden, tiles, weights
 
 MANY, FEW = 1_040_000, (500, 2_016, 8_064)
 PROGRAMS = 264
 # kernel, widths of the input's parts, inner, outer, width of the matrix after the hidden layer (0: none)
 SHAPES = {
-    "first hidden": (mlp.hidden_kernel, [32], 64, 64, 256),
-    "hidden": (mlp.hidden_kernel, [64, 64], 256, 256, 64),
-    "first backward": (mlp.hidden_backward_kernel, [32], 64, 64, 256),
-    "backward": (mlp.hidden_backward_kernel, [64, 64], 256, 256, 64),
-    "energy": (mlp.energy_kernel, [64, 64, 64], 256, 256, 0),
+    "first hidden": (mlp_hidden.hidden_kernel, [32], 64, 64, 256),
+    "hidden": (mlp_hidden.hidden_kernel, [64, 64], 256, 256, 64),
+    "first backward": (mlp_hidden.hidden_backward_kernel, [32], 64, 64, 256),
+    "backward": (mlp_hidden.hidden_backward_kernel, [64, 64], 256, 256, 64),
+    "energy": (mlp_energy.energy_kernel, [64, 64, 64], 256, 256, 0),
 }
 TILES = [
     (128, 32, 8, 2),
@@ -62,8 +61,8 @@ def settings(name: str, precision: str, tile: tuple) -> tuple[dict, dict]:
     _, widths, inner, outer, last = SHAPES[name]
     rows, chunk, warps, stages = tile
     constants = {
-        **cuda._part_constants(widths),
-        **cuda._last_constants(last, outer),
+        **tiles.part_constants(widths),
+        **tiles.last_constants(last, outer),
         "N1": inner,
         "N2": outer,
         "P1": inner,
@@ -105,7 +104,7 @@ class Case:
         self.name, self.precision = name, precision
         self.kernel, widths, inner, outer, last = SHAPES[name]
         numbers = {"device": "cuda", "dtype": torch.float32}
-        stored = {"device": "cuda", "dtype": cuda._derivative_dtype(products_of(precision))}
+        stored = {"device": "cuda", "dtype": tiles.derivative_dtype(products_of(precision))}
         torch.manual_seed(0)
         w1 = torch.randn(sum(widths), inner, **numbers) / math.sqrt(sum(widths))
         w2 = torch.randn(inner, outer, **numbers) * math.sqrt(2 / inner)
@@ -119,12 +118,12 @@ class Case:
         h2, d2 = silu(h1 @ w2.double())
         named = {"v": v, "r": r, "factor": v, "stored": stored, "inner": inner, "outer": outer}
         for i, (w, k) in enumerate(((w1, widths), (w2, [inner]), (w3, [outer])), 1):
-            named |= {f"w{i}_{part}": t for part, t in zip(("hi", "lo", "info"), cuda.split(w, k))}
+            named |= {f"w{i}_{part}": t for part, t in zip(("hi", "lo", "info"), weights.split(w, k))}
         gradients = [torch.empty_like(p) for p in parts]
         for i in range(4):
             j = i if i < len(parts) else 0
             named |= {f"x{i}": parts[j], f"dx{i}": gradients[j]}
-        if self.kernel is mlp.hidden_kernel:
+        if self.kernel is mlp_hidden.hidden_kernel:
             named |= {
                 "out": torch.empty(MANY, outer, **numbers),
                 "y": torch.empty(MANY, last, **numbers),
@@ -132,7 +131,7 @@ class Case:
                 "d2": torch.empty(MANY, outer, **stored),
             }
             self.results, self.wanted = [named[n] for n in ("out", "y", "d1", "d2")], [h2, h2 @ w3.double(), d1, d2]
-        elif self.kernel is mlp.hidden_backward_kernel:
+        elif self.kernel is mlp_hidden.hidden_backward_kernel:
             named |= {"g": torch.randn(MANY, outer, **numbers), "dy": torch.randn(MANY, last, **numbers)}
             named |= {
                 key: silu(torch.randn(MANY, n, **numbers))[1].to(stored["dtype"])
@@ -154,7 +153,7 @@ class Case:
         constants, options = settings(self.name, self.precision, tile)
         named = {**self.named, **constants, "count": count}
         programs = triton.cdiv(count, tile[0])
-        if self.kernel is mlp.energy_kernel:
+        if self.kernel is mlp_energy.energy_kernel:
             programs = PROGRAMS
             named["scratch"] = torch.empty(PROGRAMS, tile[0], named["inner"] + named["outer"], **named["stored"])
         arguments = [named[n] for n in self.kernel.arg_names]

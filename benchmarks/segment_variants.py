@@ -5,7 +5,7 @@
 Shapes are those of Allegro "medium" on water (layers: also "large"; convolutions: the second layer of NequIP "M"), arithmetic is that
 of fp32 artifacts. Every variant is timed for 25 atoms of 20 edges, 96 of 84 and 12,288 of 84 (layers: 262,144 rows); the little ones
 repeatedly from a CUDA graph, as an artifact runs them, so that their arrays stay in the cache. Results are not checked here
-(tests/test_cuda_operators.py does). The choice stands in nequip_md/ops/cuda.py.
+(tests/operators does). The choices stand beside the kernels, in nequip_md/kernels/triton.
 """
 
 from __future__ import annotations
@@ -22,11 +22,17 @@ import torch
 import triton
 from kernel_variants import write_rows
 
+from nequip_md.kernels.triton import (
+    channel_product,
+    dense,
+    edge_contract,
+    edge_moment,
+    mlp_layers,
+    tensor_product_convolution,
+)
 from nequip_md.model import build_model, preset
 from nequip_md.model.nequip import convolution_paths
 from nequip_md.model.nequip_irreps import plan_layers, width
-from nequip_md.ops import cuda
-from nequip_md.ops.triton_kernels import contract_gradient, convolution, halves, mlp, segments
 
 SINGLE, HALF = torch.float32, torch.float16
 SYSTEMS = ((25, 20), (96, 84), (12288, 84))
@@ -68,7 +74,7 @@ def over_edges() -> Iterator[Variant]:
             yield Variant(
                 f"moment {channels}",
                 f"edges {edges}, block {block}",
-                segments.moment_product_kernel,
+                edge_moment.moment_product_kernel,
                 lambda n, e, c=channels: {
                     "a": (SINGLE, (e, c)),
                     "y": (SINGLE, (e, COMPONENTS)),
@@ -96,7 +102,7 @@ def over_edges() -> Iterator[Variant]:
             yield Variant(
                 f"dot {channels}",
                 f"edges {edges}, block {block}, shares {shares}",
-                segments.dot_product_kernel,
+                edge_moment.dot_product_kernel,
                 lambda n, e, c=channels: {
                     "a": (SINGLE, (e, c)),
                     "z": (SINGLE, (n, COMPONENTS, c)),
@@ -126,7 +132,7 @@ def over_edges() -> Iterator[Variant]:
                 yield Variant(
                     f"spread {channels}",
                     f"{'product' if product else 'plain'}, edges {edges}, shares {shares}",
-                    segments.spread_product_kernel if product else segments.spread_kernel,
+                    edge_moment.spread_product_kernel if product else edge_moment.spread_kernel,
                     lambda n, e, c=channels: {
                         "y": (SINGLE, (e, COMPONENTS)),
                         "z": (SINGLE, (n, COMPONENTS, c)),
@@ -158,7 +164,7 @@ def over_edges() -> Iterator[Variant]:
         yield Variant(
             "contract",
             f"edges {edges}, shares {shares}",
-            segments.contract_kernel,
+            edge_contract.contract_kernel,
             lambda n, e: {"w": weights(e), "y": harmonics(e), "z": atoms(n), "out": rows(e)},
             {"U": CHANNELS, "L": ORDERS, "BLOCK_U": 64, "EDGES": edges},
             warps,
@@ -169,7 +175,7 @@ def over_edges() -> Iterator[Variant]:
         yield Variant(
             "contract moment",
             f"edges {edges}, block {block}",
-            contract_gradient.contract_moment_kernel,
+            edge_contract.contract_moment_kernel,
             lambda n, e: {"g": rows(e), "w": weights(e), "y": harmonics(e), "dz": atoms(n)},
             {"U": CHANNELS, "L": ORDERS, "BLOCK_U": block, "BLOCK_M": 16, "EDGES": edges, "TOGETHER": True},
             warps,
@@ -180,7 +186,7 @@ def over_edges() -> Iterator[Variant]:
         yield Variant(
             "contract gradient",
             f"edges {edges}",
-            contract_gradient.contract_gradient_kernel,
+            edge_contract.contract_gradient_kernel,
             lambda n, e: {
                 "g0": rows(e),
                 "g1": rows(e),
@@ -206,8 +212,8 @@ def over_edges() -> Iterator[Variant]:
 def convolutions() -> Iterator[Variant]:
     irreps = plan_layers(preset("M", type_names=["H", "O"], cutoff=6.0, avg_num_neighbors=85.0))[1]
     paths, _ = convolution_paths(irreps)
-    sources = cuda.convolution_sources([number for path in paths for number in path])
-    table, last = cuda.component_tables(sources, torch.device("cpu")), sources[-1]
+    sources = tensor_product_convolution.convolution_sources([number for path in paths for number in path])
+    table, last = tensor_product_convolution.component_tables(sources, torch.device("cpu")), sources[-1]
     widths = {
         "X_WIDTH": width(irreps.inputs),
         "G_WIDTH": width(irreps.messages),
@@ -235,9 +241,9 @@ def convolutions() -> Iterator[Variant]:
         }
 
     kernels = (
-        ("sum", convolution.sum_kernel, (1, 2, 4)),
-        ("nodes", convolution.nodes_kernel, (None,)),
-        ("edges", convolution.edges_kernel, (None,)),
+        ("sum", tensor_product_convolution.sum_kernel, (1, 2, 4)),
+        ("nodes", tensor_product_convolution.nodes_kernel, (None,)),
+        ("edges", tensor_product_convolution.edges_kernel, (None,)),
     )
     for name, kernel, unrolls in kernels:
         for source in sources:
@@ -276,7 +282,7 @@ def over_atoms() -> Iterator[Variant]:
             yield Variant(
                 f"mix {inner} to {outer}",
                 f"rows {size}, chunk {chunk}, block {block}",
-                mlp.mix_kernel,
+                dense.mix_kernel,
                 lambda n, e, i=inner, o=outer: {
                     "x": (SINGLE, (n, COMPONENTS, i)),
                     "w_hi": (HALF, (ORDERS * i, o)),
@@ -313,7 +319,7 @@ def over_atoms() -> Iterator[Variant]:
         yield Variant(
             "channel product",
             f"unroll {unroll}, atoms {size}",
-            segments.channel_product_kernel,
+            channel_product.channel_product_kernel,
             lambda n, e: {
                 "x": (SINGLE, (n, inputs, CHANNELS)),
                 "y": (SINGLE, (n, environment, CHANNELS)),
@@ -338,13 +344,13 @@ def over_atoms() -> Iterator[Variant]:
         )
 
 
-def dense() -> Iterator[Variant]:
+def dense_products() -> Iterator[Variant]:
     for then, transposed in (("", False), ("silu", False), ("", True)):
         for block, chunk, stages in ((128, 64, 2), (128, 32, 3), (256, 32, 2), (256, 32, 3)):
             yield Variant(
                 f"dense 512 {'transposed ' * transposed}{then}",
                 f"block {block}, chunk {chunk}",
-                mlp.dense_kernel,
+                dense.dense_kernel,
                 lambda n, e: {
                     "x": (SINGLE, (ROWS, 512)),
                     "w_hi": (HALF, (512, 512)),
@@ -424,7 +430,7 @@ def layers() -> Iterator[Variant]:
                 yield Variant(
                     f"layer {inner} to {outer} {then} {'tf32' * (products == 1)}".strip(),
                     f"rows {size}, block {block}, chunk {chunk}",
-                    halves.layer_kernel,
+                    mlp_layers.layer_kernel,
                     arrays,
                     {
                         "K": inner,
@@ -452,7 +458,7 @@ def layers() -> Iterator[Variant]:
                 yield Variant(
                     f"halves {sum(widths)} {'tf32' * (products == 1)}".strip(),
                     f"rows {size}",
-                    halves.halves_kernel,
+                    mlp_layers.halves_kernel,
                     lambda n, e, w=widths, p=products: {
                         **{f"x{j}": (SINGLE, (ROWS, w[j])) if j < len(w) else "x0" for j in range(4)},
                         "d": (HALF if p == 1 else SINGLE, (ROWS, w[0])),
@@ -466,6 +472,7 @@ def layers() -> Iterator[Variant]:
                         **kinds,
                         "WIDTH": sum(widths),
                         "TIMES": len(widths) == 1,
+                        "ONE_ROW": False,
                         "ROWS": size,
                         "PRODUCTS": products,
                     },
@@ -475,7 +482,7 @@ def layers() -> Iterator[Variant]:
                 )
 
 
-VARIANTS = [*over_edges(), *convolutions(), *over_atoms(), *dense(), *layers()]
+VARIANTS = [*over_edges(), *convolutions(), *over_atoms(), *dense_products(), *layers()]
 OF_ROWS = ("dense", "layer", "halves")
 """Kernels of perceptrons, timed for ROWS edges."""
 GROUPS = list(dict.fromkeys(v.group for v in VARIANTS))

@@ -13,74 +13,18 @@ import subprocess
 import sys
 import tempfile
 from concurrent.futures import ProcessPoolExecutor
-from importlib import import_module
 from pathlib import Path
 
-import torch
 import triton
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
 
-from nequip_md.export.trace import trace
-from nequip_md.model import NequIPConfig, build_model, fuse, preset, with_dtype
-from nequip_md.ops import cuda, decompositions
+from nequip_md.kernels.triton.backend import TritonBackend
 
-TARGET = GPUTarget("cuda", 90, 32)
-POINTERS = {
-    torch.float32: "*fp32",
-    torch.float16: "*fp16",
-    torch.float64: "*fp64",
-    torch.int64: "*i64",
-    torch.int32: "*i32",
-}
-
-
-def launches(name: str, precision: str) -> list[dict]:
-    """What the preset's graph would launch: kernel, types of its arguments, constants, warps and stages."""
-    found = []
-
-    def note(kernel, grid, *arguments, **constants):
-        values = {**dict(zip(kernel.arg_names, arguments)), **constants}
-        types, fixed = {}, {}
-        for parameter in kernel.params:
-            value = values[parameter.name]
-            if parameter.is_constexpr:
-                types[parameter.name], fixed[parameter.name] = "constexpr", value
-            else:
-                types[parameter.name] = POINTERS[value.dtype] if torch.is_tensor(value) else "i32"
-        options = {key: constants[key] for key in ("num_warps", "num_stages") if key in constants}
-        launch = {
-            "module": kernel.fn.__module__,
-            "kernel": kernel.fn.__name__,
-            "types": types,
-            "fixed": fixed,
-            "options": options,
-        }
-        if launch not in found:
-            found.append(launch)
-
-    cuda._launch = note
-    config = preset(name, type_names=["H", "O"], cutoff=6.0, avg_num_neighbors=20.0)
-    model = with_dtype(build_model(config).eval(), "float32")
-    fuse(model)
-    trace(
-        model,
-        config.cutoff,
-        2,
-        device="cpu",
-        decompositions={**decompositions(), **cuda.replacements(precision)},
-        message_passing=isinstance(config, NequIPConfig),
-    )
-    return found
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
+from triton_launches import compile_launch, cuda_graph
 
 
 def compiled(launch: dict) -> dict:
-    kernel = getattr(import_module(launch["module"]), launch["kernel"])
-    aligned = {
-        (i,): [["tt.divisibility", 16]] for i, kind in enumerate(launch["types"].values()) if kind.startswith("*")
-    }
-    source = ASTSource(fn=kernel, signature=launch["types"], constexprs=launch["fixed"], attrs=aligned)
-    result = triton.compile(source, target=TARGET, options=launch["options"])
+    result = compile_launch(launch)
     ptxas = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "ptxas"
     with tempfile.NamedTemporaryFile("w", suffix=".ptx") as file:
         file.write(result.asm["ptx"])
@@ -102,8 +46,10 @@ def compiled(launch: dict) -> dict:
 
 
 def main() -> None:
+    preset, precision = sys.argv[1:]
+    _, launches = cuda_graph(preset, precision, TritonBackend(precision))
     with ProcessPoolExecutor(2) as workers:
-        for result in workers.map(compiled, launches(*sys.argv[1:])):
+        for result in workers.map(compiled, launches):
             print(json.dumps(result), flush=True)
 
 

@@ -1,4 +1,4 @@
-// What ptx.cuh has, on a CPU, for test_hopper_on_cpu.py.
+// What ptx.cuh has, on a CPU, for hopper_on_cpu.py.
 //
 // The tensor cores add 16 columns' products exactly and round the sum towards zero, as rounding.py in benchmarks/ has
 // it. Copies and products are done at once: what a missing wait would read too early, this does not show.

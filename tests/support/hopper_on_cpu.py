@@ -1,7 +1,7 @@
-"""The CUDA C++ kernels for Hopper, compiled by g++ with tests/support/hopper.h in the place of ptx.cuh, on threads that take turns.
+"""The CUDA C++ kernels for Hopper on a CPU: compiled by g++ with hopper.h in the place of ptx.cuh, on threads that take turns.
 
 So they are tested where there is no GPU, too: indices, the order of blocks, barriers, scales. What a GPU does at the same time, and whether
-ptx.cuh says what it means, is left to the tests on a GPU (test_hopper.py).
+ptx.cuh says what it means, is left to a GPU.
 """
 
 from __future__ import annotations
@@ -12,25 +12,24 @@ import sys
 from importlib.resources import files
 from pathlib import Path
 
-import pytest
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
+from nequip_md.kernels.hopper import operators
+from nequip_md.kernels.hopper.instances import Instances
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
 from hopper_kernels import SIDE, THREADS, Pointers, packed
-from test_hopper import PRODUCTS, TOLERANCE, WIDTHS, Contractions, Perceptrons, assert_near, exact, lowered
 
-from nequip_md.ops import hopper
-
-SUPPORT = Path(__file__).resolve().parent / "support"
+SUPPORT = Path(__file__).resolve().parent
 
 
-def compiled(kernels: hopper.Kernels, folder: Path) -> ctypes.CDLL:
+def compile_kernels(instances: Instances, folder: Path) -> ctypes.CDLL:
     """A library with the function ``run_<kernel>`` for each instance."""
     source = folder / "kernels.cpp"
-    text, ptx = kernels.source(), (files("nequip_md.ops") / "csrc" / "ptx.cuh").read_text()
+    text, ptx = instances.source(), (files("nequip_md.kernels.hopper") / "ptx.cuh").read_text()
     assert text.count(ptx) == 1
     source.write_text(
-        text.replace(ptx, '#include "hopper.h"\n') + "".join(f"EMULATED({name})\n" for name in kernels.names())
+        text.replace(ptx, '#include "hopper.h"\n') + "".join(f"EMULATED({name})\n" for name in instances.names())
     )
     options = [
         "-std=c++20",
@@ -48,7 +47,7 @@ def compiled(kernels: hopper.Kernels, folder: Path) -> ctypes.CDLL:
 
 
 class OnThreads(torch.fx.Interpreter):
-    """Runs a graph with the kernels in the place of the operators' references, launched as hopper_launch.cpp does.
+    """Runs a graph with the kernels in the place of the operators' references, launched as launch.cpp does.
 
     Args:
         active: warpgroups of a perceptron that have rows of their own.
@@ -56,14 +55,14 @@ class OnThreads(torch.fx.Interpreter):
         warps: that share the edges of a centre.
     """
 
-    def __init__(self, module, kernels, library, active=1, most=1, warps=8):
+    def __init__(self, module, instances, library, active=1, most=1, warps=8):
         super().__init__(module)
-        self.library, self.names = library, list(kernels.names())
+        self.library, self.names = library, list(instances.names())
         self.active, self.most, self.warps = active, most, warps
 
     def call_function(self, target, args, kwargs):
         expected = super().call_function(target, args, kwargs)
-        if target not in hopper.OPERATORS:
+        if target not in operators.OPERATORS:
             return expected
         # what is not written stays what it is here
         single = isinstance(expected, torch.Tensor)
@@ -71,23 +70,23 @@ class OnThreads(torch.fx.Interpreter):
         args = [arg.contiguous() if isinstance(arg, torch.Tensor) else arg for arg in args]
         four, rows = Pointers.of(args[:4]), args[0].shape[0]
         # arguments, rows of a perceptron's tiles or None, programs, threads
-        if target == hopper._ENERGY:
+        if target == operators.ENERGY:
             energy, *gradients = results
             scratch = torch.empty(2 * self.most * -(-args[11] // SIDE), SIDE, SIDE)
             launch = [four, Pointers.of(gradients), *args[4:10], energy, scratch], rows
-        elif target == hopper._HIDDEN:
+        elif target == operators.HIDDEN:
             h, y, d1, d2 = results
             launch = [four, *args[4:8], h, d1, d2, y], rows
-        elif target == hopper._HIDDEN_BACKWARD:
+        elif target == operators.HIDDEN_BACKWARD:
             launch = [Pointers.of(results), *args[:8]], rows
-        elif target == hopper._CONTRACT_GRADIENT:
+        elif target == operators.CONTRACT_GRADIENT:
             launch = (
                 [four, *args[4:6], Pointers.of(args[6:10]), args[10], *results],
                 None,
                 len(args[10]) - 1,
                 32 * self.warps,
             )
-        elif target == hopper._CONTRACT_MOMENT:
+        elif target == operators.CONTRACT_MOMENT:
             launch = [Pointers.of(args[:1]), *args[1:4], *results], None, len(args[3]) - 1, 32 * self.warps
         else:
             launch = [*args[:3], *results, ctypes.c_longlong(rows)], None, -(-rows * args[0].shape[2] // 128), 128
@@ -101,35 +100,3 @@ class OnThreads(torch.fx.Interpreter):
         assert getattr(self.library, f"run_{name}")(packed(arguments), programs, threads), (
             f"{name}: its threads wait for each other"
         )
-
-
-@pytest.mark.parametrize(
-    "name, precision",
-    [("medium", "fp32"), ("odd", "fp32"), ("wide input", "fp32"), ("medium", "tf32"), ("first", "tf32")],
-)
-def test_perceptrons(name, precision, tmp_path):
-    torch.manual_seed(0)
-    module, kernels = Perceptrons(WIDTHS[name]), hopper.Kernels(PRODUCTS[precision])
-    with torch.no_grad():
-        graph = lowered(module, module.inputs(50, precision), precision, kernels, module.dynamic).module()
-        library = compiled(kernels, tmp_path)
-        # few rows: a warpgroup for each 64 of them; many: two, and a program has two tiles
-        for rows, active, most in ((1, 1, 1), (65, 1, 2), (129, 2, 1)):
-            inputs = module.inputs(rows, precision)
-            got = OnThreads(graph, kernels, library, active, most).run(*inputs)
-            assert_near(
-                got, exact(module, inputs), 2 * TOLERANCE[precision], module.derivatives
-            )  # of few rows: one counts for more
-
-
-@pytest.mark.parametrize("name", Contractions.SIZES)
-def test_contractions(name, tmp_path):
-    torch.manual_seed(0)
-    module, kernels = Contractions(*Contractions.SIZES[name]), hopper.Kernels(3)
-    with torch.no_grad():
-        graph = lowered(module, module.inputs([3, 0, 7, 40]), "fp32", kernels, module.dynamic).module()
-        library = compiled(kernels, tmp_path)
-        for warps in (4, 8):
-            inputs = module.inputs([1, 0, 85, 2, 16])
-            got = OnThreads(graph, kernels, library, warps=warps).run(*inputs)
-            assert_near(got, exact(module, inputs), 2e-6)

@@ -1,0 +1,190 @@
+"""The table in CUDA C++ for Hopper: the operators' references anywhere, the kernels by g++ on threads, and on a GPU in an artifact."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from fnmatch import fnmatchcase
+from functools import cache
+
+import pytest
+import torch
+
+from nequip_md.kernels.hopper import operators
+from nequip_md.kernels.hopper.backend import HopperBackend
+from nequip_md.kernels.hopper.nvrtc import compile_cuda
+from nequip_md.kernels.select import is_hopper
+from operators.cases import Case, Graph, Group, arguments, by_rows, in_norm, wrong
+from operators.lowered import Module, lowered
+from operators.table import GROUPS
+from support.hopper_on_cpu import OnThreads, compile_kernels
+
+KERNELS = {
+    "mlp_energy": operators.ENERGY,
+    "mlp_hidden": operators.HIDDEN,
+    "mlp_hidden_dense": operators.HIDDEN,
+    "mlp_hidden_backward": operators.HIDDEN_BACKWARD,
+    "mlp_hidden_dense_backward": operators.HIDDEN_BACKWARD,
+    "edge_contract_gradient": operators.CONTRACT_GRADIENT,
+    "edge_contract_moment": operators.CONTRACT_MOMENT,
+    "channel_product": operators.CHANNEL_PRODUCT,
+}
+"""Operators with a kernel; the others run in Triton."""
+CHANNELS, LANES, LAYERS = "channels are no multiple of 32", "a thread would keep too many numbers", "not two layers"
+LEFT_TO_TRITON = (
+    ("sums, 4 orders of 64", "edge_contract_gradient (4 layers)", LANES),
+    ("sums, 2 orders of 160", "edge_contract_*", LANES),
+    *((f"sums, {size}", "edge_contract_*", CHANNELS) for size in ("[1235] orders of [12357]", "* of 16", "* of 2[14]")),
+    *((f"sums, {size}", "edge_contract_*", CHANNELS) for size in ("* of 8", "* of 35")),
+    *((f"contractions, {size}", "edge_contract_*", CHANNELS) for size in ("* of 130", "* of 16", "* of 600")),
+    ("perceptron, 3 and 2", "*", "widths are no multiple of 8"),
+    ("perceptron, large", "*", "the input is wider than four blocks of 64"),
+    ("perceptron, *", "*(one layer*", LAYERS),
+    *((f"perceptron, {sizes}", "*", LAYERS) for sizes in ("292 to *", "48 to *", "32 to *")),
+    ("perceptron, 30 to *", "*", "widths are no multiple of 8"),
+)
+"""Cases of these operators that have no kernel: patterns of group and case, and why."""
+ALL_EDGES = "sums and products"
+BATCHES: dict[str, list[Group]] = {}
+"""Groups that are compiled together, by name: perceptrons one by one."""
+for group in GROUPS.values():
+    if any(case.operator in KERNELS for case in group.cases) and "fp32" in group.precisions:
+        BATCHES.setdefault(group.name if group.name.startswith("perceptron") else ALL_EDGES, []).append(group)
+
+
+def is_left(group: Group, case: Case) -> bool:
+    return any(fnmatchcase(group.name, g) and fnmatchcase(case.name, c) for g, c, _ in LEFT_TO_TRITON)
+
+
+@cache
+def taken(batch: str) -> list[tuple[Group, Case]]:
+    """Cases that run in these kernels."""
+    pairs = [(group, case) for group in BATCHES[batch] for case in group.cases]
+    return [(group, case) for group, case in pairs if case.operator in KERNELS and not is_left(group, case)]
+
+
+ITEMS = [
+    (batch, precision)
+    for batch in BATCHES
+    if taken(batch)
+    for precision in (["fp32"] if batch == ALL_EDGES else BATCHES[batch][0].precisions)
+]
+
+
+def module(batch: str, precision: str, device="cpu") -> Module:
+    return Module([(group, case, precision) for group, case in taken(batch)], example(batch), device)
+
+
+def example(batch: str) -> Graph:
+    return Graph((3, 0, 7, 40)) if batch == ALL_EDGES else Graph((50,), 0)
+
+
+def wrong_results(cases: Module, inputs, results, tolerance: str, factor: float = 1.0) -> list[str]:
+    found, results = [], list(results)
+    for (_, case, precision), want in cases.expected(inputs):
+        got = [results.pop(0) for _ in want]
+        found += wrong(case, got, want, factor * case.tolerance[tolerance][precision], (in_norm, by_rows))
+    assert not results
+    return found
+
+
+def test_what_is_left_to_triton_is_said():
+    for group in GROUPS.values():
+        backend = HopperBackend("fp32")
+        for case in group.cases:
+            # products are taken when their table is known, in the graph; test_references asserts how many
+            if "fp32" in group.precisions and case.operator in KERNELS and case.operator != "channel_product":
+                first = backend.forms()[case.overload][0]
+                accepted = first.accepts(*arguments(group, case, group.graph, "fp32"))
+                assert accepted != is_left(group, case), f"{group.name}: {case.name}"
+
+
+@pytest.mark.parametrize(("batch", "precision"), ITEMS)
+def test_references(batch, precision):
+    """The operators that a graph for Hopper has read the weights as the kernels do."""
+    backend, cases = HopperBackend(precision), module(batch, precision)
+    with torch.no_grad():
+        program = lowered(cases, backend)
+    calls = Counter(node.target for node in program.graph.nodes if "nequip_md" in str(node.target))
+    assert calls == Counter(KERNELS[case.operator] for _, case in taken(batch))
+    inputs = cases.inputs(example(batch))
+    found = wrong_results(cases, inputs, program.module()(*inputs), "hopper references")
+    assert not found, "\n".join(found)
+
+
+EMULATED = {
+    (ALL_EDGES, "fp32"),
+    ("perceptron, medium", "fp32"),
+    ("perceptron, odd", "fp32"),
+    ("perceptron, wide input", "fp32"),
+    ("perceptron, limits", "fp32"),
+    ("perceptron, medium", "tf32"),
+    ("perceptron, first", "tf32"),
+}
+"""g++ takes half a minute for the kernels of a perceptron; the others wait for a GPU."""
+
+
+@pytest.mark.parametrize(("batch", "precision"), sorted(EMULATED))
+def test_kernels_on_threads(batch, precision, tmp_path):
+    backend, cases = HopperBackend(precision), module(batch, precision)
+    with torch.no_grad():
+        graph = lowered(cases, backend, 0).module()
+    library = compile_kernels(backend.instances, tmp_path)
+    if batch == ALL_EDGES:
+        runs = [(Graph((1, 0, 85, 2, 16)), {"warps": warps}) for warps in (4, 8)]
+    else:
+        # few rows: a warpgroup for each 64 of them; many: two, and a program has two tiles
+        rows = ((1, 1, 1), (65, 1, 2), (129, 2, 1))
+        runs = [(Graph((count,), 0), {"active": active, "most": most}) for count, active, most in rows]
+    for sizes, options in runs:
+        inputs = cases.inputs(sizes)
+        results = OnThreads(graph, backend.instances, library, **options).run(*inputs)
+        # of few rows, one counts for more
+        found = wrong_results(cases, inputs, results, "hopper", 1 if batch == ALL_EDGES else 2)
+        assert not found, "\n".join(found)
+
+
+COMPILED = {(batch, precision): 400 for batch, precision in ITEMS if batch != "perceptron, limits"} | {
+    (ALL_EDGES, "fp32"): 64
+}
+"""Bytes that a thread may spill."""
+
+
+@pytest.mark.parametrize(("batch", "precision"), COMPILED)
+def test_kernels_compile(batch, precision):
+    """ptxas says when it waits for every single product instead of keeping them in flight; and nothing much is spilled."""
+    backend, said = HopperBackend(precision), []
+    with torch.no_grad():
+        lowered(module(batch, precision), backend)
+    assert compile_cuda(backend.instances.source(), said.append).startswith(b"\x7fELF")
+    assert "wgmma" not in said[0] and "setmaxnreg" not in said[0]
+    spilled = [int(n) for n in re.findall(r"(\d+) bytes spill stores", said[0])]
+    assert len(spilled) == len(backend.instances.numbers) and max(spilled) <= COMPILED[batch, precision]
+
+
+ROWS = (500, 1, 0, 63, 64, 65, 8448, 8449, 20000)
+"""One warpgroup for each program up to 8,448 rows on 132 multiprocessors, two above."""
+CENTRES = ((0,), (500,), (1, 0, 500, 2), (85,) * 100, tuple((7 * i) % 90 for i in range(1000)))
+"""Edges of few centres and many; none, without edges, with hundreds."""
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not is_hopper(), reason="needs a Hopper GPU")
+@pytest.mark.parametrize(("batch", "precision"), ITEMS)
+def test_kernels_in_an_artifact(batch, precision, tmp_path):
+    backend, cases = HopperBackend(precision), module(batch, precision, "cuda")
+    with torch.no_grad():
+        program = lowered(cases, backend, 0)
+    with backend.linked() as options:
+        path = torch._inductor.aoti_compile_and_package(
+            program, package_path=str(tmp_path / "kernels.pt2"), inductor_configs=options
+        )
+    compiled = torch._inductor.aoti_load_package(path)
+    graphs = [Graph(counts) for counts in CENTRES] if batch == ALL_EDGES else [Graph((rows,), 0) for rows in ROWS]
+    for sizes in graphs:
+        inputs = cases.inputs(sizes)
+        results = compiled(*inputs)
+        found = wrong_results(cases, inputs, results, "hopper")
+        assert not found, "\n".join(found)
+        again = compiled(*inputs)
+        assert all(torch.equal(a, b) for a, b in zip(results, again)), "equal digits when repeated"

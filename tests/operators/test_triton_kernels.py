@@ -1,0 +1,92 @@
+"""The table in Triton: on the GPU where there is one, in Triton's interpreter (conftest.py) otherwise."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from nequip_md.kernels import Backend
+from nequip_md.kernels.triton import launcher
+from nequip_md.kernels.triton.backend import TritonBackend
+from operators.cases import arguments, by_rows, in_norm, upcast, wrong
+from operators.lowered import with_derivatives
+from operators.table import GROUPS
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+WITHOUT_FORM = {"channel_product_weight": "a gradient by weights is of training: PyTorch's operators make it"}
+"""Operators that run as their references, and why."""
+TOO_WIDE = {"perceptron, 30 to 300, 520": "layers are up to 512 wide"}
+LEFT_TO_A_GPU = {
+    "perceptron, three of 64": "minutes in the interpreter, in tiles that other groups have",
+    "perceptron, wide input": "minutes in the interpreter, in tiles that other groups have",
+}
+
+
+def items():
+    for name, group in GROUPS.items():
+        slow = [pytest.mark.skip(LEFT_TO_A_GPU[name])] if DEVICE == "cpu" and name in LEFT_TO_A_GPU else []
+        for precision in group.precisions:
+            for multiprocessors in group.multiprocessors:
+                yield pytest.param(name, precision, multiprocessors, marks=slow)
+
+
+def test_what_runs_as_its_reference_is_said():
+    for name, group in GROUPS.items():
+        for precision in group.precisions:
+            backend = TritonBackend(precision)
+            for case in group.cases:
+                values = arguments(group, case, group.graph, precision)
+                left = case.operator in WITHOUT_FORM or name in TOO_WIDE
+                assert backend.accepts(case.overload, *values) != left, f"{name}: {case.name}"
+
+
+@pytest.mark.parametrize(("name", "precision", "multiprocessors"), items())
+def test_results(name, precision, multiprocessors, monkeypatch):
+    monkeypatch.setattr(launcher, "MULTIPROCESSORS", multiprocessors)
+    group, backend, found = GROUPS[name], TritonBackend(precision), []
+    for case in group.cases:
+        once = case.once and multiprocessors != group.multiprocessors[0]
+        if not once and case.operator not in WITHOUT_FORM and name not in TOO_WIDE:
+            values = arguments(group, case, group.graph, precision, DEVICE)
+            got, want = backend.call(case.overload, *values), case.overload(*upcast(values))
+            found += wrong(case, got, want, case.tolerance["triton"][precision], (in_norm, by_rows))
+    assert not found, "\n".join(found)
+
+
+class InForms(TorchDispatchMode):
+    """Operators run in the backend's forms, those in derivatives included."""
+
+    def __init__(self, backend: Backend):
+        super().__init__()
+        self.backend = backend
+
+    def __torch_dispatch__(self, function, types, arguments=(), options=None):
+        if function.namespace == "nequip_md":
+            return self.backend.call(function, *arguments)
+        return function(*arguments, **(options or {}))
+
+
+@pytest.mark.parametrize(
+    ("name", "precision"),
+    [
+        (name, precision)
+        for name, group in GROUPS.items()
+        if group.derivatives
+        for precision in group.precisions
+        # in tf32, silu' is stored in halves, whose range squares leave; such graphs are differentiated once, which the table has
+        if precision != "tf32"
+    ],
+)
+def test_derivatives(name, precision):
+    """First and second derivatives that are promised, of sums of squares."""
+    group, found = GROUPS[name], []
+    for case in group.cases:
+        if case.gradients:
+            values = arguments(group, case, group.graph, precision, DEVICE)
+            with InForms(TritonBackend(precision)):
+                got = with_derivatives(case, values)
+            want = with_derivatives(case, upcast(values))
+            # a chain of three
+            found += wrong(case, got, want, 10 * case.tolerance["triton"][precision])
+    assert not found, "\n".join(found)

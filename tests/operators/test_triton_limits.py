@@ -1,0 +1,82 @@
+"""What the Triton kernels keep that a relative error does not show: zeros, limits, what is not a number."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from nequip_md.kernels.triton.backend import TritonBackend
+from operators.cases import arguments, upcast
+from operators.edge_cases import EMBEDDINGS
+from operators.table import GROUPS
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+OPERATORS = torch.ops.nequip_md
+
+
+@pytest.fixture
+def backend():
+    torch.manual_seed(0)
+    return TritonBackend("fp32")
+
+
+def random(*shape):
+    return torch.randn(*shape, dtype=torch.float32, device=DEVICE)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp64"])
+@pytest.mark.parametrize("name", EMBEDDINGS)
+def test_edges_beyond_the_cutoff_have_no_part(name, precision):
+    group, backend = GROUPS[f"embedding, {name}"], TritonBackend(precision)
+    forward, backward, _ = (arguments(group, case, group.graph, precision, DEVICE) for case in group.cases)
+    vectors, edge_index, node_types, cutoffs = forward[:4]
+    outside = vectors.norm(dim=1) >= cutoffs[node_types[edge_index[0]], node_types[edge_index[1]]]
+    assert 10 < outside.sum() < len(vectors) - 10
+    g, harmonics = backend.call(OPERATORS.edge_embedding.default, *forward)
+    assert g.dtype == harmonics.dtype == forward[-3].dtype
+    assert not g[outside].any()
+    dg, (dharmonics,), *rest = backward
+    operator = OPERATORS.edge_embedding_backward.default
+    gradient = backend.call(operator, dg, [torch.zeros_like(dharmonics)], *rest)
+    assert gradient.dtype == torch.float64
+    assert not gradient[outside].any()
+
+
+def test_edge_embedding_near_the_cutoff_keeps_its_digits(backend):
+    """u_p(x) ends with the third power of 1 - x: rounding of x to fp32 would be seen."""
+    x = 1 - torch.logspace(-6, -1, 40, dtype=torch.float64, device=DEVICE)
+    vectors = x.unsqueeze(1) * torch.tensor([[0.0, 1.2, 1.6]], dtype=torch.float64, device=DEVICE)
+    index = torch.zeros(2, len(x), dtype=torch.int64, device=DEVICE)
+    types = torch.zeros(1, dtype=torch.int64, device=DEVICE)
+    cutoffs, roots = 2 * x.new_ones(1, 1), torch.arange(1, 9, dtype=torch.float64, device=DEVICE)
+    tables = [random(*shape) for shape in ((1, 16), (1, 16), (8, 32))]
+    given = (vectors, index, types, cutoffs, roots, *tables, 6.0, 1)
+    got = backend.call(OPERATORS.edge_embedding.default, *given)[0]
+    want = OPERATORS.edge_embedding(*upcast(given))[0]
+    noise_of_float64 = 1e-12 * (1 - x)
+    assert ((got - want).norm(dim=1) <= 3e-7 * want.norm(dim=1) + noise_of_float64).all()
+
+
+@pytest.mark.parametrize("size", [1e-38, 1e-30, 1e-19, 1e-17])
+def test_rows_near_zero_stay_near_zero(size, backend):
+    """At the cutoff the inputs vanish with high powers of the distance to it."""
+    parts, weights = [size * random(40, 64)], [random(64, 64) / 8, random(64, 64) / 8]
+    result = backend.call(OPERATORS.mlp_hidden.default, parts, weights)[0]
+    assert (result - OPERATORS.mlp_hidden(parts, weights)[0]).abs().max() <= 1e-3 * size + 1e-25
+
+
+def test_limits_of_silu_are_finite(backend):
+    """Where exp overflows; the values are in the table."""
+    group = GROUPS["perceptron, limits"]
+    case = next(case for case in group.cases if case.about == "limits of silu")
+    for value in backend.call(case.overload, *arguments(group, case, group.graph, "fp32", DEVICE)):
+        assert torch.isfinite(value).all()
+
+
+def test_not_a_number_is_not_hidden(backend):
+    parts = [random(40, 32)]
+    parts[0][7, 3] = float("inf")
+    out = backend.call(OPERATORS.mlp_hidden.default, parts, [random(32, 64), random(64, 64)])[0]
+    finite = torch.isfinite(out).all(dim=1)
+    assert not finite[7]
+    assert finite.sum() == 39
