@@ -33,10 +33,10 @@ from nequip_md.bench.measure import machine
 from nequip_md.bench.report import check_files
 from nequip_md.bench.structures import water_box
 from nequip_md.checkpoint import load
-from nequip_md.cli import run
+from nequip_md.cli import exit_status
 from nequip_md.errors import NequIPMDError
-from nequip_md.export.cli import export
-from nequip_md.graph import Graph, build_graph
+from nequip_md.export import export_checkpoint
+from nequip_md.graph import Graph, Structure, build_graph
 from nequip_md.model import PRESETS, PotentialConfig, build_model, energy_and_gradient, with_dtype
 
 PRECISIONS = ("fp32", "tf32", "fp64")
@@ -87,7 +87,7 @@ def changed(config: PotentialConfig, options: Sequence[str]) -> PotentialConfig:
 
 def compile_artifact(checkpoint: Path, path: Path, precision: str, device: str) -> None:
     """In a process of its own."""
-    export(checkpoint, path, device=device, precision=precision, report=lambda _: None)
+    export_checkpoint(checkpoint, path, device=device, precision=precision)
 
 
 def errors(
@@ -146,7 +146,7 @@ def errors_of(checkpoint: Path, artifacts: list[Path], size: int, device: str) -
     torch.backends.cuda.matmul.allow_tf32 = False
     model = load(checkpoint)
     config = model.config
-    graph = build_graph(water_box(size), config.type_names, config.cutoff)
+    graph = build_graph(Structure.from_ase(water_box(size), config.type_names), config.cutoff)
     on_device = graph.to(device)
     without = build_model(config.model_copy(update={"pair_potential": None, "dtype": "float64"}))
     without.load_state_dict(
@@ -188,7 +188,7 @@ def main() -> None:
             configs[f"{name}, without ZBL"] = config.model_copy(update={"pair_potential": None})
             if config.pair_potential and not options.without_zbl:
                 configs[f"{name}, with ZBL"] = config
-        graph = build_graph(atoms, config.type_names, config.cutoff)
+        graph = build_graph(Structure.from_ase(atoms, config.type_names), config.cutoff)
         work = f"{len(atoms)} atoms of water, {graph.num_edges / len(atoms):.1f} edges/atom: norm of the difference to float64 over its norm"
         precisions = options.precision or (PRECISIONS if options.device == "cuda" else ("fp32", "fp64"))
         errors(configs, graph, options.device, precisions, keep=lambda result: write({"work": work, **result}))
@@ -209,7 +209,7 @@ def main() -> None:
         else:
             of_presets()
 
-    run(program)
+    sys.exit(exit_status(program))
 
 
 if __name__ == "__main__":

@@ -26,9 +26,9 @@ from nequip_md.bench.cli import positive
 from nequip_md.bench.compilation import compile_all, model_config
 from nequip_md.bench.measure import machine
 from nequip_md.bench.structures import water_box
-from nequip_md.cli import run
+from nequip_md.cli import exit_status
 from nequip_md.errors import NequIPMDError
-from nequip_md.graph import build_graph
+from nequip_md.graph import Structure, build_graph
 
 SECTIONS = ("SpeedOfLight", "ComputeWorkloadAnalysis", "WarpStateStats", "LaunchStats")
 COUNTERS = {
@@ -48,7 +48,7 @@ FEWEST_MS = 0.01
 def evaluate(artifact_path: str, size: int) -> None:
     """What runs under ncu: only the second evaluation is counted."""
     artifact = load_artifact(artifact_path)
-    graph = build_graph(water_box(size), artifact.type_names, artifact.pair_cutoffs).to("cuda")
+    graph = build_graph(Structure.from_ase(water_box(size), artifact.type_names), artifact.pair_cutoffs).to("cuda")
     artifact(graph)
     torch.cuda.synchronize()
     torch.cuda.cudart().cudaProfilerStart()
@@ -168,7 +168,7 @@ def main() -> None:
             }
             options.output.write_text(json.dumps({**facts, "kernels": rows}, indent=1) + "\n")
 
-    run(program)
+    sys.exit(exit_status(program))
 
 
 if __name__ == "__main__":

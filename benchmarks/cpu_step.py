@@ -19,9 +19,9 @@ from pathlib import Path
 
 import torch
 
-from nequip_md.bench.cli import bench
 from nequip_md.bench.cli import parser as bench_parser
-from nequip_md.cli import run
+from nequip_md.bench.run import BenchOptions, bench
+from nequip_md.cli import exit_status
 from nequip_md.errors import NequIPMDError
 
 
@@ -52,7 +52,7 @@ def measure(model: str, molecules: int, repeats: int, threads: int, report=print
             "--output",
             output,
         ]
-        ours, theirs = bench(bench_parser().parse_args([str(a) for a in arguments]), report=report)
+        ours, theirs = bench(BenchOptions(**vars(bench_parser().parse_args([str(a) for a in arguments]))), report)
         facts = json.loads(output.read_text())
     for row in (ours, theirs):
         if row.error:
@@ -95,7 +95,7 @@ def main() -> None:
         if arguments.output:
             arguments.output.write_text(json.dumps(result, indent=2) + "\n")
 
-    run(program)
+    sys.exit(exit_status(program))
 
 
 if __name__ == "__main__":

@@ -29,9 +29,9 @@ from nequip_md.bench.cli import positive
 from nequip_md.bench.compilation import compile_all, model_config
 from nequip_md.bench.measure import machine, time_alternately
 from nequip_md.bench.structures import check_types, read_structure, systems
-from nequip_md.cli import run
+from nequip_md.cli import exit_status
 from nequip_md.errors import NequIPMDError
-from nequip_md.graph import build_graph
+from nequip_md.graph import Structure, build_graph
 
 NAME_WIDTH = 70
 
@@ -79,7 +79,7 @@ def print_table(result: dict) -> None:
 def times(artifact: Artifact, precision: str, atoms: Atoms, repeats: int) -> dict:
     """Measure one size, and print its table."""
     device = artifact.device.type
-    graph = build_graph(atoms, artifact.type_names, artifact.pair_cutoffs).to(device)
+    graph = build_graph(Structure.from_ase(atoms, artifact.type_names), artifact.pair_cutoffs).to(device)
 
     def call():
         return artifact(graph)
@@ -148,7 +148,7 @@ def main() -> None:
             }
             options.output.write_text(json.dumps({**facts, "results": results}, indent=2) + "\n")
 
-    run(program)
+    sys.exit(exit_status(program))
 
 
 if __name__ == "__main__":

@@ -31,9 +31,9 @@ import numpy as np
 from nequip_md.bench.lammps_run import failure, run_lammps
 from nequip_md.bench.measure import machine
 from nequip_md.bench.report import check_files
-from nequip_md.cli import run
+from nequip_md.cli import exit_status
 from nequip_md.errors import NequIPMDError
-from nequip_md.export.cli import export
+from nequip_md.export import export_checkpoint
 
 ROOT = Path(__file__).resolve().parents[1]
 WATER = ROOT / "examples" / "lammps" / "water"
@@ -90,7 +90,7 @@ def trajectory(precision: str, options: argparse.Namespace) -> tuple[np.ndarray,
     limit = str(timedelta(seconds=options.seconds)) if options.seconds else "off"
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        export(options.model, folder / "water.pt2", device=options.device, precision=precision)
+        export_checkpoint(options.model, folder / "water.pt2", device=options.device, precision=precision, report=print)
         script = INPUT.format(
             data=WATER / "water.data",
             artifact="water.pt2",
@@ -202,7 +202,7 @@ def main() -> None:
                 if options.plot:
                     plot(options.plot, tables, results, ATOMS * options.repeat**3)
 
-    run(program)
+    sys.exit(exit_status(program))
 
 
 if __name__ == "__main__":

@@ -16,13 +16,13 @@ from pathlib import Path
 import cpu_step
 from ase import Atoms
 
-from nequip_md.bench.cli import bench
 from nequip_md.bench.cli import parser as bench_parser
 from nequip_md.bench.compilation import preset_config, random_checkpoint
 from nequip_md.bench.measure import Row
+from nequip_md.bench.run import BenchOptions, bench
 from nequip_md.bench.structures import octanal, read_structure, repeated, water_box
 from nequip_md.errors import NequIPMDError
-from nequip_md.export.cli import export
+from nequip_md.export import export_checkpoint
 
 PAPER = "published for LAMMPS-Kokkos on an H100, read off a figure (Tan et al., arXiv:2504.16068)"
 KNOWN_PEER = {"H200": 18.8, "H100": 20.0}
@@ -131,7 +131,7 @@ class Session:
             NequIPMDError: something was not measured.
         """
         options = bench_parser().parse_args([str(a) for a in (model, "--device", self.device, *arguments)])
-        rows = bench(options, report=self.report)
+        rows = bench(BenchOptions(**vars(options)), self.report)
         for row in rows:
             if row.error:
                 raise NequIPMDError(f"{row.engine}, {row.who}, {row.atoms:,} atoms: {row.error}")
@@ -147,7 +147,7 @@ class Session:
 def compile_artifact(name: str, atoms: Atoms, precision: str, device: str, path: Path) -> None:
     """Export a preset with random weights for the elements of ``atoms``; runs in a process of its own."""
     checkpoint = random_checkpoint(preset_config(name, atoms), path.with_suffix(".nqmd"))
-    export(checkpoint, path, device=device, precision=precision, report=lambda _: None)
+    export_checkpoint(checkpoint, path, device=device, precision=precision)
 
 
 def medium_fp32(session: Session) -> list[Figure]:

@@ -25,7 +25,7 @@ import torch
 from target_rows import ROWS, Figure, Session, Target, Work
 
 from nequip_md.bench.measure import machine
-from nequip_md.cli import run
+from nequip_md.cli import exit_status
 from nequip_md.errors import NequIPMDError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -201,4 +201,4 @@ def main() -> int:
 
 if __name__ == "__main__":
     sys.stdout.reconfigure(line_buffering=True)
-    run(main)
+    sys.exit(exit_status(main))

@@ -23,11 +23,13 @@ function(nequip_md_add_to_lammps)
     message(FATAL_ERROR "NequIPMDInTree.cmake is for the cmake folder of a LAMMPS source tree; there is no target "
                         "lammps in ${CMAKE_CURRENT_SOURCE_DIR}")
   endif()
-  target_sources(lammps PRIVATE "${NEQUIP_MD_SOURCE_DIR}/lammps/pair_nequip.cpp")
+  set(_pair_sources pair_nequip.cpp pair_nequip_model.cpp pair_nequip_restart.cpp)
+  list(TRANSFORM _pair_sources PREPEND "${NEQUIP_MD_SOURCE_DIR}/lammps/")
+  target_sources(lammps PRIVATE ${_pair_sources})
   target_include_directories(lammps PRIVATE "${NEQUIP_MD_SOURCE_DIR}/lammps")
   target_link_libraries(lammps PRIVATE nequip_md_engine)
   if(NOT BUILD_MPI)
-    set_property(SOURCE "${NEQUIP_MD_SOURCE_DIR}/lammps/pair_nequip.cpp" TARGET_DIRECTORY lammps
+    set_property(SOURCE ${_pair_sources} TARGET_DIRECTORY lammps
       APPEND PROPERTY COMPILE_OPTIONS "-include;${NEQUIP_MD_SOURCE_DIR}/lammps/mpi_stubs_missing.h")
   endif()
 

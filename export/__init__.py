@@ -1,19 +1,25 @@
 """From a model to one compiled artifact: trace, compile, package, check. :mod:`nequip_md.artifact` reads it."""
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from nequip_md.lazy import lazy_names
 
 if TYPE_CHECKING:
+    from nequip_md.export.checkpoint import export_checkpoint
     from nequip_md.export.metadata import artifact_metadata, model_metadata
     from nequip_md.export.package import write_artifact
+    from nequip_md.export.validate import validate_artifact
 
-__all__ = ["artifact_metadata", "model_metadata", "write_artifact"]
+__all__ = ["artifact_metadata", "export_checkpoint", "model_metadata", "validate_artifact", "write_artifact"]
 
-_MODULES = {"artifact_metadata": "metadata", "model_metadata": "metadata", "write_artifact": "package"}
-
-
-def __getattr__(name: str) -> Any:
-    # the commands import this package, and their --help must not wait for torch
-    if name not in _MODULES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+# the commands import this package, and their --help must not wait for torch
+__getattr__, __dir__ = lazy_names(
+    __name__,
+    {
+        "artifact_metadata": ("nequip_md.export.metadata", "artifact_metadata"),
+        "export_checkpoint": ("nequip_md.export.checkpoint", "export_checkpoint"),
+        "model_metadata": ("nequip_md.export.metadata", "model_metadata"),
+        "validate_artifact": ("nequip_md.export.validate", "validate_artifact"),
+        "write_artifact": ("nequip_md.export.package", "write_artifact"),
+    },
+)

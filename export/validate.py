@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -12,14 +12,24 @@ from torch import Tensor, nn
 
 from nequip_md.errors import NequIPMDError
 from nequip_md.export.validation_systems import (
-    System,
     crossing_pairs,
+    displaced,
     isolated_atoms,
     some_centres,
+    strained,
+    translated,
     validation_systems,
     without_edge,
 )
-from nequip_md.graph import Graph, batch_graphs, forces_from_gradient, pad_graph, virial_from_gradient
+from nequip_md.graph import (
+    Graph,
+    Structure,
+    batch_graphs,
+    build_graph,
+    forces_from_gradient,
+    pad_graph,
+    virial_from_gradient,
+)
 from nequip_md.model import energy_and_gradient
 
 
@@ -145,24 +155,25 @@ class _Checks:
         num_types = len(artifact.type_names)
         self.systems = validation_systems(num_types, float(self.cutoffs.max()), quick=quick)
         self.isolated_energy, _ = self.evaluate(isolated_atoms(num_types))
-        self.values = {s.name: self.evaluate(s.graph(self.cutoffs)) for s in self.systems}
-        typical = self.systems[0]
-        energy, gradient = self.values[typical.name]
-        self.typical_energy = self.binding(typical.types, energy)
+        self.graphs = {name: build_graph(s, self.cutoffs) for name, s in self.systems.items()}
+        self.values = {name: self.evaluate(graph) for name, graph in self.graphs.items()}
+        typical = next(iter(self.systems))
+        energy, gradient = self.values[typical]
+        self.typical_energy = self.binding(self.graphs[typical].node_types, energy)
         self.typical_gradient = _largest(gradient)
 
     def evaluate(self, graph: Graph) -> tuple[Tensor, Tensor]:
         energy, gradient = self.artifact(graph.to(self.artifact.device))
         return energy.cpu(), gradient.cpu()
 
-    def binding(self, types: np.ndarray | Tensor, energy: Tensor) -> float:
+    def binding(self, types: Tensor, energy: Tensor) -> float:
         """Largest energy of an atom, less that of the isolated atom: what relative errors refer to."""
-        return _largest(energy - self.isolated_energy[torch.as_tensor(types)])
+        return _largest(energy - self.isolated_energy[types])
 
-    def binding_energy(self, system: System) -> float:
+    def binding_energy(self, structure: Structure) -> float:
         """Total energy less that of the isolated atoms, whose size would cost digits."""
-        energy, _ = self.evaluate(system.graph(self.cutoffs))
-        return float((energy - self.isolated_energy[torch.as_tensor(system.types)]).sum())
+        graph = build_graph(structure, self.cutoffs)
+        return float((self.evaluate(graph)[0] - self.isolated_energy[graph.node_types]).sum())
 
     def errors(
         self, graph: Graph, values: tuple[Tensor, Tensor], expected: tuple[Tensor, Tensor]
@@ -209,9 +220,8 @@ class _Checks:
 
     def agreement(self, reference: nn.Module) -> list[CheckResult]:
         def cases():
-            for system in self.systems:
-                graph = system.graph(self.cutoffs)
-                yield system.name, graph, self.values[system.name], _eager(reference, graph)
+            for name, graph in self.graphs.items():
+                yield name, graph, self.values[name], _eager(reference, graph)
             graph = one_edge(self.cutoffs)
             yield "one edge", graph, self.evaluate(graph), _eager(reference, graph)
 
@@ -223,86 +233,76 @@ class _Checks:
         step, tolerance = self.tolerances.step, self.tolerances.difference
         forces = _Worst("forces against differences of the energy", tolerance)
         stress = _Worst("stress against differences of the energy", tolerance)
-        for system in self.systems[: 1 if self.quick else 4]:
+        for name, structure in list(self.systems.items())[: 1 if self.quick else 4]:
             for _ in range(1 if self.quick else 2):
-                path = rng.normal(size=system.positions.shape) * step
-                forces.add(self._force_error(system, path), system.name)
-            if system.cell is not None:
-                stress.add(self._stress_error(system, rng.normal(size=(3, 3)) * step / 3), system.name)
+                path = rng.normal(size=structure.positions.shape) * step
+                forces.add(self._force_error(structure, path), name)
+            if structure.pbc.all():
+                stress.add(self._stress_error(structure, rng.normal(size=(3, 3)) * step / 3), name)
         yield forces.result()
         yield stress.result()
 
-    def _force_error(self, system: System, path: np.ndarray) -> float:
+    def _force_error(self, structure: Structure, path: np.ndarray) -> float:
         def slope(t: float) -> tuple[float, float]:
-            graph = system.displaced(t * path).graph(self.cutoffs)
+            graph = build_graph(displaced(structure, t * path), self.cutoffs)
             forces = forces_from_gradient(graph, self.evaluate(graph)[1]).numpy()
             # the slope that independent forces of this size would have
             return -(forces * path).sum(), np.linalg.norm(forces) * np.linalg.norm(path) / np.sqrt(path.size)
 
-        return _integral_error(slope, self.binding_energy(system.displaced(path)) - self.binding_energy(system))
+        return _integral_error(slope, self.binding_energy(displaced(structure, path)) - self.binding_energy(structure))
 
-    def _stress_error(self, system: System, strain: np.ndarray) -> float:
+    def _stress_error(self, structure: Structure, strain: np.ndarray) -> float:
         def slope(t: float) -> tuple[float, float]:
-            graph = system.strained(t * strain).graph(self.cutoffs)
+            graph = build_graph(strained(structure, t * strain), self.cutoffs)
             virial = virial_from_gradient(graph, self.evaluate(graph)[1])[0].numpy()
             rate = np.linalg.solve(np.eye(3) + t * strain, strain)
             return -(virial * rate).sum(), np.linalg.norm(virial) * np.linalg.norm(rate) / 3
 
-        return _integral_error(slope, self.binding_energy(system.strained(strain)) - self.binding_energy(system))
+        return _integral_error(slope, self.binding_energy(strained(structure, strain)) - self.binding_energy(structure))
 
     def padding(self) -> list[CheckResult]:
         """Phantom atoms and edges, which engines add, change nothing and carry nothing."""
         phantom = _Worst("gradient of phantom edges, eV/angstrom", 0.0)
 
         def cases():
-            for system in self.systems[: 1 if self.quick else None]:
-                graph = system.graph(self.cutoffs)
+            for name, graph in list(self.graphs.items())[: 1 if self.quick else None]:
                 n, e = graph.num_nodes, graph.num_edges
                 padded = pad_graph(graph, min_edges=e + 13, min_nodes=n + 3, cutoff=float(self.cutoffs.max()))
                 energy, gradient = self.evaluate(padded)
-                phantom.add(_largest(gradient[e:]), system.name)
-                yield system.name, graph, (energy[:n], gradient[:e]), self.values[system.name]
+                phantom.add(_largest(gradient[e:]), name)
+                yield name, graph, (energy[:n], gradient[:e]), self.values[name]
 
         return [*self.compare("with phantom atoms and edges", cases()), phantom.result()]
 
     def invariance(self) -> list[CheckResult]:
         rng = np.random.default_rng(20)
-        boxes = [s for s in self.systems if len(s.positions) > 1]
+        several = {name: s for name, s in self.systems.items() if s.num_atoms > 1}
 
         def rotated(handedness: int):
-            for system in boxes:
+            for name in several:
                 q, _ = np.linalg.qr(rng.normal(size=(3, 3)))
                 q *= handedness * np.linalg.det(q)
-                graph = turned(system.graph(self.cutoffs), torch.from_numpy(q))
-                energy, gradient = self.values[system.name]
-                yield system.name, graph, self.evaluate(graph), (energy, gradient @ torch.from_numpy(q))
+                graph = turned(self.graphs[name], torch.from_numpy(q))
+                energy, gradient = self.values[name]
+                yield name, graph, self.evaluate(graph), (energy, gradient @ torch.from_numpy(q))
 
         def moved():
-            for system in boxes:
-                graph = system.graph(self.cutoffs)
-                moved = system.wrapped(rng.normal(size=3) * 5).graph(self.cutoffs)
+            for name, structure in several.items():
+                moved = build_graph(translated(structure, rng.normal(size=3) * 5), self.cutoffs)
                 energy, gradient = self.evaluate(moved)
                 # the order of the edges may have changed with the shifts: compare forces, which do not depend on it
-                yield (
-                    system.name,
-                    graph,
-                    (energy, forces_from_gradient(moved, gradient)),
-                    self._energy_forces(graph, system),
-                )
+                forces = forces_from_gradient(moved, gradient)
+                yield name, self.graphs[name], (energy, forces), self._energy_forces(name)
 
         def permuted():
-            for system in boxes:
-                order = rng.permutation(len(system.positions))
-                graph = system.graph(self.cutoffs)
-                other = system.permuted(order).graph(self.cutoffs)
+            for name, structure in several.items():
+                order = rng.permutation(structure.num_atoms)
+                other = replace(structure, positions=structure.positions[order], types=structure.types[order])
+                other = build_graph(other, self.cutoffs)
                 energy, gradient = self.evaluate(other)
                 back = torch.from_numpy(np.argsort(order))
-                yield (
-                    system.name,
-                    graph,
-                    (energy[back], forces_from_gradient(other, gradient)[back]),
-                    self._energy_forces(graph, system),
-                )
+                forces = forces_from_gradient(other, gradient)
+                yield name, self.graphs[name], (energy[back], forces[back]), self._energy_forces(name)
 
         return [
             *self.compare("under rotation", rotated(1)),
@@ -311,15 +311,15 @@ class _Checks:
             *self.compare("and forces under permutation", permuted()),
         ]
 
-    def _energy_forces(self, graph: Graph, system: System) -> tuple[Tensor, Tensor]:
-        energy, gradient = self.values[system.name]
-        return energy, forces_from_gradient(graph, gradient)
+    def _energy_forces(self, name: str) -> tuple[Tensor, Tensor]:
+        energy, gradient = self.values[name]
+        return energy, forces_from_gradient(self.graphs[name], gradient)
 
     def size_consistency(self) -> list[CheckResult]:
         """Parts without an edge between them, evaluated at once and one by one."""
-        parts = [s for s in self.systems if 0 < len(s.positions) < 40]
-        graph = batch_graphs([s.graph(self.cutoffs) for s in parts])
-        expected = tuple(torch.cat(v) for v in zip(*(self.values[s.name] for s in parts)))
+        parts = [name for name, s in self.systems.items() if 0 < s.num_atoms < 40]
+        graph = batch_graphs([self.graphs[name] for name in parts])
+        expected = tuple(torch.cat(v) for v in zip(*(self.values[name] for name in parts)))
         return self.compare("of distant parts", iter([("", graph, self.evaluate(graph), expected)]))
 
     def chunks(self) -> list[CheckResult]:
@@ -328,12 +328,11 @@ class _Checks:
             return []
 
         def cases():
-            for system in self.systems[:2]:
-                graph = system.graph(self.cutoffs)
-                energy, gradient = self.values[system.name]
+            for name, graph in list(self.graphs.items())[:2]:
+                energy, gradient = self.values[name]
                 for first, count in ((0, 1), (3, graph.num_nodes - 5), (graph.num_nodes - 2, 2)):
                     chunk, edges = some_centres(graph, first, count)
-                    yield system.name, chunk, self.evaluate(chunk), (energy[first : first + count], gradient[edges])
+                    yield name, chunk, self.evaluate(chunk), (energy[first : first + count], gradient[edges])
 
         return self.compare("of some of the atoms", cases())
 

@@ -2,32 +2,25 @@
 
 from __future__ import annotations
 
+import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from nequip_md.cli import command_parser, run
+from nequip_md.cli import command_parser, exit_status
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from nequip_md.export.validate import CheckResult
 
 
-def validate(path: Path, device: str | None = None) -> int:
-    """Print the table of checks; the status is 1 if one of them failed.
-
-    Raises:
-        NequIPMDError: the file cannot be loaded here.
-    """
-    from rich.console import Console
+def results_table(results: Sequence[CheckResult], title: str) -> Table:
+    """One row for each check: its error, the largest that is allowed, and whether it passed."""
     from rich.markup import escape
     from rich.table import Table
 
-    from nequip_md.artifact import load_artifact
-    from nequip_md.export.validate import validate_artifact
-
-    console = Console(highlight=False)
-    artifact = load_artifact(path, device=device)
-    facts = artifact.metadata
-    start = time.perf_counter()
-    with console.status("checking"):
-        results = validate_artifact(artifact)
-    title = f"{path}: {facts['kind']}, types {facts['type_names']}, {facts['precision']} on {artifact.device}"
     table = Table(title=escape(title))
     table.add_column("check", overflow="fold")
     for column in ("measured", "allowed"):
@@ -36,14 +29,11 @@ def validate(path: Path, device: str | None = None) -> int:
     for result in results:
         verdict = "[green]passed[/]" if result.passed else "[bold red]FAILED[/]"
         table.add_row(escape(result.name), f"{result.measured:.1e}", f"{result.tolerance:.1e}", verdict)
-    console.print(table)
-    failed = sum(not result.passed for result in results)
-    verdict = f"{failed} of {len(results)} checks failed" if failed else f"all {len(results)} checks passed"
-    console.print(f"{verdict}, {time.perf_counter() - start:.1f} s")
-    return int(failed > 0)
+    return table
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point of the command; returns its exit status, which is 1 if a check failed."""
     parser = command_parser(
         "validate",
         "Check a compiled potential: forces and stress against its own energy, invariances, padding, "
@@ -51,9 +41,29 @@ def main() -> None:
     )
     parser.add_argument("artifact", type=Path, metavar="FILE.pt2")
     parser.add_argument("--device", choices=("cpu", "cuda"), help="as the artifact was compiled (default: its device)")
-    arguments = parser.parse_args()
-    run(lambda: validate(arguments.artifact, arguments.device))
+    options = parser.parse_args(arguments)
+
+    def program() -> int:
+        from rich.console import Console
+
+        from nequip_md.artifact import load_artifact
+        from nequip_md.export import validate_artifact
+
+        console = Console(highlight=False)
+        artifact = load_artifact(options.artifact, device=options.device)
+        start = time.perf_counter()
+        with console.status("checking"):
+            results = validate_artifact(artifact)
+        facts = artifact.metadata
+        title = f"{options.artifact}: {facts['kind']}, types {facts['type_names']}, {facts['precision']} on {artifact.device}"
+        console.print(results_table(results, title))
+        failed = sum(not result.passed for result in results)
+        verdict = f"{failed} of {len(results)} checks failed" if failed else f"all {len(results)} checks passed"
+        console.print(f"{verdict}, {time.perf_counter() - start:.1f} s")
+        return int(failed > 0)
+
+    return exit_status(program)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

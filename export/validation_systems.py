@@ -2,63 +2,38 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import product
 
 import numpy as np
 import torch
 
-from nequip_md.graph import Graph
-from nequip_md.graph.build import graph_from_pairs
-from nequip_md.graph.neighbors import neighbor_pairs
+from nequip_md.graph import Graph, Structure, build_graph
 
 
-@dataclass(frozen=True)
-class System:
-    """Atoms by model type; types need not be chemical elements.
-
-    Attributes:
-        name: for the report.
-        positions: angstrom [N, 3].
-        types: model types, int64 [N].
-        cell: vectors in rows, angstrom [3, 3]; None is open in all directions.
-    """
-
-    name: str
-    positions: np.ndarray
-    types: np.ndarray
-    cell: np.ndarray | None = None
-
-    def graph(self, cutoffs: np.ndarray) -> Graph:
-        """All edges within ``cutoffs``, angstrom ``[centre type][neighbour type]``."""
-        cell = np.eye(3) if self.cell is None else self.cell
-        pairs, shifts = neighbor_pairs(self.positions, cell, np.full(3, self.cell is not None), cutoffs.max())
-        return graph_from_pairs(self.positions, cell, pairs, shifts, self.types, cutoffs)
-
-    def displaced(self, displacement: np.ndarray) -> System:
-        return replace(self, positions=self.positions + displacement)
-
-    def strained(self, strain: np.ndarray) -> System:
-        """Deformed by r -> r (1 + strain)."""
-        deformation = np.eye(3) + strain
-        return replace(
-            self, positions=self.positions @ deformation, cell=None if self.cell is None else self.cell @ deformation
-        )
-
-    def permuted(self, order: np.ndarray) -> System:
-        return replace(self, positions=self.positions[order], types=self.types[order])
-
-    def wrapped(self, translation: np.ndarray) -> System:
-        """Translated, then put back into the cell where there is one."""
-        positions = self.positions + translation
-        if self.cell is not None:
-            fractions = positions @ np.linalg.inv(self.cell)
-            positions = (fractions - np.floor(fractions)) @ self.cell
-        return replace(self, positions=positions)
+def open_structure(positions: np.ndarray, types: np.ndarray) -> Structure:
+    """Atoms without a cell."""
+    return Structure(positions, np.zeros((3, 3)), np.zeros(3, dtype=bool), types)
 
 
-def random_system(
-    name: str,
+def displaced(structure: Structure, displacement: np.ndarray) -> Structure:
+    return replace(structure, positions=structure.positions + displacement)
+
+
+def strained(structure: Structure, strain: np.ndarray) -> Structure:
+    """Deformed by r -> r (1 + strain)."""
+    deformation = np.eye(3) + strain
+    return replace(structure, positions=structure.positions @ deformation, cell=structure.cell @ deformation)
+
+
+def translated(structure: Structure, translation: np.ndarray) -> Structure:
+    """Translated, then put back into the cell along periodic directions."""
+    positions = structure.positions + translation
+    turns = np.floor(positions @ np.linalg.inv(structure.invertible_cell)) * structure.pbc
+    return replace(structure, positions=positions - turns @ structure.cell)
+
+
+def random_structure(
     shape: np.ndarray,
     atoms: int,
     neighbors: float,
@@ -67,7 +42,7 @@ def random_system(
     seed: int,
     *,
     periodic: bool = True,
-) -> System:
+) -> Structure:
     """Atoms at random with a minimum distance, in a cell of the given shape.
 
     Args:
@@ -88,29 +63,29 @@ def random_system(
         else:
             minimum *= 0.9995  # so that a box that has become full is filled all the same
     types = rng.permutation(np.arange(atoms) % num_types)
-    return System(name, positions, types, cell if periodic else None)
+    return Structure(positions, cell, np.full(3, True), types) if periodic else open_structure(positions, types)
 
 
-def validation_systems(num_types: int, cutoff: float, *, quick: bool) -> list[System]:
-    """Structures of sizes that differ from those an artifact is traced with; the first has the most typical density."""
+def validation_systems(num_types: int, cutoff: float, *, quick: bool) -> dict[str, Structure]:
+    """Structures by name, of sizes unlike those an artifact is traced with; the first has the most typical density."""
     cubic, long = np.eye(3), np.diag([1.0, 1.1, 4.0])
     triclinic = np.array([[1.0, 0.0, 0.0], [0.35, 1.1, 0.0], [-0.3, 0.4, 0.9]])
     last = num_types - 1
-    systems = [
-        random_system("triclinic box", triclinic, 29, 24, num_types, cutoff, seed=11),
-        random_system("dense box", cubic, 19, 60, num_types, cutoff, seed=12),
-        random_system("elongated cell", long, 14, 20, num_types, cutoff, seed=13),
-        random_system("cluster", cubic, 7, 10, num_types, cutoff, seed=14, periodic=False),
-        System("pair", np.array([[0.0, 0.0, 0.0], [0.2, 0.3, -0.1]]) * cutoff, np.array([0, last])),
-        System("single atom", np.zeros((1, 3)), np.array([last])),
-        System("no atom", np.zeros((0, 3)), np.zeros(0, dtype=np.int64)),
-    ]
+    systems = {
+        "triclinic box": random_structure(triclinic, 29, 24, num_types, cutoff, seed=11),
+        "dense box": random_structure(cubic, 19, 60, num_types, cutoff, seed=12),
+        "elongated cell": random_structure(long, 14, 20, num_types, cutoff, seed=13),
+        "cluster": random_structure(cubic, 7, 10, num_types, cutoff, seed=14, periodic=False),
+        "pair": open_structure(np.array([[0.0, 0.0, 0.0], [0.2, 0.3, -0.1]]) * cutoff, np.array([0, last])),
+        "single atom": open_structure(np.zeros((1, 3)), np.array([last])),
+        "no atom": open_structure(np.zeros((0, 3)), np.zeros(0, dtype=np.int64)),
+    }
     if not quick:
-        systems += [
-            random_system("larger box", cubic, 97, 30, num_types, cutoff, seed=15),
-            random_system("sparse box", triclinic, 23, 3, num_types, cutoff, seed=16),
-            random_system("one atom and its images", triclinic, 1, 12, num_types, cutoff, seed=17),
-        ]
+        systems |= {
+            "larger box": random_structure(cubic, 97, 30, num_types, cutoff, seed=15),
+            "sparse box": random_structure(triclinic, 23, 3, num_types, cutoff, seed=16),
+            "one atom and its images": random_structure(triclinic, 1, 12, num_types, cutoff, seed=17),
+        }
     return systems
 
 
@@ -144,7 +119,7 @@ def crossing_pairs(cutoffs: np.ndarray, inside: float, *, most: int = 64) -> tup
         near = cutoffs.min() * np.array([[-0.2, 0.35, 0.1], [0.1, -0.3, 0.3]])
         positions = np.vstack([np.zeros(3), [distance, 0.0, 0.0], near])
         types = np.array([centre, neighbour, *rng.integers(0, num_types, 2)])
-        graph = System("crossing", positions, types).graph(cutoffs)
+        graph = build_graph(open_structure(positions, types), cutoffs)
         leaving = (graph.edge_index[0] == 0) & (graph.edge_index[1] == 1)
         graphs.append(graph)
         edges.append(int(leaving.nonzero()[0, 0]))

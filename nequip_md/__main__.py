@@ -16,26 +16,27 @@ COMMANDS = {
     "bench": ("nequip_md.bench.cli", "time a step of a model on this machine"),
     "info": ("nequip_md.info.cli", "what a model file holds; without a file, what is installed here"),
 }
-"""Module and help of each command; the module's ``main()`` reads ``sys.argv``."""
+"""Module and help of each command; the module's ``main()`` reads ``sys.argv`` and returns the exit status."""
 
 
-def main() -> None:
-    """Hand over to the command that is named, or explain which there are."""
+def main() -> int:
+    """Hand over to the command that is named, or explain which there are; returns the exit status."""
     if len(sys.argv) > 1 and sys.argv[1] in COMMANDS:
         name = sys.argv[1]
         sys.argv = [f"nequip-md {name}", *sys.argv[2:]]
-        sys.exit(import_module(COMMANDS[name][0]).main())
+        return import_module(COMMANDS[name][0]).main()
     parser = argparse.ArgumentParser(
         prog="nequip-md",
         description="Trained NequIP and Allegro potentials in molecular dynamics.",
-        epilog="nequip-md COMMAND --help explains a command; all but info are also installed as nequip-md-COMMAND",
+        epilog="nequip-md COMMAND --help explains a command; each is also installed as nequip-md-COMMAND",
     )
     add_version(parser)
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for name, (_, explanation) in COMMANDS.items():
         commands.add_parser(name, help=explanation)
     parser.parse_args()
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

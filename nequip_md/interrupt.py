@@ -17,10 +17,10 @@ class Interrupted(BaseException):
     Attributes:
         signal: SIGTERM (``kill``, ``scancel``, the time limit of a job) or SIGINT (Ctrl-C).
         status: exit status of the program, 128 + the number of the signal, as a shell reports it.
-        note: what was saved and how to go on, for the user.
+        note: what was saved and how to go on, for the user; empty if there is nothing to say.
     """
 
-    def __init__(self, number: int, note: str = "nothing was done yet"):
+    def __init__(self, number: int, note: str = ""):
         super().__init__(number, note)
         self.signal, self.note = signal.Signals(number), note
 
@@ -30,7 +30,7 @@ class Interrupted(BaseException):
 
     def __str__(self) -> str:
         name = "Ctrl-C" if self.signal == signal.SIGINT else self.signal.name
-        return f"ended by {name}: {self.note}"
+        return f"ended by {name}: {self.note}" if self.note else f"ended by {name}"
 
 
 @contextmanager

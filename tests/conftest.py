@@ -68,7 +68,7 @@ def small_models(made_once):
     Random weights, types H and O, built by the commands' own code: a native checkpoint, then ``nequip-md-export``.
     """
     from nequip_md.checkpoint import save
-    from nequip_md.export.cli import export
+    from nequip_md.export import export_checkpoint
     from nequip_md.model import AllegroConfig, NequIPConfig, build_model
 
     shared = {
@@ -94,7 +94,7 @@ def small_models(made_once):
                 configs[kind].model_copy(update={"dtype": "float64" if precision == "fp64" else "float32"})
             )
             save(folder / f"{name}.nqmd", model)
-            export(folder / f"{name}.nqmd", folder / f"{name}.pt2", device="cpu", precision=precision)
+            export_checkpoint(folder / f"{name}.nqmd", folder / f"{name}.pt2", device="cpu", precision=precision)
 
         folder = made_once(name, write)
         return folder / f"{name}.nqmd", folder / f"{name}.pt2"

@@ -8,7 +8,7 @@ import torch
 from ase import Atoms
 
 from nequip_md.checkpoint.upstream_allegro import config_from_upstream, state_from_upstream
-from nequip_md.graph import build_graph, forces_from_gradient, stress_from_gradient
+from nequip_md.graph import Structure, build_graph, forces_from_gradient, stress_from_gradient
 from nequip_md.model import PRESETS, AllegroConfig, build_model, energy_and_gradient, preset, with_dtype
 from support.structures import distant_parts, elongated_cell, single_atom, small_molecule, triclinic_crystal
 from support.upstream_nequip import build_upstream, evaluate_upstream, upstream_options, upstream_state
@@ -74,7 +74,7 @@ def make(case: str) -> AllegroConfig:
 
 def evaluate(model, atoms: Atoms):
     """Energies [N], forces [N, 3] and, if periodic, stress [3, 3], as numpy arrays."""
-    graph = build_graph(atoms, model.type_names, torch.tensor(model.config.cutoff_matrix()))
+    graph = build_graph(Structure.from_ase(atoms, model.type_names), torch.tensor(model.config.cutoff_matrix()))
     energy, gradient = energy_and_gradient(model, *graph.tensors)
     stress = (
         stress_from_gradient(graph, gradient, abs(atoms.cell.volume)).numpy().reshape(3, 3) if atoms.pbc.all() else None
@@ -211,7 +211,7 @@ def test_second_derivatives_for_training_on_forces():
     model = random_model("default").train()
     atoms = small_molecule()
     atoms.set_chemical_symbols(["H" if s == "H" else "O" for s in atoms.get_chemical_symbols()])
-    graph = build_graph(atoms, model.type_names, torch.tensor(model.config.cutoff_matrix()))
+    graph = build_graph(Structure.from_ase(atoms, model.type_names), torch.tensor(model.config.cutoff_matrix()))
 
     def loss():
         _, gradient = energy_and_gradient(model, *graph.tensors, create_graph=True)
@@ -234,7 +234,9 @@ def test_second_derivatives_for_training_on_forces():
 def test_chunks_of_centres_give_the_whole():
     """Strictly local: any set of centres can be evaluated alone, exactly."""
     model = random_model("default")
-    graph = build_graph(elongated_cell(), model.type_names, torch.tensor(model.config.cutoff_matrix()))
+    graph = build_graph(
+        Structure.from_ase(elongated_cell(), model.type_names), torch.tensor(model.config.cutoff_matrix())
+    )
     energy, gradient = energy_and_gradient(model, *graph.tensors)
     parts = []
     n = graph.num_nodes

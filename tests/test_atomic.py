@@ -21,7 +21,7 @@ from nequip_md.model import AllegroConfig, build_model
 # a command of this package that is busy writing
 WRITER = """
 import sys, time
-from nequip_md.cli import run
+from nequip_md.cli import exit_status
 from nequip_md.atomic import replacing
 
 def program():
@@ -30,7 +30,7 @@ def program():
         print("writing", flush=True)
         time.sleep(60)
 
-run(program)
+sys.exit(exit_status(program))
 """
 
 
@@ -74,7 +74,7 @@ def test_an_exception_leaves_the_old_file(old):
 
 
 @pytest.mark.parametrize(
-    "number, status, message", [(signal.SIGTERM, 143, "ended by SIGTERM\n"), (signal.SIGINT, 130, "ended by SIGINT\n")]
+    "number, status, message", [(signal.SIGTERM, 143, "ended by SIGTERM\n"), (signal.SIGINT, 130, "ended by Ctrl-C\n")]
 )
 def test_a_signal_leaves_the_old_file(old, number, status, message):
     process = start_writer(old)

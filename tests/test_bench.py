@@ -13,14 +13,15 @@ import torch
 import nequip_md.lammps
 from nequip_md.artifact import load_artifact
 from nequip_md.bench import peer
-from nequip_md.bench.cli import bench, parser, threads_per_rank
+from nequip_md.bench.cli import parser
 from nequip_md.bench.compilation import preset_config
 from nequip_md.bench.lammps_run import boundary, parse_output, write_data
 from nequip_md.bench.measure import failure_of, time_alternately
+from nequip_md.bench.run import BenchOptions, bench, threads_per_rank
 from nequip_md.bench.structures import octanal, read_structure, repeated, systems, water_box
 from nequip_md.checkpoint import save
 from nequip_md.errors import NequIPMDError
-from nequip_md.graph import build_graph
+from nequip_md.graph import Structure, build_graph
 from nequip_md.model import AllegroConfig, build_model
 from support.lammps_run import run_lammps
 from support.structures import single_atom, slab, small_molecule, triclinic_crystal
@@ -28,7 +29,7 @@ from support.structures import water_box as reference_water
 
 
 def run(*arguments) -> list:
-    return bench(parser().parse_args([str(a) for a in arguments]), report=lambda line: None)
+    return bench(BenchOptions(**vars(parser().parse_args([str(a) for a in arguments]))))
 
 
 @pytest.mark.parametrize(("size", "atoms"), [(1, 3), (24, 24), (50, 24), (60, 81), (192, 192), (1500, 1536)])
@@ -48,11 +49,11 @@ def test_water_is_made_of_separate_molecules_in_all_orientations():
     np.testing.assert_allclose(np.degrees(np.arccos((bonds[:, 0] * bonds[:, 1]).sum(1) / 0.9572**2)), 104.52, rtol=1e-9)
     directions = bonds.sum(1) / np.linalg.norm(bonds.sum(1), axis=1, keepdims=True)
     np.testing.assert_allclose(directions.T @ directions / len(directions), np.eye(3) / 3, atol=0.06)
-    graph = build_graph(box, ["H", "O"], 3.0)
+    graph = build_graph(Structure.from_ase(box, ["H", "O"]), 3.0)
     other = (graph.edge_index[0] // 3 != graph.edge_index[1] // 3) | (graph.edge_vectors.norm(dim=1) > 2)
     assert graph.edge_vectors[other].norm(dim=1).min() > 0.7
-    assert build_graph(box, ["H", "O"], 6.0).num_edges / len(box) == pytest.approx(
-        build_graph(reference_water(8), ["H", "O"], 6.0).num_edges / len(box), rel=0.02
+    assert build_graph(Structure.from_ase(box, ["H", "O"]), 6.0).num_edges / len(box) == pytest.approx(
+        build_graph(Structure.from_ase(reference_water(8), ["H", "O"]), 6.0).num_edges / len(box), rel=0.02
     )
 
 
@@ -103,7 +104,9 @@ def test_both_engines_and_all_files(name, small_models, tmp_path):
     )
     assert [(row.engine, row.atoms) for row in rows] == [("graph", 24), ("lammps", 24), ("graph", 81), ("lammps", 81)]
     for row in rows:
-        edges = build_graph(water_box(row.atoms), artifact.type_names, artifact.pair_cutoffs).num_edges
+        edges = build_graph(
+            Structure.from_ase(water_box(row.atoms), artifact.type_names), artifact.pair_cutoffs
+        ).num_edges
         assert row.edges_per_atom == edges / row.atoms and row.precision == name[-4:] and row.error is None
         assert row.ms_per_step * 1e3 == pytest.approx(row.us_per_atom_step * row.atoms)
         assert row.ms_per_step * row.steps_per_s == pytest.approx(1e3)
@@ -148,7 +151,7 @@ run 20\nprint "count $(atoms)"\n""",
     )
     assert outcome.status == 0 and outcome.text.count(f"count {len(atoms)}\n") == 1, outcome.text
     energy, mass = (float(word) for word in outcome.text.rsplit("\nenergy ", 1)[1].split()[0:3:2])
-    graph = build_graph(atoms, artifact.type_names, artifact.pair_cutoffs)
+    graph = build_graph(Structure.from_ase(atoms, artifact.type_names), artifact.pair_cutoffs)
     assert energy == pytest.approx(artifact(graph)[0].sum().item(), abs=1e-7)
     assert mass == pytest.approx(atoms.get_masses().sum())
 
@@ -258,6 +261,8 @@ def test_bad_input_is_named(small_models, tmp_path, monkeypatch):
     for message, *arguments in cases:
         with pytest.raises(NequIPMDError, match=message):
             run(*arguments)
+    with pytest.raises(NequIPMDError, match="engine 'gromacs' is not known; choose from graph, lammps"):
+        BenchOptions(str(artifact), engines=["graph", "gromacs"])
     monkeypatch.setitem(sys.modules, "allegro", None)
     with pytest.raises(NequIPMDError, match="pip install nequip nequip-allegro"):
         run(checkpoint, "--peer", "--sizes", 3)
@@ -298,10 +303,10 @@ def test_different_models_are_not_compared(small_models):
             self.device, self.factor = "cpu", factor
 
         def inputs(self, atoms):
-            return list(build_graph(atoms, artifact.type_names, artifact.pair_cutoffs).tensors)
+            return list(build_graph(Structure.from_ase(atoms, artifact.type_names), artifact.pair_cutoffs).tensors)
 
         def __call__(self, inputs):
-            graph = peer.build_graph(box, artifact.type_names, artifact.pair_cutoffs)
+            graph = peer.build_graph(peer.Structure.from_ase(box, artifact.type_names), artifact.pair_cutoffs)
             return {"forces": self.factor * peer.forces_from_gradient(graph, artifact(graph)[1])}
 
     assert Scaled(1.0).compare(artifact, box) == 0
@@ -312,4 +317,4 @@ def test_different_models_are_not_compared(small_models):
 def test_presets_take_the_elements_of_the_structure():
     config = preset_config("small", octanal())
     assert config.type_names == ["C", "H", "O"] == config.pair_potential.chemical_species
-    assert config.avg_num_neighbors == build_graph(octanal(), ["C", "H", "O"], 6.0).num_edges / 25
+    assert config.avg_num_neighbors == build_graph(Structure.from_ase(octanal(), ["C", "H", "O"]), 6.0).num_edges / 25

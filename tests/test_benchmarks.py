@@ -23,7 +23,7 @@ import targets
 from nequip_md.artifact import load_artifact
 from nequip_md.bench.structures import water_box
 from nequip_md.errors import NequIPMDError
-from nequip_md.graph import build_graph
+from nequip_md.graph import Structure, build_graph
 from nequip_md.model import AllegroConfig
 
 WATER = ("medium", "water", "fp32")
@@ -139,7 +139,7 @@ def test_errors_against_float64():
         num_tensor_features=4,
         pair_potential={"chemical_species": ["H", "O"]},
     )
-    graph = build_graph(water_box(24), config.type_names, config.cutoff)
+    graph = build_graph(Structure.from_ase(water_box(24), config.type_names), config.cutoff)
     result = accuracy.errors({"model": config}, graph, "cpu", ["fp32"], report=lambda line: None)["model"]
     assert set(result) == {"eager PyTorch, fp32, TF32 off", "artifact fp32"}
     for row in result.values():
@@ -163,7 +163,7 @@ def test_scales_make_up_for_what_tensor_cores_round_off(order):
 
 def test_times_by_operator(small_models):
     artifact = load_artifact(small_models("allegro_fp32")[1])
-    graph = build_graph(water_box(24), artifact.type_names, artifact.pair_cutoffs)
+    graph = build_graph(Structure.from_ase(water_box(24), artifact.type_names), artifact.pair_cutoffs)
     rows = kernel_times.kernel_table(lambda: artifact(graph), "cpu", 2)
     assert all(row["ms"] > 0 and row["calls"] > 0 for row in rows) and np.all(np.diff([row["ms"] for row in rows]) <= 0)
     assert (

@@ -11,9 +11,9 @@ from ase.calculators.calculator import PropertyNotImplementedError
 from ase.md.nptberendsen import NPTBerendsen
 from ase.md.verlet import VelocityVerlet
 
-from nequip_md import NequIPMDError, load
+from nequip_md import NequIPMDError, load_checkpoint
 from nequip_md.calculators import NequIPMDCalculator
-from nequip_md.graph import build_graph
+from nequip_md.graph import Structure, build_graph
 from nequip_md.model import energy_and_gradient
 from support.eager import EagerArtifact, SmoothLennardJones
 from support.structures import dense_box, elongated_cell, single_atom, slab, triclinic_crystal, water_box
@@ -27,7 +27,7 @@ STRUCTURES["no atoms"] = lambda: Atoms()
 def compiled(small_models):
     """The eager model and the path of its artifact, float64."""
     checkpoint, artifact = small_models("allegro_fp64")
-    return load(checkpoint), artifact
+    return load_checkpoint(checkpoint), artifact
 
 
 def argon(**options) -> NequIPMDCalculator:
@@ -44,7 +44,7 @@ def thermalise(atoms: Atoms, temperature: float, seed: int) -> None:
 
 def through_positions(model, atoms: Atoms):
     """Energies, forces and stress by autograd through positions and strain."""
-    graph = build_graph(atoms, model.type_names, torch.tensor(model.config.cutoff_matrix()))
+    graph = build_graph(Structure.from_ase(atoms, model.type_names), torch.tensor(model.config.cutoff_matrix()))
     positions = torch.tensor(atoms.positions, requires_grad=True)
     strain = torch.zeros(3, 3, dtype=torch.float64, requires_grad=True)
     i, j = graph.edge_index
@@ -275,6 +275,10 @@ def test_type_map():
     expected = atoms.copy()
     expected.calc = argon()
     assert atoms.get_potential_energy() == expected.get_potential_energy()
+    unknown = Atoms("ArNe", positions=[[0, 0, 0], [0, 0, 4]])
+    unknown.calc = calculator
+    with pytest.raises(NequIPMDError, match="no type for Ne; its types are noble: .*give type_map"):
+        unknown.get_potential_energy()
 
 
 def test_single_precision_artifact(small_models):
@@ -282,8 +286,8 @@ def test_single_precision_artifact(small_models):
     checkpoint, path = small_models("allegro_fp32")
     atoms = water_box()
     atoms.calc = NequIPMDCalculator(path)
-    model = load(checkpoint)
-    graph = build_graph(atoms, model.type_names, torch.tensor(model.config.cutoff_matrix()))
+    model = load_checkpoint(checkpoint)
+    graph = build_graph(Structure.from_ase(atoms, model.type_names), torch.tensor(model.config.cutoff_matrix()))
     energies, _ = energy_and_gradient(model, *graph.tensors)
     np.testing.assert_allclose(atoms.get_potential_energies(), energies.numpy(), rtol=1e-5)
     assert atoms.get_forces().dtype == np.float64

@@ -62,7 +62,7 @@ def test_copies_go_their_own_way(artifact, copied):
     atoms = water_box()
     expected = results(atoms, original)
     other = copied(original)
-    assert (other.neighbors.skin, other.neighbors.type_map, other.guard) == (0.4, {"Cl": "O"}, None)
+    assert (other.neighbors.skin, other.type_map, other.guard) == (0.4, {"Cl": "O"}, None)
     assert other.results["energy"] == expected[0] and other.results is not original.results
     moved = triclinic_crystal()
     results(moved, other)

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 import nequip_md
 from nequip_md.checkpoint import checkpoint_sha256, load, read_info, save
 from nequip_md.errors import NequIPMDError
-from nequip_md.graph import build_graph
+from nequip_md.graph import Structure, build_graph
 from nequip_md.model import AllegroConfig, NequIPConfig, build_model, energy_and_gradient
 
 SHARED = {"type_names": ["H", "O"], "cutoff": 3.5, "avg_num_neighbors": 3.0}
@@ -46,7 +46,7 @@ TRAINING = {"epoch": 12, "metrics": {"forces_rmse": 0.034567890123456789}, "stat
 
 
 def evaluate(model):
-    graph = build_graph(molecule("H2O2"), model.type_names, model.config.cutoff_matrix())
+    graph = build_graph(Structure.from_ase(molecule("H2O2"), model.type_names), model.config.cutoff_matrix())
     return energy_and_gradient(model, graph.edge_vectors, graph.edge_index, graph.row_ptr, graph.node_types)
 
 
@@ -69,7 +69,7 @@ def test_round_trip_is_bit_identical(name, tmp_path):
     path = tmp_path / "model.nqmd"
     save(path, model, training=TRAINING)
     generator = torch.random.get_rng_state()
-    copy = nequip_md.load(path)
+    copy = nequip_md.load_checkpoint(path)
     assert torch.equal(torch.random.get_rng_state(), generator), "loading must not disturb the random numbers"
     assert copy.config == model.config and not copy.training
     energy, gradient = evaluate(model)
@@ -209,10 +209,10 @@ def test_pickled_code_runs_only_if_allowed(tmp_path):
     path, mark = tmp_path / "model.ckpt", tmp_path / "was-here"
     torch.save({"state_dict": {}, "hyper_parameters": Hostile(mark)}, path)
     with pytest.raises(NequIPMDError, match=r"posix\.mkdir.*would execute code.*--allow-pickle.*allow_pickle=True"):
-        nequip_md.load(path)
+        nequip_md.load_checkpoint(path)
     assert not mark.exists()
     with pytest.raises(NequIPMDError, match="not a checkpoint of nequip-train"):
-        nequip_md.load(path, allow_pickle=True)
+        nequip_md.load_checkpoint(path, allow_pickle=True)
     assert mark.exists(), "allow_pickle is what its name says"
 
 
@@ -225,5 +225,5 @@ def test_code_in_packaged_models_never_runs(tmp_path, allow_pickle):
         archive.writestr("m/model/config.yaml", "training_module: {model: {_target_: nequip.model.NequIPGNNModel}}")
         archive.writestr("m/os.py", f"import pathlib; pathlib.Path({str(mark)!r}).touch()")
     with pytest.raises(NequIPMDError):
-        nequip_md.load(path, allow_pickle=allow_pickle)
+        nequip_md.load_checkpoint(path, allow_pickle=allow_pickle)
     assert not mark.exists()

@@ -1,11 +1,16 @@
-"""The commands as they are typed: what answers without torch, what ``nequip-md info`` says."""
+"""The commands: what they answer without torch, how each ends, what ``nequip-md info`` says."""
 
 from __future__ import annotations
 
+import errno
 import json
+import os
+import signal
 import subprocess
 import sys
-from importlib import metadata
+import tomllib
+from dataclasses import dataclass
+from importlib import import_module, metadata
 from pathlib import Path
 
 import pytest
@@ -28,16 +33,67 @@ import sys
 from nequip_md.__main__ import main
 sys.argv = ["nequip-md", *sys.argv[1:]]
 try:
-    main()
+    sys.exit(main())
 except SystemExit as end:
     heavy = {"torch", "numpy", "ase", "pydantic", "lightning", "rich"} & set(sys.modules)
     sys.exit(f"imported {heavy}" if heavy else end.code)
 """
 
 
-def nequip_md_command(*arguments, code: str | None = None) -> subprocess.CompletedProcess:
-    start = ["-c", code] if code else ["-m", "nequip_md"]
+def nequip_md_command(*arguments, code: str | None = None, module="nequip_md") -> subprocess.CompletedProcess:
+    start = ["-c", code] if code else ["-m", module]
     return subprocess.run([sys.executable, *start, *map(str, arguments)], capture_output=True, text=True, timeout=120)
+
+
+@dataclass(frozen=True)
+class Command:
+    """How one command is tried.
+
+    Attributes:
+        arguments: arguments with which it calls its library function.
+        function: that function, in the module where the command finds it when it is called.
+        bad_input: arguments that it refuses, as a user's mistake.
+        message: what is said then.
+    """
+
+    arguments: list[str]
+    function: tuple[str, str]
+    bad_input: list[str]
+    message: str
+
+
+CASES = {
+    "train": Command(["absent.yaml"], ("nequip_md.training", "train"), ["absent.yaml"], "absent.yaml: No such file"),
+    "export": Command(
+        ["absent.nqmd", "-o", "x.pt2"],
+        ("nequip_md.export", "export_checkpoint"),
+        ["absent.nqmd", "-o", "x.pt2"],
+        "checkpoint absent.nqmd does not exist; check the path",
+    ),
+    "validate": Command(
+        ["absent.pt2"], ("nequip_md.artifact", "load_artifact"), ["absent.pt2"], "absent.pt2: no such file"
+    ),
+    "lammps": Command(
+        ["build"],
+        ("nequip_md.lammps.cli", "build"),
+        ["build", "--mpi-include", "/nowhere"],
+        "there is no mpi.h in /nowhere",
+    ),
+    "bench": Command(
+        ["small"], ("nequip_md.bench.cli", "bench"), ["tiny"], "tiny is neither a file nor a preset; presets are small"
+    ),
+    "info": Command(
+        ["absent.pt2"], ("nequip_md.info", "model_facts"), ["absent.pt2"], "absent.pt2: no such file; check the path"
+    ),
+}
+
+
+def test_every_command_has_a_case_and_a_program():
+    assert CASES.keys() == COMMANDS.keys()
+    scripts = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
+    expected = {f"nequip-md-{name}": f"{module}:main" for name, (module, _) in COMMANDS.items()}
+    assert scripts == {"nequip-md": "nequip_md.__main__:main", **expected}
+    assert command_parser("export", "").prog == "nequip-md-export"
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -50,20 +106,92 @@ def test_help_version_and_wrong_options_need_no_torch(command):
     assert done.returncode == 2 and f"nequip-md {command}: error: " in done.stderr, done.stderr
 
 
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_program_of_its_own(command):
+    """``nequip-md-NAME`` names itself, and answers bad input as ``nequip-md NAME`` does: one line, status 1."""
+    module, case = COMMANDS[command][0], CASES[command]
+    done = nequip_md_command(*case.bad_input, module=module)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("error: ") and case.message in done.stderr and done.stderr.count("\n") == 1
+    done = nequip_md_command("--no-such-option", module=module)
+    assert done.returncode == 2 and f"nequip-md-{command}: error: " in done.stderr
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_bad_input_to_the_umbrella_command(command):
+    case = CASES[command]
+    done = nequip_md_command(command, *case.bad_input)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("error: ") and case.message in done.stderr and done.stderr.count("\n") == 1
+
+
+REPORT = (
+    "Please report it to the developers of nequip-md with the text above, the command and the output of: nequip-md info"
+)
+ENDS = {
+    "refused": (NequIPMDError("the input, the reason; the remedy"), 1, "error: the input, the reason; the remedy\n"),
+    "full disk": (
+        OSError(errno.ENOSPC, "No space left on device", "x.pt2"),
+        1,
+        "error: x.pt2: No space left on device\n",
+    ),
+    "no memory": (torch.OutOfMemoryError("CUDA out of memory."), 1, "error: out of memory; try fewer atoms or smaller"),
+    "SIGTERM": (signal.SIGTERM, 143, "ended by SIGTERM\n"),
+    "Ctrl-C": (signal.SIGINT, 130, "ended by Ctrl-C\n"),
+    "fault": (ZeroDivisionError("a fault"), 1, "Traceback (most recent call last):\n"),
+}
+"""What happens while a command works: an exception or a signal; the status and how standard error begins."""
+
+
+@pytest.mark.parametrize("end", ENDS)
+@pytest.mark.parametrize("command", COMMANDS)
+def test_ends(command, end, monkeypatch, capsys):
+    event, status, message = ENDS[end]
+    case = CASES[command]
+
+    def work(*arguments, **options):
+        if isinstance(event, Exception):
+            raise event
+        os.kill(os.getpid(), event)
+
+    before = signal.getsignal(signal.SIGINT)
+    monkeypatch.setattr(import_module(case.function[0]), case.function[1], work)
+    try:
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run in the background
+        assert import_module(COMMANDS[command][0]).main(case.arguments) == status
+    finally:
+        signal.signal(signal.SIGINT, before)
+    error = capsys.readouterr().err
+    assert error.startswith(message), error
+    fault = end == "fault"
+    assert error.count("Traceback") == error.count("ZeroDivisionError: a fault\n") == error.count(REPORT) == int(fault)
+    assert fault or error.count("\n") == 1
+
+
 def test_the_umbrella_command():
     done = nequip_md_command("--help", code=LIGHT)
     assert done.returncode == 0 and all(f"\n    {name} " in done.stdout for name in COMMANDS), done.stderr
     assert nequip_md_command("--version", code=LIGHT).stdout == f"nequip-md {metadata.version('nequip-md')}\n"
-    done = nequip_md_command("exprt", "--help", code=LIGHT)
-    assert done.returncode == 2 and "invalid choice: 'exprt'" in done.stderr
-    done = nequip_md_command("export", ROOT / "README.md", "-o", "x.pt2")
-    assert done.returncode == 1 and done.stderr.startswith("error: ") and "Traceback" not in done.stderr
+    for arguments in (["exprt", "--help"], []):
+        done = nequip_md_command(*arguments, code=LIGHT)
+        assert done.returncode == 2 and done.stderr.splitlines()[-1].startswith("nequip-md: error: "), done.stderr
 
 
-def test_old_names_stay():
-    assert command_parser("export", "").prog == "nequip-md-export"
-    scripts = {e.name for e in metadata.distribution("nequip-md").entry_points if e.group == "console_scripts"}
-    assert scripts == {"nequip-md"} | {f"nequip-md-{name}" for name in COMMANDS if name != "info"}
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_output_that_nobody_takes(unbuffered):
+    """A reader that has gone is no fault; a full disk is said, also when the text fits into the last buffer."""
+    command = [sys.executable, "-m", "nequip_md", "info"]
+    options = {"stderr": subprocess.PIPE, "text": True, "env": {**os.environ, "PYTHONUNBUFFERED": unbuffered}}
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run(command, stdout=write, **options)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (141, "")
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(command, stdout=full, **options)
+    assert (done.returncode, done.stderr) == (1, "error: No space left on device\n")
+    done = subprocess.run(["sh", "-c", '"$@" >&-', "sh", *command], **options)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 @pytest.mark.parametrize("path", UPSTREAM, ids=lambda path: path.stem)
@@ -85,7 +213,7 @@ def test_info_of_an_artifact_and_its_checkpoint(small_models):
     same = ("model", "parameters", "type_names", "cutoff", "pair_cutoffs", "hyperparameters", "checkpoint_sha256")
     assert {key: facts[key] for key in same} == {key: compiled[key] for key in same}
     assert facts["pair_cutoffs"] == {"H": {"H": 3.2, "O": 4.0}, "O": {"H": 4.0, "O": 4.0}} and facts["cutoff"] == 4.0
-    assert facts["parameters"] == sum(p.numel() for p in nequip_md.load(checkpoint).parameters()) > 1000
+    assert facts["parameters"] == sum(p.numel() for p in nequip_md.load_checkpoint(checkpoint).parameters()) > 1000
     assert facts["checkpoint_sha256"] == checkpoint_sha256(checkpoint)
     assert facts["hyperparameters"]["num_tensor_features"] == 8
     assert compiled["precision"] == "fp32" and compiled["device"] == "cpu"

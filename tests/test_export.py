@@ -17,9 +17,8 @@ from nequip_md import NequIPMDError
 from nequip_md.artifact import load_artifact, read_metadata
 from nequip_md.artifact.metadata import cpu_instructions
 from nequip_md.checkpoint import checkpoint_sha256, save
-from nequip_md.export import artifact_metadata, package, write_artifact
-from nequip_md.export.cli import export
-from nequip_md.graph import Graph, build_graph
+from nequip_md.export import artifact_metadata, export_checkpoint, package, write_artifact
+from nequip_md.graph import Graph, Structure, build_graph
 from nequip_md.kernels import Backend
 from nequip_md.lowering.trace import example_inputs, trace
 from nequip_md.model import AllegroConfig, NequIPConfig, build_model, energy_and_gradient
@@ -47,9 +46,9 @@ def command(*arguments) -> subprocess.CompletedProcess:
 @pytest.mark.parametrize("name, tolerance", [("allegro_fp64", 1e-12), ("allegro_fp32", 1e-5), ("nequip_fp64", 1e-12)])
 def test_artifact_is_the_model(small_models, name, tolerance):
     checkpoint, path = small_models(name)
-    model, artifact = nequip_md.load(checkpoint), load_artifact(path)
+    model, artifact = nequip_md.load_checkpoint(checkpoint), load_artifact(path)
     for system, atoms in SYSTEMS.items():
-        graph = build_graph(atoms, artifact.type_names, artifact.pair_cutoffs)
+        graph = build_graph(Structure.from_ase(atoms, artifact.type_names), artifact.pair_cutoffs)
         energy, gradient = artifact(graph)
         expected_energy, expected_gradient = energy_and_gradient(model, *graph.tensors)
         assert energy.dtype == gradient.dtype == torch.float64
@@ -66,7 +65,7 @@ def test_artifact_is_the_model(small_models, name, tolerance):
 
 def test_results_do_not_depend_on_threads(small_models):
     artifact = load_artifact(small_models("allegro_fp64")[1])
-    graph = build_graph(SYSTEMS["water"], artifact.type_names, artifact.pair_cutoffs)
+    graph = build_graph(Structure.from_ase(SYSTEMS["water"], artifact.type_names), artifact.pair_cutoffs)
     results = []
     for threads in (1, 2, 3):
         torch.set_num_threads(threads)
@@ -185,7 +184,7 @@ def test_loader_refuses_what_is_no_artifact(tmp_path, small_models):
 
 def test_artifact_checks_its_inputs(small_models):
     artifact = load_artifact(small_models("nequip_fp64")[1])
-    graph = build_graph(SYSTEMS["dense"], artifact.type_names, artifact.pair_cutoffs)
+    graph = build_graph(Structure.from_ase(SYSTEMS["dense"], artifact.type_names), artifact.pair_cutoffs)
     with pytest.raises(NequIPMDError, match=r"edge_vectors is torch.float32 .* needs torch.float64"):
         artifact(Graph(graph.edge_vectors.float(), *graph.tensors[1:]))
     with pytest.raises(NequIPMDError, match=r"edge_index is torch.int64 \[2, 3\]"):
@@ -260,7 +259,7 @@ def test_refused_before_compilation(tmp_path, monkeypatch, case):
     monkeypatch.setattr(package, "compile_model", None)
     with torch._inductor.config.patch({"cpp.cxx": (None, "nothing")} if "compiler" in case else {}):
         with pytest.raises(NequIPMDError, match=message):
-            export(checkpoint, tmp_path / output, device="cpu", precision="fp32")
+            export_checkpoint(checkpoint, tmp_path / output, device="cpu", precision="fp32")
     assert sorted(tmp_path.iterdir()) == before
 
 
@@ -279,7 +278,7 @@ def test_an_artifact_that_differs_replaces_nothing(small_models, tmp_path, monke
     output = tmp_path / "out.pt2"
     output.write_text("a good one")
     with pytest.raises(NequIPMDError, match="differs from the checkpoint .*out.pt2 was not written"):
-        export(checkpoint, output, device="cpu", precision="fp32")
+        export_checkpoint(checkpoint, output, device="cpu", precision="fp32")
     assert output.read_text() == "a good one" and list(tmp_path.iterdir()) == [output]
 
 

@@ -20,7 +20,6 @@ from nequip_md.bench.compilation import model_config
 from nequip_md.calculators import NequIPMDCalculator
 from nequip_md.errors import NequIPMDError
 from nequip_md.files import FileKind, export_command, file_kind
-from nequip_md.graph import VerletList, build_graph
 from nequip_md.info.model_file import model_facts
 from nequip_md.training.cli import main as train
 
@@ -120,10 +119,14 @@ MISTAKES = [
     (NequIPMDCalculator, "folder", "is a folder"),
     (NequIPMDCalculator, "pipe", "is a pipe or a device"),
     (load_artifact, "native", "first: {export}"),
-    (nequip_md.load, "artifact", "is a compiled model of nequip-md, not a checkpoint; it is compiled already"),
-    (nequip_md.load, "state", "state of a training run.*give the best model of that run: .*run/best.nqmd"),
-    (nequip_md.load, "yaml", "nequip-md-train {path}; its best.nqmd is the checkpoint"),
-    (nequip_md.load, "torchscript", "compiled model of another program"),
+    (
+        nequip_md.load_checkpoint,
+        "artifact",
+        "is a compiled model of nequip-md, not a checkpoint; it is compiled already",
+    ),
+    (nequip_md.load_checkpoint, "state", "state of a training run.*give the best model of that run: .*run/best.nqmd"),
+    (nequip_md.load_checkpoint, "yaml", "nequip-md-train {path}; its best.nqmd is the checkpoint"),
+    (nequip_md.load_checkpoint, "torchscript", "compiled model of another program"),
     (lambda path: model_config(str(path), None), "state", "give the best model of that run"),
     (lambda path: model_config(str(path), None), "yaml", "train the model first"),
     (model_facts, "yaml", "is a training file of nequip-md; give a compiled model"),
@@ -157,14 +160,3 @@ def test_info_of_a_training_state(run_folder):
     assert facts["training"]["epoch"] == best["training"]["epoch"] == 1
     same = ("model", "type_names", "cutoff", "hyperparameters")
     assert all(facts[key] == best[key] for key in same)
-
-
-def test_type_map_is_proposed_where_it_can_be_given():
-    methane = Atoms("CH4", positions=[[0, 0, 0], [1, 0, 0], [0, 1, 0], [0, 0, 1], [1, 1, 1]])
-    with pytest.raises(
-        NequIPMDError, match="no type for C; its types are H, O: type_names must list every element"
-    ) as caught:
-        build_graph(methane, ["H", "O"], 2.0)
-    assert "type_map" not in str(caught.value)
-    with pytest.raises(NequIPMDError, match="no type for C; its types are H, O: .*give type_map"):
-        VerletList(["H", "O"], 2.0).graph(methane)

@@ -12,7 +12,7 @@ from ase.build import bulk
 from ase.calculators.emt import EMT
 
 from nequip_md.checkpoint import upstream_allegro, upstream_nequip
-from nequip_md.graph import build_graph, forces_from_gradient
+from nequip_md.graph import Structure, build_graph, forces_from_gradient
 from nequip_md.model.build import build_model
 from nequip_md.model.potential import energy_and_gradient
 from nequip_md.training.cli import main
@@ -136,7 +136,7 @@ def test_the_converted_file_trains_the_same_model(tmp_path, capsys, kind):
 
     atoms = frames(1)[0]
     reference = evaluate_upstream(theirs, potential, atoms)
-    graph = build_graph(atoms, potential.type_names, potential.cutoff_matrix())
+    graph = build_graph(Structure.from_ase(atoms, potential.type_names), potential.cutoff_matrix())
     energies, gradient = energy_and_gradient(ours, *graph.tensors)
     assert np.abs(reference.forces).max() > 1e-3
     assert energies.sum().item() == pytest.approx(reference.energy, rel=1e-9)

@@ -14,13 +14,17 @@ from hypothesis import strategies as st
 from nequip_md import NequIPMDError
 from nequip_md.graph import (
     Graph,
+    Structure,
     atomic_virials,
     batch_graphs,
     build_graph,
+    build_graphs,
     forces_from_gradient,
+    neighbors,
     pad_graph,
     stress_from_gradient,
     total_energy,
+    unbatch_graph,
     virial_from_gradient,
 )
 from support.graph_cases import NAMES, PAIR_CUTOFFS, STRUCTURES, image_loop, of_graph, rows
@@ -30,7 +34,7 @@ from support.structures import single_atom, small_molecule, triclinic_crystal, w
 @pytest.mark.parametrize("name", STRUCTURES)
 def test_edges_against_image_loop(name):
     atoms = STRUCTURES[name]()
-    graph = build_graph(atoms, NAMES, PAIR_CUTOFFS)
+    graph = build_graph(Structure.from_ase(atoms, NAMES), PAIR_CUTOFFS)
     expected = image_loop(atoms, PAIR_CUTOFFS)
     found = of_graph(graph)
     assert found.shape == expected.shape
@@ -43,7 +47,7 @@ def test_edges_against_image_loop(name):
 def test_edges_against_ase(name, cutoff):
     atoms = STRUCTURES[name]()
     atoms.cell[~atoms.pbc] = 0.0  # ASE's list wants an invertible cell
-    found = of_graph(build_graph(atoms, NAMES, cutoff))
+    found = of_graph(build_graph(Structure.from_ase(atoms, NAMES), cutoff))
     expected = rows(*neighbor_list("ijD", atoms, cutoff))
     assert found.shape == expected.shape
     np.testing.assert_allclose(found, expected, atol=1e-9)
@@ -64,7 +68,10 @@ def test_random_cells(cell, pbc, seed, atoms, cutoff):
     rng = np.random.default_rng(seed)
     structure = Atoms(rng.choice(NAMES, atoms), rng.uniform(-6, 6, (atoms, 3)), cell=cell, pbc=pbc)
     cutoffs = cutoff * rng.uniform(0.5, 1.0, (3, 3))
-    found, expected = of_graph(build_graph(structure, NAMES, cutoffs)), image_loop(structure, cutoffs)
+    found, expected = (
+        of_graph(build_graph(Structure.from_ase(structure, NAMES), cutoffs)),
+        image_loop(structure, cutoffs),
+    )
     assert found.shape == expected.shape
     np.testing.assert_allclose(found, expected, atol=1e-9)
 
@@ -72,7 +79,7 @@ def test_random_cells(cell, pbc, seed, atoms, cutoff):
 @pytest.mark.parametrize("name", STRUCTURES)
 def test_layout(name):
     atoms = STRUCTURES[name]()
-    graph = build_graph(atoms, NAMES, 4.5)
+    graph = build_graph(Structure.from_ase(atoms, NAMES), 4.5)
     n, e = len(atoms), graph.num_edges
     assert [t.dtype for t in graph.tensors] == [torch.float64, torch.int64, torch.int64, torch.int64]
     assert [tuple(t.shape) for t in graph.tensors] == [(e, 3), (2, e), (n + 1,), (n,)]
@@ -81,11 +88,6 @@ def test_layout(name):
     assert (graph.edge_index[0].diff() >= 0).all()
     assert [NAMES[t] for t in graph.node_types.tolist()] == atoms.get_chemical_symbols()
     assert graph.graph_ptr.tolist() == [0, n]
-
-
-def test_type_map():
-    graph = build_graph(molecule("H2O"), ["hydrogen", "O"], 3.0, type_map={"H": "hydrogen"})
-    assert graph.node_types.tolist() == [1, 0, 0]
 
 
 def with_pbc(cell, pbc=True):
@@ -100,7 +102,6 @@ def with_position(value):
 
 ERRORS = {
     "unknown element": (lambda: molecule("CH3SH"), {}, "no type for S; its types are C, H, O"),
-    "map to no type": (lambda: molecule("H2O"), {"type_map": {"H": "D"}}, "'D' for H"),
     "no cell": (lambda: with_pbc([0, 0, 0]), {}, "cell vector 1, which is zero"),
     "no third vector": (lambda: with_pbc([3, 3, 0]), {}, "cell vector 3, which is zero"),
     "flat cell": (lambda: with_pbc([[3, 0, 0], [0, 3, 0], [3, 3, 0]]), {}, "linearly dependent"),
@@ -115,7 +116,13 @@ ERRORS = {
     "NaN position": (lambda: with_position(float("nan")), {}, "position of atom 1 .* not finite"),
     "far position": (lambda: with_position(-3e9), {}, r"position of atom 1 .* farther than 1e\+09 angstrom"),
     "infinite position": (lambda: with_position(float("inf")), {}, "position of atom 1 .* not finite"),
-    "cutoffs of wrong shape": (lambda: molecule("H2O"), {"cutoffs": [[3.0, 3.0]]}, r"shape \(1, 2\); 3 types"),
+    "cutoffs of wrong shape": (lambda: molecule("H2O"), {"cutoffs": [[3.0, 3.0]]}, r"shape \(1, 2\); give one number"),
+    "cutoffs in a row": (lambda: molecule("H2O"), {"cutoffs": [3.0, 3.0, 3.0]}, r"shape \(3,\); give one number"),
+    "too few cutoffs": (
+        lambda: molecule("H2O"),
+        {"cutoffs": np.full((2, 2), 3.0)},
+        "an atom has type 2, but there are cutoffs for 2 types only",
+    ),
     "cutoff not positive": (lambda: molecule("H2O"), {"cutoffs": 0.0}, "must be positive"),
     "cutoff not a number": (lambda: molecule("H2O"), {"cutoffs": float("nan")}, "must be positive"),
 }
@@ -126,11 +133,78 @@ ERRORS = {
 def test_bad_input_is_refused(case):
     structure, options, message = ERRORS[case]
     with pytest.raises(NequIPMDError, match=message):
-        build_graph(structure(), NAMES, **{"cutoffs": 3.0, **options})
+        build_graph(Structure.from_ase(structure(), NAMES), **{"cutoffs": 3.0, **options})
+
+
+def assert_same(found: Graph, expected: Graph):
+    """The same edges in the same order; their vectors up to the rounding of another order of sums."""
+    for name in ("edge_index", "row_ptr", "node_types", "graph_ptr"):
+        assert torch.equal(getattr(found, name), getattr(expected, name)), name
+    torch.testing.assert_close(found.edge_vectors, expected.edge_vectors, rtol=1e-13, atol=1e-13)
+
+
+@pytest.fixture(params=["distances", "trees", "one by one", "all at once"])
+def search(request, monkeypatch):
+    """Every way that a search of many structures can go."""
+    few, group = {"distances": (10**9, 300), "trees": (0, 300), "one by one": (2000, 1), "all at once": (2000, 10**9)}[
+        request.param
+    ]
+    monkeypatch.setattr(neighbors, "_FEW", few)
+    monkeypatch.setattr(neighbors, "_GROUP", group)
+
+
+@pytest.mark.parametrize("cutoffs", [1.3, 4.0, PAIR_CUTOFFS])
+def test_many_structures_are_searched_as_each_alone(search, cutoffs):
+    frames = [Atoms(), *(f() for f in STRUCTURES.values()), Atoms(cell=[3, 3, 3], pbc=True), single_atom(), Atoms()]
+    structures = [Structure.from_ase(atoms, NAMES) for atoms in frames]
+    graphs = build_graphs(structures, cutoffs)
+    assert len(graphs) == len(frames)
+    for graph, structure, atoms in zip(graphs, structures, frames):
+        assert_same(graph, build_graph(structure, cutoffs))
+        expected = image_loop(atoms, np.broadcast_to(cutoffs, (3, 3))) if len(atoms) else np.zeros((0, 5))
+        np.testing.assert_allclose(of_graph(graph), expected, atol=1e-9)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 10**6),
+    count=st.integers(1, 6),
+    most_atoms=st.integers(1, 30),
+    size=st.floats(1.2, 12.0),
+    cutoff=st.floats(0.5, 5.0),
+)
+def test_many_random_structures(seed, count, most_atoms, size, cutoff):
+    """Against a search of each alone, and ASE's own list; cells from much smaller than the cutoff to larger."""
+    rng = np.random.default_rng(seed)
+    frames = []
+    for _ in range(count):
+        cell = size * rng.uniform(0.7, 1.5, (3, 1)) * (np.eye(3) + rng.uniform(-0.3, 0.3, (3, 3)))
+        n = rng.integers(0, most_atoms + 1)
+        positions = rng.uniform(-1.5, 1.5, (n, 3)) * size
+        frames.append(Atoms(rng.choice(NAMES, n), positions, cell=cell, pbc=rng.integers(0, 2, 3)))
+    structures = [Structure.from_ase(atoms, NAMES) for atoms in frames]
+    graphs = build_graphs(structures, cutoff)
+    assert len(graphs) == count
+    for graph, structure, atoms in zip(graphs, structures, frames):
+        assert_same(graph, build_graph(structure, cutoff))
+        expected = rows(*neighbor_list("ijD", atoms, cutoff)) if len(atoms) else np.zeros((0, 5))
+        found = of_graph(graph)
+        assert found.shape == expected.shape
+        np.testing.assert_allclose(found, expected, atol=1e-9)
+
+
+def test_no_structures():
+    assert build_graphs([], 3.0) == []
+
+
+def test_one_bad_structure_of_many_is_refused():
+    structures = [Structure.from_ase(a, NAMES) for a in (molecule("H2O"), with_pbc([0.01, 0.01, 0.01]))]
+    with pytest.raises(NequIPMDError, match=r"the cell \[\[0.01, .* has probably collapsed"):
+        build_graphs(structures, 3.0)
 
 
 def test_no_atoms():
-    graph = build_graph(Atoms(cell=[3, 3, 3], pbc=True), NAMES, 3.0)
+    graph = build_graph(Structure.from_ase(Atoms(cell=[3, 3, 3], pbc=True), NAMES), 3.0)
     assert (graph.num_nodes, graph.num_edges) == (0, 0)
     padded = pad_graph(graph, cutoff=3.0)
     assert (padded.num_nodes, padded.num_edges) == (2, 2)
@@ -153,7 +227,7 @@ def gradient_of(graph: Graph) -> torch.Tensor:
 
 def through_positions(atoms: Atoms, cutoff: float) -> tuple[torch.Tensor, torch.Tensor]:
     """Forces and dE/d(strain) by autograd through positions and strain, not through edge vectors."""
-    graph = build_graph(atoms, NAMES, cutoff)
+    graph = build_graph(Structure.from_ase(atoms, NAMES), cutoff)
     positions = torch.tensor(atoms.positions, requires_grad=True)
     strain = torch.zeros(3, 3, dtype=torch.float64, requires_grad=True)
     i, j = graph.edge_index
@@ -167,7 +241,7 @@ def through_positions(atoms: Atoms, cutoff: float) -> tuple[torch.Tensor, torch.
 @pytest.mark.parametrize("name", ["water_box", "triclinic_crystal", "one_in_a_small_cell", "small_molecule"])
 def test_forces_virial_stress(name):
     atoms = STRUCTURES[name]()
-    graph = build_graph(atoms, NAMES, 4.0)
+    graph = build_graph(Structure.from_ase(atoms, NAMES), 4.0)
     gradient = gradient_of(graph)
     forces, by_strain = through_positions(atoms, 4.0)
     torch.testing.assert_close(forces_from_gradient(graph, gradient), forces, rtol=1e-11, atol=1e-11)
@@ -178,7 +252,7 @@ def test_forces_virial_stress(name):
 
 
 def test_force_loss_is_differentiable():
-    graph = build_graph(small_molecule(), NAMES, 4.0)
+    graph = build_graph(Structure.from_ase(small_molecule(), NAMES), 4.0)
     gradient = torch.randn(
         graph.num_edges, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0), requires_grad=True
     )
@@ -196,7 +270,7 @@ def with_ghosts(graph: Graph, owned: int) -> Graph:
 @pytest.fixture(params=["plain", "ghosts", "batch of batches"])
 def parts(request) -> list[Graph]:
     graphs = [
-        build_graph(f(), NAMES, 4.0)
+        build_graph(Structure.from_ase(f(), NAMES), 4.0)
         for f in (water_box, single_atom, small_molecule, lambda: Atoms(), triclinic_crystal)
     ]
     if request.param == "ghosts":
@@ -223,6 +297,18 @@ def test_batch_is_its_parts(parts):
     torch.testing.assert_close(forces_from_gradient(batch, gradient), expected, rtol=1e-12, atol=1e-12)
 
 
+def test_a_batch_is_cut_into_its_structures():
+    graphs = [
+        build_graph(Structure.from_ase(f(), NAMES), 4.0)
+        for f in (Atoms, water_box, single_atom, small_molecule, Atoms, triclinic_crystal)
+    ]
+    parts = unbatch_graph(batch_graphs([batch_graphs(graphs[:2]), *graphs[2:]]))
+    assert len(parts) == len(graphs)
+    for part, graph in zip(parts, graphs):
+        for field in ("edge_vectors", "edge_index", "row_ptr", "node_types", "graph_ptr"):
+            assert torch.equal(getattr(part, field), getattr(graph, field)), field
+
+
 @pytest.mark.parametrize(("min_edges", "min_nodes"), [(2, 2), (10_000, 2), (2, 300), (10_000, 300), (0, 0)])
 def test_padding(parts, min_edges, min_nodes):
     for graph in [*parts, batch_graphs(parts)]:
@@ -246,10 +332,14 @@ def test_padding(parts, min_edges, min_nodes):
 
 
 def test_padding_and_batching_refuse():
-    graph = build_graph(single_atom(), NAMES, 3.0)
-    empty = build_graph(Atoms(), NAMES, 3.0)
+    graph = build_graph(Structure.from_ase(single_atom(), NAMES), 3.0)
+    empty = build_graph(Structure.from_ase(Atoms(), NAMES), 3.0)
+    small = Structure.from_ase(small_molecule(), NAMES)
     with pytest.raises(NequIPMDError, match="cannot be batched"):
         batch_graphs([graph, pad_graph(graph, cutoff=3.0)])
+    for whole in (pad_graph(graph, cutoff=3.0), with_ghosts(build_graph(small, 3.0), 4)):
+        with pytest.raises(NequIPMDError, match="with ghosts or phantom atoms cannot be cut"):
+            unbatch_graph(whole)
     with pytest.raises(NequIPMDError, match="no graph"):
         batch_graphs([])
     with pytest.raises(NequIPMDError, match="need an atom"):

@@ -65,7 +65,7 @@ def test_flipped_bits(kind, tmp_path):
     suffix, write = WRITERS[kind]
     path, flipped = tmp_path / f"model{suffix}", tmp_path / f"flipped{suffix}"
     write(path)
-    model, content = nequip_md.load(path), path.read_bytes()
+    model, content = nequip_md.load_checkpoint(path), path.read_bytes()
     expected = model.state_dict()
     generator, refused = random.Random(17), 0
     for _ in range(200):
@@ -73,7 +73,7 @@ def test_flipped_bits(kind, tmp_path):
         bad[generator.randrange(len(bad))] ^= 1 << generator.randrange(8)
         flipped.write_bytes(bad)
         try:
-            other = nequip_md.load(flipped)
+            other = nequip_md.load_checkpoint(flipped)
         except NequIPMDError:
             refused += 1
             continue
@@ -85,11 +85,12 @@ def test_flipped_bits(kind, tmp_path):
 def test_native_checkpoints_of_earlier_versions_have_no_digest(tmp_path):
     path = tmp_path / "model.nqmd"
     write_native(path)
-    expected = nequip_md.load(path)
+    expected = nequip_md.load_checkpoint(path)
     header = {"format_version": 1, "nequip_md_version": "0.1.0", "config": expected.config.model_dump(mode="json")}
     save_file(expected.state_dict(), path, metadata={"nequip_md": json.dumps(header)})
     assert all(
-        torch.equal(tensor, expected.state_dict()[name]) for name, tensor in nequip_md.load(path).state_dict().items()
+        torch.equal(tensor, expected.state_dict()[name])
+        for name, tensor in nequip_md.load_checkpoint(path).state_dict().items()
     )
 
 
@@ -237,7 +238,7 @@ def test_small_files_cost_little(name, tmp_path, little):
     write(path)
     little()
     with pytest.raises(NequIPMDError, match=message) as caught:
-        nequip_md.load(path)
+        nequip_md.load_checkpoint(path)
     assert path.name in str(caught.value) or "b.zip" in str(caught.value)
     assert len(str(caught.value)) < 2000
 

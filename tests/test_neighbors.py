@@ -11,7 +11,8 @@ from ase.build import molecule
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nequip_md.graph.neighbors import neighbor_pairs, periodic_cell
+from nequip_md.graph import Structure
+from nequip_md.graph.neighbors import neighbor_pairs
 from support.structures import water_box
 
 
@@ -33,11 +34,11 @@ def nearest_images(positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray, rad
 
 def assert_right(atoms: Atoms, radius: float) -> int:
     """Every pair within the radius is found, and none that is clearly beyond it. Returns the number of pairs."""
-    cell = periodic_cell(atoms)
-    pairs, shifts = neighbor_pairs(atoms.positions, cell, atoms.pbc, radius)
+    structure = Structure.from_ase(atoms, ["H", "O"])
+    pairs, shifts = neighbor_pairs([structure], radius)
     found = [tuple(row) for row in np.column_stack([*pairs, *shifts.T]).tolist()]
     assert found == sorted(set(found))
-    expected = nearest_images(atoms.positions, cell, atoms.pbc, radius)
+    expected = nearest_images(structure.positions, structure.invertible_cell, structure.pbc, radius)
     assert {edge for edge, distance in expected.items() if distance < radius} <= set(found) <= set(expected)
     return len(found)
 
@@ -104,7 +105,7 @@ def test_order_does_not_depend_on_where_atoms_are():
     turns = np.random.default_rng(0).integers(-(10**6), 10**6, (len(atoms), 3))
     moved.positions += turns @ atoms.cell[:]
     (pairs, shifts), (pairs_moved, shifts_moved) = (
-        neighbor_pairs(a.positions, a.cell[:], a.pbc, 4.0) for a in (atoms, moved)
+        neighbor_pairs([Structure.from_ase(a, ["H", "O"])], 4.0) for a in (atoms, moved)
     )
     np.testing.assert_array_equal(pairs, pairs_moved)
     np.testing.assert_array_equal(shifts, shifts_moved - turns[pairs[0]] + turns[pairs[1]])

@@ -12,7 +12,7 @@ from ase.build import molecule
 
 from nequip_md.checkpoint.upstream_nequip import config_from_upstream, state_from_upstream
 from nequip_md.errors import NequIPMDError
-from nequip_md.graph import build_graph, forces_from_gradient, pad_graph
+from nequip_md.graph import Structure, build_graph, forces_from_gradient, pad_graph
 from nequip_md.model import NequIPConfig, build_model, energy_and_gradient, preset
 from nequip_md.model.gate import SILU_FACTOR, TANH_FACTOR
 from nequip_md.ops.ghost_exchange import ghost_exchange
@@ -218,7 +218,7 @@ def test_training_on_forces(case):
     _, config, model = converted(case)
     model = build_model(config)
     model.load_state_dict(converted(case)[2].state_dict())
-    graph = build_graph(structures(config)[1], config.type_names, config.cutoff_matrix())
+    graph = build_graph(Structure.from_ase(structures(config)[1], config.type_names), config.cutoff_matrix())
     target = torch.randn(graph.num_nodes, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
 
     def loss(create_graph: bool = False) -> torch.Tensor:
@@ -244,7 +244,7 @@ def test_training_on_forces(case):
 
 def test_padding_adds_nothing():
     _, config, model = converted("l1")
-    graph = build_graph(small_molecule(), config.type_names, config.cutoff_matrix())
+    graph = build_graph(Structure.from_ase(small_molecule(), config.type_names), config.cutoff_matrix())
     padded = pad_graph(graph, min_edges=graph.num_edges + 9, min_nodes=graph.num_nodes + 3, cutoff=config.cutoff)
     energies, gradient = energy_and_gradient(model, *graph.tensors)
     more, more_gradient = energy_and_gradient(model, *padded.tensors)
@@ -346,7 +346,7 @@ def test_artifact_is_the_eager_model(small_models):
     checkpoint, path = small_models("nequip_fp64")
     model, artifact = load(checkpoint), load_artifact(path)
     for atoms in (single_atom("O"), molecule("H2O"), triclinic_crystal(), water_box(2), dense_box(), elongated_cell()):
-        graph = build_graph(atoms, artifact.type_names, artifact.pair_cutoffs)
+        graph = build_graph(Structure.from_ase(atoms, artifact.type_names), artifact.pair_cutoffs)
         energies, gradient = energy_and_gradient(model, *graph.tensors)
         compiled, compiled_gradient = artifact(graph)
         torch.testing.assert_close(compiled, energies, rtol=1e-11, atol=1e-11)

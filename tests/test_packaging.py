@@ -29,13 +29,14 @@ for name in ("training", "export", "pair_style", "cmake", "tests"):
 for name in ("ops", "model", "graph", "checkpoint", "calculators", "lammps", "bench", "info", "training", "export"):
     importlib.import_module("nequip_md." + name)
 from importlib.resources import files
+assert (files("nequip_md") / "py.typed").is_file()
 assert (files("nequip_md.kernels.cpu") / "cpu_kernels.cpp").is_file()
 from nequip_md.lammps.installation import package_folder
 for name in ("pair_nequip.cpp", "pair_nequip_intree.h", "install.cmake"):
     assert list(package_folder("nequip_md.pair_style", "").rglob(name)), name
 assert list(package_folder("nequip_md.cmake", "").glob("*.cmake"))
 scripts = {e.name for e in importlib.metadata.distribution("nequip-md").entry_points if e.group == "console_scripts"}
-assert scripts == {"nequip-md"} | {f"nequip-md-{name}" for name in ("export", "validate", "train", "lammps", "bench")}, scripts
+assert scripts == {"nequip-md"} | {f"nequip-md-{name}" for name in ("export", "validate", "train", "lammps", "bench", "info")}, scripts
 print(pathlib.Path(nequip_md.__file__).parent)
 """
 
@@ -95,6 +96,7 @@ def test_installation(request, source, tmp_path, editable):
     packages = next((tmp_path / "environment" / "lib").glob("python*/site-packages"))
     assert not any((packages / name).exists() for name in ("training", "export", "pair_style", "cmake"))
     assert "usage: nequip-md-export" in run(python.parent / "nequip-md-export", "--help", cwd=tmp_path)
+    assert "usage: nequip-md-info" in run(python.parent / "nequip-md-info", "--help", cwd=tmp_path)
     assert "usage: nequip-md export" in run(python.parent / "nequip-md", "export", "--help", cwd=tmp_path)
     assert run(python.parent / "nequip-md", "--version", cwd=tmp_path) == f"nequip-md {nequip_md.__version__}\n"
 

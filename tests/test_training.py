@@ -13,7 +13,7 @@ from ase.calculators.lj import LennardJones
 from torch import nn
 
 from nequip_md import checkpoint
-from nequip_md.graph import build_graph
+from nequip_md.graph import Structure, build_graph
 from nequip_md.model.build import build_model
 from nequip_md.model.config import AllegroConfig
 from nequip_md.model.potential import energy_and_gradient
@@ -183,7 +183,7 @@ def test_training_lowers_the_errors_and_the_checkpoint_is_what_was_reported(fold
     assert model.config.energy_scales == pytest.approx(report["statistics"]["force_rms"])
     squares, energies = [], []
     for atoms in ase.io.read(folder / "test.extxyz", ":"):
-        graph = build_graph(atoms, ["Ar"], model.config.cutoff_matrix())
+        graph = build_graph(Structure.from_ase(atoms, ["Ar"]), model.config.cutoff_matrix())
         node_energy, gradient = energy_and_gradient(model, *graph.tensors)
         forces = np.zeros((8, 3))
         np.add.at(forces, graph.edge_index[0].numpy(), gradient.numpy())

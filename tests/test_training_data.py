@@ -200,6 +200,8 @@ def test_a_frame_that_cannot_be_used_is_refused(atoms, expected):
         ({"train": ["absent.extxyz"]}, "absent.extxyz does not exist"),
         ({"train": ["text.extxyz"]}, "ASE cannot read"),
         ({"train": ["carbon.extxyz", "good.extxyz"]}, r"frame 1 of .*carbon.extxyz: the model has no type for C"),
+        ({"train": ["good.extxyz", "tiny.extxyz"]}, r"frame 2 of .*tiny.extxyz: the cell .* has probably collapsed"),
+        ({"train": ["close.extxyz"]}, r"frame 1 of .*close.extxyz: atoms 0 and 1 are 0.05 Å apart"),
         ({"energy_key": "TotEnergy", "force_key": "F"}, "data.energy_key, data.force_key"),
         ({"validation_split": 6}, "take 6 of 6 training frames"),
         ({"validation_split": 0.01}, "holds no frame"),
@@ -210,6 +212,9 @@ def test_data_that_cannot_be_used_is_refused(tmp_path, monkeypatch, options, exp
     rng = np.random.default_rng(4)
     ase.io.write("good.extxyz", [frame(rng, "HHO") for _ in range(6)])
     ase.io.write("carbon.extxyz", [frame(rng, "HHO"), frame(rng, "HHC")])
+    tiny = Atoms("H", cell=[0.01, 0.01, 0.01], pbc=True)
+    ase.io.write("tiny.extxyz", [frame(rng, "HHO"), frame(rng, "HHO"), tiny])
+    ase.io.write("close.extxyz", [frame(rng, "HHO"), Atoms("HO", positions=[[0, 0, 0], [0.05, 0, 0]])])
     (tmp_path / "text.extxyz").write_text("not a structure\nat all\n")
     with pytest.raises(NequIPMDError, match=expected):
         AtomsData(DataConfig(**{"train": ["good.extxyz"], "validation_split": 2, **options}), MODEL)

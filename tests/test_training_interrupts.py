@@ -11,8 +11,7 @@ import pytest
 import torch
 
 from nequip_md.interrupt import Interrupted
-from nequip_md.training.config import load_config
-from nequip_md.training.run import train
+from nequip_md.training import train
 from support.training_runs import assert_same_end, run, write_config, write_data
 
 SLURM = {
@@ -102,10 +101,10 @@ def test_the_status_is_right_at_every_stage(folder, tmp_path, capsys, number, li
 
 
 def test_sigterm_is_no_success_for_callers_of_the_function_either(folder, tmp_path):
-    config = load_config(write_config(folder, tmp_path / "run")).model_copy(update={"output": str(tmp_path / "run")})
+    config = write_config(folder, tmp_path / "run")
     logging.getLogger("nequip_md.training").setLevel(logging.INFO)
     with SignalAt(signal.SIGTERM, "epoch    2"), pytest.raises(Interrupted, match="the state after epoch") as stop:
-        train(config)
+        train(config, output=tmp_path / "run")
     assert stop.value.status == 143
 
 

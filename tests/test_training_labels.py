@@ -17,7 +17,7 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from ase.neighborlist import neighbor_list
 
 from nequip_md.errors import NequIPMDError
-from nequip_md.graph import build_graph
+from nequip_md.graph import Structure, build_graph
 from nequip_md.model.build import build_model
 from nequip_md.model.config import AllegroConfig
 from nequip_md.model.potential import energy_and_gradient
@@ -177,7 +177,8 @@ def test_the_stress_of_a_slab_is_used_and_predicted(here, caplog):
     def energy(strain):
         atoms = slab[0].copy()
         atoms.set_cell(atoms.cell.array @ (np.eye(3) + strain), scale_atoms=True)
-        return energy_and_gradient(model, *build_graph(atoms, ["Ar"], CONFIG.cutoff_matrix()).tensors)[0].sum().item()
+        graph = build_graph(Structure.from_ase(atoms, ["Ar"]), CONFIG.cutoff_matrix())
+        return energy_and_gradient(model, *graph.tensors)[0].sum().item()
 
     found = predict(model, sample, with_stress=True).stress[0].detach().numpy()
     expected = np.zeros((3, 3))

@@ -23,7 +23,7 @@ from nequip_md.checkpoint import read_info, save
 from nequip_md.checkpoint.upstream import convert, read_upstream
 from nequip_md.errors import NequIPMDError
 from nequip_md.files import FileKind, file_kind
-from nequip_md.graph import build_graph, forces_from_gradient
+from nequip_md.graph import Structure, build_graph, forces_from_gradient
 from nequip_md.model import energy_and_gradient
 
 HERE = Path(__file__).resolve().parent
@@ -74,7 +74,7 @@ def compare(model, reference: Path) -> tuple[float, float]:
     energies, forces = [], []
     for record in json.loads(reference.read_text())["frames"]:
         atoms = Atoms(record["symbols"], record["positions"], cell=record["cell"], pbc=record["pbc"])
-        graph = build_graph(atoms, model.type_names, model.config.cutoff_matrix())
+        graph = build_graph(Structure.from_ase(atoms, model.type_names), model.config.cutoff_matrix())
         tensors = graph.edge_vectors, graph.edge_index, graph.row_ptr, graph.node_types
         energy, gradient = energy_and_gradient(model, *tensors)
         expected = torch.tensor(record["forces"], dtype=torch.float64)
@@ -92,19 +92,19 @@ def assert_same(model, reference: Path) -> None:
 
 @pytest.mark.parametrize("case", CASES)
 def test_checkpoint(trained, case):
-    assert_same(nequip_md.load(trained / f"{case}.ckpt"), trained / f"{case}.json")
+    assert_same(nequip_md.load_checkpoint(trained / f"{case}.ckpt"), trained / f"{case}.json")
 
 
 @pytest.mark.parametrize("case", PACKAGED)
 def test_packaged_model(trained, case):
     path = trained / f"{case}.nequip.zip"
     assert file_kind(path) is FileKind.UPSTREAM_PACKAGE
-    assert_same(nequip_md.load(path), trained / f"{case}.json")
+    assert_same(nequip_md.load_checkpoint(path), trained / f"{case}.json")
 
 
 @pytest.mark.parametrize("path", OLDER, ids=lambda path: path.stem)
 def test_older_versions(path):
-    assert_same(nequip_md.load(path), path.with_suffix(".json"))
+    assert_same(nequip_md.load_checkpoint(path), path.with_suffix(".json"))
     training = json.loads(json.dumps(read_info(path).training))
     assert path.stem.startswith(f"nequip-{training['upstream_versions']['nequip']}_")
 
@@ -125,9 +125,9 @@ def test_averaged_weights_are_the_ones_used(trained, case):
 @pytest.mark.parametrize("case", ["allegro_plain", "allegro_spline", "nequip_plain", "modified"])
 def test_as_native_checkpoint(trained, tmp_path, case):
     source = trained / f"{case}.ckpt"
-    model, info = nequip_md.load(source), read_info(source)
+    model, info = nequip_md.load_checkpoint(source), read_info(source)
     save(tmp_path / "model.nqmd", model, training=info.training)
-    copy = nequip_md.load(tmp_path / "model.nqmd")
+    copy = nequip_md.load_checkpoint(tmp_path / "model.nqmd")
     assert copy.config == model.config == info.config
     assert read_info(tmp_path / "model.nqmd").training["upstream_versions"]["nequip"]
     assert compare(copy, trained / f"{case}.json") == compare(model, trained / f"{case}.json")
@@ -341,7 +341,7 @@ def test_damaged(trained, tmp_path, name):
     path = tmp_path / "model.ckpt"
     torch.save(content, path)
     with pytest.raises(NequIPMDError, match=message):
-        nequip_md.load(path)
+        nequip_md.load_checkpoint(path)
 
 
 def test_harmless_code_can_be_allowed(trained, tmp_path):
@@ -350,8 +350,8 @@ def test_harmless_code_can_be_allowed(trained, tmp_path):
     path = tmp_path / "model.ckpt"
     torch.save(content, path)
     with pytest.raises(NequIPMDError, match=r"pathlib\.\w+.*--allow-pickle"):
-        nequip_md.load(path)
-    assert_same(nequip_md.load(path, allow_pickle=True), trained / "allegro.json")
+        nequip_md.load_checkpoint(path)
+    assert_same(nequip_md.load_checkpoint(path, allow_pickle=True), trained / "allegro.json")
 
 
 def test_damaged_package(trained, tmp_path):
@@ -361,4 +361,4 @@ def test_damaged_package(trained, tmp_path):
     path = tmp_path / "model.nequip.zip"
     path.write_bytes(content)
     with pytest.raises(NequIPMDError, match="is damaged: the checksum of '.*eager_model.pkl' in it is wrong"):
-        nequip_md.load(path)
+        nequip_md.load_checkpoint(path)

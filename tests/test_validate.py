@@ -12,7 +12,7 @@ import torch
 from nequip_md import NequIPMDError
 from nequip_md.export.validate import CheckResult, validate_artifact
 from nequip_md.export.validation_systems import validation_systems
-from nequip_md.graph import Graph
+from nequip_md.graph import Graph, build_graph
 from nequip_md.model import AllegroConfig, NequIPConfig, build_model
 from support.analytic import LennardJones
 from support.eager import EagerArtifact, SmoothLennardJones
@@ -201,21 +201,20 @@ def test_unknown_precision():
 
 def test_systems_differ_from_each_other_and_keep_atoms_apart():
     systems = validation_systems(num_types=3, cutoff=5.0, quick=False)
-    sizes = [len(s.positions) for s in systems]
+    sizes = [s.num_atoms for s in systems.values()]
     assert len(set(sizes) - {1}) == len([n for n in sizes if n != 1]) and {0, 1, 2} < set(sizes)
-    for system in systems:
-        graph = system.graph(torch.full((3, 3), 5.0, dtype=torch.float64).numpy())
+    for name, structure in systems.items():
+        graph = build_graph(structure, 5.0)
         if graph.num_edges:
-            assert graph.edge_vectors.norm(dim=1).min() > 0.2 * 5.0, system.name
+            assert graph.edge_vectors.norm(dim=1).min() > 0.2 * 5.0, name
 
 
 @pytest.mark.parametrize("name", ["allegro_fp64", "allegro_fp32", "nequip_fp64"])
 def test_compiled_models_pass(small_models, name):
-    from nequip_md import load
-    from nequip_md.artifact import load_artifact
+    from nequip_md import load_artifact, load_checkpoint
 
     checkpoint, path = small_models(name)
-    assert failures(validate_artifact(load_artifact(path), load(checkpoint))) == []
+    assert failures(validate_artifact(load_artifact(path), load_checkpoint(checkpoint))) == []
 
 
 def command(*arguments) -> subprocess.CompletedProcess:
@@ -233,12 +232,12 @@ def test_command(small_models):
 
 
 def test_command_reports_failures(small_models, monkeypatch, capsys):
-    import nequip_md.export.validate as module
-    from nequip_md.export.validate_cli import validate
+    import nequip_md.export as module
+    from nequip_md.export.validate_cli import main
 
     results = [CheckResult("something [H-O]", 0.5, 1e-3), CheckResult("another", 0.0, 0.0)]
     monkeypatch.setattr(module, "validate_artifact", lambda artifact: results)
-    assert validate(small_models("allegro_fp32")[1]) == 1
+    assert main([str(small_models("allegro_fp32")[1])]) == 1
     printed = capsys.readouterr().out
     assert "something [H-O]" in printed and "FAILED" in printed and "1 of 2 checks failed" in printed
 

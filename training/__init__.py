@@ -5,5 +5,9 @@ One module for each concern: ``config`` (what a YAML file may say), ``labels`` (
 again), ``statistics``, ``prepare`` (all that comes before the first step), ``loss``, ``metrics``, ``ema``,
 ``schedule``, ``divergence`` (which frame failed), ``lightning_module`` (one training step), ``callbacks``, ``folder``
 (the output folder), ``states`` (what a run resumes from), ``report`` (tables), ``run`` (the whole of a training run),
-``from_nequip`` (files of upstream's trainer), ``cli``.
+``from_nequip`` (files of upstream's trainer), ``start`` (the functions for programs), ``cli``.
 """
+
+from nequip_md.training.start import TrainingResult, check, train
+
+__all__ = ["TrainingResult", "check", "train"]

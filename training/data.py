@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from itertools import pairwise
 
@@ -20,7 +21,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
 from nequip_md.errors import NequIPMDError
-from nequip_md.graph import Graph, batch_graphs, build_graph, cell_volume
+from nequip_md.graph import Graph, Structure, batch_graphs, build_graph, build_graphs
 from nequip_md.model.config import PotentialConfig
 from nequip_md.training.config import DataConfig
 from nequip_md.training.digest import data_digest
@@ -89,9 +90,18 @@ def make_sample(
             atoms at one place.
     """
     found = labels if isinstance(labels, FrameLabels) else (labels or Labels()).of(atoms)
-    volume = cell_volume(atoms)
-    graph = build_graph(atoms, config.type_names, config.cutoff_matrix())
+    structure = Structure.from_ase(atoms, config.type_names)
+    return _labelled(structure, build_graph(structure, config.cutoff_matrix()), found, index)
+
+
+def _labelled(structure: Structure, graph: Graph, labels: FrameLabels, index: int = 0) -> Sample:
+    """The graph of a structure with its labels.
+
+    Raises:
+        NequIPMDError: two atoms at one place.
+    """
     _refuse_coincident_atoms(graph)
+    volume = structure.volume
 
     def tensor(value, *shape: int) -> Tensor:
         value = np.full(shape, np.nan) if value is None else np.array(value, dtype=np.float64).reshape(shape)
@@ -99,11 +109,11 @@ def make_sample(
 
     return Sample(
         graph=graph,
-        energy=tensor(found.energy, 1),
-        forces=tensor(found.forces, len(atoms), 3),
-        stress=tensor(found.stress, 1, 3, 3),
+        energy=tensor(labels.energy, 1),
+        forces=tensor(labels.forces, structure.num_atoms, 3),
+        stress=tensor(labels.stress, 1, 3, 3),
         volume=tensor(np.inf if volume is None else volume, 1),
-        weight=tensor(found.weight, 1),
+        weight=tensor(labels.weight, 1),
         index=torch.tensor([index]),
     )
 
@@ -141,6 +151,15 @@ def read_frames(paths: Sequence[str]) -> list[tuple[str, Atoms]]:
             raise NequIPMDError(f"data file {path} holds no frame")
         frames += [(f"frame {k} of {path}", atoms) for k, atoms in enumerate(content)]
     return frames
+
+
+@contextmanager
+def _naming(frame: str) -> Iterator[None]:
+    """Errors begin with the name of the frame."""
+    try:
+        yield
+    except NequIPMDError as error:
+        raise NequIPMDError(f"{frame}: {error}") from None
 
 
 def split(count: int, parts: Sequence[float | None], seed: int) -> list[np.ndarray]:
@@ -241,16 +260,27 @@ class AtomsData(L.LightningDataModule):
             isolated = [f for f in frames if is_isolated_atom(f[1])]
             frames = [f for f in frames if not is_isolated_atom(f[1])]
             self.isolated_atoms += isolated
-            found = []
+            labels, structures = [], []
             for name, atoms in frames:
-                try:
-                    found.append(self.labels.of(atoms))
-                    result.append((name, atoms, make_sample(atoms, self.potential, found[-1])))
-                except NequIPMDError as error:
-                    raise NequIPMDError(f"{name}: {error}") from None
-            structures = [atoms for _, atoms in frames]
-            self.counts.append(count_labels(role, path, structures, found, self.labels, len(isolated)))
+                with _naming(name):
+                    labels.append(self.labels.of(atoms))
+                    structures.append(Structure.from_ase(atoms, self.potential.type_names))
+            graphs = self._graphs([name for name, _ in frames], structures)
+            for (name, atoms), *parts in zip(frames, structures, graphs, labels):
+                with _naming(name):
+                    result.append((name, atoms, _labelled(*parts)))
+            self.counts.append(count_labels(role, path, [a for _, a in frames], labels, self.labels, len(isolated)))
         return result
+
+    def _graphs(self, names: Sequence[str], structures: Sequence[Structure]) -> list[Graph]:
+        cutoffs = self.potential.cutoff_matrix()
+        try:
+            return build_graphs(structures, cutoffs)
+        except NequIPMDError:
+            for name, structure in zip(names, structures):  # the error of a search of many does not name the frame
+                with _naming(name):
+                    build_graph(structure, cutoffs)
+            raise
 
     def _require_labels(self) -> None:
         for name in ("train", "validation", "test"):

@@ -15,6 +15,7 @@ from ase.data import atomic_numbers
 from nequip_md.checkpoint import upstream_allegro, upstream_nequip
 from nequip_md.checkpoint.upstream_versions import modern_config
 from nequip_md.errors import NequIPMDError
+from nequip_md.files import FileKind, refuse_other
 from nequip_md.training.config import check_config
 
 # upstream's statistics -> ours, by option of the model
@@ -72,6 +73,7 @@ def convert(path: str | Path) -> str:
     Raises:
         NequIPMDError: the file cannot be read, is no such file, or asks for a model that is not implemented.
     """
+    refuse_other(path, FileKind.TRAINING_FILE)
     content = _read(Path(path))
     try:
         return _text(Path(path), *_converted(content))

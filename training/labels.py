@@ -127,7 +127,7 @@ def _stress(value: np.ndarray, source: str, atoms: Atoms) -> np.ndarray | None:
     if value.size not in (6, 9):
         raise NequIPMDError(f"its {source} has {value.size} components; it needs 6 (xx yy zz yz xz xy) or 9")
     value = voigt_6_to_full_3x3_stress(value.ravel()) if value.size == 6 else value.reshape(3, 3)
-    volume = cell_volume(atoms)
+    volume = cell_volume(atoms.cell[:])
     if volume is None:
         return None
     stress = -value / volume if source == "virial" else value

@@ -43,20 +43,13 @@ _MAY_CHANGE = {"stop", "output", "device"}
 _MAY_CHANGE_IN_DATA = {"train", "validation", "test", "isolated_atoms", "evaluation_batch_size", "keep_on_device"}
 
 
-def train(config: TrainingConfig, *, resume: bool = False, overwrite: bool = False) -> dict[str, dict[str, float]]:
-    """Train a potential and write ``best.nqmd``, ``report.json`` and logs to the output folder.
-
-    Args:
-        resume: continue the run in the output folder, exactly where it ended.
-        overwrite: forget the run in the output folder.
+def run_training(
+    config: TrainingConfig, *, resume: bool = False, overwrite: bool = False
+) -> dict[str, dict[str, float]]:
+    """Train a potential, with the arguments and errors of :func:`nequip_md.training.train`.
 
     Returns:
         Errors of the best model on the validation and test data, by data set and by quantity.
-
-    Raises:
-        NequIPMDError: data that cannot be used, an output folder in use, a resumed run that differs, divergence.
-        Interrupted: SIGTERM has come; after SIGINT only within :func:`~nequip_md.interrupt.interruptible`, because
-            Lightning ends the process otherwise.
     """
     output = Path(config.output)
     accelerator = _accelerator(config.device)
@@ -82,7 +75,7 @@ def train(config: TrainingConfig, *, resume: bool = False, overwrite: bool = Fal
 def _train(
     config: TrainingConfig, states: StateFiles, state: dict[str, Any] | None, accelerator: str
 ) -> dict[str, dict[str, float]]:
-    """The body of :func:`train`, in a folder that is held, from a state or from the beginning."""
+    """The body of :func:`run_training`, in a folder that is held, from a state or from the beginning."""
     output = Path(config.output)
     if state is not None:
         _same_run(config, state)

@@ -12,6 +12,7 @@ shifted force within 6 angstrom, so that the model is local. Frames are 0.4 ps a
 from __future__ import annotations
 
 import argparse
+import sys
 import tempfile
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from ase.io import read, write
 from ase.units import kcal, mol
 
 from nequip_md.bench.lammps_run import failure, run_lammps
-from nequip_md.cli import run
+from nequip_md.cli import exit_status
 
 WATER = Path(__file__).resolve().parents[2] / "examples" / "lammps" / "water" / "water.data"
 TEMPERATURES = (250, 300, 350, 400, 500, 700)
@@ -121,7 +122,7 @@ def main() -> None:
     parser.add_argument("--frames", type=int, default=660)
     parser.add_argument("--seed", type=int, default=11)
     options = parser.parse_args()
-    run(lambda: write(options.output, make(options.frames, options.seed)))
+    sys.exit(exit_status(lambda: write(options.output, make(options.frames, options.seed))))
 
 
 if __name__ == "__main__":

@@ -5,26 +5,11 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
-import tempfile
-from collections.abc import Callable
-from datetime import date
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from nequip_md.cli import command_parser, run
-from nequip_md.errors import NequIPMDError
-
-if TYPE_CHECKING:
-    from nequip_md.bench.measure import Row
-
-Report = Callable[[str], None]
-
-OF_ENGINES = {
-    "repeats": ("graph", 11, "timed evaluations, of which the median counts"),
-    "steps": ("lammps", 20, "timed steps of LAMMPS"),
-    "ranks": ("lammps", 1, "MPI processes of LAMMPS"),
-}
-"""Options that one engine alone obeys: the engine, their default and what they are."""
+from nequip_md.bench.run import ENGINES, OF_ENGINES, BenchOptions, bench
+from nequip_md.cli import command_parser, exit_status
 
 
 def positive(text: str) -> int:
@@ -57,10 +42,17 @@ def parser() -> argparse.ArgumentParser:
         help="repeat this structure: a LAMMPS data file with masses or any format of ASE's (default: liquid water)",
     )
     add("--device", choices=("cpu", "cuda"), help="default: that of the artifact, else cuda where there is one")
-    add("--precision", choices=("fp64", "fp32", "tf32"), nargs="+", help="default: that of the artifact, else fp32")
+    add(
+        "--precision",
+        dest="precisions",
+        choices=("fp64", "fp32", "tf32"),
+        nargs="+",
+        help="default: that of the artifact, else fp32",
+    )
     add(
         "--engine",
-        choices=("graph", "lammps"),
+        dest="engines",
+        choices=ENGINES,
         nargs="+",
         default=["graph"],
         help="graph: evaluation alone, neighbours found beforehand (default); lammps: molecular dynamics",
@@ -84,145 +76,13 @@ def parser() -> argparse.ArgumentParser:
     return result
 
 
-def complete(options: argparse.Namespace) -> None:
-    """Fill in the defaults of :data:`OF_ENGINES`.
-
-    Raises:
-        NequIPMDError: an option was given whose engine is not timed.
-    """
-    for name, (engine, default, _) in OF_ENGINES.items():
-        if getattr(options, name) is None:
-            setattr(options, name, default)
-        elif engine not in options.engine:
-            raise NequIPMDError(
-                f"--{name} belongs to --engine {engine}, but the engine is {' '.join(options.engine)}; "
-                f"add --engine {engine}, or leave --{name} out"
-            )
-
-
-def threads_per_rank(threads: int | None, ranks: int, device: str) -> int:
-    """OpenMP threads of each rank of LAMMPS; ``threads`` are for all ranks together.
-
-    One on a GPU by default: more are of no use there, and LAMMPS wakes all of them whenever it wraps atoms into the box.
-    """
-    import torch
-
-    return max(1, (threads or (1 if device == "cuda" else torch.get_num_threads())) // ranks)
-
-
-def bench(options: argparse.Namespace, report: Report = print) -> list[Row]:
-    """Measure everything that the options ask for and write the files; the table is left to the caller.
-
-    Args:
-        report: called with a line of text after each step.
-
-    Raises:
-        NequIPMDError: bad input, something that is not installed, or a failure that other sizes would not escape.
-    """
-    complete(options)
-    import torch
-
-    from nequip_md.artifact import load_artifact
-    from nequip_md.bench import measure, peer
-    from nequip_md.bench.compilation import Compiled, compile_all, model_config
-    from nequip_md.bench.lammps_run import lammps_row
-    from nequip_md.bench.report import check_files, plot, write_json
-    from nequip_md.bench.structures import check_types, read_structure, systems
-
-    structure = read_structure(options.structure) if options.structure else None
-    boxes = systems(options.sizes, structure)
-    config = model_config(options.model, structure, options.allow_pickle)
-    compiled = Compiled()
-    if config is None:
-        artifact = load_artifact(options.model, device=options.device)
-        compiled.artifacts[artifact.metadata["precision"]] = artifact
-        if options.peer or set(options.precision or compiled.artifacts) != set(compiled.artifacts):
-            raise NequIPMDError(
-                f"{options.model} is compiled ({', '.join(compiled.artifacts)}): for another precision or a "
-                "peer, give its checkpoint or a preset"
-            )
-    if options.peer and "graph" not in options.engine:
-        raise NequIPMDError("the peer is timed with --engine graph only")
-    device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    if compiled.artifacts:
-        device = artifact.device.type
-    type_names = config.type_names if config else artifact.type_names
-    check_types(boxes[0], type_names)
-    if options.peer:
-        peer.check_peer(config, boxes[0])
-    check_files(options.output, options.plot)
-    if options.threads:
-        torch.set_num_threads(options.threads)
-    threads = threads_per_rank(options.threads, options.ranks, device)
-
-    rows: list[Row] = []
-    with tempfile.TemporaryDirectory(prefix="nequip-md-bench-") as scratch:
-        folder = Path(scratch)
-        if config:
-            precisions = list(dict.fromkeys(options.precision or ["fp32"]))
-            compiled = compile_all(
-                options.model,
-                config,
-                precisions,
-                device,
-                boxes[0],
-                folder,
-                with_peer=options.peer,
-                allow_pickle=options.allow_pickle,
-                report=report,
-            )
-        facts = {
-            "model": options.model,
-            "weights": "drawn by upstream" if options.peer else None,
-            "system": str(options.structure or "liquid water"),
-            "machine": measure.machine(device),
-            "date": date.today().isoformat(),
-            "command": shlex.join(["nequip-md-bench", *sys.argv[1:]]),
-            "repeats": options.repeats,
-            "lammps": {"steps": options.steps, "ranks": options.ranks, "threads_per_rank": threads},
-            "relative_force_difference": compiled.differences,
-            "compilation_s": compiled.seconds,
-        }
-        for atoms in boxes:
-            new = []
-            if "graph" in options.engine:
-                new = measure.graph_rows(compiled.artifacts, compiled.peers, atoms, device, options.repeats)
-            edges = new[0].edges_per_atom if new else None
-            if device == "cuda":
-                torch.cuda.empty_cache()  # for LAMMPS, which is another process
-            for precision, artifact in compiled.artifacts.items() if "lammps" in options.engine else ():
-                new.append(
-                    lammps_row(
-                        artifact.path,
-                        type_names,
-                        precision,
-                        atoms,
-                        folder,
-                        steps=options.steps,
-                        ranks=options.ranks,
-                        threads=threads,
-                    )
-                )
-                new[-1].edges_per_atom = edges
-            for row in new:
-                result = row.error or f"{row.ms_per_step:.3f} ms/step, {row.us_per_atom_step:.2f} µs/atom/step"
-                report(f"{row.engine}, {row.who}, {row.precision}, {row.atoms:,} atoms: {result}")
-            rows += new
-            if options.output:
-                write_json(options.output, rows, facts)
-    if options.plot:
-        plot(
-            options.plot,
-            rows,
-            f"{options.model}, {facts['system']}, {facts['machine']['gpu'] or facts['machine']['cpu']}",
-        )
-    return rows
-
-
-def main() -> None:
-    options = parser().parse_args()
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point of the command; returns its exit status, which is 1 if nothing could be measured."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    parsed = parser().parse_args(arguments)
 
     def program() -> int:
+        options = BenchOptions(**vars(parsed), command=shlex.join(["nequip-md-bench", *arguments]))
         from rich.console import Console
 
         from nequip_md.bench.report import results_table
@@ -234,8 +94,8 @@ def main() -> None:
         Console(width=max(100, console.width)).print(table)  # a narrower one would cut numbers
         return int(all(row.error for row in rows))
 
-    run(program)
+    return exit_status(program)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -16,9 +16,9 @@ from nequip_md.bench import peer
 from nequip_md.bench.structures import water_box
 from nequip_md.checkpoint import read_info, save
 from nequip_md.errors import NequIPMDError
-from nequip_md.export.cli import export
+from nequip_md.export import export_checkpoint
 from nequip_md.files import FileKind, file_kind
-from nequip_md.graph import build_graph
+from nequip_md.graph import Structure, build_graph
 from nequip_md.model import PRESETS, AllegroConfig, NequIPConfig, PotentialConfig, build_model, preset
 
 PRESET_CUTOFF = 6.0
@@ -40,7 +40,7 @@ class Compiled:
 def preset_config(name: str, atoms: Atoms) -> AllegroConfig | NequIPConfig:
     """The preset with a type for each element of a structure, its mean number of neighbours, and ZBL."""
     elements = sorted(set(atoms.get_chemical_symbols()))
-    neighbours = build_graph(atoms, elements, PRESET_CUTOFF).num_edges / len(atoms)
+    neighbours = build_graph(Structure.from_ase(atoms, elements), PRESET_CUTOFF).num_edges / len(atoms)
     return preset(
         name,
         type_names=elements,
@@ -115,9 +115,7 @@ def compile_all(
         report(f"compiling {precision} for {device}")
         compiled = folder / f"{precision}.pt2"
         start = time.perf_counter()
-        export(
-            checkpoint, compiled, device=device, precision=precision, allow_pickle=allow_pickle, report=lambda _: None
-        )
+        export_checkpoint(checkpoint, compiled, device=device, precision=precision, allow_pickle=allow_pickle)
         result.seconds[f"ours {precision}"] = time.perf_counter() - start
         result.artifacts[precision] = load_artifact(compiled)
         if with_peer:

@@ -17,7 +17,7 @@ from ase.data import atomic_masses, atomic_numbers
 
 from nequip_md.bench.measure import OURS, Row
 from nequip_md.errors import NequIPMDError, install_command
-from nequip_md.graph.neighbors import periodic_cell
+from nequip_md.graph import Structure
 from nequip_md.lammps import build
 
 WARM_UP = 5
@@ -76,9 +76,10 @@ def write_data(path: Path, atoms: Atoms, type_names: Sequence[str]) -> None:
     In an open direction the box is normal to the periodic ones and holds the atoms with a margin of 3 angstrom.
 
     Raises:
-        NequIPMDError: a periodic direction without a cell vector.
+        NequIPMDError: an element that the model lacks, or a periodic direction without a cell vector.
     """
-    prism = Prism(periodic_cell(atoms))
+    structure = Structure.from_ase(atoms, type_names)
+    prism = Prism(structure.invertible_cell)
     sizes, tilts = np.split(prism.get_lammps_prism(), 2)
     positions = prism.vector_to_lammps(atoms.positions)
     lows = np.where(atoms.pbc, 0.0, positions.min(0) - MARGIN)
@@ -87,8 +88,6 @@ def write_data(path: Path, atoms: Atoms, type_names: Sequence[str]) -> None:
         0.0  # open directions are normal up to rounding, which LAMMPS would refuse
     )
     numbers = [atomic_numbers.get(name, 0) for name in type_names]
-    types = np.zeros(len(atomic_masses), dtype=int)
-    types[numbers] = range(1, len(numbers) + 1)
     # a type that is not called by an element is on no atom here, but LAMMPS wants a mass for it
     masses = [atomic_masses[z] if z else 1.0 for z in numbers]
     with open(path, "w") as file:
@@ -98,7 +97,7 @@ def write_data(path: Path, atoms: Atoms, type_names: Sequence[str]) -> None:
         file.write(
             "\nMasses\n\n" + "".join(f"{k} {mass:.9g}\n" for k, mass in enumerate(masses, 1)) + "\nAtoms # atomic\n\n"
         )
-        table = np.column_stack([np.arange(1, len(atoms) + 1), types[atoms.numbers], positions])
+        table = np.column_stack([np.arange(1, len(atoms) + 1), structure.types + 1, positions])
         np.savetxt(file, table, fmt="%d %d %.10f %.10f %.10f")
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 import nequip_md
 from nequip_md.artifact import Artifact
 from nequip_md.errors import NequIPMDError
-from nequip_md.graph import build_graph
+from nequip_md.graph import Structure, build_graph
 from nequip_md.info.installation import cpu_name
 
 WARM_UP = 3
@@ -167,7 +167,7 @@ def graph_rows(artifacts: Mapping[str, Artifact], peers: Mapping, atoms: Atoms, 
 
     def prepare_ours() -> None:
         first = next(iter(artifacts.values()))
-        graph = build_graph(atoms, first.type_names, first.pair_cutoffs).to(device)
+        graph = build_graph(Structure.from_ase(atoms, first.type_names), first.pair_cutoffs).to(device)
         inputs["ours"] = list(graph.tensors)
         calls.update({("ours", p): lambda artifact=artifact: artifact(graph) for p, artifact in artifacts.items()})
         for row in rows.values():

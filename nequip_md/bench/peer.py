@@ -17,7 +17,7 @@ from nequip_md.artifact import Artifact
 from nequip_md.checkpoint.upstream_allegro import state_from_upstream
 from nequip_md.errors import NequIPMDError
 from nequip_md.export import inductor_cache
-from nequip_md.graph import build_graph, forces_from_gradient
+from nequip_md.graph import Structure, build_graph, forces_from_gradient
 from nequip_md.model import AllegroConfig, Potential, PotentialConfig, build_model
 
 FORCE_TOLERANCE = {"fp64": 1e-3, "fp32": 1e-3, "tf32": 3e-2}
@@ -171,7 +171,7 @@ class PeerArtifact:
         Raises:
             NequIPMDError: it exceeds the tolerance: the two do not compute the same.
         """
-        graph = build_graph(atoms, artifact.type_names, artifact.pair_cutoffs).to(self.device)
+        graph = build_graph(Structure.from_ase(atoms, artifact.type_names), artifact.pair_cutoffs).to(self.device)
         ours = forces_from_gradient(graph, artifact(graph)[1])
         theirs = self(self.inputs(atoms))["forces"]
         difference = float((ours - theirs).abs().max() / theirs.abs().max())

@@ -14,6 +14,7 @@ from ase import Atoms
 from ase.data import atomic_masses
 
 from nequip_md.errors import NequIPMDError
+from nequip_md.graph import atom_types
 
 DEFAULT_SIZES = (192, 1536, 12288)
 DENSITY = 0.997
@@ -153,9 +154,7 @@ def check_types(atoms: Atoms, type_names: Sequence[str]) -> None:
     Raises:
         NequIPMDError: an element that the model has no type for.
     """
-    unknown = sorted(set(atoms.symbols.species()) - set(type_names))
-    if unknown:
-        raise NequIPMDError(
-            f"the model has no type for {', '.join(unknown)}; its types are {', '.join(type_names)}. "
-            "Give a structure of these elements with --structure FILE"
-        )
+    try:
+        atom_types(atoms, type_names)
+    except NequIPMDError as error:
+        raise NequIPMDError(f"{error}. Give a structure of the model's elements with --structure FILE") from None

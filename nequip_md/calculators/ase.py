@@ -18,7 +18,7 @@ from ase.stress import full_3x3_to_voigt_6_stress
 from nequip_md.artifact import Artifact, load_artifact
 from nequip_md.calculators.guard import Guard
 from nequip_md.errors import NequIPMDError
-from nequip_md.graph import VerletList, atomic_virials, cell_volume, forces_from_gradient
+from nequip_md.graph import Structure, VerletList, atomic_virials, forces_from_gradient
 
 
 class NequIPMDCalculator(Calculator):
@@ -38,7 +38,7 @@ class NequIPMDCalculator(Calculator):
     Example::
 
         from ase.build import molecule
-        from nequip_md.calculators import NequIPMDCalculator
+        from nequip_md import NequIPMDCalculator
 
         water = molecule("H2O")
         water.calc = NequIPMDCalculator("water.pt2")
@@ -77,8 +77,9 @@ class NequIPMDCalculator(Calculator):
                 f"the artifact was loaded on {model.device}, not on {device}; load it there or leave device out"
             )
         self.artifact = model
-        self.neighbors = VerletList(model.type_names, model.pair_cutoffs, skin=skin, type_map=type_map)
-        self.guard = Guard(model.metadata, len(model.type_names)) if guard else None
+        self.type_map = dict(type_map or {})
+        self.neighbors = VerletList(model.pair_cutoffs, skin=skin)
+        self.guard = Guard(model.metadata, model.type_names) if guard else None
         self._lock = threading.RLock()
         _use_one_thread_in_forked_processes()
 
@@ -105,14 +106,15 @@ class NequIPMDCalculator(Calculator):
             self.results = self._evaluate(self.atoms, stress_wanted=bool({"stress", "stresses"} & set(properties)))
 
     def _evaluate(self, atoms: Atoms, stress_wanted: bool) -> dict[str, Any]:
-        volume = cell_volume(atoms)
+        structure = Structure.from_ase(atoms, self.artifact.type_names, self.type_map)
+        volume = structure.volume
         if volume is None and stress_wanted:
             raise PropertyNotImplementedError(
                 "stress needs a cell of three vectors that are not coplanar; this structure has no volume"
             )
-        graph = self.neighbors.graph(atoms).to(self.artifact.device)
+        graph = self.neighbors.graph(structure).to(self.artifact.device)
         if self.guard:
-            self.guard.check_distances(atoms, graph)
+            self.guard.check_distances(graph)
         energies, gradient = self.artifact(graph)
         forces = forces_from_gradient(graph, gradient)
         energy = float(energies.sum())
@@ -122,7 +124,7 @@ class NequIPMDCalculator(Calculator):
                 " has diverged; check the structure and lower the time step"
             )
         if self.guard:
-            self.guard.check_forces(atoms, forces)
+            self.guard.check_forces(graph, forces)
         results = {
             "energy": energy,
             "free_energy": energy,
@@ -136,7 +138,7 @@ class NequIPMDCalculator(Calculator):
         return results
 
     def _options(self) -> dict[str, Any]:
-        return {"skin": self.neighbors.skin, "type_map": self.neighbors.type_map, "guard": self.guard is not None}
+        return {"skin": self.neighbors.skin, "type_map": self.type_map, "guard": self.guard is not None}
 
     def _state(self) -> dict[str, Any]:
         with self._lock:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
-from ase import Atoms
 from torch import Tensor
 
 from nequip_md.errors import ExtrapolationWarning, NequIPMDError
@@ -32,14 +31,16 @@ class Guard:
         largest_force: norm of the largest force in the training data, eV/angstrom; infinite where it is not known.
     """
 
-    def __init__(self, metadata: Mapping[str, str], num_types: int):
+    def __init__(self, metadata: Mapping[str, str], type_names: Sequence[str]):
         """
         Args:
             metadata: an artifact's table; its keys ``closest_distances`` and ``largest_force`` may be absent or empty.
+            type_names: the model's types.
 
         Raises:
             NequIPMDError: one of the two is there, but is not what it should be.
         """
+        self.type_names, num_types = list(type_names), len(type_names)
         try:
             distances = [float(x) for x in metadata.get("closest_distances", "").split()] or [0.0] * num_types**2
             self.closest_distances = torch.tensor(distances, dtype=torch.float64).view(num_types, num_types)
@@ -52,7 +53,7 @@ class Guard:
         self._watch_distances = bool((self.closest_distances > 0).any())
         self._watch_forces = self.largest_force > 0 and np.isfinite(self.largest_force)
 
-    def check_distances(self, atoms: Atoms, graph: Graph) -> None:
+    def check_distances(self, graph: Graph) -> None:
         """Warn of the pair that is closest, compared with the training data, if it is closer than ``CLOSER`` times that."""
         if not self._watch_distances or graph.num_edges == 0:
             return
@@ -63,24 +64,24 @@ class Guard:
         if excess[edge] < 0:
             self._watch_distances = False
             i, j = graph.edge_index[:, edge].tolist()
-            symbols = atoms.get_chemical_symbols()
+            names = [self.type_names[t] for t in graph.node_types[[i, j]].tolist()]
             warnings.warn(
-                f"atoms {i} ({symbols[i]}) and {j} ({symbols[j]}) are {graph.edge_vectors[edge].norm():.3g} angstrom"
+                f"atoms {i} ({names[0]}) and {j} ({names[1]}) are {graph.edge_vectors[edge].norm():.3g} angstrom"
                 f" apart, the closest such pair in the training data {trained[edge]:.3g} angstrom{_SUFFIX}",
                 ExtrapolationWarning,
                 stacklevel=3,
             )
 
-    def check_forces(self, atoms: Atoms, forces: Tensor) -> None:
+    def check_forces(self, graph: Graph, forces: Tensor) -> None:
         """Warn of the largest force if it is larger than ``LARGER`` times the largest of the training data."""
-        if not self._watch_forces or len(atoms) == 0:
+        if not self._watch_forces or len(forces) == 0:
             return
         sizes = forces.norm(dim=1)
         atom = int(sizes.argmax())
         if sizes[atom] > LARGER * self.largest_force:
             self._watch_forces = False
             warnings.warn(
-                f"the force on atom {atom} ({atoms.symbols[atom]}) is {sizes[atom]:.3g} eV/angstrom, the largest force"
+                f"the force on atom {atom} ({self.type_names[graph.node_types[atom]]}) is {sizes[atom]:.3g} eV/angstrom, the largest force"
                 f" in the training data {self.largest_force:.3g} eV/angstrom{_SUFFIX}",
                 ExtrapolationWarning,
                 stacklevel=3,

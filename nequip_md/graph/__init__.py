@@ -1,7 +1,7 @@
-"""Atoms to graphs: neighbour lists, batching, padding, and forces from edge gradients."""
+"""Structures to graphs: neighbour lists, batching, padding, and forces from edge gradients."""
 
-from nequip_md.graph.build import atom_types, build_graph
-from nequip_md.graph.combine import batch_graphs, pad_graph
+from nequip_md.graph.build import build_graph, build_graphs
+from nequip_md.graph.combine import batch_graphs, pad_graph, unbatch_graph
 from nequip_md.graph.derivatives import (
     atomic_virials,
     forces_from_gradient,
@@ -10,20 +10,23 @@ from nequip_md.graph.derivatives import (
     virial_from_gradient,
 )
 from nequip_md.graph.graph import Graph
-from nequip_md.graph.neighbors import cell_volume
+from nequip_md.graph.structure import Structure, atom_types, cell_volume
 from nequip_md.graph.verlet import VerletList
 
 __all__ = [
     "Graph",
+    "Structure",
     "VerletList",
     "atom_types",
     "atomic_virials",
     "batch_graphs",
     "build_graph",
+    "build_graphs",
     "cell_volume",
     "forces_from_gradient",
     "pad_graph",
     "stress_from_gradient",
     "total_energy",
+    "unbatch_graph",
     "virial_from_gradient",
 ]

@@ -1,59 +1,32 @@
-"""ASE atoms to a graph."""
+"""Structures to graphs."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
-from ase import Atoms
 
 from nequip_md.errors import NequIPMDError
+from nequip_md.graph.combine import unbatch_graph
 from nequip_md.graph.graph import Graph
-from nequip_md.graph.neighbors import edge_vectors, neighbor_pairs, periodic_cell
+from nequip_md.graph.neighbors import edge_vectors, neighbor_pairs, search_groups
+from nequip_md.graph.structure import Structure
+
+Cutoffs = float | Sequence | np.ndarray | torch.Tensor
+"""Angstrom; one number, or one for each ``[centre type][neighbour type]``."""
 
 
-def atom_types(atoms: Atoms, type_names: Sequence[str], type_map: Mapping[str, str] | None = None) -> np.ndarray:
-    """Index into ``type_names`` of each atom, int64 [N].
-
-    Args:
-        type_names: the model's types; usually chemical symbols.
-        type_map: chemical symbol to type name, where they differ; symbols that it does not hold stand for themselves.
-            None where the caller takes none: then the message does not propose it.
-
-    Raises:
-        NequIPMDError: a symbol without a type, or a mapping to a type that the model lacks.
-    """
-    remedy = "type_names must list every element when a model is trained"
-    if type_map is not None:
-        remedy += "; if its types are not named by chemical symbols, give type_map"
-    type_map = type_map or {}
-    names = ", ".join(type_names)
-    for symbol, name in type_map.items():
-        if name not in type_names:
-            raise NequIPMDError(
-                f"type_map gives {name!r} for {symbol}, which is no type of the model; its types are {names}"
-            )
-    index = {name: k for k, name in enumerate(type_names)}
-    symbols = atoms.get_chemical_symbols()
-    unknown = sorted({s for s in symbols if type_map.get(s, s) not in index})
-    if unknown:
-        raise NequIPMDError(f"the model has no type for {', '.join(unknown)}; its types are {names}: {remedy}")
-    return np.array([index[type_map.get(s, s)] for s in symbols], dtype=np.int64)
-
-
-def cutoff_matrix(cutoffs: float | Sequence | np.ndarray | torch.Tensor, num_types: int) -> np.ndarray:
-    """Cutoffs in angstrom, ``[centre type][neighbour type]``; one number stands for all pairs.
+def cutoff_matrix(cutoffs: Cutoffs) -> np.ndarray:
+    """Cutoffs in angstrom, ``[centre type][neighbour type]``, or [] of one number for all pairs.
 
     Raises:
         NequIPMDError: another shape, or a cutoff that is not positive and finite.
     """
     matrix = np.asarray(cutoffs, dtype=np.float64)
-    if matrix.ndim == 0:
-        matrix = np.full((num_types, num_types), matrix)
-    if matrix.shape != (num_types, num_types):
+    if matrix.ndim and (matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1]):
         raise NequIPMDError(
-            f"cutoffs have shape {matrix.shape}; {num_types} types need one number or {(num_types, num_types)}"
+            f"cutoffs have shape {matrix.shape}; give one number, or one for each centre type and neighbour type"
         )
     if not (np.isfinite(matrix) & (matrix > 0)).all():
         raise NequIPMDError(f"cutoffs must be positive numbers of angstrom, they are {matrix.tolist()}")
@@ -61,47 +34,60 @@ def cutoff_matrix(cutoffs: float | Sequence | np.ndarray | torch.Tensor, num_typ
 
 
 def graph_from_pairs(
-    positions: np.ndarray,
-    cell: np.ndarray,
-    pairs: np.ndarray,
-    shifts: np.ndarray,
-    types: np.ndarray,
-    cutoffs: np.ndarray,
+    structures: Sequence[Structure], pairs: np.ndarray, shifts: np.ndarray, cutoffs: np.ndarray
 ) -> Graph:
     """Keep the pairs closer than the cutoff of their types (row: centre, column: neighbour).
 
     Args:
         pairs, shifts: from :func:`~nequip_md.graph.neighbors.neighbor_pairs` with at least the largest cutoff.
+        cutoffs: from :func:`cutoff_matrix`.
+
+    Raises:
+        NequIPMDError: an atom of a type that the cutoffs do not hold.
     """
-    vectors = edge_vectors(positions, cell, pairs, shifts)
-    keep = np.einsum("ij,ij->i", vectors, vectors) < (cutoffs**2)[types[pairs[0]], types[pairs[1]]]
-    pairs = pairs[:, keep]
-    row_ptr = np.zeros(len(positions) + 1, dtype=np.int64)
-    np.cumsum(np.bincount(pairs[0], minlength=len(positions)), out=row_ptr[1:])
-    return Graph(*map(torch.from_numpy, (vectors[keep], pairs, row_ptr, types)))
+    types = np.concatenate([s.types for s in structures])
+    if cutoffs.ndim and types.size and types.max() >= len(cutoffs):
+        raise NequIPMDError(f"an atom has type {types.max()}, but there are cutoffs for {len(cutoffs)} types only")
+    vectors = edge_vectors(structures, pairs, shifts)
+    squares = cutoffs**2 if cutoffs.ndim == 0 else (cutoffs**2)[types[pairs[0]], types[pairs[1]]]
+    keep = np.einsum("ij,ij->i", vectors, vectors) < squares
+    vectors, pairs = vectors.compress(keep, axis=0), pairs.compress(keep, axis=1)
+    row_ptr = np.zeros(len(types) + 1, dtype=np.int64)
+    np.cumsum(np.bincount(pairs[0], minlength=len(types)), out=row_ptr[1:])
+    graph_ptr = np.cumsum([0, *(s.num_atoms for s in structures)])
+    return Graph(*map(torch.from_numpy, (vectors, pairs, row_ptr, types, graph_ptr)))
 
 
-def build_graph(
-    atoms: Atoms,
-    type_names: Sequence[str],
-    cutoffs: float | Sequence | np.ndarray | torch.Tensor,
-    type_map: Mapping[str, str] | None = None,
-) -> Graph:
+def build_graph(structure: Structure, cutoffs: Cutoffs) -> Graph:
     """The graph of one structure: every ordered pair closer than its cutoff, through every periodic image.
 
     Cells may be triclinic, smaller than the cutoff, or open in any direction; positions may lie outside the cell.
 
     Args:
-        type_names: the model's types.
         cutoffs: angstrom; one number, or one for each ``[centre type][neighbour type]``.
-        type_map: chemical symbol to type name where they differ, see :func:`atom_types`.
 
     Raises:
-        NequIPMDError: an unknown element, positions or a cell that are not finite or beyond 1e9 angstrom, a periodic
-            direction without a cell vector, a cell that has collapsed.
+        NequIPMDError: cutoffs of another shape or not positive, a type without cutoffs, a cell that has collapsed.
     """
-    matrix = cutoff_matrix(cutoffs, len(type_names))
-    types = atom_types(atoms, type_names, type_map)
-    cell = periodic_cell(atoms)
-    pairs, shifts = neighbor_pairs(atoms.positions, cell, atoms.pbc, matrix.max())
-    return graph_from_pairs(atoms.positions, cell, pairs, shifts, types, matrix)
+    matrix = cutoff_matrix(cutoffs)
+    return graph_from_pairs([structure], *neighbor_pairs([structure], matrix.max()), matrix)
+
+
+def build_graphs(structures: Sequence[Structure], cutoffs: Cutoffs) -> list[Graph]:
+    """The graph of each of many structures, as :func:`build_graph` gives them, but faster for small structures.
+
+    :func:`~nequip_md.graph.batch_graphs` makes one graph of them.
+
+    Args:
+        cutoffs: angstrom; one number, or one for each ``[centre type][neighbour type]``.
+
+    Raises:
+        NequIPMDError: as for :func:`build_graph`.
+    """
+    if not structures:
+        return []
+    matrix = cutoff_matrix(cutoffs)
+    graphs = []
+    for group in search_groups(structures, matrix.max()):
+        graphs += unbatch_graph(graph_from_pairs(group, *neighbor_pairs(group, matrix.max()), matrix))
+    return graphs

@@ -1,4 +1,4 @@
-"""Several graphs in one, and graphs of a minimum size."""
+"""Several graphs in one, one in several, and graphs of a minimum size."""
 
 from __future__ import annotations
 
@@ -41,6 +41,31 @@ def batch_graphs(graphs: Sequence[Graph]) -> Graph:
         node_types=torch.cat(types),
         graph_ptr=torch.cat([*ptrs, graphs[0].graph_ptr.new_tensor([nodes])]),
     )
+
+
+def unbatch_graph(graph: Graph) -> list[Graph]:
+    """The graphs of one structure each that a batch holds; the reverse of :func:`batch_graphs`.
+
+    Raises:
+        NequIPMDError: the graph has ghosts or phantom atoms, of which nothing says which structure they belong to.
+    """
+    if not int(graph.graph_ptr[-1]) == graph.num_nodes == graph.node_types.shape[0]:
+        raise NequIPMDError("a graph with ghosts or phantom atoms cannot be cut into its structures")
+    nodes = graph.graph_ptr.diff().tolist()
+    edges = graph.row_ptr[graph.graph_ptr].diff().tolist()
+    graphs = []
+    first_node = first_edge = 0
+    for n, e, vectors, index, types in zip(
+        nodes,
+        edges,
+        graph.edge_vectors.split(edges),
+        graph.edge_index.split(edges, dim=1),
+        graph.node_types.split(nodes),
+    ):
+        row_ptr = graph.row_ptr[first_node : first_node + n + 1] - first_edge
+        graphs.append(Graph(vectors.clone(), index - first_node, row_ptr, types.clone()))
+        first_node, first_edge = first_node + n, first_edge + e
+    return graphs
 
 
 def pad_graph(graph: Graph, min_edges: int = 2, min_nodes: int = 2, *, cutoff: float) -> Graph:

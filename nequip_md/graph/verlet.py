@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
-import torch
-from ase import Atoms
 
 from nequip_md.errors import NequIPMDError
-from nequip_md.graph.build import atom_types, cutoff_matrix, graph_from_pairs
+from nequip_md.graph.build import Cutoffs, cutoff_matrix, graph_from_pairs
 from nequip_md.graph.graph import Graph
-from nequip_md.graph.neighbors import neighbor_pairs, periodic_cell
+from nequip_md.graph.neighbors import neighbor_pairs
+from nequip_md.graph.structure import Structure
 
 
 class _Search(NamedTuple):
     """A structure that was searched, and the pairs that were found (see :func:`~nequip_md.graph.neighbors.neighbor_pairs`)."""
 
-    positions: np.ndarray
-    cell: np.ndarray
-    pbc: np.ndarray
+    structure: Structure
     pairs: np.ndarray
     shifts: np.ndarray
 
@@ -44,49 +40,41 @@ class VerletList:
         num_searches: how often pairs were searched so far.
     """
 
-    def __init__(
-        self,
-        type_names: Sequence[str],
-        cutoffs: float | Sequence | np.ndarray | torch.Tensor,
-        skin: float = 1.0,
-        type_map: Mapping[str, str] | None = None,
-    ):
-        """Args as for :func:`~nequip_md.graph.build_graph`; ``skin`` in angstrom, 0 searches whenever an atom moves.
+    def __init__(self, cutoffs: Cutoffs, skin: float = 1.0):
+        """Cutoffs as for :func:`~nequip_md.graph.build_graph`; ``skin`` in angstrom, 0 searches whenever an atom moves.
 
         Raises:
-            NequIPMDError: a negative skin.
+            NequIPMDError: a negative skin, or cutoffs that :func:`~nequip_md.graph.build_graph` refuses.
         """
         if not (np.isfinite(skin) and skin >= 0):
             raise NequIPMDError(f"the skin must be a distance of at least 0 angstrom, it is {skin}")
-        self.type_names = list(type_names)
-        self.type_map = dict(type_map or {})
-        self.cutoffs = cutoff_matrix(cutoffs, len(self.type_names))
+        self.cutoffs = cutoff_matrix(cutoffs)
         self.skin = float(skin)
         self.num_searches = 0
         self._last: _Search | None = None
 
-    def graph(self, atoms: Atoms) -> Graph:
-        """The graph of ``atoms`` as they are now.
+    def graph(self, structure: Structure) -> Graph:
+        """The graph of the structure as it is now.
 
         Raises:
             NequIPMDError: as for :func:`~nequip_md.graph.build_graph`.
         """
-        types = atom_types(atoms, self.type_names, self.type_map)
-        cell = periodic_cell(atoms)
         search = self._last
-        if search is None or not self._complete(search, atoms.positions, cell, atoms.pbc):
-            found = neighbor_pairs(atoms.positions, cell, atoms.pbc, self.cutoffs.max() + self.skin)
-            self._last = search = _Search(atoms.positions.copy(), cell, atoms.pbc.copy(), *found)
+        if search is None or not self._complete(search.structure, structure):
+            found = neighbor_pairs([structure], self.cutoffs.max() + self.skin)
+            self._last = search = _Search(structure, *found)
             self.num_searches += 1
-        return graph_from_pairs(atoms.positions, cell, search.pairs, search.shifts, types, self.cutoffs)
+        return graph_from_pairs([structure], search.pairs, search.shifts, self.cutoffs)
 
-    def _complete(self, search: _Search, positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray) -> bool:
-        if positions.shape != search.positions.shape or (pbc != search.pbc).any():
+    def _complete(self, then: Structure, now: Structure) -> bool:
+        """Whether the pairs that were found in ``then`` are all that can be within the cutoff in ``now``."""
+        if now.num_atoms != then.num_atoms or (now.pbc != then.pbc).any():
             return False
-        if len(positions) == 0:
+        if now.num_atoms == 0:
             return True
-        deformation = np.linalg.solve(search.cell, cell) if (cell != search.cell).any() else np.eye(3)
+        before, cell = then.invertible_cell, now.invertible_cell
+        deformation = np.linalg.solve(before, cell) if (cell != before).any() else np.eye(3)
         smallest = np.linalg.svd(deformation, compute_uv=False)[-1]
-        moved = np.linalg.norm(positions - search.positions @ deformation, axis=1).max()
+        moved = np.linalg.norm(now.positions - then.positions @ deformation, axis=1).max()
         cutoff = self.cutoffs.max()
         return smallest * (cutoff + self.skin) - 2 * moved >= cutoff

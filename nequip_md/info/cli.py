@@ -1,13 +1,14 @@
-"""``nequip-md info``: facts of a model file or of this installation, as text or JSON."""
+"""``nequip-md-info``: facts of a model file or of this installation, as text or JSON."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from nequip_md.cli import command_parser, run
+from nequip_md.cli import command_parser, exit_status
 
 
 def lines(facts: dict[str, Any], indent: str = "") -> Iterator[str]:
@@ -35,7 +36,8 @@ def _inline(value: Any) -> str:
     return str(value)
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point of the command; returns its exit status."""
     parser = command_parser(
         "info",
         "What a model file holds; without a file, what is installed on this machine. "
@@ -52,21 +54,21 @@ def main() -> None:
     parser.add_argument(
         "--allow-pickle", action="store_true", help="read upstream files whose format executes code stored in them"
     )
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
 
     def program() -> None:
         if options.model is None:
-            from nequip_md.info.installation import installation_facts
+            from nequip_md.info import installation_facts
 
             facts = installation_facts()
         else:
-            from nequip_md.info.model_file import model_facts
+            from nequip_md.info import model_facts
 
             facts = model_facts(options.model, allow_pickle=options.allow_pickle)
         print(json.dumps(facts, indent=2) if options.json else "\n".join(lines(facts)))
 
-    run(program)
+    return exit_status(program)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

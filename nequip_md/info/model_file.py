@@ -20,7 +20,7 @@ def model_facts(path: str | Path, *, allow_pickle: bool = False) -> dict[str, An
     No machine code of an artifact is loaded.
 
     Args:
-        allow_pickle: as for :func:`nequip_md.load`.
+        allow_pickle: as for :func:`nequip_md.load_checkpoint`.
 
     Raises:
         NequIPMDError: the file is missing, is damaged, or holds no model.

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from nequip_md.errors import NequIPMDError, install_command
-from nequip_md.lammps.installation import Installation, cache_folder
+from nequip_md.lammps.installation import Installation, cache_folder, version
 
 PLUGIN = "nequipplugin.so"
 ENGINE = "libnequip_md_engine.so"
@@ -60,7 +60,7 @@ def build(
         ) from None
 
 
-def _build_locked(installation: Installation, folder: Path, force: bool, announce) -> Path:
+def _build_locked(installation: Installation, folder: Path, force: bool, announce: Callable[[str], None]) -> Path:
     folder.parent.mkdir(parents=True, exist_ok=True)
     with _lock(folder.with_name(folder.name + ".lock")):
         if is_built(folder) and not force:
@@ -90,6 +90,35 @@ def state() -> tuple[Path, str]:
     """
     folder = cache_folder() / Installation.find().key()
     return folder, "built" if is_built(folder) else "build failed" if failure_note(folder).exists() else "not built"
+
+
+def built_folder() -> Path:
+    """Folder of the plugin for the installed torch and LAMMPS, for ``LAMMPS_PLUGIN_PATH``.
+
+    Raises:
+        NequIPMDError: it is not built, or something that it is built from is not installed.
+    """
+    folder, condition = state()
+    if condition != "built":
+        raise NequIPMDError("the plugin is not built yet; run: nequip-md-lammps build")
+    return folder
+
+
+def plugin_facts() -> dict[str, str]:
+    """What the plugin is built from, where it lies and whether it is built, by name.
+
+    Raises:
+        NequIPMDError: something that it is built from is not installed.
+    """
+    installation = Installation.find()
+    folder, condition = state()
+    return {
+        "torch": f"{version('torch')}  {installation.torch}",
+        "LAMMPS": f"{version('lammps')}  {installation.lammps}",
+        "mpi.h": str(installation.mpi_include),
+        "sources": str(installation.source),
+        "plugin": f"{folder / PLUGIN}  ({condition})",
+    }
 
 
 def failure_note(folder: Path) -> Path:

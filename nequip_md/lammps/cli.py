@@ -6,14 +6,14 @@ import argparse
 import shlex
 import sys
 import time
+from collections.abc import Sequence
 
-from nequip_md.cli import command_parser
-from nequip_md.errors import NequIPMDError
-from nequip_md.lammps.build import PLUGIN, build, state
-from nequip_md.lammps.installation import Installation, in_tree_options, version
+from nequip_md.cli import command_parser, exit_status
+from nequip_md.lammps.build import PLUGIN, build, built_folder, plugin_facts
+from nequip_md.lammps.installation import in_tree_options
 
 
-def main(argv: list[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point of the command; returns its exit status."""
     parser = command_parser("lammps", "The LAMMPS plugin that provides pair_style nequip.")
     commands = parser.add_subparsers(dest="command", required=True)
@@ -27,44 +27,29 @@ def main(argv: list[str] | None = None) -> int:
         "intree", help="print the options with which LAMMPS' own cmake builds the pair style into LAMMPS"
     )
     commands.add_parser("info", help="print what the plugin is built from and whether it is built")
-    options = parser.parse_args(argv)
-    try:
-        return {"build": _build, "path": _path, "intree": _in_tree, "info": _info}[options.command](options)
-    except NequIPMDError as error:
-        print(f"nequip-md-lammps: {error}", file=sys.stderr)
-        return 1
+    options = parser.parse_args(arguments)
+    programs = {"build": _build, "path": _path, "intree": _in_tree, "info": _info}
+    return exit_status(lambda: programs[options.command](options))
 
 
-def _build(options: argparse.Namespace) -> int:
+def _build(options: argparse.Namespace) -> None:
     began = time.monotonic()
     folder = build(options.lammps, options.mpi_include, options.output, force=options.force, announce=print)
     print(f"{folder / PLUGIN} is ready ({time.monotonic() - began:.0f} s)")
-    return 0
 
 
-def _path(_: argparse.Namespace) -> int:
-    folder, condition = state()
-    if condition != "built":
-        raise NequIPMDError("the plugin is not built yet; run: nequip-md-lammps build")
-    print(folder)
-    return 0
+def _path(_: argparse.Namespace) -> None:
+    print(built_folder())
 
 
-def _in_tree(_: argparse.Namespace) -> int:
+def _in_tree(_: argparse.Namespace) -> None:
     print(shlex.join(in_tree_options()))
-    return 0
 
 
-def _info(_: argparse.Namespace) -> int:
-    installation = Installation.find()
-    folder, condition = state()
-    rows = {
-        "torch": f"{version('torch')}  {installation.torch}",
-        "LAMMPS": f"{version('lammps')}  {installation.lammps}",
-        "mpi.h": installation.mpi_include,
-        "sources": installation.source,
-        "plugin": f"{folder / PLUGIN}  ({condition})",
-    }
-    for name, value in rows.items():
+def _info(_: argparse.Namespace) -> None:
+    for name, value in plugin_facts().items():
         print(f"{name:8s} {value}")
-    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

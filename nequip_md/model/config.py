@@ -6,7 +6,7 @@ Defaults are those of upstream ``nequip`` 0.19 / ``nequip-allegro`` 0.8, so that
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from ase.data import atomic_numbers
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, field_validator, model_validator
@@ -223,7 +223,7 @@ PRESETS = tuple(_ALLEGRO_PRESETS) + tuple(_NEQUIP_PRESETS)
 """Names that :func:`preset` knows."""
 
 
-def preset(name: str, **options) -> AllegroConfig | NequIPConfig:
+def preset(name: str, **options: Any) -> AllegroConfig | NequIPConfig:
     """The named architecture: Allegro small/medium/large or NequIP S/M/L/XL; ``options`` override its values.
 
     Raises:

@@ -97,7 +97,6 @@ class PairNequIP : public Pair {
 
   std::vector<int>
       owner;    // atom that each atom is or is a copy of; for models with message passing
-  std::vector<int> centres;    // 0 ... nlocal - 1, where there is no list of LAMMPS
 
   // Digests of the model's file, when loading it began and ended.
 

@@ -51,7 +51,7 @@ def eam(force_styles, artifacts, tmp_path_factory) -> tuple[Path, str]:
 
 @pytest.fixture(scope="session")
 def doctored(lj_artifact, tmp_path_factory):
-    """``doctored(format_version="2")``: the path of a copy of the artifact with other metadata; None removes a key."""
+    """``doctored(format_version="1")``: the path of a copy of the artifact with other metadata; None removes a key."""
     folder = tmp_path_factory.mktemp("doctored")
 
     def make(**changes: str | None) -> Path:

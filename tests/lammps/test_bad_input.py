@@ -39,7 +39,7 @@ NEGATIVE_CONTROLS = {
     ),
     "other format version": (
         "pair_style nequip\npair_coeff * * {format} Ar Ne",
-        "format version 2|reads version 1|export the model again",
+        "format version 1|reads version 2|nequip-md-export MODEL -o OUT.pt2",
     ),
     "other torch": ("pair_style nequip\npair_coeff * * {torch} Ar Ne", "torch 1.13.0|export the model again"),
     "no metadata": (
@@ -145,7 +145,7 @@ def files(lj_artifact, doctored, tmp_path_factory) -> dict[str, Path]:
     return {
         "folder": folder,
         "lj": lj_artifact,
-        "format": doctored(format_version="2"),
+        "format": doctored(format_version="1"),
         "torch": doctored(torch_version="1.13.0"),
         "bare": doctored(format_version=None),
         "cutoffs": doctored(pair_cutoffs="6.0 5.5"),

@@ -7,95 +7,37 @@ import ctypes
 import re
 import resource
 import subprocess
-from ctypes import POINTER, Structure, byref, c_char_p, c_double, c_int, c_longlong, c_void_p
+from ctypes import POINTER, byref, c_double, c_int, c_void_p
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from ase.build import bulk
+from ase.calculators.lj import LennardJones as ASELennardJones
 
 from support.analytic import LennardJones
+from support.engine import (
+    BAD_DEVICE,
+    BAD_FILE,
+    BAD_INPUT,
+    BAD_MODEL,
+    BAD_RESULT,
+    OK,
+    Options,
+    Results,
+    System,
+    c_array,
+    load_model,
+    open_engine,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
-OK, BAD_FILE, BAD_MODEL, BAD_DEVICE, BAD_INPUT, BAD_RESULT, INTERNAL = range(7)
-
-
-class Options(Structure):
-    _fields_ = [
-        ("device", c_char_p),
-        ("device_index", c_int),
-        ("num_threads", c_int),
-        ("energy_factor", c_double),
-        ("max_edges", c_longlong),
-        ("no_replay", c_int),
-        ("no_guard", c_int),
-    ]
-
-
-class System(Structure):
-    _fields_ = [
-        ("num_all", c_int),
-        ("positions", POINTER(c_double)),
-        ("types", POINTER(c_int)),
-        ("num_caller_types", c_int),
-        ("type_map", POINTER(c_int)),
-        ("num_centres", c_int),
-        ("centres", POINTER(c_int)),
-        ("num_neighbours", POINTER(c_int)),
-        ("neighbours", POINTER(POINTER(c_int))),
-        ("skin", c_double),
-        ("neighbour_mask", c_int),
-        ("lists_changed", c_int),
-        ("owner", POINTER(c_int)),
-    ]
-
-
-class Results(Structure):
-    _fields_ = [
-        ("energy", c_double),
-        ("virial", c_double * 6),
-        ("forces", POINTER(c_double)),
-        ("atom_energies", POINTER(c_double)),
-        ("atom_virials", POINTER(c_double)),
-        ("centroid_virials", POINTER(c_double)),
-        ("failed_atom", c_int),
-        ("warned_atom", c_int),
-        ("warned_neighbour", c_int),
-        ("num_candidates", c_longlong),
-        ("num_edges", c_longlong),
-        ("num_evaluated", c_longlong),
-        ("num_pieces", c_longlong),
-        ("replayed", c_int),
-        ("seconds_lists", c_double),
-        ("seconds_model", c_double),
-        ("seconds_results", c_double),
-    ]
 
 
 @pytest.fixture(scope="module")
 def library(plugin_folder):
-    loaded = ctypes.CDLL(str(plugin_folder / "libnequip_md_engine.so"))
-    loaded.nequip_md_load.argtypes = [c_char_p, POINTER(Options), POINTER(c_void_p), c_char_p, ctypes.c_size_t]
-    loaded.nequip_md_free.argtypes = [c_void_p]
-    loaded.nequip_md_evaluate.argtypes = [c_void_p, POINTER(System), POINTER(Results)]
-    loaded.nequip_md_isolated_energy.argtypes = [c_void_p, c_int, POINTER(c_double)]
-    for name, result in {
-        "last_error": c_char_p,
-        "last_warning": c_char_p,
-        "metadata": c_char_p,
-        "type_name": c_char_p,
-        "cutoff": c_double,
-        "pair_cutoff": c_double,
-    }.items():
-        function = getattr(loaded, f"nequip_md_{name}")
-        function.restype = result
-        function.argtypes = [
-            c_void_p,
-            *{"metadata": [c_char_p], "type_name": [c_int], "pair_cutoff": [c_int, c_int]}.get(name, []),
-        ]
-    for name in ("num_types", "message_passing_layers"):
-        getattr(loaded, f"nequip_md_{name}").argtypes = [c_void_p]
-    return loaded
+    return open_engine(plugin_folder)
 
 
 @pytest.fixture
@@ -104,23 +46,14 @@ def load(library):
     handles = []
 
     def make(path, **options):
-        handle, message = c_void_p(), ctypes.create_string_buffer(1000)
-        status = library.nequip_md_load(
-            str(path).encode(), byref(Options(**options)), byref(handle), message, len(message)
-        )
-        if status != OK:
-            assert not handle.value
-            return status, message.value.decode()
-        handles.append(handle)
-        return handle
+        loaded = load_model(library, path, **options)
+        if not isinstance(loaded, tuple):
+            handles.append(loaded)
+        return loaded
 
     yield make
     for handle in handles:
         library.nequip_md_free(handle)
-
-
-def c_array(values, kind):
-    return (kind * max(len(values), 1))(*values)
 
 
 class Atoms:
@@ -154,7 +87,7 @@ class Atoms:
             lists_changed=self.lists_changed,
             owner=None if self.owner is None else c_array(self.owner, c_int),
         )
-        system = System(**{k: v for k, v in {**fields, **self.overrides}.items() if v is not None})
+        system = self.system = System(**{k: v for k, v in {**fields, **self.overrides}.items() if v is not None})
         results = Results(
             forces=self.forces, atom_energies=self.energies, atom_virials=self.virials, centroid_virials=self.centroid
         )
@@ -189,7 +122,7 @@ def some_atoms(count: int, **options) -> Atoms:
 
 def test_metadata(library, load, lj_artifact):
     handle = load(lj_artifact)
-    assert library.nequip_md_abi_version() == 4
+    assert library.nequip_md_abi_version() == 5
     assert library.nequip_md_num_types(handle) == 2
     assert [library.nequip_md_type_name(handle, t) for t in (-1, 0, 1, 2)] == [None, b"Ar", b"Ne", None]
     assert library.nequip_md_cutoff(handle) == 6.0
@@ -371,10 +304,80 @@ def test_owners(library, load, doctored, lj_artifact):
         assert bad.status == BAD_INPUT and words in bad.message
 
 
+class Larger(System):
+    """A structure of a later version."""
+
+    _fields_ = [("later", c_int), ("latest", c_int)]
+
+
+@pytest.mark.parametrize("size", [0, 8, 5000])
+@pytest.mark.parametrize("structure", ["system", "results"])
+def test_size_that_cannot_be(structure, size, library, load, lj_artifact):
+    """The field was forgotten, is that of a pointer, or was never written to."""
+    handle, system, results = load(lj_artifact), System(), Results(failed_atom=77)
+    (system if structure == "system" else results).struct_size = size
+    assert library.nequip_md_evaluate(handle, byref(system), byref(results)) == BAD_INPUT
+    expected = f"struct_size of nequip_md_{structure} is {size}; set it to sizeof(nequip_md_{structure})"
+    assert expected in library.nequip_md_last_error(handle).decode()
+    assert results.failed_atom == (77 if structure == "results" else -1)
+
+
+def test_older_callers(library, load, lj_artifact):
+    """Fields beyond the caller's structure are neither read nor written."""
+    handle, atoms = load(lj_artifact), some_atoms(6)
+    atoms.overrides |= {"struct_size": System.cell.offset, "memory": 9, "cell": c_array([0.0] * 9, c_double)}
+    assert atoms.evaluate(library, handle).status == OK, atoms.message
+    del atoms.overrides["struct_size"]
+    assert atoms.evaluate(library, handle).status == BAD_INPUT
+    forces = c_array([0.0] * 18, c_double)
+    results = Results(struct_size=Results.num_candidates.offset, forces=forces, num_edges=-7)
+    assert library.nequip_md_evaluate(handle, byref(atoms.system), byref(results)) == BAD_INPUT
+    del atoms.overrides["memory"], atoms.overrides["cell"]
+    atoms.evaluate(library, handle)
+    assert library.nequip_md_evaluate(handle, byref(atoms.system), byref(results)) == OK
+    assert (results.energy, results.num_edges, results.struct_size) == (atoms.energy, -7, Results.num_candidates.offset)
+    options = Options(struct_size=Options.no_replay.offset, no_guard=1)
+    assert (
+        library.nequip_md_load(str(lj_artifact).encode(), byref(options), byref(handle2 := c_void_p()), None, 0) == OK
+    )
+    library.nequip_md_free(handle2)
+
+
+@pytest.mark.parametrize("later", [0, 1])
+def test_newer_callers(later, library, load, lj_artifact):
+    """Fields that the library does not know may be there, but not be used."""
+    handle, atoms = load(lj_artifact), some_atoms(6)
+    energy = atoms.evaluate(library, handle).energy
+    larger = Larger(latest=later)
+    ctypes.memmove(byref(larger, 8), byref(atoms.system, 8), ctypes.sizeof(System) - 8)
+    results = Results(forces=atoms.forces)
+    status = library.nequip_md_evaluate(handle, ctypes.cast(byref(larger), POINTER(System)), byref(results))
+    if later:
+        assert status == BAD_INPUT
+        assert b"and uses fields beyond the" in library.nequip_md_last_error(handle)
+    else:
+        assert status == OK and results.energy == energy
+
+
 BAD_LOADS = {
     "missing": (BAD_FILE, "cannot open", lambda make: ("/nowhere/model.pt2", {})),
     "other format": (BAD_MODEL, "format version 7", lambda make: (make(format_version="7"), {})),
     "other units": (BAD_MODEL, "'length_unit'", lambda make: (make(length_unit="bohr"), {})),
+    "version 1": (
+        BAD_MODEL,
+        "has format version 1, this engine reads version 2; write it again with: nequip-md-export MODEL -o OUT.pt2",
+        lambda make: (make(format_version="1"), {}),
+    ),
+    "a committee": (BAD_MODEL, "holds 4 networks, and this engine evaluates 1", lambda make: (make(networks="4"), {})),
+    "networks not said": (BAD_MODEL, "no metadata key 'networks'", lambda make: (make(networks=None), {})),
+    "no network": (BAD_MODEL, "'networks'", lambda make: (make(networks="0"), {})),
+    "ghosts not said": (BAD_MODEL, "no metadata key 'ghosts'", lambda make: (make(ghosts=None), {})),
+    "ghosts unclear": (BAD_MODEL, "'ghosts'", lambda make: (make(ghosts="perhaps"), {})),
+    "options without their size": (
+        BAD_INPUT,
+        "struct_size of nequip_md_options is 0; set it to sizeof(nequip_md_options)",
+        lambda make: (make(), {"struct_size": 0}),
+    ),
     "cuda artifact": (BAD_DEVICE, "no such device", lambda make: (make(device="cuda"), {})),
     "cuda wanted": (BAD_DEVICE, "exported for device cpu", lambda make: (make(), {"device": b"cuda"})),
     "unknown device": (BAD_DEVICE, "unknown device 'tpu'", lambda make: (make(), {"device": b"tpu"})),
@@ -515,6 +518,106 @@ def test_large_forces_leave_fixed_point(library, load, lj_artifact, lj_model):
     )
 
 
+def test_first_centres(library, load, lj_artifact):
+    """Without ``centres`` they are the first atoms."""
+    handle = load(lj_artifact)
+    ours, expected = (some_atoms(9, centres=[0, 1, 2, 3]) for _ in range(2))
+    ours.overrides["centres"] = None
+    ours, expected = (atoms.evaluate(library, handle) for atoms in (ours, expected))
+    assert ours.status == OK and ours.energy == expected.energy != 0
+    assert list(ours.forces) == list(expected.forces)
+
+
+def repeated(atoms: Atoms, length: float) -> Atoms:
+    """In a cubic cell, whose images the engine makes."""
+    atoms.overrides |= {"neighbours": None, "num_neighbours": None, "periodic": (1, 1, 1), "skin": 0.4}
+    atoms.overrides["cell"] = c_array((np.eye(3) * length).ravel(), c_double)
+    return atoms
+
+
+@pytest.mark.parametrize("length", [4.5, 30.0])
+def test_centres_with_a_cell(length, library, load, lj_artifact):
+    """Energies, forces and virials of some centres and of the others add up to those of all."""
+    handle = load(lj_artifact)
+    parts = [[7, 2], [0, 1, 3, 4, 5, 6, 8]]
+    first, second, whole = (
+        repeated(some_atoms(9, centres=centres), length).evaluate(library, handle) for centres in (*parts, None)
+    )
+    assert whole.status == first.status == second.status == OK, whole.message
+    assert first.energy + second.energy == pytest.approx(whole.energy, rel=1e-13)
+    for name in ("forces", "energies", "virials", "centroid"):
+        total = np.array(getattr(first, name)) + np.array(getattr(second, name))
+        np.testing.assert_allclose(total, np.array(getattr(whole, name)), rtol=1e-10, atol=1e-10, err_msg=name)
+    nine = np.array(whole.centroid).reshape(-1, 9).sum(0)
+    np.testing.assert_allclose(nine[:3], whole.virial[:3], rtol=1e-10)
+
+
+@pytest.mark.parametrize("max_edges", [0, 40])
+def test_atoms_outside_the_model_have_no_images(max_edges, library, load, lj_artifact):
+    handle = load(lj_artifact, max_edges=max_edges)
+    full = repeated(some_atoms(8), 9.0)
+    full.types = [0 if k in (0, 5) else t for k, t in enumerate(full.types)]
+    full.evaluate(library, handle)
+    kept = [k for k in range(8) if k not in (0, 5)]
+    few = repeated(Atoms(full.positions[kept], [full.types[k] for k in kept]), 9.0).evaluate(library, handle)
+    assert full.status == few.status == OK
+    np.testing.assert_allclose(np.array(full.energies)[kept], np.array(few.energies), rtol=1e-13)
+    np.testing.assert_allclose(
+        np.array(full.forces).reshape(-1, 3)[kept], np.array(few.forces).reshape(-1, 3), atol=1e-13
+    )
+
+
+@pytest.mark.parametrize("count", [0, 3])
+def test_cell_without_atoms_of_the_model(count, library, load, lj_artifact):
+    """Nothing at all, or nothing that the model knows; then atoms, with the same handle."""
+    handle = load(lj_artifact)
+    nothing = repeated(some_atoms(count), 7.0)
+    nothing.types = [0] * count
+    assert nothing.evaluate(library, handle).status == OK, nothing.message
+    assert nothing.energy == 0 and not any(nothing.forces)
+    some = repeated(some_atoms(4), 7.0).evaluate(library, handle)
+    assert some.status == OK and some.energy == repeated(some_atoms(4), 7.0).evaluate(library, load(lj_artifact)).energy
+
+
+def test_contact_with_an_image(library, load, doctored):
+    """The guard names atoms of the caller, and the distance across the boundary."""
+    handle = load(doctored(closest_distances="3.0 3.0 3.0 3.0"))
+    atoms = repeated(Atoms([[0.1, 5.0, 5.0], [5.0, 5.0, 5.0], [9.6, 5.0, 5.0]], [1, 1, 2]), 11.0).evaluate(
+        library, handle
+    )
+    assert (atoms.status, atoms.warning[:44]) == (OK, "atoms of types Ar and Ne are 1.5 angstrom ap"), atoms.message
+    assert sorted(atoms.warned) == [0, 2]
+
+
+BAD_WITH_A_CELL = {
+    "lists": ("neighbours", "with cell the engine makes images and lists itself"),
+    "owners": ("owner", "with cell the engine makes images and lists itself"),
+    "on a GPU": ("memory", "memory says that the arrays lie on a GPU, but this model runs on the CPU"),
+    "nowhere": ("nowhere", "memory must be NEQUIP_MD_HOST_MEMORY or NEQUIP_MD_GPU_MEMORY"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_WITH_A_CELL)
+def test_bad_input_with_a_cell(case, library, load, lj_artifact):
+    field, words = BAD_WITH_A_CELL[case]
+    atoms = repeated(some_atoms(6), 12.0)
+    if field == "neighbours":
+        del atoms.overrides["neighbours"], atoms.overrides["num_neighbours"]
+    elif field == "owner":
+        atoms.owner = list(range(6))
+    else:
+        atoms.overrides["memory"] = 7 if field == "nowhere" else 1
+    atoms.evaluate(library, load(lj_artifact))
+    assert atoms.status == BAD_INPUT and words in atoms.message
+
+
+def test_message_passing_with_a_cell_needs_all_centres(library, load, doctored):
+    handle = load(doctored(message_passing_layers="2"))
+    atoms = repeated(some_atoms(6, centres=[0, 1, 2, 4, 5]), 12.0).evaluate(library, handle)
+    assert atoms.status == BAD_INPUT and "with cell every atom must be a centre" in atoms.message
+    assert atoms.failed_atom == 3
+
+
 def test_short_message_buffer(library):
     handle, message = c_void_p(), ctypes.create_string_buffer(b"#" * 20, 20)
     assert library.nequip_md_load(b"/nowhere.pt2", None, byref(handle), message, 10) == BAD_FILE
@@ -542,10 +645,10 @@ def test_no_foreign_symbols(plugin_folder):
     assert exported and all(name.startswith("nequip_md_") for name in exported)
 
 
-def test_example_of_the_manual(plugin_folder, lj_artifact, lj_model, tmp_path):
-    """The C program in docs/engine.md compiles as C99 without warnings and prints the right energy and force."""
+def test_example_of_the_manual(plugin_folder, lj_artifact, tmp_path):
+    """The C program in docs/engine.md compiles as C99 without warnings and prints the energy and virial of ASE's model."""
     program = re.search(r"```c\n(.*?)```", (ROOT / "docs" / "engine.md").read_text(), re.S).group(1)
-    (tmp_path / "dimer.c").write_text(program)
+    (tmp_path / "crystal.c").write_text(program)
     subprocess.run(
         [
             "gcc",
@@ -554,9 +657,9 @@ def test_example_of_the_manual(plugin_folder, lj_artifact, lj_model, tmp_path):
             "-Wextra",
             "-Werror",
             "-pedantic",
-            "dimer.c",
+            "crystal.c",
             "-o",
-            "dimer",
+            "crystal",
             f"-I{plugin_folder}/include",
             f"-L{plugin_folder}",
             "-lnequip_md_engine",
@@ -565,11 +668,12 @@ def test_example_of_the_manual(plugin_folder, lj_artifact, lj_model, tmp_path):
         cwd=tmp_path,
         check=True,
     )
-    run = subprocess.run([tmp_path / "dimer", lj_artifact], capture_output=True, text=True)
+    run = subprocess.run([tmp_path / "crystal", lj_artifact], capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
     printed = dict(re.findall(r"(\w+) += +(\S+)", run.stdout))
-    energies, forces = reference(lj_model, Atoms([[0, 0, 0], [0, 0, 3.5]], [1, 1]))
-    assert abs(float(printed["energy"]) - energies.sum()) < 1e-9
-    assert abs(float(printed["force"]) - forces[1, 2]) < 1e-9
-    failed = subprocess.run([tmp_path / "dimer", tmp_path / "none.pt2"], capture_output=True, text=True)
+    crystal = bulk("Ar", "fcc", a=5.3)
+    crystal.calc = ASELennardJones(sigma=3.4, epsilon=0.0104, rc=6.0)  # argon of force_styles/lj.yaml
+    assert abs(float(printed["energy"]) - (crystal.get_potential_energy() - 1.5)) < 1e-9
+    assert abs(float(printed["virial"]) + crystal.get_stress()[0] * crystal.get_volume()) < 1e-9
+    failed = subprocess.run([tmp_path / "crystal", tmp_path / "none.pt2"], capture_output=True, text=True)
     assert failed.returncode == 1 and "cannot open model file" in failed.stderr

@@ -76,11 +76,11 @@ def test_metadata_that_are_no_table(load, lj_artifact, tmp_path, case):
 
 def test_metadata_with_escapes(load, lj_artifact, tmp_path):
     """Every way in which JSON writes a character."""
-    text = r'{ "format_version" : "\u0031", "type_names": "\u00c5 \ud83d\ude00 \"\\\/\n", "cutoff": "1" }'
+    text = r'{ "format_version" : "\u0032", "type_names": "\u00c5 \ud83d\ude00 \"\\\/\n", "cutoff": "1" }'
     status, message = load(rewritten(lj_artifact, tmp_path / "other.pt2", metadata=text))
     assert status == BAD_MODEL and "no metadata key 'pair_cutoffs'" in message
     status, message = load(
-        rewritten(lj_artifact, tmp_path / "other.pt2", metadata=text.replace(r"\u0031", r"\u00e9\ud83d\ude00\t\""))
+        rewritten(lj_artifact, tmp_path / "other.pt2", metadata=text.replace(r"\u0032", r"\u00e9\ud83d\ude00\t\""))
     )
     assert 'has format version \u00e9\U0001f600\t", this engine reads' in message
 

@@ -16,8 +16,8 @@ import yaml
 
 import nequip_md
 from nequip_md.checkpoint import read_info
-from nequip_md.export.cli import export
-from nequip_md.graph import batch_graphs, build_graph, forces_from_gradient
+from nequip_md.export import export_checkpoint
+from nequip_md.graph import Structure, batch_graphs, build_graph, forces_from_gradient
 from nequip_md.model import energy_and_gradient
 from support.lammps_run import run_lammps
 
@@ -33,11 +33,11 @@ def test_configuration_of_the_checkpoint():
 
 def test_force_error_on_the_test_data(data_folder):
     """At most 50 meV/angstrom, and what README states, on every fourth frame."""
-    model = nequip_md.load(WATER / "water.nqmd")
+    model = nequip_md.load_checkpoint(WATER / "water.nqmd")
     stated = read_info(WATER / "water.nqmd").training["metrics"]["test"]["force_rmse"]
     errors = []
     for atoms in ase.io.read(data_folder / "water" / "test.extxyz", "::4"):
-        graph = batch_graphs([build_graph(atoms, model.type_names, model.config.cutoff_matrix())])
+        graph = batch_graphs([build_graph(Structure.from_ase(atoms, model.type_names), model.config.cutoff_matrix())])
         _, gradient = energy_and_gradient(model, *graph.tensors)
         errors.append(forces_from_gradient(graph, gradient).numpy() - atoms.get_forces())
     rmse = np.sqrt(np.mean(np.square(errors)))
@@ -51,7 +51,7 @@ def test_example_runs(plugin_folder, tmp_path):
     shutil.copytree(WATER, folder, ignore=shutil.ignore_patterns("out"))
     (folder / "out").mkdir()
     torch.manual_seed(0)
-    export(folder / "water.nqmd", folder / "out" / "water.pt2", device="cpu", precision="fp32")
+    export_checkpoint(folder / "water.nqmd", folder / "out" / "water.pt2", device="cpu", precision="fp32")
     outcome = run_lammps(
         (folder / "in.water").read_text(),
         folder,

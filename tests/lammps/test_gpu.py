@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import tempfile
 from pathlib import Path
 
@@ -14,8 +15,20 @@ from test_isolated import ATOMS, DIMER, GAS, counts
 from test_models import DENSE
 
 from support.artifacts import with_metadata
+from support.engine import (
+    BAD_INPUT,
+    GPU_MEMORY,
+    HOST_MEMORY,
+    OK,
+    Results,
+    System,
+    c_array,
+    load_model,
+    open_engine,
+)
 from support.lammps_run import measurement, read_measurement, run_lammps
 from support.lammps_systems import NATIVE, SYSTEMS, nequip
+from support.structures import triclinic_crystal
 
 pytestmark = [
     pytest.mark.gpu,
@@ -44,7 +57,7 @@ run 60
 @pytest.fixture(scope="session")
 def gpu_models(small_models, tmp_path_factory):
     """``gpu_models("allegro_fp32")``: the artifact of a model of ``small_models``, compiled for CUDA."""
-    from nequip_md.export.cli import export
+    from nequip_md.export import export_checkpoint
 
     folder = tmp_path_factory.mktemp("cuda")
 
@@ -53,7 +66,7 @@ def gpu_models(small_models, tmp_path_factory):
         path = folder / f"{name}.pt2"
         if not path.exists():
             checkpoint, _ = small_models(f"{kind}_fp64")  # the same weights for every precision
-            export(checkpoint, path, device="cuda", precision=precision)
+            export_checkpoint(checkpoint, path, device="cuda", precision=precision)
         return path
 
     return make
@@ -251,3 +264,136 @@ def test_code_is_deleted_when_it_is_loaded(gpu_models, small_models, tmp_path, m
                 forces.append(atoms.get_forces())
                 assert not list(tmp_path.iterdir()), "unpacked code"
             np.testing.assert_allclose(forces[0], forces[1], rtol=0, atol=1e-9 * np.abs(forces[1]).max())
+
+
+class Arrays:
+    """A system of ``support.structures`` for the engine, in host memory or on the GPU; ``evaluate`` may be called again."""
+
+    QUANTITIES = {"forces": 3, "atom_energies": 1, "atom_virials": 6, "centroid_virials": 9}
+
+    def __init__(self, library, path, structure, device: str, periodic: bool):
+        self.library, self.device, self.periodic = library, device, periodic
+        self.handle = load_model(library, path)
+        assert not isinstance(self.handle, tuple), self.handle
+        self.structure = structure.copy()
+        names = library.nequip_md_metadata(self.handle, b"type_names").decode().split()
+        types = [names.index(symbol) for symbol in structure.symbols]
+        self.types = torch.tensor(types, dtype=torch.int32, device=device)
+        self.stream = torch.cuda.Stream()
+
+    def evaluate(self, lists_changed: int = 1) -> dict[str, np.ndarray]:
+        """Results by name; the arrays begin at 1, as results are added to them."""
+        count = len(self.structure)
+        on_gpu = self.device == "cuda"
+        with torch.cuda.stream(self.stream):
+            # slow work of the caller's stream, which positions wait for
+            positions = torch.tensor(self.structure.positions, device=self.device)
+            if on_gpu:
+                right, large = positions, torch.ones(4000, 4000, device="cuda")
+                positions = torch.full_like(right, 1e3)
+                for _ in range(20):
+                    large = large @ large * 1e-4
+                positions.copy_(right)
+            values = {
+                name: torch.ones(count, width, dtype=torch.float64, device=self.device)
+                for name, width in self.QUANTITIES.items()
+            }
+        address = {
+            name: ctypes.cast(array.data_ptr(), ctypes.POINTER(ctypes.c_double)) for name, array in values.items()
+        }
+        integers = ctypes.POINTER(ctypes.c_int)
+        system = System(
+            num_all=count,
+            positions=ctypes.cast(positions.data_ptr(), ctypes.POINTER(ctypes.c_double)),
+            types=ctypes.cast(self.types.data_ptr(), integers),
+            num_caller_types=2,
+            type_map=c_array([0, 1], ctypes.c_int),
+            num_centres=count,
+            skin=0.5,
+            lists_changed=lists_changed,
+            memory=GPU_MEMORY if on_gpu else HOST_MEMORY,
+            stream=self.stream.cuda_stream,
+        )
+        if self.periodic:
+            system.cell = c_array(self.structure.cell[:].ravel(), ctypes.c_double)
+            system.periodic[:] = [int(along) for along in self.structure.pbc]
+        else:  # of models with message passing
+            system.owner = c_array(range(count), ctypes.c_int)
+        results = Results(**address)
+        status = self.library.nequip_md_evaluate(self.handle, ctypes.byref(system), ctypes.byref(results))
+        assert status == OK, self.library.nequip_md_last_error(self.handle)
+        with torch.cuda.stream(self.stream):  # in whose order the sums were made
+            found = {name: array.cpu().numpy() - 1 for name, array in values.items()}
+        self.replayed = results.replayed
+        return {"energy": np.array(results.energy), "virial": np.array(results.virial), **found}
+
+
+@pytest.mark.parametrize("periodic", [True, False])
+@pytest.mark.parametrize("kind", ["allegro", "nequip"])
+def test_arrays_on_the_gpu(kind, periodic, gpu_models, small_models, plugin_folder):
+    """Pointers to the GPU beside pointers to the host, and beside the CPU; lists kept and made anew, recorded or not."""
+    library = open_engine(plugin_folder)
+    structure = triclinic_crystal(repeat=(2, 2, 2))
+    ways = [
+        Arrays(library, path, structure, device, periodic)
+        for path, device in (
+            (gpu_models(f"{kind}_fp64"), "cuda"),
+            (gpu_models(f"{kind}_fp64"), "cpu"),
+            (small_models(f"{kind}_fp64")[1], "cpu"),
+        )
+    ]
+    rng = np.random.default_rng(4)
+    replayed = 0
+    for lists_changed in (1, 0, 0, 0, 1, 0):
+        moves = rng.uniform(-0.03, 0.03, structure.positions.shape)
+        outcomes = []
+        for way in ways:
+            way.structure.positions += moves
+            outcomes.append(way.evaluate(lists_changed))
+        replayed += ways[0].replayed
+        for quantity, value in outcomes[-1].items():
+            assert np.abs(value).max() > 1e-3
+            for ours in outcomes[:-1]:
+                np.testing.assert_allclose(
+                    ours[quantity], value, rtol=0, atol=1e-9 * np.abs(value).max(), err_msg=quantity
+                )
+    assert replayed > 0 or kind == "nequip"
+    for way in ways:
+        library.nequip_md_free(way.handle)
+
+
+BAD_ON_GPU = {  # what is wrong with positions, types or forces, and words of the message
+    "positions of the host": ("positions", lambda tensor: tensor.cpu(), "memory says that positions lies on the GPU"),
+    "types of the host": ("types", lambda tensor: tensor.cpu(), "memory says that types lies on the GPU"),
+    "forces of the host": ("forces", lambda tensor: tensor.cpu(), "memory says that forces lies on the GPU"),
+    "NaN": ("positions", lambda tensor: tensor * float("nan"), "the position of an atom is not finite"),
+    "other types": ("types", lambda tensor: tensor + 7, "lies outside type_map"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_ON_GPU)
+def test_bad_arrays_on_the_gpu(case, gpu_models, plugin_folder):
+    which, spoil, words = BAD_ON_GPU[case]
+    library = open_engine(plugin_folder)
+    handle = load_model(library, gpu_models("allegro_fp64"))
+    tensors = {
+        "positions": torch.rand(8, 3, dtype=torch.float64, device="cuda") * 6,
+        "types": torch.zeros(8, dtype=torch.int32, device="cuda"),
+        "forces": torch.zeros(8, 3, dtype=torch.float64, device="cuda"),
+    }
+    tensors[which] = spoil(tensors[which])
+    torch.cuda.synchronize()
+    pointer = {name: ctypes.c_void_p(tensor.data_ptr()) for name, tensor in tensors.items()}
+    system = System(
+        num_all=8,
+        positions=ctypes.cast(pointer["positions"], ctypes.POINTER(ctypes.c_double)),
+        types=ctypes.cast(pointer["types"], ctypes.POINTER(ctypes.c_int)),
+        num_caller_types=1,
+        type_map=c_array([0], ctypes.c_int),
+        num_centres=8,
+        memory=GPU_MEMORY,
+    )
+    results = Results(forces=ctypes.cast(pointer["forces"], ctypes.POINTER(ctypes.c_double)))
+    assert library.nequip_md_evaluate(handle, ctypes.byref(system), ctypes.byref(results)) == BAD_INPUT
+    assert words in library.nequip_md_last_error(handle).decode()
+    library.nequip_md_free(handle)

@@ -99,16 +99,15 @@ def test_lammps_with_the_pair_style(request, options, plugin_folder, lj_artifact
 def test_program_that_links_the_engine(plugin_folder, lj_artifact, tmp_path):
     """The project of docs/engine.md, built in another folder from nothing but the installed engine."""
     manual = (ROOT / "docs" / "engine.md").read_text()
-    for language, name in (("c", "dimer.c"), ("cmake", "CMakeLists.txt")):
+    for language, name in (("c", "crystal.c"), ("cmake", "CMakeLists.txt")):
         (tmp_path / name).write_text(re.search(rf"```{language}\n(.*?)```", manual, re.S).group(1))
     configure(tmp_path, tmp_path / "build", f"-DCMAKE_PREFIX_PATH={plugin_folder}")
     cmake("--build", tmp_path / "build")
-    run = subprocess.run([tmp_path / "build" / "dimer", lj_artifact], capture_output=True, text=True)
+    run = subprocess.run([tmp_path / "build" / "crystal", lj_artifact], capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
     energy = float(re.search(r"energy = (\S+)", run.stdout).group(1))
-    six = (3.4 / 3.5) ** 6
-    at_cutoff = (3.4 / 6.0) ** 6
-    assert abs(energy - (2 * -1.5 + 4 * 0.0104 * (six * six - six - at_cutoff * at_cutoff + at_cutoff))) < 1e-9
+    pair = [4 * 0.0104 * ((3.4 / r) ** 12 - (3.4 / r) ** 6) for r in (5.3 / 2**0.5, 5.3, 6.0)]  # two shells, the cutoff
+    assert abs(energy - (-1.5 + 6 * (pair[0] - pair[2]) + 3 * (pair[1] - pair[2]))) < 1e-9
 
 
 @pytest.mark.parametrize("found", [True, False])

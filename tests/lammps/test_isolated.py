@@ -58,7 +58,7 @@ def test_real_models(name, small_models, plugin_folder, tmp_path):
             )
     outcome = run_lammps(script, tmp_path)
     assert outcome.status == 0, outcome.text
-    model = nequip_md.load(checkpoint)
+    model = nequip_md.load_checkpoint(checkpoint)
     none = torch.zeros(2, 0, dtype=torch.int64)
     alone = model(torch.zeros(0, 3, dtype=torch.float64), none, torch.zeros(3, dtype=torch.int64), torch.tensor([0, 1]))
     alone = alone.detach().numpy()

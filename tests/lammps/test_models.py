@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import nequip_md
-from nequip_md.graph import atomic_virials, build_graph, forces_from_gradient, stress_from_gradient
+from nequip_md.graph import Structure, atomic_virials, build_graph, forces_from_gradient, stress_from_gradient
 from nequip_md.model import energy_and_gradient
 from support.lammps_run import measurement, read_measurement, run_lammps
 from support.lammps_systems import SYSTEMS, System, nequip
@@ -28,12 +28,12 @@ DENSE = {name: denser(SYSTEMS[name]) for name in ("orthogonal", "triclinic", "bo
 
 
 def eager(checkpoint, system: System) -> dict[str, np.ndarray]:
-    model = nequip_md.load(checkpoint)
+    model = nequip_md.load_checkpoint(checkpoint)
     (lx, ly, lz), (xy, xz, yz) = system.lengths, system.tilts
     atoms = ase.Atoms(
         ["HO"[t - 1] for t in system.types], system.positions, cell=[[lx, 0, 0], [xy, ly, 0], [xz, yz, lz]], pbc=True
     )
-    graph = build_graph(atoms, model.type_names, model.config.cutoff_matrix())
+    graph = build_graph(Structure.from_ase(atoms, model.type_names), model.config.cutoff_matrix())
     energies, gradient = energy_and_gradient(model, *graph.tensors)
     stress = -stress_from_gradient(graph, gradient, atoms.get_volume())[0].numpy() * BAR
     shares = atomic_virials(graph, gradient).numpy()

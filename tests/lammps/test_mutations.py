@@ -23,11 +23,12 @@ class Mutation(NamedTuple):
     after: str
 
 
-TALLY, KERNELS, PIECES, PAIR = (
+TALLY, KERNELS, PIECES, PAIR, PAIR_MODEL = (
     "engine/src/tally.cpp",
     "engine/src/kernels.h",
     "engine/src/pieces.cpp",
     "lammps/pair_nequip.cpp",
+    "lammps/pair_nequip_model.cpp",
 )
 MUTATIONS = {
     "virial with the other sign": Mutation(
@@ -43,12 +44,12 @@ MUTATIONS = {
         "  if (eflag_global) eng_vdwl += results.energy;",
     ),
     "types exchanged": Mutation(
-        PAIR, "type_to_model[i] = t;", "type_to_model[i] = nequip_md_num_types(model) - 1 - t;"
+        PAIR_MODEL, "type_to_model[i] = t;", "type_to_model[i] = nequip_md_num_types(model) - 1 - t;"
     ),
     "half of each atom's energy": Mutation(
         TALLY,
-        "atom_energies[table.centres()[node]] += energy_factor",
-        "atom_energies[table.centres()[node]] += 0.5 * energy_factor",
+        "atom_energies[table.centres()[node]] +=\n                energy_factor",
+        "atom_energies[table.centres()[node]] +=\n                0.5 * energy_factor",
     ),
     "no reverse communication": Mutation(PAIR, "  comm->reverse_comm(this);\n", ""),
     "half of each atom's stress": Mutation(

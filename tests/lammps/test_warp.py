@@ -24,7 +24,7 @@ class Atoms(ctypes.Structure):
 
 @pytest.fixture(scope="module")
 def ways(tmp_path_factory):
-    """The function ``run`` of warp.cpp, by way."""
+    """The functions of warp.cpp, by way."""
     folder, found = tmp_path_factory.mktemp("warp"), {}
     for way, options in (("warp", ["-DWARP"]), ("cpu", [])):
         subprocess.run(
@@ -47,11 +47,11 @@ def ways(tmp_path_factory):
             capture_output=True,
             text=True,
         )
-        found[way] = ctypes.CDLL(str(folder / f"{way}.so")).run
+        found[way] = ctypes.CDLL(str(folder / f"{way}.so"))
     return found
 
 
-def evaluate(run, positions, types, centres, cells, num_nodes, num_edges):
+def evaluate(run, positions, types, centres, cells, num_nodes, num_edges, image_atom=None):
     count, some = len(positions), len(centres)
     arrays = {
         "positions": positions,
@@ -92,6 +92,7 @@ def evaluate(run, positions, types, centres, cells, num_nodes, num_edges):
         p["row_ptr"],
         p["forces"],
         p["sums"],
+        None if image_atom is None else ctypes.c_void_p(image_atom.ctypes.data),
     ), "threads wait for each other"
     return result
 
@@ -106,7 +107,7 @@ def test_lanes(ways, cells, some):
     allowed = (types >= 0)[:, None] & (near > 0)
     edges = int((allowed & (near < CUTOFF)).sum())
     nodes, padded = some + 5, edges + 11
-    warp, cpu = (evaluate(ways[way], positions, types, centres, cells, nodes, padded) for way in ("warp", "cpu"))
+    warp, cpu = (evaluate(ways[way].run, positions, types, centres, cells, nodes, padded) for way in ("warp", "cpu"))
     for name, values in cpu.items():
         if name == "sums":  # of floating-point numbers, in another order
             np.testing.assert_allclose(warp[name], values, rtol=1e-13, atol=1e-13, err_msg=name)
@@ -127,3 +128,42 @@ def test_lanes(ways, cells, some):
     assert cpu["sums"][:, 6].tolist() == [*range(some), *[0] * 5] and cpu["sums"][:, 8].sum() == edges
     close = near**2 < SHORTEST[types][:, types[centres]]
     assert close[allowed].any() and list(cpu["sums"][:some, 9]) == list((allowed & close).sum(axis=0))
+
+
+@pytest.mark.parametrize("cells", [0, 4])
+def test_images(ways, cells):
+    """Images are put where the lattice says, and what belongs to them goes to their atoms."""
+    rng = np.random.default_rng(5)
+    count, lattice = 150, np.array([[7.0, 0.0, 0.0], [1.0, 7.5, 0.0], [-0.5, 0.7, 8.0]])
+    given = rng.uniform(0, 1, (count, 3)) @ lattice
+    shifts = [shift for shift in np.ndindex(3, 3, 3) if shift != (1, 1, 1)]
+    shift = np.concatenate([np.zeros((count, 3)), *(np.tile(np.array(s) - 1, (count, 1)) for s in shifts)]).astype(
+        np.int32
+    )
+    atom = np.tile(np.arange(count, dtype=np.int32), 27)
+    positions = {way: np.full((len(atom), 3), np.nan) for way in ways}
+    for way, library in ways.items():
+        pointers = [ctypes.c_void_p(a.ctypes.data) for a in (given, atom, shift, lattice)]
+        assert library.place(*pointers, ctypes.c_longlong(len(atom)), ctypes.c_void_p(positions[way].ctypes.data)), (
+            "threads wait for each other"
+        )
+        np.testing.assert_allclose(positions[way], given[atom] + shift @ lattice, atol=1e-13)
+    types = rng.integers(-1, 2, count)[atom]
+    centres = [int(i) for i in range(count) if types[i] >= 0][:20]
+    near = np.linalg.norm(positions["cpu"][:, None] - positions["cpu"][centres], axis=2)
+    edges = int(((types >= 0)[:, None] & (near > 0) & (near < CUTOFF)).sum())
+    # the grid begins at the origin; atoms before it are in its first cells
+    warp, cpu = (
+        evaluate(ways[way].run, positions["cpu"], types, centres, cells, 22, edges + 3, atom) for way in ("warp", "cpu")
+    )
+    for name in ("nodes", "neighbour_atom", "row_ptr", "vectors", "forces"):
+        np.testing.assert_array_equal(warp[name], cpu[name], err_msg=name)
+    assert (cpu["neighbour_atom"][:edges] < count).all() and (cpu["nodes"][1, :edges] < 22 + count).all()
+    forces = np.zeros((count, 3))
+    for k, i in enumerate(centres):
+        for j in np.flatnonzero((types >= 0) & (near[:, k] > 0) & (near[:, k] < CUTOFF)):
+            gradient = 0.1 * (positions["cpu"][j] - positions["cpu"][i])
+            forces[i] += gradient
+            forces[atom[j]] -= gradient
+    np.testing.assert_allclose(cpu["forces"][:count] / UNITS, forces, atol=1e-12)
+    assert not cpu["forces"][count:].any() and np.abs(forces).max() > 0.1

@@ -63,11 +63,10 @@ class ForceStyle:
 
     def write_artifact(self, path: Path) -> None:
         """Make the artifact by the export that users have."""
-        from nequip_md.export import artifact_metadata, write_artifact
-        from nequip_md.export.cli import export
+        from nequip_md.export import artifact_metadata, export_checkpoint, write_artifact
 
         if "checkpoint" in self.model:
-            export(ROOT / self.model["checkpoint"], path, device="cpu", precision=self.model["precision"])
+            export_checkpoint(ROOT / self.model["checkpoint"], path, device="cpu", precision=self.model["precision"])
         else:
             write_artifact(self.analytic_model(), path, artifact_metadata(**self.model["metadata"]))
 

@@ -14,7 +14,7 @@ import torch
 from ase import Atoms
 from scipy.spatial.transform import Rotation
 
-from nequip_md.graph import build_graph, forces_from_gradient, stress_from_gradient
+from nequip_md.graph import Structure, build_graph, forces_from_gradient, stress_from_gradient
 from nequip_md.model import energy_and_gradient
 
 MINIMUM_SIGNAL = 1e-3  # eV/angstrom
@@ -36,7 +36,7 @@ def evaluator(model: torch.nn.Module, config) -> Evaluate:
     """The eager model on structures."""
 
     def evaluate(atoms: Atoms) -> Result:
-        graph = build_graph(atoms, config.type_names, config.cutoff_matrix())
+        graph = build_graph(Structure.from_ase(atoms, config.type_names), config.cutoff_matrix())
         energies, gradient = energy_and_gradient(model, *graph.tensors)
         forces = forces_from_gradient(graph, gradient)
         stress = stress_from_gradient(graph, gradient, atoms.get_volume())[0].numpy() if atoms.pbc.all() else None

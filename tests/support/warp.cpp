@@ -32,7 +32,8 @@ using nequip_md::Int64;
 // False: threads of a GPU wait for each other.
 extern "C" bool run(const nequip_md::Atoms* atoms, int num_atoms, int num_centres, int cells, double extent,
                     double skin, Int64* list_offset, int* list, Int64 num_nodes, Int64 num_edges, double padding,
-                    double* vectors, Int64* nodes, int* neighbour_atom, Int64* row_ptr, Int64* forces, double* sums) {
+                    double* vectors, Int64* nodes, int* neighbour_atom, Int64* row_ptr, Int64* forces, double* sums,
+                    const int* image_atom) {
   nequip_md::CellArguments c{};
   c.atoms = *atoms;
   c.num_atoms = num_atoms;
@@ -61,6 +62,7 @@ extern "C" bool run(const nequip_md::Atoms* atoms, int num_atoms, int num_centre
   e.atoms = *atoms;
   e.list_offset = list_offset;
   e.list = list;
+  e.atom = image_atom;
   e.edge_offset = offset.data();
   RUN(count_edges, e, num_nodes);
   std::partial_sum(offset.begin(), offset.end(), offset.begin());
@@ -88,5 +90,19 @@ extern "C" bool run(const nequip_md::Atoms* atoms, int num_atoms, int num_centre
   t.forces = forces;
   t.sums = sums;
   RUN(tally_fixed, t, num_nodes);
+  return true;
+}
+
+// Positions of atoms and images, as in kernels.h.
+extern "C" bool place(const double* given, const int* atom, const int* shift, const double* lattice,
+                      Int64 num_positions, double* positions) {
+  nequip_md::ImageArguments i{};
+  i.given = given;
+  i.atom = atom;
+  i.shift = shift;
+  std::copy_n(lattice, 9, i.lattice);
+  i.num_positions = num_positions;
+  i.positions = positions;
+  RUN(place_images, i, (num_positions + nequip_md::LANES - 1) / nequip_md::LANES);
   return true;
 }

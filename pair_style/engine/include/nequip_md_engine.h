@@ -1,13 +1,22 @@
 /* nequip_md_engine.h: evaluate an exported NequIP or Allegro potential from any MD engine.
  *
- * The library loads one artifact (a `.pt2` file written by `nequip-md-export`) and evaluates it from plain arrays in
- * host memory. This header is its whole interface; it needs a C99 or C++ compiler and nothing of torch.
+ * The library loads one artifact (a `.pt2` file written by `nequip-md-export`) and evaluates it from plain arrays. This
+ * header is its whole interface; it needs a C99 or C++ compiler and nothing of torch.
  *
  * Life of a model
  *     nequip_md_load() makes a handle, nequip_md_evaluate() uses it any number of times, nequip_md_free() ends it. A
  *     handle owns everything that it returns a pointer to; such pointers live until nequip_md_free(), that of
  *     nequip_md_last_error() and nequip_md_last_warning() until the next call on the handle. Arrays passed in belong to
- * the caller and are read or written during the call only.
+ *     the caller and are read or written during the call only.
+ *
+ * Structures
+ *     Every structure begins with `struct_size`. Set the whole structure to zero and this field to its sizeof:
+ *
+ *         nequip_md_system system = {.struct_size = sizeof(nequip_md_system)};
+ *
+ *     Later versions add fields at the end, which need no other NEQUIP_MD_ABI_VERSION. A library takes fields that the
+ *     caller's structure does not have yet as zero. It accepts a structure that is larger than its own if all bytes
+ *     that it does not know are zero, and otherwise refuses it, as it would ignore what the caller asks for.
  *
  * Units
  *     Lengths are angstrom. Energies are eV times `energy_factor` of the options, forces are that per angstrom,
@@ -25,8 +34,13 @@
  * Several processes
  *     A rank evaluates the energies of the atoms that it owns (its centres). Models without message passing (Allegro)
  *     need ghost atoms as far out as the cutoff and nothing else; forces on ghosts are returned and the caller adds
- *     them to those of the atoms that the ghosts are copies of. Models with message passing (NequIP) run on one
- *     process, where `owner` says which atom each periodic image is a copy of.
+ *     them to those of the atoms that the ghosts are copies of. Models with message passing (NequIP) either run on one
+ *     process, where `owner` says which atom each periodic image is a copy of, or need `exchange`, by which the caller
+ *     brings the features of ghosts from the processes that own them.
+ *
+ * Periodic boundaries
+ *     With `cell` the library makes the periodic images itself, for programs on one process that have none of their
+ *     own. Without it every image is one more atom in the caller's arrays.
  */
 #ifndef NEQUIP_MD_ENGINE_H
 #define NEQUIP_MD_ENGINE_H
@@ -43,8 +57,9 @@ extern "C" {
 #define NEQUIP_MD_API __attribute__((visibility("default")))
 #endif
 
-/* Changes whenever a structure or a function below does. A caller compares it with nequip_md_abi_version(). */
-#define NEQUIP_MD_ABI_VERSION 4
+/* Changes whenever a function or a field below does, not when fields are added (see Structures above). A caller
+ * compares it with nequip_md_abi_version(). */
+#define NEQUIP_MD_ABI_VERSION 5
 
 /* Largest num_threads of the options. */
 #define NEQUIP_MD_MAX_THREADS 1024
@@ -59,11 +74,18 @@ enum nequip_md_status {
     NEQUIP_MD_INTERNAL = 6    /* anything else; the message is that of the library underneath */
 };
 
+/* Where arrays lie. */
+enum nequip_md_memory {
+    NEQUIP_MD_HOST_MEMORY = 0,
+    NEQUIP_MD_GPU_MEMORY = 1 /* memory of the GPU that the model runs on */
+};
+
 /* A loaded potential. */
 typedef struct nequip_md_model nequip_md_model;
 
-/* How to load; an all-zero structure is valid and asks for the defaults. */
+/* How to load; zero in every field after the first asks for the defaults. */
 typedef struct nequip_md_options {
+    size_t struct_size; /* sizeof(nequip_md_options) */
     const char *device; /* "cpu" or "cuda"; NULL: the device that the artifact was exported for */
     int device_index;   /* which GPU, counted from 0; ignored on the CPU */
     int num_threads;    /* OpenMP threads during calls, at most NEQUIP_MD_MAX_THREADS; 0: whatever is set in the calling
@@ -77,9 +99,25 @@ typedef struct nequip_md_options {
                            * nequip_md_last_warning(). 1: never */
 } nequip_md_options;
 
+/* Called during the evaluation of a model with message passing, before each layer that needs features of ghosts, and
+ * again for each of these on the way back to forces; the same number of times on all processes.
+ *
+ * features: [owned + ghosts][width], floating-point numbers of bytes_each (4 or 8) bytes, on the device of the model;
+ * on a GPU they are to be read and written in the order of `stream`, a cudaStream_t. The first rows are those of the
+ * centres in the order of `centres` (those that type_map ignores have none), the last `ghosts` rows those of all other
+ * atoms in their order. Rows between them belong to no atom.
+ *
+ * reduce 0: fill the rows of ghosts with those of the atoms that they are copies of. reduce 1: add the rows of ghosts
+ * to those of the atoms that they are copies of.
+ *
+ * Returns 0, or another number if it failed: then the evaluation does. */
+typedef int (*nequip_md_exchange)(void *context, int reduce, void *features, long long owned, long long ghosts,
+                                  long long width, int bytes_each, void *stream);
+
 /* Atoms and, unless the library is to find them, full neighbour lists as LAMMPS keeps them. "Atom" is an index into the
  * arrays of length num_all. */
 typedef struct nequip_md_system {
+    size_t struct_size;      /* sizeof(nequip_md_system) */
     int num_all;             /* atoms in the arrays: owned ones and ghosts (periodic images, atoms of other ranks) */
     const double *positions; /* [num_all][3], angstrom */
     const int *types;        /* [num_all], the caller's own type numbers, 0 <= type < num_caller_types */
@@ -87,7 +125,7 @@ typedef struct nequip_md_system {
     const int *type_map;     /* [num_caller_types], model type of each caller's type, -1: to be ignored */
 
     int num_centres;              /* atoms whose energies are wanted; each atom at most once */
-    const int *centres;           /* [num_centres], atoms */
+    const int *centres;           /* [num_centres], atoms; NULL: the first num_centres atoms */
     const int *num_neighbours;    /* indexed by atom, read for the centres only */
     const int *const *neighbours; /* indexed by atom: at least all within the cutoff, each pair both ways. If both are
                                    * NULL, the library finds the neighbours: all other atoms of the model */
@@ -97,12 +135,31 @@ typedef struct nequip_md_system {
     int lists_changed;  /* 0 promises that num_all, centres and neighbours are those of the call before */
 
     const int *owner; /* [num_all], the centre that each atom is or is a copy of; needed only by models with
-                       * message passing, NULL otherwise */
+                       * message passing, and not by them with `cell` or `exchange`; NULL otherwise */
+
+    const double *cell; /* [3][3], rows are the lattice vectors, angstrom: the arrays hold the atoms of one cell, which
+                         * may lie outside of it, and the library makes their periodic images as far out as cutoff +
+                         * skin, finds the neighbours (num_neighbours, neighbours and owner must be NULL), and gives
+                         * what belongs to an image to its atom. While lists_changed is 0, images move with their atoms
+                         * and with the cell; positions must then be continuous: atoms that were moved by a lattice
+                         * vector need lists_changed. NULL: all atoms there are stand in the arrays */
+    int periodic[3];    /* with `cell`: whether there are images along each of its vectors. A vector without is not
+                         * read and may be zero */
+
+    int memory;   /* NEQUIP_MD_HOST_MEMORY or NEQUIP_MD_GPU_MEMORY: where positions, types and the arrays of the results
+                   * lie, all other arrays are in host memory */
+    void *stream; /* with NEQUIP_MD_GPU_MEMORY: the cudaStream_t in whose order they are read and written, NULL: the
+                   * default stream. The call waits for the evaluation, but not for the last sums in this stream */
+
+    nequip_md_exchange exchange; /* of models with message passing on several processes: brings features of ghosts;
+                                  * NULL: each atom that is no centre is a copy of its `owner` */
+    void *exchange_context;      /* handed to it */
 } nequip_md_system;
 
 /* What to compute. Values are ADDED to the arrays, so that several contributions can share them; zero them first if
  * need be. `energy`, `virial` and the counts are set, not added to. */
 typedef struct nequip_md_results {
+    size_t struct_size;       /* sizeof(nequip_md_results) */
     double energy;            /* sum over the centres */
     double virial[6];         /* xx, yy, zz, xy, xz, yz of the sum over edges of -r (x) dE/dr; its trace / 3V is the
                                * pressure without the kinetic part */

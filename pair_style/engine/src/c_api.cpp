@@ -8,6 +8,7 @@
 #include "model.h"
 #include "nequip_md_engine.h"
 #include "package.h"
+#include "versioned.h"
 
 struct nequip_md_model {
     nequip_md_model(const char *path, const nequip_md_options &options) : model(path, options) {}
@@ -68,7 +69,7 @@ int nequip_md_load(const char *path, const nequip_md_options *options, nequip_md
     if (model) *model = nullptr;
     const int status = guarded(sentence, atom, [&] {
         if (!path || !model) throw nequip_md::Error(NEQUIP_MD_BAD_INPUT, "load: path or model is NULL");
-        *model = new nequip_md_model(path, options ? *options : nequip_md_options{});
+        *model = new nequip_md_model(path, options ? nequip_md::read_versioned(*options) : nequip_md_options{});
     });
     if (message && message_size > 0) {
         const size_t length = std::min(sentence.size(), message_size - 1);
@@ -130,11 +131,18 @@ int nequip_md_evaluate(nequip_md_model *model, const nequip_md_system *system, n
 {
     if (!model) return NEQUIP_MD_BAD_INPUT;
     int atom;
+    bool readable = false;
+    nequip_md_results ours{};
     const int status = guarded(model->last_error, atom, [&] {
         if (!system || !results) throw nequip_md::Error(NEQUIP_MD_BAD_INPUT, "evaluate: system or results is NULL");
-        model->model.evaluate(*system, *results);
+        ours = nequip_md::read_versioned(*results);
+        readable = true;
+        model->model.evaluate(nequip_md::read_versioned(*system), ours);
     });
-    if (results) results->failed_atom = atom;
+    if (readable) {
+        ours.failed_atom = atom;
+        nequip_md::write_versioned(ours, *results);
+    }
     return status;
 }
 

@@ -74,6 +74,10 @@ struct Driver {
         libraries.find("cuLaunchKernel", launch);
         libraries.find("cuMemGetInfo_v2", memory);
         libraries.find("cuDeviceGetAttribute", attribute);
+        libraries.find("cuEventCreate", create_event);
+        libraries.find("cuEventRecord", record_event);
+        libraries.find("cuStreamWaitEvent", wait_event);
+        libraries.find("cuEventDestroy_v2", destroy_event);
     }
     CUresult (*load)(CUmodule *, const void *);
     CUresult (*unload)(CUmodule);
@@ -82,6 +86,10 @@ struct Driver {
                        void **, void **);
     CUresult (*memory)(size_t *, size_t *);
     CUresult (*attribute)(int *, CUdevice_attribute, CUdevice);
+    CUresult (*create_event)(CUevent *, unsigned);
+    CUresult (*record_event)(CUevent, CUstream);
+    CUresult (*wait_event)(CUstream, CUevent, unsigned);
+    CUresult (*destroy_event)(CUevent);
 };
 
 void check(CUresult result, const char *what)
@@ -122,6 +130,40 @@ class CudaScope : public Gpu::Scope {
     c10::cuda::CUDAStreamGuard guard_;
 };
 
+class CudaOrder : public Gpu::Scope {
+ public:
+    CudaOrder(const Driver &driver, CUstream caller, CUstream engine)
+        : driver_(driver), caller_(caller), engine_(engine)
+    {
+        check(driver.create_event(&event_, CU_EVENT_DISABLE_TIMING), "cuEventCreate");
+        try {
+            wait(engine_, caller_);
+        } catch (...) {
+            driver_.destroy_event(event_);
+            throw;
+        }
+    }
+    ~CudaOrder() override
+    {
+        try {
+            wait(caller_, engine_);
+        } catch (const Error &) {  // the device has failed, which the next call on it reports
+        }
+        driver_.destroy_event(event_);
+    }
+
+ private:
+    void wait(CUstream later, CUstream earlier)
+    {
+        check(driver_.record_event(event_, earlier), "cuEventRecord");
+        check(driver_.wait_event(later, event_, 0), "cuStreamWaitEvent");
+    }
+
+    const Driver &driver_;
+    CUstream caller_, engine_;
+    CUevent event_ = nullptr;
+};
+
 class CudaRecording : public Gpu::Recording {
  public:
     at::cuda::CUDAGraph graph;
@@ -150,6 +192,11 @@ class CudaGpu : public Gpu {
     }
 
     std::unique_ptr<Scope> enter() override { return std::make_unique<CudaScope>(stream_); }
+
+    std::unique_ptr<Scope> order(void *stream) override
+    {
+        return std::make_unique<CudaOrder>(driver_, static_cast<CUstream>(stream), stream_.stream());
+    }
 
     void launch(const char *kernel, const void *arguments, int64_t count) override
     {

@@ -26,6 +26,10 @@ class Gpu {
     };
     virtual std::unique_ptr<Scope> enter() = 0;
 
+    // The engine's stream waits for all that the caller's stream (a cudaStream_t; null: the default one) was given
+    // before, and at the end of the scope the caller's stream waits for the engine's.
+    virtual std::unique_ptr<Scope> order(void *stream) = 0;
+
     // Run a kernel of kernels.h, a warp for each of `count` indices.
     virtual void launch(const char *kernel, const void *arguments, int64_t count) = 0;
 

@@ -22,8 +22,7 @@ class Guard {
     std::vector<double> shortest() const;
 
     // Look at an evaluation; the first one that has such a pair is reported: its atoms are set in `results`.
-    void look(const Tally &tally, const NeighbourTable &table, const nequip_md_system &system,
-              nequip_md_results &results);
+    void look(const Tally &tally, const NeighbourTable &table, nequip_md_results &results);
 
     const std::string &warning() const { return warning_; }  // of the last look; empty: nothing to report
 

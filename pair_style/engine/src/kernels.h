@@ -78,8 +78,8 @@ namespace nequip_md {
 // ----------------------------------------------------------
 
 struct Atoms {
-    const double *positions;   // [atoms][3], angstrom
-    const Int64 *type;         // [atoms], of the model; -1: not in the model
+    const double *positions;   // [positions][3], angstrom: of the atoms, then of their periodic images
+    const Int64 *type;         // [positions], of the model; -1: not in the model
     const int *centre_atom;    // [centres]
     const Int64 *num_centres;  // [1]
     const double *cutoff;      // [types][types], angstrom, ordered pair
@@ -105,13 +105,35 @@ NEQUIP_MD_DEVICE bool within_cutoff(const Atoms &atoms, int i, int j, double ski
     return squared_distance(atoms, i, j) < reach * reach;
 }
 
+// ---- periodic images -----------------------------------------------------------------------------------------------
+
+struct ImageArguments {
+    const double *given;  // [atoms][3], angstrom, where the caller's atoms are
+    const int *atom;      // [positions], which of them each position belongs to
+    const int *shift;     // [positions][3], lattice vectors between the two
+    double lattice[9];    // rows are the vectors, angstrom
+    Int64 num_positions;
+    double *positions;  // [positions][3]
+};
+
+// index: block of LANES positions
+NEQUIP_MD_DEVICE void place_images(const ImageArguments &a, Int64 index)
+{
+    const Int64 image = index * LANES + lane();
+    if (image >= a.num_positions) return;
+    const int *const shift = a.shift + 3 * image;
+    for (int k = 0; k < 3; ++k)
+        a.positions[3 * image + k] = a.given[3 * (Int64)a.atom[image] + k] + shift[0] * a.lattice[k] +
+                                     shift[1] * a.lattice[3 + k] + shift[2] * a.lattice[6 + k];
+}
+
 // ---- candidates from cells ------------------------------------------------------------------------------------------
 
 struct CellArguments {
     Atoms atoms;
     double origin[3], width[3];  // of the grid and of a cell, angstrom
     Int64 cells[3];              // along x (running fastest), y and z
-    Int64 num_atoms;
+    Int64 num_atoms;             // with images
     double skin;
     Int64 *cell;                 // [atoms], number of the cell; the number of cells for atoms outside the model
     const Int64 *atom_of_rank;   // [atoms], in the order of cells; null: there are no cells, every atom is looked at
@@ -189,6 +211,7 @@ struct EdgeArguments {
     Atoms atoms;
     const Int64 *list_offset;   // [centres + 1], of the candidates of each centre
     const int *list;            // atoms
+    const int *atom;            // [positions], the atom that each is an image of; null: every position is an atom
     const Int64 *node_of_atom;  // of models with message passing; null: every atom is a ghost, which has only a type
     Int64 *edge_offset;         // [centres + 1]: counts from the second entry on, then their sums
 
@@ -230,8 +253,9 @@ NEQUIP_MD_DEVICE void write_edge(const EdgeArguments &a, Int64 edge, Int64 node,
         a.vectors[3 * edge + k] =
             a.atoms.positions[3 * (Int64)neighbour + k] - a.atoms.positions[3 * (Int64)centre + k];
     a.centre_node[edge] = node;
-    a.neighbour_node[edge] = a.node_of_atom ? a.node_of_atom[neighbour] : a.num_nodes + neighbour;
-    a.neighbour_atom[edge] = neighbour;
+    const int atom = a.atom ? a.atom[neighbour] : neighbour;
+    a.neighbour_node[edge] = a.node_of_atom ? a.node_of_atom[atom] : a.num_nodes + atom;
+    a.neighbour_atom[edge] = atom;
 }
 
 // Edges from a node to itself at a distance where every model is zero with all its derivatives.
@@ -390,6 +414,7 @@ NEQUIP_MD_DEVICE void tally_double(const TallyArguments &a, Int64 index) { tally
 
 }  // namespace nequip_md
 
+NEQUIP_MD_KERNEL(place_images, nequip_md::ImageArguments)
 NEQUIP_MD_KERNEL(find_cell, nequip_md::CellArguments)
 NEQUIP_MD_KERNEL(count_candidates, nequip_md::CellArguments)
 NEQUIP_MD_KERNEL(write_candidates, nequip_md::CellArguments)

@@ -9,7 +9,9 @@
 namespace nequip_md {
 namespace {
 
-const char *const FORMAT_VERSION = "1";
+const char *const FORMAT_VERSION = "2";
+constexpr int MOST_NETWORKS = 1;
+const char *const AGAIN = "; write it again with: nequip-md-export MODEL -o OUT.pt2";
 
 class Reader {
  public:
@@ -76,8 +78,7 @@ Metadata parse_metadata(const std::string &path, std::unordered_map<std::string,
     const std::string &format = reader.word("format_version");
     if (format != FORMAT_VERSION)
         throw Error(NEQUIP_MD_BAD_MODEL, "artifact '" + path + "' has format version " + format +
-                                             ", this engine reads version " + FORMAT_VERSION +
-                                             "; export the model again with the nequip-md-export of this installation");
+                                             ", this engine reads version " + FORMAT_VERSION + AGAIN);
 
     metadata.type_names = reader.list<std::string>("type_names");
     metadata.cutoff = reader.one<double>("cutoff");
@@ -86,6 +87,9 @@ Metadata parse_metadata(const std::string &path, std::unordered_map<std::string,
     metadata.device = reader.one<std::string>("device");
     metadata.torch_version = reader.one<std::string>("torch_version");
     metadata.message_passing_layers = reader.one<int>("message_passing_layers");
+    metadata.networks = reader.one<int>("networks");
+    const std::string ghosts = reader.one<std::string>("ghosts");
+    metadata.ghosts = ghosts == "yes";
 
     if (reader.has("closest_distances")) metadata.closest_distances = reader.list<double>("closest_distances");
     const double largest_force = reader.has("largest_force") ? reader.one<double>("largest_force") : 0;
@@ -100,6 +104,12 @@ Metadata parse_metadata(const std::string &path, std::unordered_map<std::string,
         reader.refuse("precision");
     if (metadata.device != "cpu" && metadata.device != "cuda") reader.refuse("device");
     if (metadata.message_passing_layers < 0) reader.refuse("message_passing_layers");
+    if (metadata.networks < 1) reader.refuse("networks");
+    if (metadata.networks > MOST_NETWORKS)
+        throw Error(NEQUIP_MD_BAD_MODEL, "artifact '" + path + "' holds " + std::to_string(metadata.networks) +
+                                             " networks, and this engine evaluates " + std::to_string(MOST_NETWORKS) +
+                                             "; export one of them alone with: nequip-md-export MODEL -o OUT.pt2");
+    if (ghosts != "yes" && ghosts != "no") reader.refuse("ghosts");
     if (!metadata.closest_distances.empty() && metadata.closest_distances.size() != num_types * num_types)
         reader.refuse("closest_distances");
     for (const double distance : metadata.closest_distances)

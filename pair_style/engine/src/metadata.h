@@ -17,6 +17,8 @@ struct Metadata {
     std::string device;                // "cpu" or "cuda"
     std::string torch_version;         // release, without local part
     int message_passing_layers;
+    int networks;  // in the artifact; a committee has several
+    bool ghosts;   // whether nodes of the graph may be ghosts
     std::vector<double>
         closest_distances;  // [type][type], angstrom, of the training data, 0 where unknown; may be empty
 

@@ -89,15 +89,33 @@ void Model::evaluate(const nequip_md_system &system, nequip_md_results &results)
     const auto stream = compute_.enter();
     if (!results.forces && system.num_all > 0) throw Error(NEQUIP_MD_BAD_INPUT, "evaluate: forces is NULL");
     const Stopwatch watch;
+    const bool arrays_on_gpu = system.memory == NEQUIP_MD_GPU_MEMORY && compute_.gpu();
+    const auto order = arrays_on_gpu ? compute_.gpu()->order(system.stream) : nullptr;
     table_.update(system);
     results.seconds_lists = watch.seconds();
-    const Tally &tally = evaluate_table({results.atom_virials != nullptr, results.centroid_virials != nullptr},
-                                        results.atom_energies != nullptr, results);
+    const bool exchanged = metadata_.message_passing_layers > 0 && system.exchange;
+    if (exchanged) check_exchange();
+    const Exchange::Scope exchange(network_.exchange(), exchanged ? system.exchange : nullptr, system.exchange_context);
+    const Request request{{results.atom_virials != nullptr, results.centroid_virials != nullptr},
+                          {results.atom_energies != nullptr, !arrays_on_gpu},
+                          /*replay=*/may_replay_ && !exchanged};
+    const Tally &tally = evaluate_table(request, results);
     results.seconds_model = watch.seconds() - results.seconds_lists;
-    tally.add_to(table_, energy_factor_, results);
-    guard_.look(tally, table_, system, results);
+    if (arrays_on_gpu)
+        tally.add_on_gpu(table_, energy_factor_, results);
+    else
+        tally.add_to(table_, energy_factor_, results);
+    guard_.look(tally, table_, results);
     results.seconds_results = watch.seconds() - results.seconds_lists - results.seconds_model;
     results.num_candidates = table_.num_candidates();
+}
+
+void Model::check_exchange()
+{
+    if (!metadata_.ghosts || !network_.exchange().possible())
+        throw Error(NEQUIP_MD_BAD_MODEL,
+                    "exchange is set, but the model was exported for one process (it does not ask for features of "
+                    "ghosts); write it again with: nequip-md-export MODEL -o OUT.pt2");
 }
 
 const std::vector<double> &Model::isolated_energies()
@@ -125,7 +143,7 @@ const std::vector<double> &Model::isolated_energies()
     Tally tally(compute_, count, count, {false, false}, /*wide=*/true);
     Pieces(compute_, /*max_edges=*/0, /*divisible=*/false).run(table, network_, tally);
     tally.finish();
-    tally.fetch(count, /*atom_energies=*/true);
+    tally.fetch(count, {/*atom_energies=*/true, /*arrays=*/true});
 
     nequip_md_results results{};
     results.forces = forces.data();
@@ -134,9 +152,9 @@ const std::vector<double> &Model::isolated_energies()
     return isolated_energies_ = std::move(energies);
 }
 
-const Tally &Model::evaluate_table(const Tally::Wanted &wanted, bool atom_energies, nequip_md_results &results)
+const Tally &Model::evaluate_table(const Request &request, nequip_md_results &results)
 {
-    if (const Tally *replayed = replay_.run(table_, wanted, atom_energies)) {
+    if (const Tally *replayed = request.replay ? replay_.run(table_, request.wanted, request.fetched) : nullptr) {
         results.replayed = 1;
         results.num_pieces = 1;
         results.num_edges = replayed->num_edges();
@@ -144,10 +162,10 @@ const Tally &Model::evaluate_table(const Tally::Wanted &wanted, bool atom_energi
         return *replayed;
     }
     const auto sums_are_right = [&](bool wide) {
-        tally_.emplace(compute_, table_.num_centres(), table_.num_atoms(), wanted, wide);
-        pieces_.run(table_, network_, *tally_);
+        tally_.emplace(compute_, table_.num_centres(), table_.num_atoms(), request.wanted, wide);
+        if (!wide || !pieces_.add_again(table_, *tally_)) pieces_.run(table_, network_, *tally_);
         tally_->finish();
-        return tally_->fetch(table_.num_atoms(), atom_energies);
+        return tally_->fetch(table_.num_atoms(), request.fetched);
     };
     const bool fixed = sums_are_right(/*wide=*/false);
     if (!fixed) sums_are_right(/*wide=*/true);
@@ -155,8 +173,8 @@ const Tally &Model::evaluate_table(const Tally::Wanted &wanted, bool atom_energi
     results.num_pieces = pieces_.num_pieces();
     results.num_edges = pieces_.num_edges();
     results.num_evaluated = pieces_.num_evaluated();
-    if (may_replay_ && fixed && pieces_.num_pieces() == 1 && replay_.worthwhile(pieces_.num_edges()))
-        replay_.record(table_, network_, wanted, pieces_.num_edges());
+    if (request.replay && fixed && pieces_.num_pieces() == 1 && replay_.worthwhile(pieces_.num_edges()))
+        replay_.record(table_, network_, request.wanted, pieces_.num_edges());
     return *tally_;
 }
 

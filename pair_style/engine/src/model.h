@@ -30,7 +30,14 @@ class Model {
 
  private:
     Model(const Package &package, const nequip_md_options &options);
-    const Tally &evaluate_table(const Tally::Wanted &wanted, bool atom_energies, nequip_md_results &results);
+
+    struct Request {
+        Tally::Wanted wanted;
+        Tally::Fetched fetched;
+        bool replay;  // whether a recording may be replayed, or made
+    };
+    const Tally &evaluate_table(const Request &request, nequip_md_results &results);
+    void check_exchange();
 
     Metadata metadata_;
     Compute compute_;

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <optional>
 #include <string>
 #include <tuple>
 #include <utility>
@@ -12,12 +13,15 @@
 #include <ATen/ops/arange.h>
 #include <ATen/ops/cat.h>
 #include <ATen/ops/empty.h>
+#include <ATen/ops/equal.h>
 #include <ATen/ops/from_blob.h>
+#include <ATen/ops/isfinite.h>
 #include <ATen/ops/searchsorted.h>
 #include <ATen/ops/sort.h>
 #include <ATen/ops/tensor.h>
 #include <ATen/ops/zeros.h>
 
+#include "caller_array.h"
 #include "error.h"
 
 namespace nequip_md {
@@ -30,7 +34,13 @@ constexpr int64_t FEW_CELLS = 3;     // along every axis: a cell and those aroun
 
 std::string number(int64_t value) { return std::to_string(value); }
 
-void check_system(const nequip_md_system &system, const Metadata &metadata)
+// Whether the caller brings the features of ghosts.
+bool exchanges(const nequip_md_system &system, const Metadata &metadata)
+{
+    return system.exchange && metadata.message_passing_layers > 0;
+}
+
+void check_system(const nequip_md_system &system, const Metadata &metadata, const Compute &compute)
 {
     const auto require = [](bool given, const char *what) {
         if (!given) throw Error(NEQUIP_MD_BAD_INPUT, std::string("evaluate: ") + what);
@@ -39,12 +49,23 @@ void check_system(const nequip_md_system &system, const Metadata &metadata)
             "needs 0 <= num_centres <= num_all");
     require(system.num_all == 0 || (system.positions && system.types && system.type_map),
             "positions, types or type_map is NULL");
-    require(system.num_centres == 0 || system.centres, "centres is NULL");
     require(system.num_centres == 0 || (system.num_neighbours != nullptr) == (system.neighbours != nullptr),
             "one of num_neighbours and neighbours is NULL; give both, or neither to have neighbours searched");
     require(std::isfinite(system.skin) && system.skin >= 0, "skin must be a number that is not negative");
-    require(metadata.message_passing_layers == 0 || system.num_all == 0 || system.owner,
-            "this model passes messages, so owner must say which centre each atom is a copy of; it is NULL");
+    require(
+        metadata.message_passing_layers == 0 || system.num_all == 0 || system.owner || system.cell || system.exchange,
+        "this model passes messages, so owner must say which centre each atom is a copy of; it is NULL");
+    require(system.cell || !(system.periodic[0] || system.periodic[1] || system.periodic[2]),
+            "periodic is set but cell is NULL; give the lattice vectors");
+    require(!system.cell || !(system.neighbours || system.owner),
+            "with cell the engine makes images and lists itself; leave num_neighbours, neighbours and owner NULL");
+    require(!system.cell || !exchanges(system, metadata),
+            "cell is for one process and exchange for several; set one of them to NULL");
+    require(system.memory == NEQUIP_MD_HOST_MEMORY || system.memory == NEQUIP_MD_GPU_MEMORY,
+            "memory must be NEQUIP_MD_HOST_MEMORY or NEQUIP_MD_GPU_MEMORY");
+    require(system.memory == NEQUIP_MD_HOST_MEMORY || compute.gpu(),
+            "memory says that the arrays lie on a GPU, but this model runs on the CPU; give arrays in host memory, or "
+            "export the model with: nequip-md-export MODEL -o OUT.pt2 --device cuda");
 }
 
 template <typename Value>
@@ -82,13 +103,17 @@ void NeighbourTable::reserve(at::Tensor &tensor, int64_t size, const at::TensorO
 
 void NeighbourTable::update(const nequip_md_system &system)
 {
-    check_system(system, metadata_);
+    check_system(system, metadata_, compute_);
+    std::optional<Lattice> lattice;
+    if (system.cell) lattice.emplace(system.cell, system.periodic);
+    const Lattice *const repeated = lattice ? &*lattice : nullptr;
+    check_positions(given_positions(system));
     const bool keep = valid_ && !system.lists_changed && same_atoms(system);
     if (!keep) {
         valid_ = false;
-        number_nodes(system);
+        number_nodes(system, repeated);
     }
-    upload_positions(system);
+    upload_positions(system, repeated);
     if (keep) return;
     if (system.neighbours || num_centres() == 0)
         copy_lists(system);
@@ -97,35 +122,83 @@ void NeighbourTable::update(const nequip_md_system &system)
     valid_ = true;
 }
 
-bool NeighbourTable::same_atoms(const nequip_md_system &system) const
+// A comparison with NaN is false, so that such an atom would merely lose its edges.
+void NeighbourTable::check_positions(const at::Tensor &given) const
 {
-    return system.num_centres == listed_ && static_cast<size_t>(system.num_all) == caller_types_.size() &&
-           std::equal(caller_types_.begin(), caller_types_.end(), system.types);
-}
-
-void NeighbourTable::upload_positions(const nequip_md_system &system)
-{
-    const int64_t count = 3 * static_cast<int64_t>(system.num_all);
-    // A comparison with NaN is false, so that such an atom would merely lose its edges.
-    for (int64_t k = 0; k < count; ++k)
-        if (!std::isfinite(system.positions[k]))
+    if (!given.is_cpu() && at::isfinite(given).all().item<bool>()) return;
+    const at::Tensor here = given.cpu();
+    const double *const values = here.data_ptr<double>();
+    for (int64_t k = 0; k < here.numel(); ++k)
+        if (!std::isfinite(values[k]))
             throw Error(NEQUIP_MD_BAD_INPUT,
                         "the position of an atom is not finite; the simulation has become unstable, or its input "
                         "is damaged",
                         static_cast<int>(k / 3));
-    if (!compute_.gpu()) {
-        positions_ = at::from_blob(const_cast<double *>(system.positions), {system.num_all, 3}, compute_.doubles());
-        return;
-    }
-    if (count == 0) return;
-    std::memcpy(staged_.data_ptr<double>(), system.positions, count * sizeof(double));
-    positions_.narrow(0, 0, system.num_all).copy_(staged_.narrow(0, 0, system.num_all), /*non_blocking=*/true);
 }
 
-void NeighbourTable::number_nodes(const nequip_md_system &system)
+at::Tensor NeighbourTable::given_positions(const nequip_md_system &system) const
 {
-    listed_ = system.num_centres;
-    caller_types_.assign(system.types, system.types + system.num_all);
+    return caller_array(compute_, system.memory == NEQUIP_MD_GPU_MEMORY, system.positions, {system.num_all, 3},
+                        "positions");
+}
+
+at::Tensor NeighbourTable::given_types(const nequip_md_system &system) const
+{
+    return caller_array(compute_, system.memory == NEQUIP_MD_GPU_MEMORY, system.types, {system.num_all}, "types");
+}
+
+NeighbourTable::Kind NeighbourTable::kind(const nequip_md_system &system) const
+{
+    Kind kind;
+    kind.num_centres = system.num_centres;
+    kind.has_cell = system.cell != nullptr;
+    for (int axis = 0; axis < 3; ++axis) kind.periodic[axis] = system.periodic[axis] != 0;
+    kind.exchange = exchanges(system, metadata_);
+    return kind;
+}
+
+bool NeighbourTable::same_atoms(const nequip_md_system &system) const
+{
+    if (kind_ != kind(system) || static_cast<size_t>(system.num_all) != caller_types_.size()) return false;
+    if (system.memory == NEQUIP_MD_GPU_MEMORY)
+        return caller_type_.defined() && at::equal(caller_type_, given_types(system));
+    return std::equal(caller_types_.begin(), caller_types_.end(), system.types);
+}
+
+void NeighbourTable::upload_positions(const nequip_md_system &system, const Lattice *lattice)
+{
+    at::Tensor given = given_positions(system);
+    if (!lattice && !compute_.gpu()) {
+        positions_ = given;
+        return;
+    }
+    positions_ = placed_;
+    if (system.num_all == 0) return;
+    if (given.device() != compute_.device()) {
+        at::Tensor &target = lattice ? given_ : placed_;
+        std::memcpy(staged_.data_ptr<double>(), system.positions, given.nbytes());
+        target.narrow(0, 0, system.num_all).copy_(staged_.narrow(0, 0, system.num_all), /*non_blocking=*/true);
+        given = target;
+    } else if (!lattice) {
+        placed_.narrow(0, 0, system.num_all).copy_(given);
+    }
+    if (!lattice) return;
+    ImageArguments a{};
+    a.given = given.data_ptr<double>();
+    a.atom = ints(image_atom_);
+    a.shift = ints(image_shift_);
+    std::copy_n(lattice->vectors(), 9, a.lattice);
+    a.num_positions = num_positions();
+    a.positions = placed_.data_ptr<double>();
+    NEQUIP_MD_RUN(compute_, place_images, a, (num_positions() + compute_.lanes() - 1) / compute_.lanes());
+}
+
+void NeighbourTable::number_nodes(const nequip_md_system &system, const Lattice *lattice)
+{
+    kind_ = kind(system);
+    const at::Tensor given = given_types(system), types = given.cpu();
+    caller_type_ = given.is_cpu() ? at::Tensor() : given.clone();
+    caller_types_.assign(types.data_ptr<int>(), types.data_ptr<int>() + system.num_all);
     Numbering numbers;
     numbers.types.resize(system.num_all);
     for (int atom = 0; atom < system.num_all; ++atom) {
@@ -140,13 +213,20 @@ void NeighbourTable::number_nodes(const nequip_md_system &system)
                         atom);
         numbers.types[atom] = mapped;
     }
+    if (lattice) {
+        const at::Tensor positions = given_positions(system).cpu();
+        numbers.images =
+            make_images(*lattice, positions.data_ptr<double>(), numbers.types, metadata_.cutoff + system.skin);
+    }
 
+    std::vector<bool> is_centre(system.num_all, false);
     std::vector<int64_t> node_of_atom(system.num_all, -1);
     for (int k = 0; k < system.num_centres; ++k) {
-        const int atom = system.centres[k];
-        if (atom < 0 || atom >= system.num_all || node_of_atom[atom] >= 0)
+        const int atom = system.centres ? system.centres[k] : k;
+        if (atom < 0 || atom >= system.num_all || is_centre[atom])
             throw Error(NEQUIP_MD_BAD_INPUT, "evaluate: centres[" + number(k) + "] = " + number(atom) +
                                                  " lies outside the atoms or is there twice");
+        is_centre[atom] = true;
         if (numbers.types[atom] < 0) continue;
         node_of_atom[atom] = static_cast<int64_t>(numbers.centres.size());
         numbers.centres.push_back(atom);
@@ -154,7 +234,18 @@ void NeighbourTable::number_nodes(const nequip_md_system &system)
     if (metadata_.message_passing_layers > 0) {
         const std::vector<int64_t> node_of_centre = node_of_atom;
         for (int atom = 0; atom < system.num_all; ++atom) {
-            if (node_of_atom[atom] >= 0 || numbers.types[atom] < 0) continue;
+            if (kind_.exchange && !is_centre[atom]) {
+                // such models are evaluated whole, never in pieces or with room for more nodes
+                node_of_atom[atom] =
+                    static_cast<int64_t>(numbers.centres.size() + MIN_PHANTOMS + numbers.ghosts.size());
+                numbers.ghosts.push_back(atom);
+            }
+            if (kind_.exchange || node_of_atom[atom] >= 0 || numbers.types[atom] < 0) continue;
+            if (lattice)
+                throw Error(NEQUIP_MD_BAD_INPUT,
+                            "evaluate: this model passes messages, so with cell every atom must be a centre; one is "
+                            "not",
+                            atom);
             const int owner = system.owner[atom];
             if (owner < 0 || owner >= system.num_all || node_of_centre[owner] < 0)
                 throw Error(NEQUIP_MD_BAD_INPUT,
@@ -163,27 +254,43 @@ void NeighbourTable::number_nodes(const nequip_md_system &system)
         }
         numbers.node_of_atom = std::move(node_of_atom);
     }
-    if (uploaded_ && numbers == numbers_) return;
-    upload(std::move(numbers));
+    if (uploaded_ && numbers == numbers_ && image_atom_.defined() == (lattice != nullptr)) return;
+    upload(std::move(numbers), lattice != nullptr);
 }
 
-void NeighbourTable::upload(Numbering numbers)
+void NeighbourTable::upload(Numbering numbers, bool periodic)
 {
     uploaded_ = false;  // should it fail here
     const auto num_atoms = static_cast<int64_t>(numbers.types.size());
+    const Images &images = numbers.images;
+    std::vector<int> types = numbers.types;
+    for (size_t image = types.size(); image < images.atom.size(); ++image)
+        types.push_back(numbers.types[images.atom[image]]);
+    const auto num_positions = static_cast<int64_t>(types.size());
     const auto fill = [&](at::Tensor &tensor, const at::Tensor &values, at::ScalarType type) {
         reserve(tensor, values.size(0), compute_.integers().dtype(type));
         tensor.narrow(0, 0, values.size(0)).copy_(values);
     };
-    fill(type_, on_host(numbers.types, at::kInt), at::kLong);
+    fill(type_, on_host(types, at::kInt), at::kLong);
     fill(centre_atom_, on_host(numbers.centres, at::kInt), at::kInt);
     num_centres_.fill_(static_cast<int64_t>(numbers.centres.size()));
     if (metadata_.message_passing_layers > 0) fill(node_of_atom_, on_host(numbers.node_of_atom, at::kLong), at::kLong);
+    ghost_atom_ = on_host(numbers.ghosts, at::kInt).to(compute_.integers());
     reserve(list_offset_, centre_capacity() + 1, compute_.integers());
+    if (periodic != image_atom_.defined()) ++num_moves_;
+    if (periodic) {
+        fill(image_atom_, on_host(images.atom, at::kInt), at::kInt);
+        reserve(image_shift_, num_positions, compute_.integers().dtype(at::kInt), {3});
+        image_shift_.narrow(0, 0, num_positions).copy_(on_host(images.shift, at::kInt).view({num_positions, 3}));
+    } else {
+        image_atom_ = image_shift_ = at::Tensor();
+    }
+    if (compute_.gpu() || periodic) reserve(placed_, num_positions, compute_.doubles(), {3});
     if (compute_.gpu()) {
-        reserve(positions_, num_atoms, compute_.doubles(), {3});
+        if (periodic) reserve(given_, num_atoms, compute_.doubles(), {3});
         reserve(staged_, num_atoms, at::TensorOptions().dtype(at::kDouble).pinned_memory(true), {3});
     }
+    num_images_ = num_positions - num_atoms;
     numbers_ = std::move(numbers);
     ++num_numberings_;
     uploaded_ = true;
@@ -238,7 +345,7 @@ void NeighbourTable::copy_lists(const nequip_md_system &system)
 // All other atoms within cutoff + skin, from cells of that width, or from all atoms if there are few cells.
 void NeighbourTable::search(const nequip_md_system &system)
 {
-    const int64_t count = num_atoms();
+    const int64_t count = num_positions();
     CellArguments a{};
     a.atoms = atoms();
     a.num_atoms = count;
@@ -246,14 +353,11 @@ void NeighbourTable::search(const nequip_md_system &system)
     a.list_offset = longs(list_offset_);
     const double reach = metadata_.cutoff + system.skin;
     double extent[3], cells[3];
+    const at::Tensor around = positions_.narrow(0, 0, count);
+    const at::Tensor lowest = around.amin(0).cpu(), highest = around.amax(0).cpu();
     for (int axis = 0; axis < 3; ++axis) {
-        double low = system.positions[axis], high = low;
-        for (int64_t atom = 1; atom < count; ++atom) {
-            low = std::min(low, system.positions[3 * atom + axis]);
-            high = std::max(high, system.positions[3 * atom + axis]);
-        }
-        a.origin[axis] = low;
-        extent[axis] = high - low;
+        a.origin[axis] = lowest.data_ptr<double>()[axis];
+        extent[axis] = highest.data_ptr<double>()[axis] - a.origin[axis];
         a.width[axis] = reach;
         cells[axis] = std::max(1.0, std::floor(extent[axis] / reach));
     }
@@ -290,7 +394,7 @@ void NeighbourTable::search(const nequip_md_system &system)
 
 Atoms NeighbourTable::atoms() const
 {
-    return {num_atoms() ? positions_.data_ptr<double>() : nullptr,
+    return {num_positions() ? positions_.data_ptr<double>() : nullptr,
             longs(type_),
             ints(centre_atom_),
             longs(num_centres_),
@@ -305,17 +409,27 @@ EdgeArguments NeighbourTable::arguments() const
     a.atoms = atoms();
     a.list_offset = longs(list_offset_);
     a.list = ints(list_);
+    a.atom = image_atom_.defined() ? ints(image_atom_) : nullptr;
     a.node_of_atom = node_of_atom_.defined() ? longs(node_of_atom_) : nullptr;
     a.padding = 2 * metadata_.cutoff;
     return a;
 }
+
+int NeighbourTable::atom(int64_t position) const
+{
+    return position < num_atoms() ? static_cast<int>(position) : numbers_.images.atom[position];
+}
+
+at::Tensor NeighbourTable::host_positions() const { return positions_.narrow(0, 0, num_positions()).cpu(); }
 
 at::Tensor NeighbourTable::node_types(int64_t first, int64_t count, int64_t num_nodes, int64_t num_atoms) const
 {
     const at::Tensor own = type_.index_select(0, centre_atom_.narrow(0, first, count));
     std::vector<at::Tensor> parts{own, at::zeros({num_nodes - count}, own.options())};
     // atoms outside the model are never neighbours; any type will do for them
-    if (!node_of_atom_.defined()) parts.push_back(type_.narrow(0, 0, num_atoms).clamp_min(0));
+    const at::Tensor ghosts =
+        node_of_atom_.defined() ? type_.index_select(0, ghost_atom_) : type_.narrow(0, 0, num_atoms);
+    parts.push_back(ghosts.clamp_min(0));
     return at::cat(parts);
 }
 

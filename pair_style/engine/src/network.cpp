@@ -55,16 +55,34 @@ Network::Network(const Package &package, const at::Device &device)
                                             first_line(error.what()) +
                                             "); export the model again on a machine like this one");
     }
+    exchange_.emplace(library);
     // Loaded code stays when its file is deleted, however the process ends. A GPU's kernels are loaded when they are
     // first needed.
     if (device.is_cpu()) folder_.reset();
 }
 
-Evaluation Network::run(const Graph &graph)
+std::vector<at::Tensor> Network::call(const Graph &graph)
 {
     const TF32Scope precision(allow_tf32_);
-    const std::vector<at::Tensor> outputs =
-        runner_->run({graph.edge_vectors, graph.edge_index, graph.row_ptr, graph.node_types});
+    const auto check = [this] {
+        if (exchange_->failure() != 0)
+            throw Error(NEQUIP_MD_INTERNAL, "the caller's function `exchange` returned " +
+                                                std::to_string(exchange_->failure()) + ", so ghosts have no features");
+    };
+    try {
+        std::vector<at::Tensor> outputs =
+            runner_->run({graph.edge_vectors, graph.edge_index, graph.row_ptr, graph.node_types});
+        check();
+        return outputs;
+    } catch (const std::exception &) {
+        check();  // the better message
+        throw;
+    }
+}
+
+Evaluation Network::run(const Graph &graph)
+{
+    const std::vector<at::Tensor> outputs = call(graph);
     folder_.reset();
     if (outputs.size() != 2)
         throw Error(NEQUIP_MD_BAD_MODEL, "artifact '" + path_ + "' returned " + std::to_string(outputs.size()) +

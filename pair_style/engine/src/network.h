@@ -2,11 +2,13 @@
 #pragma once
 
 #include <memory>
+#include <optional>
 #include <string>
 
 #include <ATen/core/Tensor.h>
 #include <torch/csrc/inductor/aoti_runner/model_container_runner.h>
 
+#include "exchange.h"
 #include "graph.h"
 #include "package.h"
 #include "temporary_folder.h"
@@ -23,14 +25,21 @@ class Network {
     // Loads the code of an artifact. Throws Error (BAD_FILE).
     Network(const Package &package, const at::Device &device);
 
-    // Throws Error (BAD_MODEL) if the artifact's outputs are not those of the contract.
+    // Where the code asks for features of ghosts.
+    Exchange &exchange() { return *exchange_; }
+
+    // Throws Error (BAD_MODEL) if the artifact's outputs are not those of the contract, Error (INTERNAL) if the
+    // caller's exchange of features failed.
     Evaluation run(const Graph &graph);
 
  private:
+    std::vector<at::Tensor> call(const Graph &graph);
+
     std::string path_;
     bool allow_tf32_;
     std::unique_ptr<TemporaryFolder> folder_;  // while something in it may still be read
     std::unique_ptr<torch::inductor::AOTIModelContainerRunner> runner_;
+    std::optional<Exchange> exchange_;
 };
 
 }  // namespace nequip_md

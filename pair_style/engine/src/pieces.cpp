@@ -30,8 +30,16 @@ void Pieces::run_piece(const NeighbourTable &table, Network &network, Tally &tal
         types_of_ = whole ? table.num_numberings() : -1;
     }
     const Graph graph = build_graph(compute_, table, edge_offset, first, count, num_nodes, num_edges, node_types_);
-    tally.add(table, edge_offset, graph, network.run(graph));
+    const Evaluation evaluation = network.run(graph);
+    tally.add(table, edge_offset, graph, evaluation);
     num_evaluated_ += graph.num_edges();
+    if (!divisible_) kept_ = {edge_offset, graph, evaluation};
+}
+
+bool Pieces::add_again(const NeighbourTable &table, Tally &tally) const
+{
+    if (kept_) tally.add(table, kept_->edge_offset, kept_->graph, kept_->evaluation);
+    return kept_.has_value();
 }
 
 void Pieces::learn_limit(int64_t bytes, int64_t num_edges)
@@ -46,6 +54,7 @@ void Pieces::run(const NeighbourTable &table, Network &network, Tally &tally)
     const int64_t centres = table.num_centres();
     const at::Tensor edge_offset = count_edges(compute_, table, centres);
     num_pieces_ = num_evaluated_ = 0;
+    kept_.reset();
     if (compute_.gpu() == nullptr && (max_edges_ == 0 || !divisible_)) {
         num_edges_ = edge_offset.data_ptr<int64_t>()[centres];
         run_piece(table, network, tally, edge_offset, 0, centres, num_edges_);

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 
 #include <ATen/core/Tensor.h>
 
@@ -23,6 +24,10 @@ class Pieces {
     // Evaluate all centres of the table and add them up.
     void run(const NeighbourTable &table, Network &network, Tally &tally);
 
+    // Add the last run once more, to another tally. False: it was not kept, so it must be run again. What is not
+    // divisible is kept: models with message passing exchange features when they run, on all processes equally often.
+    bool add_again(const NeighbourTable &table, Tally &tally) const;
+
     int64_t num_pieces() const { return num_pieces_; }  // of the last run
     int64_t num_edges() const { return num_edges_; }
     int64_t num_evaluated() const { return num_evaluated_; }  // edges with padding
@@ -37,6 +42,12 @@ class Pieces {
     bool divisible_;
     bool learned_ = false;
     int64_t num_pieces_ = 0, num_edges_ = 0, num_evaluated_ = 0;
+    struct Kept {
+        at::Tensor edge_offset;
+        Graph graph;
+        Evaluation evaluation;
+    };
+    std::optional<Kept> kept_;
     at::Tensor node_types_;  // of the whole, of the table's update number `types_of_`
     int64_t types_of_ = -1;
 };

@@ -52,7 +52,7 @@ void Replay::record(const NeighbourTable &table, Network &network, const Tally::
     }
 }
 
-const Tally *Replay::run(const NeighbourTable &table, const Tally::Wanted &wanted, bool atom_energies)
+const Tally *Replay::run(const NeighbourTable &table, const Tally::Wanted &wanted, const Tally::Fetched &fetched)
 {
     if (!of(wanted) || !fits(table)) return nullptr;
     if (numbering_ != table.num_numberings()) {
@@ -62,8 +62,7 @@ const Tally *Replay::run(const NeighbourTable &table, const Tally::Wanted &wante
     Recorded &recorded = *of(wanted);
     recorded.recording->replay();
     // more edges than there was room for, or forces beyond fixed point, are for the other way
-    const bool right =
-        recorded.tally.fetch(table.num_atoms(), atom_energies) && recorded.tally.num_edges() <= num_edges_;
+    const bool right = recorded.tally.fetch(table.num_atoms(), fetched) && recorded.tally.num_edges() <= num_edges_;
     return right ? &recorded.tally : nullptr;
 }
 

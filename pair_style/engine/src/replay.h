@@ -19,7 +19,7 @@ class Replay {
     bool worthwhile(int64_t num_edges) const;
 
     // Evaluate the table's centres, if a recording fits them. Null: none does.
-    const Tally *run(const NeighbourTable &table, const Tally::Wanted &wanted, bool atom_energies);
+    const Tally *run(const NeighbourTable &table, const Tally::Wanted &wanted, const Tally::Fetched &fetched);
 
     int64_t num_edges() const { return num_edges_; }  // of every recording, with padding
 

@@ -8,6 +8,7 @@
 #include <ATen/ops/sum.h>
 #include <ATen/ops/zeros.h>
 
+#include "caller_array.h"
 #include "error.h"
 
 namespace nequip_md {
@@ -59,7 +60,7 @@ void Tally::add(const NeighbourTable &table, const at::Tensor &edge_offset, cons
 
 void Tally::finish() { total_ = sums_.sum(0); }
 
-bool Tally::fetch(int64_t num_atoms, bool atom_energies)
+bool Tally::fetch(int64_t num_atoms, const Fetched &fetched)
 {
     const auto bring = [&](at::Tensor &host, const at::Tensor &here) {
         if (!compute_.gpu()) {
@@ -71,10 +72,10 @@ bool Tally::fetch(int64_t num_atoms, bool atom_energies)
         host.copy_(here, /*non_blocking=*/true);
     };
     bring(host_total_, total_);
-    bring(host_forces_, forces_.narrow(0, 0, num_atoms));
-    if (virials_.defined()) bring(host_virials_, virials_.narrow(0, 0, num_atoms));
-    if (centroids_.defined()) bring(host_centroids_, centroids_.narrow(0, 0, num_atoms));
-    have_energies_ = wide_ || atom_energies;
+    if (wide_ || fetched.arrays) bring(host_forces_, forces_.narrow(0, 0, num_atoms));
+    if (fetched.arrays && virials_.defined()) bring(host_virials_, virials_.narrow(0, 0, num_atoms));
+    if (fetched.arrays && centroids_.defined()) bring(host_centroids_, centroids_.narrow(0, 0, num_atoms));
+    have_energies_ = wide_ || (fetched.arrays && fetched.atom_energies);
     if (have_energies_) bring(host_sums_, sums_);
     if (compute_.gpu()) compute_.gpu()->synchronize();
     const double *const total = host_total_.data_ptr<double>();
@@ -118,12 +119,35 @@ void Tally::check_finite(const NeighbourTable &table) const
                         static_cast<int>(k / 3));
 }
 
-void Tally::add_to(const NeighbourTable &table, double energy_factor, nequip_md_results &results) const
+void Tally::set_total(double energy_factor, nequip_md_results &results) const
 {
-    if (wide_) check_finite(table);  // what is not finite is too large for fixed point
     const double *const total = host_total_.data_ptr<double>();
     results.energy = energy_factor * total[ENERGY];
     for (int k = 0; k < 6; ++k) results.virial[k] = energy_factor * total[VIRIAL + k];
+}
+
+void Tally::add_on_gpu(const NeighbourTable &table, double energy_factor, nequip_md_results &results) const
+{
+    if (wide_) check_finite(table);
+    set_total(energy_factor, results);
+    const auto add = [&](double *array, const at::Tensor &values, const char *name) {
+        const at::Tensor here = values.narrow(0, 0, table.num_atoms());
+        caller_array(compute_, /*on_gpu=*/true, array, here.sizes(), name)
+            .add_(here.to(at::kDouble), wide_ ? energy_factor : energy_factor / UNITS);
+    };
+    add(results.forces, forces_, "forces");
+    if (wanted_.atom_virials) add(results.atom_virials, virials_, "atom_virials");
+    if (wanted_.centroid_virials) add(results.centroid_virials, centroids_, "centroid_virials");
+    if (results.atom_energies)
+        caller_array(compute_, /*on_gpu=*/true, results.atom_energies, {table.num_atoms()}, "atom_energies")
+            .index_add_(0, table.centre_atoms(), sums_.select(1, ENERGY).narrow(0, 0, table.num_centres()),
+                        energy_factor);
+}
+
+void Tally::add_to(const NeighbourTable &table, double energy_factor, nequip_md_results &results) const
+{
+    if (wide_) check_finite(table);  // what is not finite is too large for fixed point
+    set_total(energy_factor, results);
     add_array(results.forces, host_forces_, energy_factor);
     if (wanted_.atom_virials) add_array(results.atom_virials, host_virials_, energy_factor);
     if (wanted_.centroid_virials) add_array(results.centroid_virials, host_centroids_, energy_factor);

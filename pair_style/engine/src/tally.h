@@ -31,9 +31,13 @@ class Tally {
              const Evaluation &evaluation);
     void finish();  // after the last add()
 
-    // Bring the sums to the host, and wait for them. False: forces exceed the range of fixed point, so do it again,
-    // wide.
-    bool fetch(int64_t num_atoms, bool atom_energies);
+    // What of the sums is brought to the host, beside the total.
+    struct Fetched {
+        bool atom_energies, arrays;  // arrays: forces and virials of atoms
+    };
+
+    // Bring sums to the host, and wait for them. False: forces exceed the range of fixed point, so do it again, wide.
+    bool fetch(int64_t num_atoms, const Fetched &fetched);
 
     int64_t num_edges() const;     // fetched
     bool has_close() const;        // fetched; whether an edge is shorter than those that the model knows
@@ -42,7 +46,11 @@ class Tally {
     // Add what was fetched to the results. Throws Error (BAD_RESULT) for values that are not finite.
     void add_to(const NeighbourTable &table, double energy_factor, nequip_md_results &results) const;
 
+    // The same where the arrays of the results lie on the GPU: there, in the order of the stream.
+    void add_on_gpu(const NeighbourTable &table, double energy_factor, nequip_md_results &results) const;
+
  private:
+    void set_total(double energy_factor, nequip_md_results &results) const;
     void add_array(double *array, const at::Tensor &values, double factor) const;
     void check_finite(const NeighbourTable &table) const;
 

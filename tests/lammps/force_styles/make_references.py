@@ -44,14 +44,14 @@ def from_lammps(style: ForceStyle) -> dict:
 def from_eager(style: ForceStyle) -> dict:
     """Velocity Verlet by the eager model."""
     import nequip_md
-    from nequip_md.graph import build_graph, forces_from_gradient, stress_from_gradient
+    from nequip_md.graph import Structure, build_graph, forces_from_gradient, stress_from_gradient
     from nequip_md.model import energy_and_gradient, with_dtype
 
-    model = with_dtype(nequip_md.load(ROOT / style.model["checkpoint"]), "float64")
+    model = with_dtype(nequip_md.load_checkpoint(ROOT / style.model["checkpoint"]), "float64")
     atoms, masses = read_data(style.data, style.reference["eager"].split())
 
     def evaluate() -> dict:
-        graph = build_graph(atoms, model.type_names, model.config.cutoff_matrix())
+        graph = build_graph(Structure.from_ase(atoms, model.type_names), model.config.cutoff_matrix())
         energies, gradient = energy_and_gradient(model, *graph.tensors)
         stress = -BAR * stress_from_gradient(graph, gradient, atoms.get_volume())[0].numpy()
         return {

@@ -1,0 +1,34 @@
+// Arrays that belong to the caller, as tensors where they lie.
+#pragma once
+
+#include <string>
+
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/from_blob.h>
+
+#include "compute.h"
+#include "error.h"
+
+namespace nequip_md {
+
+// on_gpu: in the memory of the GPU that the model runs on; else in that of the host. `name` is for messages.
+// Throws Error (BAD_INPUT) if it does not lie there.
+template <typename Value>
+at::Tensor caller_array(const Compute &compute, bool on_gpu, const Value *array, at::IntArrayRef sizes,
+                        const char *name)
+{
+    const auto options = at::TensorOptions()
+                             .dtype(c10::CppTypeToScalarType<Value>())
+                             .device(on_gpu ? compute.device() : at::Device(at::kCPU));
+    if (c10::multiply_integers(sizes) == 0) return at::empty(sizes, options);
+    try {
+        return at::from_blob(const_cast<Value *>(array), sizes, options);
+    } catch (const c10::Error &error) {
+        throw Error(NEQUIP_MD_BAD_INPUT, std::string("evaluate: memory says that ") + name +
+                                             " lies on the GPU that the model runs on, and it does not (" +
+                                             first_line(error.what_without_backtrace()) + ")");
+    }
+}
+
+}  // namespace nequip_md

@@ -1,0 +1,44 @@
+// Periodic images of the caller's atoms, for callers who have none of their own.
+#pragma once
+
+#include <vector>
+
+namespace nequip_md {
+
+// The cell vectors along which a system repeats.
+class Lattice {
+ public:
+    // cell: [3][3], rows are the vectors, angstrom; those whose `periodic` is 0 are not read.
+    // Throws Error (BAD_INPUT) if the others are not finite or span no volume.
+    Lattice(const double *cell, const int *periodic);
+
+    bool periodic(int axis) const { return periodic_[axis]; }
+    const double *vectors() const { return vectors_; }  // [3][3]; zero along directions that are not periodic
+
+    // Coordinate of a point along one vector, in units of the vector.
+    double fraction(int axis, const double *point) const;
+
+    // How much this coordinate differs at most between points that are one angstrom apart.
+    double steepness(int axis) const;
+
+ private:
+    bool periodic_[3];
+    double vectors_[9];
+    double reciprocal_[9];  // rows: with them as gradients, fraction() is linear
+};
+
+// Positions that neighbours are looked for at: each atom moved into the cell, then its images around.
+struct Images {
+    std::vector<int> atom;   // [positions], of the caller's: 0, 1, ... up to their number, then that of each image
+    std::vector<int> shift;  // [positions][3], the lattice vectors that are added to that atom's position
+    bool operator==(const Images &) const = default;
+};
+
+// All images that an atom can have within `reach` angstrom.
+//
+// positions: [atoms][3]; types: [atoms], those without a type (-1) have no images.
+// Throws Error (BAD_INPUT) if there are too many, or an atom is too far outside of the cell for its position to mean
+// anything.
+Images make_images(const Lattice &lattice, const double *positions, const std::vector<int> &types, double reach);
+
+}  // namespace nequip_md
