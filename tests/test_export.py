@@ -190,7 +190,7 @@ def test_artifact_checks_its_inputs(small_models):
     with pytest.raises(NequIPMDError, match=r"edge_index is torch.int64 \[2, 3\]"):
         artifact(Graph(graph.edge_vectors, graph.edge_index[:, :3], *graph.tensors[2:]))
     with pytest.raises(
-        NequIPMDError, match="2 layers, and this graph has 54 ghosts.*or evaluate a graph without ghosts"
+        NequIPMDError, match="2 layers, and this graph has 27 ghosts.*or evaluate a graph without ghosts"
     ):
         artifact(Graph(*graph.tensors[:3], torch.cat([graph.node_types, graph.node_types])))
 

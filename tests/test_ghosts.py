@@ -14,7 +14,7 @@ from ase.build import molecule
 from nequip_md import NequIPMDError
 from nequip_md.artifact import load_artifact
 from nequip_md.checkpoint import save
-from nequip_md.export.cli import export
+from nequip_md.export import export_checkpoint
 from nequip_md.graph import Graph, forces_from_gradient
 from nequip_md.kernels import Backend
 from nequip_md.lowering.trace import example_inputs, trace
@@ -42,17 +42,19 @@ def config(layers: int, precision: str) -> NequIPConfig:
 
 
 @pytest.fixture(scope="session")
-def nequip(made_once):
+def nequip(made_once, small_models):
     """``nequip(layers, precision)``: path of an artifact."""
 
     def make(layers: int, precision: str):
+        if (layers, precision) == (2, "fp64"):
+            return small_models("nequip_fp64")[1]
         name = f"ghosts_{layers}_{precision}"
 
         def write(folder):
             folder.mkdir()
             torch.manual_seed(11)
             save(folder / "model.nqmd", build_model(config(layers, precision)))
-            export(folder / "model.nqmd", folder / "model.pt2", device="cpu", precision=precision)
+            export_checkpoint(folder / "model.nqmd", folder / "model.pt2", device="cpu", precision=precision)
 
         return made_once(name, write) / "model.pt2"
 

@@ -187,7 +187,7 @@ def test_whole_allegro(name, precision):
     exact = with_dtype(build_model(config).eval(), "float64").to(DEVICE)
     model = copy.deepcopy(exact) if precision == "fp64" else with_dtype(exact, "float32").to(DEVICE)
     backend = TritonBackend(precision)
-    program = trace(model, config.cutoff, 2, device=DEVICE, backend=backend, message_passing=False)
+    program = trace(model, config.cutoff, 2, device=DEVICE, backend=backend)
     assert any("float64" in note for note in backend.notes) == (precision == "fp64")
     calls = counts(program.graph)
     assert bool(calls["mlp_hidden_triton"]) == (precision != "fp64")
@@ -225,7 +225,7 @@ def test_whole_nequip(precision):
     torch.manual_seed(3)
     exact = with_dtype(build_model(config).eval(), "float64").to(DEVICE)
     model = copy.deepcopy(exact) if precision == "fp64" else with_dtype(exact, "float32").to(DEVICE)
-    program = trace(model, config.cutoff, 2, device=DEVICE, backend=TritonBackend(precision), message_passing=True)
+    program = trace(model, config.cutoff, 2, device=DEVICE, backend=TritonBackend(precision))
     calls = counts(program.graph)
     for suffix, count in (("", 2), ("_edges", 2), ("_nodes", 1)):  # what the first layer reads are types
         assert calls[f"tensor_product_convolution{suffix}_triton"] == count
@@ -240,7 +240,7 @@ def test_whole_allegro_on_hopper():
     torch.manual_seed(0)
     exact = with_dtype(build_model(config).eval(), "float64").to(DEVICE)
     model = with_dtype(exact, "float32").to(DEVICE)
-    program = trace(model, config.cutoff, 2, device=DEVICE, backend=HopperBackend("fp32"), message_passing=False)
+    program = trace(model, config.cutoff, 2, device=DEVICE, backend=HopperBackend("fp32"))
     calls = Counter(node.target for node in program.graph.nodes if "nequip_md.hopper" in str(node.target))
     assert calls == {
         hopper.ENERGY: 1,
@@ -260,5 +260,5 @@ def test_whole_allegro_on_hopper():
 def test_what_has_no_kernel_is_noted():
     config = preset("small", type_names=["H"], two_body_mlp_width=520)
     backend = TritonBackend("fp32")
-    trace(build_model(config).eval(), config.cutoff, 1, device="cpu", backend=backend, message_passing=False)
+    trace(build_model(config).eval(), config.cutoff, 1, device="cpu", backend=backend)
     assert any("a width of 520 exceeds 512" in note for note in backend.notes)

@@ -10,7 +10,7 @@ import torch
 from ase import Atoms
 from torch import Tensor
 
-from nequip_md.graph import Graph, build_graph, forces_from_gradient
+from nequip_md.graph import Graph, Structure, build_graph, forces_from_gradient
 
 
 class Rank:
@@ -61,7 +61,7 @@ def split(structure: Atoms, type_names: list[str], cutoffs: Tensor, owners: Sequ
     Args:
         owners: the rank that owns each atom.
     """
-    whole = build_graph(structure, type_names, cutoffs)
+    whole = build_graph(Structure.from_ase(structure, type_names), cutoffs)
     owners = torch.as_tensor(owners)
     return whole, [
         Rank(structure, whole, (owners == rank).nonzero().squeeze(1)) for rank in range(int(owners.max()) + 1)
