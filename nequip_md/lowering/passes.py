@@ -33,8 +33,10 @@ def run_passes(module: GraphModule, backend: Backend) -> None:
         module: from ``make_fx``, with symbolic or fixed sizes and values in ``meta["val"]``.
         backend: says which operators it has forms for.
     """
+    module.graph.eliminate_dead_code()
     fill_values(module)
     for run in PASSES:
         run(module, backend)
+        module.graph.eliminate_dead_code()
     module.graph.lint()
     module.recompile()

@@ -33,7 +33,6 @@ def join_products(module: GraphModule, backend: Backend) -> None:
         _join_product(graph, node, backend)
     for node in calls(graph, OPERATORS.mlp_hidden_backward.default):
         _join_gradient(graph, node, backend)
-    graph.eliminate_dead_code()
 
 
 def _join_product(graph: Graph, node: Node, backend: Backend) -> None:
@@ -87,7 +86,6 @@ def join_energies(module: GraphModule, backend: Backend) -> None:
     graph = module.graph
     for node in calls(graph, OPERATORS.mlp_readout_backward.default):
         _join_energy(graph, node, backend)
-    graph.eliminate_dead_code()
 
 
 def _join_energy(graph: Graph, backward: Node, backend: Backend) -> None:

@@ -74,7 +74,6 @@ def _sum_contractions(graph: Graph, nodes: list[Node], backend: Backend) -> None
             with graph.inserting_before(node):
                 moment = new_call(graph, OPERATORS.edge_contract_moment.default, node.args[0], w, y, centre, row_ptr)
             replace(parts[2], moment)
-    graph.eliminate_dead_code()
 
 
 # ---- a spread and other gradients -----------------------------------------------------------------------------------
@@ -107,7 +106,6 @@ def sum_into_spreads(module: GraphModule, backend: Backend) -> None:
             if squeezed:
                 total = new_call(graph, aten.squeeze.dim, total, 1)
         replace(root, total)
-    graph.eliminate_dead_code()
 
 
 # ---- gradients of the harmonics -------------------------------------------------------------------------------------
@@ -123,4 +121,3 @@ def sum_into_embedding(module: GraphModule, backend: Backend) -> None:
             continue
         with graph.inserting_before(node):
             node.args = (dg, at_most(graph, parts, MOST), *rest)
-    graph.eliminate_dead_code()
