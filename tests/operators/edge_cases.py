@@ -193,7 +193,7 @@ def groups() -> list[Group]:
         found.append(Group(f"sums, {orders} orders of {channels}", cases, GRAPH, multiprocessors=SHARED_OUT))
     for orders, channels in ((1, 3), (2, 16), (3, 21), (4, 8), (5, 35)):
         few = Graph((3, 0, 5, 1, 0, 19))
-        found.append(Group(f"sums, {orders} orders of {channels}", sums(orders, channels), few))
+        found.append(Group(f"sums, {orders} orders of {channels}", sums(orders, channels), few, ("fp64", "fp32")))
     for orders, channels in ((3, 64), (2, 32)):
         cases = [*contraction_sums(orders, channels, (2,)), *layer_product(orders, channels)]
         found.append(Group(f"contractions, {orders} orders of {channels}", cases, Graph((3, 0, 7, 40))))
