@@ -22,13 +22,10 @@ at::Tensor caller_array(const Compute &compute, bool on_gpu, const Value *array,
                              .dtype(c10::CppTypeToScalarType<Value>())
                              .device(on_gpu ? compute.device() : at::Device(at::kCPU));
     if (c10::multiply_integers(sizes) == 0) return at::empty(sizes, options);
-    try {
-        return at::from_blob(const_cast<Value *>(array), sizes, options);
-    } catch (const c10::Error &error) {
+    if (on_gpu && !compute.gpu()->holds(array))
         throw Error(NEQUIP_MD_BAD_INPUT, std::string("evaluate: memory says that ") + name +
-                                             " lies on the GPU that the model runs on, and it does not (" +
-                                             first_line(error.what_without_backtrace()) + ")");
-    }
+                                             " lies on the GPU that the model runs on, and it does not");
+    return at::from_blob(const_cast<Value *>(array), sizes, options);
 }
 
 }  // namespace nequip_md

@@ -74,6 +74,7 @@ struct Driver {
         libraries.find("cuLaunchKernel", launch);
         libraries.find("cuMemGetInfo_v2", memory);
         libraries.find("cuDeviceGetAttribute", attribute);
+        libraries.find("cuPointerGetAttribute", pointer_attribute);
         libraries.find("cuEventCreate", create_event);
         libraries.find("cuEventRecord", record_event);
         libraries.find("cuStreamWaitEvent", wait_event);
@@ -86,6 +87,7 @@ struct Driver {
                        void **, void **);
     CUresult (*memory)(size_t *, size_t *);
     CUresult (*attribute)(int *, CUdevice_attribute, CUdevice);
+    CUresult (*pointer_attribute)(void *, CUpointer_attribute, CUdeviceptr);
     CUresult (*create_event)(CUevent *, unsigned);
     CUresult (*record_event)(CUevent, CUstream);
     CUresult (*wait_event)(CUstream, CUevent, unsigned);
@@ -225,6 +227,18 @@ class CudaGpu : public Gpu {
         }
         recording->graph.capture_end();
         return recording;
+    }
+
+    bool holds(const void *address) override
+    {
+        const auto pointer = reinterpret_cast<CUdeviceptr>(address);
+        unsigned kind = 0;
+        int device = -1;
+        // CUDA does not know addresses of ordinary host memory
+        return driver_.pointer_attribute(&kind, CU_POINTER_ATTRIBUTE_MEMORY_TYPE, pointer) == CUDA_SUCCESS &&
+               kind == CU_MEMORYTYPE_DEVICE &&
+               driver_.pointer_attribute(&device, CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL, pointer) == CUDA_SUCCESS &&
+               device == index_;
     }
 
     int64_t free_memory() override

@@ -30,6 +30,9 @@ class Gpu {
     // before, and at the end of the scope the caller's stream waits for the engine's.
     virtual std::unique_ptr<Scope> order(void *stream) = 0;
 
+    // Whether an address lies in this device's memory.
+    virtual bool holds(const void *address) = 0;
+
     // Run a kernel of kernels.h, a warp for each of `count` indices.
     virtual void launch(const char *kernel, const void *arguments, int64_t count) = 0;
 
