@@ -20,12 +20,14 @@ TOLERANCE = {
 GRAPH = Graph((5, 0, 37, 1, 130, 0))
 SHARED_OUT = (132, 1)
 """Multiprocessors of a GPU on which several programs share the edges of one of the six centres, or one has them all."""
+SHARING = {"edge_dot", "edge_spread", "edge_spread_add", "edge_contract"}
+"""Operators whose kernels do so."""
 
 
 def case(operator: str, gradients: tuple[str, ...] = (), about: str = "", **arguments) -> Case:
     """Of an operator whose derivatives, where it has any, are of any order."""
-    formula = getattr(formulas, operator)
-    return Case(operator, arguments, TOLERANCE, gradients, bool(gradients), formula, about)
+    formula, once = getattr(formulas, operator), operator not in SHARING
+    return Case(operator, arguments, TOLERANCE, gradients, bool(gradients), formula, about, once=once)
 
 
 # ---- sums over edges -------------------------------------------------------------------------------------------------
