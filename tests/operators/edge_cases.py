@@ -20,12 +20,14 @@ TOLERANCE = {
 GRAPH = Graph((5, 0, 37, 1, 130, 0))
 SHARED_OUT = (132, 1)
 """Multiprocessors of a GPU on which several programs share the edges of one of the six centres, or one has them all."""
+SHARING = {"edge_dot", "edge_spread", "edge_spread_add", "edge_contract"}
+"""Operators whose kernels do so."""
 
 
 def case(operator: str, gradients: tuple[str, ...] = (), about: str = "", **arguments) -> Case:
     """Of an operator whose derivatives, where it has any, are of any order."""
-    formula = getattr(formulas, operator)
-    return Case(operator, arguments, TOLERANCE, gradients, bool(gradients), formula, about)
+    formula, once = getattr(formulas, operator), operator not in SHARING
+    return Case(operator, arguments, TOLERANCE, gradients, bool(gradients), formula, about, once=once)
 
 
 # ---- sums over edges -------------------------------------------------------------------------------------------------
@@ -193,7 +195,7 @@ def groups() -> list[Group]:
         found.append(Group(f"sums, {orders} orders of {channels}", cases, GRAPH, multiprocessors=SHARED_OUT))
     for orders, channels in ((1, 3), (2, 16), (3, 21), (4, 8), (5, 35)):
         few = Graph((3, 0, 5, 1, 0, 19))
-        found.append(Group(f"sums, {orders} orders of {channels}", sums(orders, channels), few))
+        found.append(Group(f"sums, {orders} orders of {channels}", sums(orders, channels), few, ("fp64", "fp32")))
     for orders, channels in ((3, 64), (2, 32)):
         cases = [*contraction_sums(orders, channels, (2,)), *layer_product(orders, channels)]
         found.append(Group(f"contractions, {orders} orders of {channels}", cases, Graph((3, 0, 7, 40))))

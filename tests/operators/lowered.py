@@ -143,10 +143,9 @@ def exported(module: Module, backend: Backend, least: int = 2) -> torch.export.E
     return torch.export.export(module, inputs, dynamic_shapes=(module.dynamic_shapes(least),))
 
 
-def lowered(module: Module, backend: Backend, least: int = 2) -> torch.export.ExportedProgram:
+def lowered(module: Module, backend: Backend, least: int = 2) -> torch.fx.GraphModule:
     """:func:`exported`, with a backend's kernels, as a model's graph in an export."""
-    inputs = module.inputs(module.graph)
     graph = exported(module, backend, least).run_decompositions(backend.decompositions()).module()
     fold_constants(graph)
     backend.specialize(graph)
-    return torch.export.export(graph, inputs, dynamic_shapes=module.dynamic_shapes(least))
+    return graph

@@ -145,6 +145,8 @@ DEEPER = (
 """Layer by layer where two do not fit into one kernel; both forms in one perceptron."""
 FEW_ROWS_AND_MANY = (132, 2, 1)
 """Multiprocessors of a GPU on which so many rows take the tile for 16 rows, for 64, or the one for many."""
+FEW_ROWS_ALONE = ("large", "three of 64", "odd", "wide input")
+"""These run layer by layer, or in tiles that others have."""
 
 
 # ---- limits of the numbers -------------------------------------------------------------------------------------------
@@ -184,7 +186,7 @@ def groups() -> list[Group]:
                 [*two_layers(*sizes), *one_layer(*sizes[:2])],
                 ROWS,
                 PRECISIONS,
-                multiprocessors=FEW_ROWS_AND_MANY,
+                multiprocessors=FEW_ROWS_AND_MANY[: 1 if name in FEW_ROWS_ALONE else 3],
             )
             for name, sizes in TWO_LAYERS.items()
         ),
