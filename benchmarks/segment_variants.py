@@ -379,7 +379,7 @@ def dense_products() -> Iterator[Variant]:
 
 
 def layers() -> Iterator[Variant]:
-    """Of perceptrons layer by layer: the widths of "large", and 256."""
+    """Shapes of perceptrons that run layer by layer: the widths of "large", and 256."""
     tiles = (
         (128, 256, 64, 8, 4),
         (128, 256, 64, 8, 3),

@@ -78,7 +78,7 @@ class Session:
     from_atoms: int = 2 * 131712
     max_atoms: int = 4300000
     seconds: float = 450.0
-    """Of the key largest: no size is begun that would exceed them, the first after the reference excepted."""
+    """Limit of the key "largest": no size is begun that would exceed them, the first after the reference excepted."""
     many_steps: int = MANY_STEPS
     report: Callable[[str], None] = print
     artifacts: dict[Need, Path | NequIPMDError] = field(default_factory=dict)

@@ -22,7 +22,7 @@ from nequip_md.graph import Structure, build_graph
 from nequip_md.model import PRESETS, AllegroConfig, NequIPConfig, PotentialConfig, build_model, preset
 
 PRESET_CUTOFF = 6.0
-"""Of presets, angstrom."""
+"""Cutoff of presets, angstrom."""
 
 
 @dataclass
@@ -32,7 +32,7 @@ class Compiled:
     artifacts: dict[str, Artifact] = field(default_factory=dict)
     peers: dict[str, peer.PeerArtifact] = field(default_factory=dict)
     differences: dict[str, float] = field(default_factory=dict)
-    """Of forces between artifact and peer, of the largest one."""
+    """Largest difference of forces between artifact and peer, relative to the largest force."""
     seconds: dict[str, float] = field(default_factory=dict)
     """Compilation of ``ours fp32``, ``peer fp32`` and so on; ours includes the checks of ``nequip-md-export``."""
 

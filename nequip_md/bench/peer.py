@@ -21,7 +21,7 @@ from nequip_md.graph import Structure, build_graph, forces_from_gradient
 from nequip_md.model import AllegroConfig, Potential, PotentialConfig, build_model
 
 FORCE_TOLERANCE = {"fp64": 1e-3, "fp32": 1e-3, "tf32": 3e-2}
-"""Of the largest force; a guard against comparing two different models, not a test of accuracy."""
+"""Largest difference, relative to the largest force; a guard against comparing two different models, not a test of accuracy."""
 
 
 def check_peer(config: PotentialConfig, atoms: Atoms) -> None:

@@ -18,11 +18,11 @@ from nequip_md.graph import atom_types
 
 DEFAULT_SIZES = (192, 1536, 12288)
 DENSITY = 0.997
-"""Of the water, g/cm^3 (298 K, 1 bar)."""
+"""Density of the water, g/cm^3 (298 K, 1 bar)."""
 OH_LENGTH, HOH_ANGLE = 0.9572, np.radians(104.52)
-"""Of a free molecule: angstrom, radian."""
+"""Bond length and angle of a free molecule, angstrom and radian."""
 CC_LENGTH, CH_LENGTH, CO_LENGTH = 1.53, 1.09, 1.21
-"""Of octanal: single bonds of carbon and the carbonyl group, angstrom."""
+"""Bond lengths of octanal: single bonds of carbon and the carbonyl group, angstrom."""
 CCC_ANGLE, HCH_ANGLE = np.radians(112), np.radians(107)
 
 

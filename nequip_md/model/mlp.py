@@ -62,7 +62,7 @@ class MLP(nn.Module):
         return x
 
     def matrices(self, first: Tensor) -> list[Tensor]:
-        """Of the hidden layers, gains included, with the first one given."""
+        """Matrices of the hidden layers, gains included, with the first one given."""
         return [first, *(weight * gain for weight, gain in list(zip(self.weights, self.gains))[1:-1])]
 
     def first(self) -> Tensor:

@@ -45,7 +45,7 @@ class ConvolutionPath(NamedTuple):
     out_channels: int
     out_channel: int
     cg_offset: int
-    """Of the coefficients [2 l_in + 1, 2 l_edge + 1, 2 l_out + 1] in ``cg``."""
+    """Offset of the coefficients [2 l_in + 1, 2 l_edge + 1, 2 l_out + 1] in ``cg``."""
 
 
 def unpack(paths: Sequence[int]) -> Iterator[ConvolutionPath]:
@@ -58,7 +58,7 @@ def unpack(paths: Sequence[int]) -> Iterator[ConvolutionPath]:
 
 
 def coefficients(cg: Tensor, path: ConvolutionPath) -> Tensor:
-    """Of one path, [2 l_in + 1, 2 l_edge + 1, 2 l_out + 1]."""
+    """Coefficients of one path, [2 l_in + 1, 2 l_edge + 1, 2 l_out + 1]."""
     shape = (2 * path.l_in + 1, 2 * path.l_edge + 1, 2 * path.l_out + 1)
     return cg.narrow(0, path.cg_offset, shape[0] * shape[1] * shape[2]).view(shape)
 

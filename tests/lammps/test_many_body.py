@@ -9,7 +9,7 @@ from support.lammps_run import measurement, read_measurement, run_lammps
 from support.lammps_systems import SYSTEMS, nequip
 
 RELATIVE = 1e-9
-"""Of the largest value; eam/alloy interpolates tables."""
+"""Tolerance relative to the largest value; eam/alloy interpolates tables."""
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 3, 4, 8])

@@ -11,7 +11,7 @@ from support.lammps_run import PER_ATOM, measurement, read_measurement, run_lamm
 from support.lammps_systems import SYSTEMS, System, nequip
 
 RELATIVE = 1e-10
-"""Of the largest value; the order of summation changes with the division."""
+"""Tolerance relative to the largest value; the order of summation changes with the division."""
 COMMUNICATION = {"brick": ("", ""), "tiled": ("comm_style tiled", "balance 1.0 rcb")}
 
 

@@ -80,7 +80,7 @@ class Array(NamedTuple):
     kind: str = "network"
     """``network``: in the dtype of the precision; ``derivative``: so is silu', but in halves for tf32; ``geometry``: in float64."""
     constant: bool = False
-    """Of a model, not of the evaluated atoms: part of a lowered graph."""
+    """The argument belongs to the model, not to the evaluated atoms: a constant of a lowered graph."""
     strided: bool = False
     """Every other number of an array twice as large."""
     about: str = ""

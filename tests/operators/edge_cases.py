@@ -25,7 +25,7 @@ SHARING = {"edge_dot", "edge_spread", "edge_spread_add", "edge_contract"}
 
 
 def case(operator: str, gradients: tuple[str, ...] = (), about: str = "", **arguments) -> Case:
-    """Of an operator whose derivatives, where it has any, are of any order."""
+    """A case of an operator whose derivatives, where it has any, are of any order."""
     formula, once = getattr(formulas, operator), operator not in SHARING
     return Case(operator, arguments, TOLERANCE, gradients, bool(gradients), formula, about, once=once)
 
@@ -99,7 +99,7 @@ def track_product(l_max: int, layers: int, channels: int) -> list[Case]:
 
 
 def layer_product(orders: int, channels: int) -> list[Case]:
-    """Of the first layer of a model like "medium"."""
+    """A case with the sizes of the first layer of a model like "medium"."""
     sizes = {"l_max": orders - 1, "num_tensor_features": channels}
     layer = build_model(preset("medium", type_names=["H"], avg_num_neighbors=20.0, **sizes)).layers[0]
     components = (orders**2, orders**2, layer.dim_in)

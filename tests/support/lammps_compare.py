@@ -10,7 +10,7 @@ from support.lammps_run import run_lammps
 from support.lammps_systems import SYSTEMS, nequip
 
 RELATIVE = 1e-11
-"""Of the largest value of a quantity; both sides sum in float64, in different orders."""
+"""Tolerance relative to the largest value of a quantity; both sides sum in float64, in different orders."""
 SHIFTS = {1: -1.5, 2: -0.25}
 """Energies of isolated atoms by LAMMPS type: analytic artifacts have them, LAMMPS' own styles do not."""
 QUANTITIES = ("energy", "pressure", "forces", "energies", "virials", "centroid")

@@ -19,7 +19,7 @@ _MOST_STAGES = 8
 _MOST_COLUMNS = 4
 """Blocks that a second layer may have, and an input: their sums are held in registers."""
 _LANES, _MOST_WARPS, _STAGES = 32, 8, 4
-"""Of the kernels in contraction.cuh."""
+"""Lanes of a warp, most warps of a program and stages of the ring, as in contraction.cuh."""
 MOST_NUMBERS = 96
 """That a thread of those keeps: the vectors of a centre in every layer and their gradient; an atom's two tensors and the paths."""
 
@@ -58,7 +58,7 @@ class Instances:
 
     @staticmethod
     def _panels(widths: list[int], outer: int, last: int) -> int:
-        """Of the largest operand in shared memory."""
+        """Panels of the largest operand in shared memory."""
         return max(sum(map(layout.num_blocks, widths)), layout.num_blocks(outer), layout.num_blocks(last))
 
     def takes_layers(self, widths: list[int], inner: int, outer: int, last: int = 0) -> bool:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 SIDE = 64
-"""Of a block of weights."""
+"""Rows and columns of a block of weights."""
 
 
 _PIECE = 8
@@ -30,7 +30,7 @@ def _swizzle(blocks: Tensor) -> Tensor:
 
 
 def _exchange(x: Tensor, dim: int) -> Tensor:
-    """Of every 16, columns 4 q + 2 b + e go to 8 b + 2 q + e (q < 4, b < 2, e < 2): where a thread has them in a result."""
+    """Permute every 16 columns: 4 q + 2 b + e go to 8 b + 2 q + e (q < 4, b < 2, e < 2): where a thread has them in a result."""
     dim %= x.dim()
     return x.unflatten(dim, (-1, 4, 2, 2)).transpose(dim + 1, dim + 2).flatten(dim, dim + 3)
 

@@ -1,6 +1,6 @@
 // Perceptrons on edges for Hopper (sm_90a), with fp32-accurate products on the tensor cores.
 //
-// Arithmetic and scales are those of nequip_md/ops/triton_kernels/mlp.py: each matrix in two fp16 halves, three
+// Arithmetic and scales are those of kernels/triton/mlp_arithmetic.py: each matrix in two fp16 halves, three
 // products of them (or one), a power of two for each row. What differs is how the products are kept in flight.
 //
 // Work: a program has two warpgroups that compute, each on 64 rows of its own (one, ``active``, when there are few

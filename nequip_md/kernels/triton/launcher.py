@@ -9,7 +9,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.library import wrap_triton
 
 MULTIPROCESSORS = 132
-"""Of an H100 or H200. Sizes up to which a kernel takes another form count in these."""
+"""Multiprocessors of an H100 or H200. Sizes up to which a kernel takes another form count in these."""
 
 
 PROGRAMS = 2 * MULTIPROCESSORS

@@ -189,7 +189,7 @@ class ConvolutionSource(NamedTuple):
 
     @property
     def components(self) -> list[tuple[ConvolutionPath, int]]:
-        """Of all paths' messages."""
+        """Components of the messages of all paths."""
         return [(path, c) for path in self.paths for c in range(2 * path.l_out + 1)]
 
     @property
@@ -213,7 +213,7 @@ class ConvolutionSource(NamedTuple):
         return (2 * self.first.l_in + 1) * self.block
 
     def constants(self) -> dict:
-        """Of all three kernels; none takes every one."""
+        """Constants of all three kernels; none takes every one."""
         return {
             "X_FIRST": self.first.x_offset,
             "W_FIRST": self.first.w_offset,
@@ -235,7 +235,7 @@ class ConvolutionSource(NamedTuple):
 
 
 def convolution_sources(paths: list[int]) -> list[ConvolutionSource]:
-    """Of the paths of a layer, as operators take them."""
+    """Group the paths of a layer, given as operators take them, by launches."""
     sources: list[ConvolutionSource] = []
     for path in unpack(paths):
         last = sources[-1].paths[-1] if sources else None

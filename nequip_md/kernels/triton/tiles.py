@@ -112,7 +112,7 @@ def tiles_by_count(
 
 
 def derivative_dtype(products: int) -> torch.dtype:
-    """Of silu', which lies in (-0.1, 1.1): halves have the accuracy of one product."""
+    """Dtype in which silu', which lies in (-0.1, 1.1), is stored: fp16 has the accuracy of one product."""
     return torch.float16 if products == 1 else torch.float32
 
 
@@ -139,7 +139,7 @@ def last_constants(width: int, outer: int) -> dict:
 
 
 DEPTH = 64
-"""Of the inner dimension, multiplied at a time."""
+"""Columns of the inner dimension that are multiplied at a time."""
 
 
 def deep(width: int) -> int:
