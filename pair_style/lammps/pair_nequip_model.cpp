@@ -26,7 +26,8 @@
 #include <cstdint>
 #include <cstdio>
 #include <cstring>
-#include <filesystem>
+
+#include <sys/stat.h>
 
 using namespace LAMMPS_NS;
 
@@ -309,8 +310,8 @@ std::string PairNequIP::load(const char *file)
 uint64_t PairNequIP::digest(const char *file)
 {
   constexpr uint64_t FACTOR = 0x9E3779B97F4A7C15u;
-  std::error_code none;
-  if (!std::filesystem::is_regular_file(file, none)) return 0;
+  struct stat state;
+  if (stat(file, &state) != 0 || !S_ISREG(state.st_mode)) return 0;
   FILE *fp = fopen(file, "rb");
   if (!fp) return 0;
   std::vector<uint64_t> words(1 << 17);

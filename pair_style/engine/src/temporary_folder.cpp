@@ -3,13 +3,28 @@
 #include <cerrno>
 #include <cstdlib>
 #include <cstring>
-#include <filesystem>
 
+#include <dirent.h>
 #include <sys/statvfs.h>
+#include <unistd.h>
 
 #include "error.h"
 
 namespace nequip_md {
+namespace {
+
+// A folder of files. Not by std::filesystem: builds of libtorch export functions of it that another compiler made, to
+// which a process of Python binds those that this library calls.
+void remove_folder(const std::string &path)
+{
+    if (DIR *const folder = opendir(path.c_str())) {
+        while (const dirent *const entry = readdir(folder)) unlinkat(dirfd(folder), entry->d_name, 0);
+        closedir(folder);
+    }
+    rmdir(path.c_str());
+}
+
+}  // namespace
 
 TemporaryFolder::TemporaryFolder(uint64_t bytes) : bytes_(bytes)
 {
@@ -18,25 +33,20 @@ TemporaryFolder::TemporaryFolder(uint64_t bytes) : bytes_(bytes)
     if (!mkdtemp(path_.data())) unusable(std::strerror(errno));
     struct statvfs information;
     if (statvfs(path_.c_str(), &information) == 0 && (information.f_flag & ST_NOEXEC)) {
-        std::error_code ignored;
-        std::filesystem::remove_all(path_, ignored);
+        remove_folder(path_);
         unusable("its file system is mounted noexec, which forbids to run code that lies there");
     }
 }
 
-TemporaryFolder::~TemporaryFolder()
-{
-    std::error_code ignored;
-    std::filesystem::remove_all(path_, ignored);
-}
+TemporaryFolder::~TemporaryFolder() { remove_folder(path_); }
 
 void TemporaryFolder::unusable(const std::string &reason) const
 {
-    throw Error(NEQUIP_MD_BAD_FILE,
-                "cannot unpack the model to '" + std::filesystem::path(path_).parent_path().string() +
-                    "', the folder for temporary files: " + reason +
-                    "; set the environment variable TMPDIR to a folder with " + std::to_string((bytes_ >> 20) + 1) +
-                    " MB of free space for each process that allows to run code");
+    throw Error(NEQUIP_MD_BAD_FILE, "cannot unpack the model to '" + path_.substr(0, path_.rfind('/')) +
+                                        "', the folder for temporary files: " + reason +
+                                        "; set the environment variable TMPDIR to a folder with " +
+                                        std::to_string((bytes_ >> 20) + 1) +
+                                        " MB of free space for each process that allows to run code");
 }
 
 }  // namespace nequip_md
