@@ -17,7 +17,7 @@ import pytest
 import torch
 
 import nequip_md
-from nequip_md.graph import build_graph
+from nequip_md.graph import Structure, build_graph
 from nequip_md.model import energy_and_gradient
 from support.training_runs import crystals, write_config, write_data
 
@@ -164,7 +164,7 @@ def test_examples_run(tmp_path, monkeypatch, capsys):
     assert "absent.pt2: no such file" in capsys.readouterr().out
     # the same numbers by the three ways: calculator, artifact on a graph, eager model
     atoms, model = names["atoms"], names["model"]
-    energy, gradient = energy_and_gradient(model, *build_graph(atoms, ["Ar"], 1.8).tensors)
+    energy, gradient = energy_and_gradient(model, *build_graph(Structure.from_ase(atoms, ["Ar"]), 1.8).tensors)
     scale = float(gradient.abs().max())
     assert scale > 1e-2
     torch.testing.assert_close(names["energies"], energy, rtol=1e-5, atol=1e-5)

@@ -1,8 +1,13 @@
 """What the potentials compute. No files, no neighbour search, no devices chosen."""
 
-from nequip_md.model.build import build_model, with_dtype
+from typing import TYPE_CHECKING
+
+from nequip_md.lazy import lazy_names
 from nequip_md.model.config import PRESETS, AllegroConfig, NequIPConfig, PotentialConfig, ZBLConfig, preset
 from nequip_md.model.potential import Potential, energy_and_gradient
+
+if TYPE_CHECKING:
+    from nequip_md.model.build import build_model, with_dtype
 
 __all__ = [
     "PRESETS",
@@ -16,3 +21,9 @@ __all__ = [
     "preset",
     "with_dtype",
 ]
+
+# these import e3nn, which whoever checks an artifact does without
+__getattr__, __dir__ = lazy_names(
+    __name__,
+    {name: ("nequip_md.model.build", name) for name in ("build_model", "with_dtype")},
+)
