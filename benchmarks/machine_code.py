@@ -96,7 +96,7 @@ def cpu_code(name: str, precision: str) -> tuple[dict, dict[str, str]]:
 
 
 def record_one(job: tuple) -> tuple[str, dict]:
-    """What an export compiles, by a process of its own: Triton and Inductor keep what they have seen."""
+    """Record the code of one export in a process of its own: Triton and Inductor keep what they have seen."""
     name, precision, backend, with_ptx, folder = job
     import torch
 

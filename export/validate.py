@@ -87,7 +87,7 @@ _LEAVING_ENERGY, _LEAVING_GRADIENT = 1e-6, 1e-3
 
 
 class Evaluator(Protocol):
-    """What is checked: :class:`nequip_md.artifact.Artifact`, or anything that looks like it."""
+    """An evaluator that can be checked: :class:`nequip_md.artifact.Artifact`, or anything that looks like it."""
 
     metadata: dict[str, str]
     type_names: list[str]

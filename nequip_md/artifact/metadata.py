@@ -1,4 +1,4 @@
-"""What an artifact says of itself: a flat table of text, readable from C++ without a JSON parser.
+"""The metadata of an artifact: a flat table of text, readable from C++ without a JSON parser.
 
 Lists are separated by single spaces, numbers are written so that they read back exactly.
 """

@@ -25,7 +25,7 @@ OF_ENGINES = {
 
 @dataclass
 class BenchOptions:
-    """What is timed, and how.
+    """Options of a benchmark: what is timed, and how.
 
     Attributes:
         model: a checkpoint, an artifact, or the name of a preset, which gets random weights.

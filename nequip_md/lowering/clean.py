@@ -1,4 +1,4 @@
-"""What a trace leaves behind that says nothing: detached copies, several names of one constant."""
+"""Removal of what a trace leaves behind: detached copies, several names of one constant."""
 
 from __future__ import annotations
 

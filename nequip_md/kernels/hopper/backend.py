@@ -25,7 +25,7 @@ from nequip_md.kernels.shims import shims
 from nequip_md.kernels.static_library import build, searched, with_library
 from nequip_md.kernels.triton import launcher
 from nequip_md.kernels.triton.backend import TritonBackend
-from nequip_md.kernels.triton.mlp_forms import MAX_PARTS, served
+from nequip_md.kernels.triton.mlp_forms import MAX_PARTS, part_widths, served
 
 _LIBRARY = "nequip_md_hopper"
 _MOST_TERMS = 800
@@ -75,21 +75,21 @@ class HopperBackend(TritonBackend):
         return small and self.instances.takes_layers(widths, *w2.shape, matrix_width(w3))
 
     def _takes_hidden(self, parts, matrices):
-        return len(matrices) == 2 and self._takes(_widths(parts), *matrices)
+        return len(matrices) == 2 and self._takes(part_widths(parts), *matrices)
 
     def _hidden(self, parts, matrices):
         h, _, d1, d2 = self._layers(parts, *matrices, None)
         return [h, d1, d2]
 
     def _takes_hidden_dense(self, parts, w1, w2, w3):
-        return self._takes(_widths(parts), w1, w2, w3)
+        return self._takes(part_widths(parts), w1, w2, w3)
 
     def _hidden_dense(self, parts, w1, w2, w3):
         return self._layers(parts, w1, w2, w3)
 
     def _layers(self, parts: list[Tensor], w1: Tensor, w2: Tensor, w3: Tensor | None) -> tuple[Tensor, ...]:
         """h, h w3 (empty without w3), and the derivatives of silu."""
-        widths = _widths(parts)
+        widths = part_widths(parts)
         constants, instance = self.instances.hidden_constants(widths, w1, w2, w3)
         sizes = (widths, *w2.shape, matrix_width(w3), self.products, instance)
         return operators.HIDDEN(*launcher.four(parts), *constants, *sizes)
@@ -113,10 +113,10 @@ class HopperBackend(TritonBackend):
         return list(results[: len(widths)])
 
     def _takes_energy(self, parts, matrices, v, r, factor):
-        return len(matrices) == 2 and self._takes(_widths(parts), *matrices)
+        return len(matrices) == 2 and self._takes(part_widths(parts), *matrices)
 
     def _energy(self, parts, matrices, v, r, factor):
-        widths, (w1, w2), scaled = _widths(parts), matrices, factor is not None
+        widths, (w1, w2), scaled = part_widths(parts), matrices, factor is not None
         constants, instance = self.instances.energy_constants(widths, w1, w2, v, r, scaled)
         sizes = (widths, *w2.shape, self.products, int(scaled), instance)
         results = operators.ENERGY(*launcher.four(parts), *constants, factor if scaled else v, *sizes)
@@ -186,10 +186,6 @@ class HopperBackend(TritonBackend):
                 ],
             )
             yield with_library(options, _LIBRARY, shims(operators.OPERATORS, "cuda"))
-
-
-def _widths(parts: list[Tensor]) -> list[int]:
-    return [part.shape[1] for part in parts]
 
 
 def statements(table: Tensor, values: Tensor, offsets: Tensor, channels: int) -> str:

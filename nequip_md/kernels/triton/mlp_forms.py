@@ -132,11 +132,11 @@ class _Forms:
         return [part.contiguous() for part in dx.split(widths, dim=-1)]
 
     def takes_two_layers(self, parts, matrices):
-        return self._fit("hidden", _widths(parts), matrices)
+        return self._fit("hidden", part_widths(parts), matrices)
 
     def two_layers(self, parts, matrices):
         w1, w2 = matrices
-        first, second = split(w1, _widths(parts)), split(w2, [w2.shape[0]])
+        first, second = split(w1, part_widths(parts)), split(w2, [w2.shape[0]])
         return mlp_hidden.mlp_hidden(parts, *first, *second, [], *w2.shape, 0, self.products)
 
     def takes_two_layers_backward(self, g, derivatives, matrices, widths):
@@ -148,7 +148,7 @@ class _Forms:
         return mlp_hidden.mlp_hidden_backward(g, [], d1, d2, *first, *second, [], widths, self.products)
 
     def takes_more_layers(self, parts, matrices):
-        return len(matrices) > 2 and self._first_two_fit(_widths(parts), matrices)
+        return len(matrices) > 2 and self._first_two_fit(part_widths(parts), matrices)
 
     def more_layers(self, parts, matrices):
         h, *derivatives = self.backend.call(OPERATORS.mlp_hidden.default, parts, matrices[:2])
@@ -166,10 +166,10 @@ class _Forms:
     # ---- two layers and the matrix that reads them --------------------------------------------------------------------
 
     def takes_hidden_dense(self, parts, w1, w2, w3):
-        return w2.shape[1] <= tiles.WIDEST_BEFORE_LAST and self._fit("hidden", _widths(parts), [w1, w2])
+        return w2.shape[1] <= tiles.WIDEST_BEFORE_LAST and self._fit("hidden", part_widths(parts), [w1, w2])
 
     def hidden_dense(self, parts, w1, w2, w3):
-        first, second, last = split(w1, _widths(parts)), split(w2, [w2.shape[0]]), split(w3, [w3.shape[0]])
+        first, second, last = split(w1, part_widths(parts)), split(w2, [w2.shape[0]]), split(w3, [w3.shape[0]])
         shape = (*w2.shape, w3.shape[1])
         return tuple(mlp_hidden.mlp_hidden(parts, *first, *second, list(last), *shape, self.products))
 
@@ -202,10 +202,10 @@ class _Forms:
     # ---- a scalar result ----------------------------------------------------------------------------------------------
 
     def takes_energy(self, parts, matrices, v, r, factor):
-        return self._fit("energy", _widths(parts), matrices)
+        return self._fit("energy", part_widths(parts), matrices)
 
     def energy(self, parts, matrices, v, r, factor):
-        widths, (w1, w2) = _widths(parts), matrices
+        widths, (w1, w2) = part_widths(parts), matrices
         r = torch.cat([pad(c, (0, launcher.tile_width(k) - k)) for c, k in zip(r.split(widths), widths)])
         v = pad(v, (0, launcher.tile_width(len(v)) - len(v)))
         factors = [] if factor is None else [factor]
@@ -213,10 +213,10 @@ class _Forms:
         return mlp_energy.mlp_energy(parts, *first, *second, v, r, factors, *w2.shape, self.products)
 
     def takes_energy_from_hidden(self, parts, matrices, v, r, factor):
-        return self._first_two_fit(_widths(parts), matrices)
+        return self._first_two_fit(part_widths(parts), matrices)
 
     def energy_from_hidden(self, parts, matrices, v, r, factor):
-        widths = _widths(parts)
+        widths = part_widths(parts)
         h, *derivatives = self.backend.call(OPERATORS.mlp_hidden.default, parts, matrices)
         energy = h @ v
         ones = v.expand_as(derivatives[-1]).contiguous()
@@ -229,7 +229,9 @@ class _Forms:
 
     def energy_by_layers(self, parts, matrices, v, r, factor):
         energy, *derivatives = self.each_layer(parts, matrices, v)
-        gradient = self.each_layer_backward(v.unsqueeze(0), derivatives, matrices, _widths(parts), one_row=True, add=r)
+        gradient = self.each_layer_backward(
+            v.unsqueeze(0), derivatives, matrices, part_widths(parts), one_row=True, add=r
+        )
         return _scaled(energy, gradient, parts, r, factor)
 
     # ---- layer by layer -----------------------------------------------------------------------------------------------
@@ -249,8 +251,8 @@ class _Forms:
 
     def each_layer(self, parts, matrices, v=None):
         """h, or h v, and the derivatives of silu."""
-        self._note_width(_widths(parts), matrices)
-        x, derivatives, rows = mlp_layers.divide(parts, [], False, self.products), [], _widths(parts)
+        self._note_width(part_widths(parts), matrices)
+        x, derivatives, rows = mlp_layers.divide(parts, [], False, self.products), [], part_widths(parts)
         for k, w in enumerate(matrices):
             matrix, last = self._layer_matrix(w, rows), k + 1 == len(matrices)
             if last and v is not None:
@@ -275,10 +277,11 @@ class _Forms:
         return mlp_layers.layer_parts(x, matrix, widths, added, self.products)
 
 
-def _widths(parts: list[Tensor]) -> list[int]:
+def part_widths(parts: list[Tensor]) -> list[int]:
+    """Widths of the parts of an input, [E, width] each."""
     return [part.shape[1] for part in parts]
 
 
 def _scaled(energy, gradient, parts, r, factor):
-    energy = energy + sum(part @ c for part, c in zip(parts, r.split(_widths(parts))))
+    energy = energy + sum(part @ c for part, c in zip(parts, r.split(part_widths(parts))))
     return [energy, *gradient] if factor is None else [energy * factor, *(g * factor.unsqueeze(1) for g in gradient)]
