@@ -245,8 +245,7 @@ def test_other_lammps_release(plugin_folder, lj_artifact, tmp_path):
                 f"-I{folder}"
                 for folder in (here.lammps / "include" / "lammps", here.mpi_include, plugin_folder / "include")
             ),
-            source / "nequip_plugin.cpp",
-            source / "pair_nequip.cpp",
+            *source.glob("*.cpp"),
             "-o",
             tmp_path / "old.so",
             plugin_folder / "libnequip_md_engine.so",
