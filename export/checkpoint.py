@@ -40,7 +40,7 @@ def export_checkpoint(
         NequIPMDError: bad input, no compiler or no GPU, a file that cannot be written, or an artifact that differs from
             the model. Then, and when the export is interrupted, ``output`` stays as it was.
     """
-    from nequip_md.export.inductor_cache import use_private_cache
+    from nequip_md.lowering.inductor_cache import use_private_cache
 
     use_private_cache()  # first, as some modules of torch make the common folder when they are imported
     import torch

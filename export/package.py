@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import io
 import os
-import tempfile
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,10 +12,10 @@ from torch import nn
 
 from nequip_md.atomic import replacing
 from nequip_md.errors import NequIPMDError
-from nequip_md.export import inductor_cache
 from nequip_md.kernels import backend_for
 from nequip_md.kernels.static_library import compiler
-from nequip_md.lowering import trace
+from nequip_md.lowering import inductor_cache, trace
+from nequip_md.lowering.compile import compile_program
 
 
 def check_target(path: str | Path, device: str) -> None:
@@ -93,9 +90,6 @@ def compile_model(model: nn.Module, metadata: dict[str, str], device: str) -> tu
     Args, Raises: as there.
     """
     inductor_cache.use_private_cache()
-    # the compiler's half of torch, which whoever only runs artifacts does without
-    from torch._inductor.exc import CppCompileError, InductorError
-
     backend = backend_for(device, metadata["precision"])
     program = trace(
         model,
@@ -106,22 +100,8 @@ def compile_model(model: nn.Module, metadata: dict[str, str], device: str) -> tu
     )
     metadata = {**metadata, "kernels": backend.kernels}
     options = {
-        **inductor_cache.OPTIONS,
         "aot_inductor.metadata": metadata,
         # threads are decided when the artifact runs, not where it was compiled
         "cpp.dynamic_threads": True,
     }
-    # in memory, because PyTorch ends the process when it cannot write to a file
-    content = io.BytesIO()
-    try:
-        with backend.linked() as options_of_kernels, warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            torch._inductor.aoti_compile_and_package(
-                program, package_path=content, inductor_configs={**options, **options_of_kernels}
-            )
-    except (OSError, CppCompileError, InductorError) as error:
-        raise NequIPMDError(
-            f"compiling the model failed: {str(error)[-2000:].strip()}\nCompilation writes to {tempfile.gettempdir()}; if "
-            "there is no space, set TMPDIR to a folder that has some"
-        ) from error
-    return content.getbuffer(), backend.notes
+    return compile_program(program, backend, options), backend.notes

@@ -191,7 +191,7 @@ def test_the_loss_is_upstreams(tmp_path, capsys):
 
     theirs = EnergyForceLoss(coeffs={"total_energy": 1.0, "forces": 4.0})
     expected = theirs(data(energy, forces), data(label, force_labels))["weighted_sum"].item()
-    assert loss(found, weights).item() == pytest.approx(expected, rel=1e-6)
+    assert loss(found, weights, torch.tensor([2.0, 15.0, 1.0])).item() == pytest.approx(expected, rel=1e-6)
 
 
 @pytest.mark.parametrize(

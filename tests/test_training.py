@@ -21,7 +21,7 @@ from nequip_md.training.callbacks import BestModel
 from nequip_md.training.config import CosineSchedule, LossConfig, PlateauSchedule, StopConfig
 from nequip_md.training.data import collate, make_sample
 from nequip_md.training.ema import AveragedModel
-from nequip_md.training.loss import errors, loss, predict
+from nequip_md.training.loss import errors, label_counts, loss, predict
 from nequip_md.training.metrics import ErrorMetrics, weighted_loss
 from nequip_md.training.schedule import Clock, make_schedule
 from support.training_runs import MODEL, assert_same_end, crystals, run, write_data
@@ -55,7 +55,7 @@ def test_the_loss_agrees_with_numpy_and_skips_missing_labels():
     frames[2].calc.results = {"energy": 1.5}
     batch = batch_of(frames)
     prediction = predict(model, batch, with_stress=True)
-    value = loss(errors(prediction, batch), LossConfig(energy=2.0, force=3.0, stress=5.0)).item()
+    value = loss(errors(prediction, batch), LossConfig(energy=2.0, force=3.0, stress=5.0), label_counts(batch)).item()
 
     energy, forces, stress, start = [], [], [], 0
     for k, atoms in enumerate(frames):
@@ -68,7 +68,7 @@ def test_the_loss_agrees_with_numpy_and_skips_missing_labels():
     oracle = 2 * np.mean(np.square(energy)) + 3 * np.mean(np.square(forces)) + 5 * np.mean(np.square(stress))
     assert value == pytest.approx(oracle, rel=1e-12)
 
-    metrics = ErrorMetrics(with_stress=True)
+    metrics = ErrorMetrics(LossConfig(), with_stress=True)
     metrics.update(errors(prediction, batch))
     found = metrics.compute()
     assert found["force_mae"] == pytest.approx(np.mean(np.abs(forces)), rel=1e-12)
@@ -85,7 +85,11 @@ def test_the_gradient_of_each_loss_agrees_with_finite_differences(weights):
     weights = LossConfig(**{"energy": 0.0, "force": 0.0, **weights})
 
     def value(create_graph=False):
-        return loss(errors(predict(model, batch, with_stress=True, create_graph=create_graph), batch), weights)
+        return loss(
+            errors(predict(model, batch, with_stress=True, create_graph=create_graph), batch),
+            weights,
+            label_counts(batch),
+        )
 
     value(create_graph=True).backward()
     checked = 0

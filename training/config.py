@@ -121,11 +121,15 @@ class DataConfig(_Strict):
 
 
 class LossConfig(_Strict):
-    """Weights of the mean squared errors: energy per atom (eV), forces (eV/angstrom), stress (eV/angstrom^3)."""
+    """Weights of the mean errors: energy per atom (eV), forces (eV/angstrom), stress (eV/angstrom^3)."""
 
     energy: NonNegativeFloat = 1.0
     force: NonNegativeFloat = 1.0
     stress: NonNegativeFloat = 0.0
+    kind: Literal["mse", "mae", "huber", "stratified_huber"] = "mse"
+    """What is averaged: x^2, |x|, or Huber's function of an error x (:func:`nequip_md.training.loss.penalty`)."""
+    huber_delta: PositiveFloat = 0.01
+    """Where Huber's function turns from a parabola into a line, in the unit of each error."""
 
     @model_validator(mode="after")
     def _something(self):
@@ -194,6 +198,8 @@ class TrainingConfig(_Strict):
     """Folder of checkpoints and logs; a relative path starts at the current folder."""
     seed: int = Field(0, ge=0, lt=2**63)
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    compile: Literal["auto", "yes", "no"] = "auto"
+    """Whether a step runs as compiled code; auto is no at present."""
     loss: LossConfig = LossConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     schedule: Annotated[PlateauSchedule | CosineSchedule, Field(discriminator="kind")] = PlateauSchedule()

@@ -8,19 +8,21 @@ from typing import Any
 
 import lightning as L
 import torch
-from torch import Tensor
+from torch import nn
 
 from nequip_md.errors import NequIPMDError
 from nequip_md.files import TRAINING_STATE_KEY
 from nequip_md.model.potential import Potential
+from nequip_md.training.compiled_step import make_step
 from nequip_md.training.config import TrainingConfig
 from nequip_md.training.data import Sample
 from nequip_md.training.divergence import FirstFailure, describe_failure
 from nequip_md.training.ema import AveragedModel
-from nequip_md.training.loss import errors, loss, predict
+from nequip_md.training.loss import errors, label_counts, predict
 from nequip_md.training.metrics import ErrorMetrics, weighted_loss
 from nequip_md.training.report import epoch_line
 from nequip_md.training.schedule import Clock, make_schedule
+from nequip_md.training.step import trained
 
 log = logging.getLogger(__name__)
 
@@ -50,13 +52,15 @@ class PotentialModule(L.LightningModule):
             with_stress: report errors of stresses, whether or not the loss has them.
         """
         super().__init__()
+        # the gradient comes from the step, not from a backward pass
+        self.automatic_optimization = False
         self.model = model
         self.average = (
             AveragedModel(model, config.optimizer.ema_decay) if config.optimizer.ema_decay is not None else None
         )
         self.config, self.with_stress, self.record = config, with_stress, record or {}
-        self.train_metrics = ErrorMetrics(config.loss.stress > 0)
-        self.validation_metrics = ErrorMetrics(with_stress)
+        self.train_metrics = ErrorMetrics(config.loss, with_stress=config.loss.stress > 0)
+        self.validation_metrics = ErrorMetrics(config.loss, with_stress=with_stress)
         self.validation_errors: dict[str, float] = {}
         self.validation_loss = math.inf
         self.failures = {"train": FirstFailure(), "validation": FirstFailure()}
@@ -79,14 +83,22 @@ class PotentialModule(L.LightningModule):
         self.schedule = make_schedule(self.config.schedule, optimizer)
         return optimizer
 
-    def training_step(self, batch: Sample, index: int) -> Tensor:
-        prediction = predict(self.model, batch, with_stress=self.config.loss.stress > 0, create_graph=True)
-        self.failures["train"].update(prediction, batch)
-        found = errors(prediction, batch)
-        self.train_metrics.update(found)
-        return loss(found, self.config.loss)
+    def on_fit_start(self) -> None:
+        # here the model is on its device
+        self.step = make_step(
+            self.model, self.config.loss, with_stress=self.config.loss.stress > 0, compiled=self.config.compile
+        )
 
-    def on_train_batch_end(self, *_) -> None:
+    def training_step(self, batch: Sample, index: int) -> None:
+        result = self.step(batch, label_counts(batch))
+        self.failures["train"].update(result.prediction, batch)
+        self.train_metrics.update(errors(result.prediction, batch))
+        weights = trained(self.model)
+        for weight, gradient in zip(weights, result.gradients, strict=True):
+            weight.grad = gradient
+        if self.config.optimizer.gradient_clip is not None:
+            nn.utils.clip_grad_norm_(weights, self.config.optimizer.gradient_clip)
+        self.optimizers().step()
         if self.average is not None:
             self.average.update(self.model, self.trainer.global_step)
 

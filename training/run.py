@@ -38,7 +38,7 @@ from nequip_md.training.statistics import Statistics
 
 log = logging.getLogger(__name__)
 
-_MAY_CHANGE = {"stop", "output", "device"}
+_MAY_CHANGE = {"stop", "output", "device", "compile"}
 """Sections that a resumed run may have otherwise than the run it continues."""
 _MAY_CHANGE_IN_DATA = {"train", "validation", "test", "isolated_atoms", "evaluation_batch_size", "keep_on_device"}
 
@@ -188,7 +188,6 @@ def _trainer(config: TrainingConfig, states: StateFiles, accelerator: str) -> L.
         plugins=[states, LightningEnvironment()],
         default_root_dir=output,
         logger=_loggers(output),
-        gradient_clip_val=config.optimizer.gradient_clip,
         enable_progress_bar=show_bar,
         enable_model_summary=False,
         num_sanity_val_steps=0,

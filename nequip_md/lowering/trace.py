@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
 
 from nequip_md.errors import NequIPMDError
 from nequip_md.kernels import Backend
@@ -87,13 +89,36 @@ def trace(
         raise NequIPMDError(f"torch.export could not export this model with dynamic sizes: {error}") from error
 
 
-def _traced(function: Callable, inputs: Inputs, decompositions: dict | None = None) -> torch.fx.GraphModule:
-    return make_fx(
-        function, decomposition_table=decompositions or {}, tracing_mode="symbolic", _allow_non_fake_inputs=True
-    )(*inputs)
+def symbolic(tensors: Sequence[Tensor], dynamic: Sequence[Collection[int]]) -> list[Tensor]:
+    """Fake tensors like some tensors, to trace a function with: sizes of the ``dynamic`` dimensions of each are symbols."""
+    mode = FakeTensorMode(shape_env=ShapeEnv(), allow_non_fake_inputs=True)
+
+    def fake(tensor: Tensor, symbols: Collection[int]) -> Tensor:
+        sizes = [DimDynamic.DYNAMIC if d in symbols else DimDynamic.STATIC for d in range(tensor.dim())]
+        return mode.from_tensor(tensor, symbolic_context=StatelessSymbolicContext(dynamic_sizes=sizes))
+
+    return [fake(tensor, symbols) for tensor, symbols in zip(tensors, dynamic, strict=True)]
 
 
-def lower(graph: torch.fx.GraphModule, inputs: Inputs, backend: Backend) -> torch.fx.GraphModule:
+def trace_function(function: Callable, inputs: Sequence[Tensor], backend: Backend) -> torch.fx.GraphModule:
+    """Trace a function of tensors, derivatives that it takes included, and lower the graph.
+
+    Args:
+        function: of tensors alone; tensors that it closes over become constants.
+        inputs: fake tensors, from :func:`symbolic`.
+        backend: whose forms replace the operators.
+    """
+    return lower(_traced(function, inputs), inputs, backend)
+
+
+def _traced(function: Callable, inputs: Sequence[Tensor], decompositions: dict | None = None) -> torch.fx.GraphModule:
+    mode = "fake" if isinstance(inputs[0], FakeTensor) else "symbolic"
+    return make_fx(function, decomposition_table=decompositions or {}, tracing_mode=mode, _allow_non_fake_inputs=True)(
+        *inputs
+    )
+
+
+def lower(graph: torch.fx.GraphModule, inputs: Sequence[Tensor], backend: Backend) -> torch.fx.GraphModule:
     """From a graph of this package's operators to one of a device's kernels.
 
     Args:
