@@ -74,11 +74,20 @@ class DataConfig(_Strict):
     weight_key: str | None = "config_weight"
     """Name in ``Atoms.info`` of a frame's weight in the loss; None means that all frames weigh the same."""
     batch_size: PositiveInt = 8
-    """Frames in one training step."""
+    """Frames in one training step of each process; without effect where max_atoms or max_edges is given and this is not."""
+    max_atoms: PositiveInt | None = None
+    max_edges: PositiveInt | None = None
+    """A training step takes as many frames as have no more atoms, and no more edges, together."""
     evaluation_batch_size: PositiveInt | None = None
     """Frames in one validation or test batch; None means ``batch_size``."""
     keep_on_device: Literal["auto", True, False] = "auto"
     """Keep the graphs on the training device; auto: when they take less than a quarter of its free memory."""
+
+    @property
+    def frames_in_batch(self) -> int | None:
+        """The most frames in one training step of each process; None means no limit."""
+        by_size = self.max_atoms is not None or self.max_edges is not None
+        return None if by_size and "batch_size" not in self.model_fields_set else self.batch_size
 
     @field_validator("train", "validation", "test", "isolated_atoms")
     @classmethod

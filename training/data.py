@@ -18,15 +18,17 @@ import numpy as np
 import torch
 from ase import Atoms
 from torch import Tensor
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import DataLoader
 
 from nequip_md.errors import NequIPMDError
 from nequip_md.graph import Graph, Structure, batch_graphs, build_graph, build_graphs
 from nequip_md.model.config import PotentialConfig
+from nequip_md.training.batches import Batches
 from nequip_md.training.config import DataConfig
 from nequip_md.training.digest import data_digest
 from nequip_md.training.label_counts import LabelCounts, count_labels, log_label_table
 from nequip_md.training.labels import FrameLabels, Labels, is_isolated_atom
+from nequip_md.training.parallel import Processes
 
 log = logging.getLogger(__name__)
 
@@ -74,6 +76,12 @@ def collate(samples: Sequence[Sample]) -> Sample:
     """One batch of several samples, on the device that they are on."""
     labels = {f.name: torch.cat([getattr(s, f.name) for s in samples]) for f in fields(Sample) if f.name != "graph"}
     return Sample(graph=batch_graphs([s.graph for s in samples]), **labels)
+
+
+def without_labels(sample: Sample) -> Sample:
+    """The same structures without labels: what a process takes that has no frames in a step, as it adds nothing to the loss."""
+    labels = {name: torch.full_like(getattr(sample, name), torch.nan) for name in ("energy", "forces", "stress")}
+    return replace(sample, **labels)
 
 
 def make_sample(
@@ -183,23 +191,6 @@ def split(count: int, parts: Sequence[float | None], seed: int) -> list[np.ndarr
     ends = np.cumsum([0, *sizes])
     chosen = [np.sort(order[a:b]) for a, b in pairwise(ends)]
     return [np.sort(order[ends[-1] :]), *chosen]
-
-
-class EpochSampler(Sampler[int]):
-    """A new order in each epoch; seed and epoch alone determine it, so that a resumed run continues exactly."""
-
-    def __init__(self, count: int, seed: int):
-        self.count, self.seed, self.epoch = count, seed, 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """Called by Lightning as an epoch begins."""
-        self.epoch = epoch
-
-    def __iter__(self) -> Iterator[int]:
-        return iter(np.random.default_rng([self.seed, self.epoch]).permutation(self.count).tolist())
-
-    def __len__(self) -> int:
-        return self.count
 
 
 class AtomsData(L.LightningDataModule):
@@ -322,19 +313,26 @@ class AtomsData(L.LightningDataModule):
         return any(bool(torch.isfinite(getattr(s, label)).any()) for s in self.train)
 
     def train_dataloader(self) -> DataLoader:
-        samples = self._placed(self.train)
-        return self._loader(samples, self.config.batch_size, EpochSampler(len(samples), self.seed))
+        c = self.config
+        return self._loader(self.train, c.frames_in_batch, c.max_atoms, c.max_edges, seed=self.seed)
 
     def val_dataloader(self) -> DataLoader:
-        return self._loader(self._placed(self.validation), self.config.evaluation_batch_size or self.config.batch_size)
+        return self._loader(self.validation, self.config.evaluation_batch_size or self.config.batch_size)
 
     def test_dataloader(self) -> DataLoader:
-        return self._loader(self._placed(self.test), self.config.evaluation_batch_size or self.config.batch_size)
+        return self._loader(self.test, self.config.evaluation_batch_size or self.config.batch_size)
 
-    @staticmethod
-    def _loader(samples: Sequence[Sample], batch_size: int, sampler: Sampler | None = None) -> DataLoader:
+    def _loader(self, samples: list[Sample], *limits: int | None, seed: int | None = None) -> DataLoader:
+        processes = Processes.of_this_run()
+        atoms, edges = ([getattr(s.graph, k) for s in samples] for k in ("num_nodes", "num_edges"))
+        batches = Batches(atoms, edges, limits, seed=seed, process=processes.rank, processes=processes.size)
+        placed = self._placed(samples)
+
+        def batch(chosen: list[Sample]) -> Sample:
+            return collate(chosen) if chosen else without_labels(placed[0])
+
         # a generator of its own: a loader draws a seed for its workers each time, even when it has none
-        return DataLoader(samples, batch_size, sampler=sampler, collate_fn=collate, generator=torch.Generator())
+        return DataLoader(placed, batch_sampler=batches, collate_fn=batch, generator=torch.Generator())
 
     def _placed(self, samples: list[Sample]) -> list[Sample]:
         """The samples on the training device, where they are to be kept there."""

@@ -20,6 +20,7 @@ from nequip_md.training.divergence import FirstFailure, describe_failure
 from nequip_md.training.ema import AveragedModel
 from nequip_md.training.loss import errors, label_counts, predict
 from nequip_md.training.metrics import ErrorMetrics, weighted_loss
+from nequip_md.training.parallel import sum_over_processes
 from nequip_md.training.report import epoch_line
 from nequip_md.training.schedule import Clock, make_schedule
 from nequip_md.training.step import trained
@@ -90,11 +91,12 @@ class PotentialModule(L.LightningModule):
         )
 
     def training_step(self, batch: Sample, index: int) -> None:
-        result = self.step(batch, label_counts(batch))
+        (counts,) = sum_over_processes([label_counts(batch)])
+        result = self.step(batch, counts)
         self.failures["train"].update(result.prediction, batch)
         self.train_metrics.update(errors(result.prediction, batch))
         weights = trained(self.model)
-        for weight, gradient in zip(weights, result.gradients, strict=True):
+        for weight, gradient in zip(weights, sum_over_processes(result.gradients), strict=True):
             weight.grad = gradient
         if self.config.optimizer.gradient_clip is not None:
             nn.utils.clip_grad_norm_(weights, self.config.optimizer.gradient_clip)
@@ -136,6 +138,10 @@ class PotentialModule(L.LightningModule):
         rate = self.trainer.optimizers[0].param_groups[0]["lr"]
         train_errors = self.train_metrics.compute()
         self.clock.after_epoch(epochs)
+        # decisions that follow from it are the same in all processes
+        self.clock.elapsed, self.clock.epoch_seconds = self.trainer.strategy.broadcast(
+            (self.clock.elapsed, self.clock.epoch_seconds)
+        )
         values = {"train/loss": weighted_loss(train_errors, self.config.loss), "validation/loss": self.validation_loss}
         values |= {f"train/{k}": v for k, v in train_errors.items()} | {
             f"validation/{k}": v for k, v in self.validation_errors.items()

@@ -117,9 +117,9 @@ def errors(prediction: Prediction, batch: Sample) -> dict[str, Error]:
 
 
 def label_counts(batch: Sample) -> Tensor:
-    """Numbers of the labels of a batch, at least 1 of each: of energies, force components and stress components, float64 [3]."""
+    """Numbers of the labels of a batch: of energies, force components and stress components, float64 [3]."""
     labels = (batch.energy, batch.forces, batch.stress)
-    return torch.stack([(~torch.isnan(label)).sum() for label in labels]).clamp(min=1).to(torch.float64)
+    return torch.stack([(~torch.isnan(label)).sum() for label in labels]).to(torch.float64)
 
 
 def loss(found: dict[str, Error], config: LossConfig, counts: Tensor) -> Tensor:
@@ -128,8 +128,9 @@ def loss(found: dict[str, Error], config: LossConfig, counts: Tensor) -> Tensor:
     Means are over structures, and over components of forces and stresses; a weight does not count in their number.
 
     Args:
-        counts: numbers to divide by, from :func:`label_counts`, summed over ranks.
+        counts: numbers to divide by, where they are not 0, from :func:`label_counts`, summed over processes.
     """
+    counts = counts.clamp(min=1)
     parts = [
         getattr(config, name) * found[name].total(config) / counts[k]
         for k, name in enumerate(QUANTITIES)

@@ -37,8 +37,8 @@ class ErrorMetric(Metric):
         self.count += error.known.sum()
 
     def compute(self) -> dict[str, torch.Tensor]:
-        """``mae``, ``rmse`` and, unless the loss is that of squares, ``loss``; NaN without a label."""
-        found = {"mae": self.absolute / self.count, "rmse": (self.square / self.count).sqrt()}
+        """``count``, ``mae``, ``rmse`` and, unless the loss is that of squares, ``loss``; NaN without a label."""
+        found = {"count": self.count, "mae": self.absolute / self.count, "rmse": (self.square / self.count).sqrt()}
         return found if self.config.kind == "mse" else {**found, "loss": self.penalty / self.count}
 
 
@@ -60,8 +60,14 @@ class ErrorMetrics(nn.Module):
 
     def compute(self) -> dict[str, float]:
         """``energy_mae``, ``energy_rmse``, ``force_mae`` ...; quantities without any label are left out."""
-        found = {name: metric.compute() for name, metric in self.metrics.items() if metric.count > 0}
-        return {f"{name}_{key}": value.item() for name, values in found.items() for key, value in values.items()}
+        # each process takes part in every sum, whatever labels it has seen
+        found = {name: metric.compute() for name, metric in self.metrics.items()}
+        return {
+            f"{name}_{key}": value.item()
+            for name, values in found.items()
+            for key, value in values.items()
+            if values["count"] > 0 and key != "count"
+        }
 
 
 def weighted_loss(values: dict[str, float], config: LossConfig) -> float:

@@ -9,6 +9,7 @@ import signal
 import sys
 import time
 import warnings
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, RichProgressBar
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
-from lightning.pytorch.plugins.environments import LightningEnvironment
+from lightning.pytorch.plugins.environments import LightningEnvironment, TorchElasticEnvironment
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from pydantic import TypeAdapter, ValidationError
 
@@ -32,6 +33,7 @@ from nequip_md.training.data import AtomsData
 from nequip_md.training.folder import BEST, LAST, REPORT, forget_run, held, holds_run
 from nequip_md.training.lightning_module import STATE_KEY, PotentialModule
 from nequip_md.training.metrics import evaluate
+from nequip_md.training.parallel import Processes, Replicas
 from nequip_md.training.prepare import prepare, resolved
 from nequip_md.training.states import StateFiles
 from nequip_md.training.statistics import Statistics
@@ -53,17 +55,21 @@ def run_training(
     """
     output = Path(config.output)
     accelerator = _accelerator(config.device)
+    processes = Processes.of_this_run()
     if resume and not output.is_dir():
         raise NequIPMDError(f"there is no run to resume: the folder {output} does not exist; start without --resume")
-    with held(output):
-        if holds_run(output) and not (resume or overwrite):
+    if processes.rank > 0:
+        logging.getLogger("nequip_md.training").setLevel(logging.ERROR)  # one process reports
+    # and one writes
+    with held(output) if processes.rank == 0 else nullcontext():
+        if processes.rank == 0 and holds_run(output) and not (resume or overwrite):
             raise NequIPMDError(
                 f"{output} holds a run already; give --resume to continue it, --overwrite to forget it,"
                 " or another --output"
             )
         states = StateFiles(output)
         try:
-            return _train(config, states, states.read() if resume else None, accelerator)
+            return _train(config, states, states.read() if resume else None, accelerator, processes)
         except Interrupted as stop:
             raise Interrupted(stop.signal, states.note()) from None
         except SIGTERMException:  # Lightning has seen the signal, and the exception of its handler got lost on the way
@@ -73,7 +79,11 @@ def run_training(
 
 
 def _train(
-    config: TrainingConfig, states: StateFiles, state: dict[str, Any] | None, accelerator: str
+    config: TrainingConfig,
+    states: StateFiles,
+    state: dict[str, Any] | None,
+    accelerator: str,
+    processes: Processes,
 ) -> dict[str, dict[str, float]]:
     """The body of :func:`run_training`, in a folder that is held, from a state or from the beginning."""
     output = Path(config.output)
@@ -92,8 +102,8 @@ def _train(
         "data_digests": data.digests,
     }
     module = PotentialModule(model, config, with_stress=data.has("stress"), record=record)
-    trainer = _trainer(config, states, accelerator)
-    if state is None:
+    trainer = _trainer(config, states, accelerator, processes)
+    if state is None and processes.rank == 0:
         forget_run(output)
     started = time.monotonic()
     with warnings.catch_warnings():
@@ -108,6 +118,7 @@ def _train(
         ):
             warnings.filterwarnings("ignore", message=message)
         trainer.fit(module, datamodule=data, ckpt_path=states.source)
+    trainer.strategy.barrier()  # the best model is written
     log.info("trained %d epochs; this run took %.0f s", trainer.current_epoch, time.monotonic() - started)
     return _finish(output, data, module)
 
@@ -164,7 +175,7 @@ def _resumed_potential(state: dict[str, Any], statistics: Statistics, data: Atom
     return TypeAdapter(AnyConfig).validate_python(record["potential"])
 
 
-def _trainer(config: TrainingConfig, states: StateFiles, accelerator: str) -> L.Trainer:
+def _trainer(config: TrainingConfig, states: StateFiles, accelerator: str, processes: Processes) -> L.Trainer:
     output = Path(config.output)
     callbacks: list[L.Callback] = [
         BestModel(output / BEST),
@@ -180,12 +191,14 @@ def _trainer(config: TrainingConfig, states: StateFiles, accelerator: str) -> L.
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     return L.Trainer(
         accelerator=accelerator,
-        devices=1,
+        devices=processes.local_size,
+        num_nodes=processes.machines,
+        strategy="auto" if processes.size == 1 else Replicas(),
         max_epochs=config.stop.max_epochs,
         callbacks=callbacks,
         # of the cluster nothing is used: on Slurm, Lightning would requeue the job itself, and resume from any
         # hpc_ckpt_*.ckpt that lies in its root folder
-        plugins=[states, LightningEnvironment()],
+        plugins=[states, LightningEnvironment() if processes.size == 1 else TorchElasticEnvironment()],
         default_root_dir=output,
         logger=_loggers(output),
         enable_progress_bar=show_bar,
@@ -215,6 +228,7 @@ def _finish(output: Path, data: AtomsData, module: PotentialModule) -> dict[str,
     training["metrics"] = {
         name: evaluate(model, loader, with_stress=module.with_stress, device=device) for name, loader in loaders.items()
     }
-    checkpoint.save(best, model, training=training)
-    write_atomically(output / REPORT, (json.dumps(training, indent=2) + "\n").encode())
+    if data.trainer.is_global_zero:
+        checkpoint.save(best, model, training=training)
+        write_atomically(output / REPORT, (json.dumps(training, indent=2) + "\n").encode())
     return training["metrics"]
