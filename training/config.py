@@ -201,7 +201,8 @@ class TrainingConfig(_Strict):
     """A training file."""
 
     model: dict[str, Any]
-    """``preset`` or ``kind``, and the options of that model; :data:`AUTO_VALUES` says what the data may decide."""
+    """``preset`` or ``kind``, and the options of that model; :data:`AUTO_VALUES` says what the data may decide. Or ``checkpoint``,
+    see :mod:`nequip_md.training.fine_tuning`."""
     data: DataConfig
     output: str = "run"
     """Folder of checkpoints and logs; a relative path starts at the current folder."""
@@ -225,6 +226,10 @@ class TrainingConfig(_Strict):
             NequIPMDError: an option that the model does not have, or a value that it does not take.
         """
         options = dict(self.model)
+        if "checkpoint" in options:
+            from nequip_md.training.fine_tuning import continued  # imports PyTorch
+
+            return continued(options)
         name = options.pop("preset", None)
         if name is None and options.get("kind") not in _KINDS:
             raise NequIPMDError(
@@ -301,7 +306,7 @@ def load_config(path: str | Path) -> TrainingConfig:
 def check_config(content: dict[str, Any], folder: Path) -> TrainingConfig:
     """As :func:`load_config`, from the content of a file and the folder that relative paths start at."""
     try:
-        config = TrainingConfig.model_validate(content)
+        config = TrainingConfig.model_validate(_with_path(content, folder))
     except ValidationError as error:
         raise NequIPMDError(describe(error, TrainingConfig)) from None
     config.potential()  # so that the model section is checked before any data is read
@@ -311,6 +316,14 @@ def check_config(content: dict[str, Any], folder: Path) -> TrainingConfig:
         if (value := getattr(config.data, key)) is not None
     }
     return config.model_copy(update={"data": config.data.model_copy(update=files)})
+
+
+def _with_path(content: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """The content of a training file with the path of ``model.checkpoint`` made absolute."""
+    model = content.get("model")
+    if not isinstance(model, dict) or not isinstance(model.get("checkpoint"), str):
+        return content
+    return {**content, "model": {**model, "checkpoint": str(folder / model["checkpoint"])}}
 
 
 def describe(error: ValidationError, model: type[BaseModel] | None, prefix: str = "") -> str:

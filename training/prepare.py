@@ -31,8 +31,8 @@ def prepare(config: TrainingConfig) -> tuple[AtomsData, Statistics]:
         ("stress", config.loss.stress),
     ):
         data.require(label, weight)
-    statistics = compute_statistics(data.train, config.model["type_names"])
-    suggest_repulsion(statistics, config.potential())
+    statistics = compute_statistics(data.train, data.potential.type_names)
+    suggest_repulsion(statistics, data.potential)
     return data, statistics
 
 
@@ -42,6 +42,8 @@ def resolved(config: TrainingConfig, data: AtomsData, statistics: Statistics) ->
     Raises:
         NequIPMDError: a value that the data does not determine.
     """
+    if "checkpoint" in config.model:
+        return data.potential
     types = config.model["type_names"]
     shifts = config.model.get("energy_shifts", "auto")
     isolated = None

@@ -27,6 +27,8 @@ from nequip_md.errors import NequIPMDError
 from nequip_md.interrupt import Interrupted
 from nequip_md.model.build import build_model
 from nequip_md.model.config import AnyConfig, PotentialConfig
+from nequip_md.model.potential import Potential
+from nequip_md.training import fine_tuning
 from nequip_md.training.callbacks import BestModel
 from nequip_md.training.config import TrainingConfig
 from nequip_md.training.data import AtomsData
@@ -93,7 +95,11 @@ def _train(
     potential = resolved(config, data, statistics) if state is None else _resumed_potential(state, statistics, data)
 
     torch.manual_seed(config.seed)
-    model = build_model(potential)
+    if state is None and "checkpoint" in config.model:
+        model = _trained_model(config, potential, data)
+        potential = model.config
+    else:
+        model = build_model(potential)
     log.info("%s model with %d weights", potential.kind, sum(p.numel() for p in model.parameters()))
     record = {
         "statistics": statistics.as_dict(),
@@ -121,6 +127,15 @@ def _train(
     trainer.strategy.barrier()  # the best model is written
     log.info("trained %d epochs; this run took %.0f s", trainer.current_epoch, time.monotonic() - started)
     return _finish(output, data, module)
+
+
+def _trained_model(config: TrainingConfig, potential: PotentialConfig, data: AtomsData) -> Potential:
+    """The model that training starts from, where that is a trained one."""
+    model = fine_tuning.start(config.model, potential)
+    log.info("training starts from the weights of %s", config.model["checkpoint"])
+    if config.model.get("energy_shifts", "refit") != "refit":
+        return model
+    return fine_tuning.with_shifts(model, fine_tuning.refitted_shifts(model, data.train, config.data.batch_size))
 
 
 def _same_run(config: TrainingConfig, state: dict[str, Any]) -> None:
