@@ -157,6 +157,12 @@ class OptimizerConfig(_Strict):
     """Largest norm of the gradient of all weights together; None leaves it as it is."""
     ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = 0.999
     """Decay of the running average of the weights, for each step; None uses the weights themselves."""
+    warmup_steps: int = Field(0, ge=0)
+    """Steps in which the learning rate rises linearly to that of the schedule."""
+    freeze: Names = []
+    """Patterns of names of weights that stay as they are, such as ``embedding.*``."""
+    rate_factors: dict[str, PositiveFloat] = {}
+    """Factors of the learning rate for weights whose names a pattern matches; the first that matches counts."""
 
 
 class PlateauSchedule(_Strict):

@@ -20,6 +20,7 @@ from nequip_md.training.divergence import FirstFailure, describe_failure
 from nequip_md.training.ema import AveragedModel
 from nequip_md.training.loss import errors, label_counts, predict
 from nequip_md.training.metrics import ErrorMetrics, weighted_loss
+from nequip_md.training.optimizers import freeze, parameter_groups, warmed_up
 from nequip_md.training.parallel import sum_over_processes
 from nequip_md.training.report import epoch_line
 from nequip_md.training.schedule import Clock, make_schedule
@@ -55,7 +56,7 @@ class PotentialModule(L.LightningModule):
         super().__init__()
         # the gradient comes from the step, not from a backward pass
         self.automatic_optimization = False
-        self.model = model
+        self.model = freeze(model, config.optimizer)
         self.average = (
             AveragedModel(model, config.optimizer.ema_decay) if config.optimizer.ema_decay is not None else None
         )
@@ -75,7 +76,7 @@ class PotentialModule(L.LightningModule):
     def configure_optimizers(self) -> torch.optim.Optimizer:
         options = self.config.optimizer
         optimizer = torch.optim.AdamW(
-            self.model.parameters(),
+            parameter_groups(self.model, options),
             lr=options.learning_rate,
             betas=options.betas,
             weight_decay=options.weight_decay,
@@ -100,7 +101,8 @@ class PotentialModule(L.LightningModule):
             weight.grad = gradient
         if self.config.optimizer.gradient_clip is not None:
             nn.utils.clip_grad_norm_(weights, self.config.optimizer.gradient_clip)
-        self.optimizers().step()
+        with warmed_up(self.optimizers(), self.trainer.global_step, self.config.optimizer.warmup_steps):
+            self.optimizers().step()
         if self.average is not None:
             self.average.update(self.model, self.trainer.global_step)
 
