@@ -110,6 +110,7 @@ def test_a_fine_tuned_model_beats_one_from_scratch(tmp_path, capsys):
             "loss": {"energy": 10.0, "force": 1.0},
             "optimizer": {"learning_rate": 0.005, "ema_decay": None},
             "stop": {"max_epochs": 6},
+            "compile": "no",
         }
         (folder / f"{name}.yaml").write_text(yaml.safe_dump(content))
         assert main([str(folder / f"{name}.yaml"), "--output", str(tmp_path / name)]) == 0

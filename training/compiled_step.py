@@ -129,7 +129,8 @@ def make_step(
     Args:
         compiled: ``auto``, ``yes`` or ``no``, see :class:`~nequip_md.training.config.TrainingConfig`.
     """
-    if compiled != "yes":
+    device = next(model.parameters()).device
+    if compiled == "no" or (compiled == "auto" and device.type != "cpu"):
         return EagerStep(model, config, with_stress=with_stress)
     return CheckedStep(model, config, with_stress=with_stress)
 
@@ -204,7 +205,7 @@ def _compiled(model: Potential, config: LossConfig, with_stress: bool, device: t
 
     inputs = [*weights, *example.values(), torch.ones(3, dtype=torch.float64, device=device)]
     varying = [None] * len(weights) + [_DYNAMIC[name] for name in labels] + [None]
-    backend = backend_for(device.type, "fp64" if model.dtype == torch.float64 else "fp32")
+    backend = backend_for(device.type, "fp64" if model.dtype == torch.float64 else "fp32", constant_weights=False)
     graph = trace_function(step, symbolic(inputs, [() if v is None else (v[1],) for v in varying]), backend)
     sizes = {name: torch.export.Dim(name, min=_SMALLEST) for name in ("edges", "atoms", "frames")}
     sizes |= {f"{name} + 1": sizes[name] + 1 for name in ("atoms", "frames")}

@@ -215,7 +215,7 @@ class TrainingConfig(_Strict):
     seed: int = Field(0, ge=0, lt=2**63)
     device: Literal["auto", "cpu", "cuda"] = "auto"
     compile: Literal["auto", "yes", "no"] = "auto"
-    """Whether a step runs as compiled code; auto is no at present."""
+    """Whether a step runs as compiled code; auto: yes on a CPU, no on a GPU."""
     loss: LossConfig = LossConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     schedule: Annotated[PlateauSchedule | CosineSchedule, Field(discriminator="kind")] = PlateauSchedule()
