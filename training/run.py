@@ -43,9 +43,7 @@ _MAY_CHANGE = {"stop", "output", "device"}
 _MAY_CHANGE_IN_DATA = {"train", "validation", "test", "isolated_atoms", "evaluation_batch_size", "keep_on_device"}
 
 
-def run_training(
-    config: TrainingConfig, *, resume: bool = False, overwrite: bool = False
-) -> dict[str, dict[str, float]]:
+def run_training(config: TrainingConfig, *, resume: bool = False, overwrite: bool = False) -> dict[str, dict[str, Any]]:
     """Train a potential, with the arguments and errors of :func:`nequip_md.training.train`.
 
     Returns:
@@ -74,7 +72,7 @@ def run_training(
 
 def _train(
     config: TrainingConfig, states: StateFiles, state: dict[str, Any] | None, accelerator: str
-) -> dict[str, dict[str, float]]:
+) -> dict[str, dict[str, Any]]:
     """The body of :func:`run_training`, in a folder that is held, from a state or from the beginning."""
     output = Path(config.output)
     if state is not None:
@@ -205,7 +203,7 @@ def _loggers(output: Path) -> list[Logger]:
     return [table, TensorBoardLogger(output, name="logs", version=table.version)]
 
 
-def _finish(output: Path, data: AtomsData, module: PotentialModule) -> dict[str, dict[str, float]]:
+def _finish(output: Path, data: AtomsData, module: PotentialModule) -> dict[str, dict[str, Any]]:
     """Evaluate the best model as it lies on disk, and write its errors beside it and into it."""
     best = output / BEST
     training = checkpoint.read_info(best).training
@@ -214,7 +212,8 @@ def _finish(output: Path, data: AtomsData, module: PotentialModule) -> dict[str,
     model.to(device)
     loaders = {"validation": data.val_dataloader(), **({"test": data.test_dataloader()} if data.test else {})}
     training["metrics"] = {
-        name: evaluate(model, loader, with_stress=module.with_stress, device=device) for name, loader in loaders.items()
+        name: evaluate(model, loader, type_names=model.config.type_names, with_stress=module.with_stress, device=device)
+        for name, loader in loaders.items()
     }
     checkpoint.save(best, model, training=training)
     write_atomically(output / REPORT, (json.dumps(training, indent=2) + "\n").encode())

@@ -26,12 +26,13 @@ class TrainingResult:
         best: the best model, a native checkpoint in that folder.
         metrics: errors of that model by data set (``validation``, ``test``) and by quantity: ``energy_mae`` and
             ``energy_rmse`` in eV/atom, ``force_mae`` and ``force_rmse`` in eV/angstrom, ``stress_mae`` and
-            ``stress_rmse`` in eV/angstrom^3 where stresses were trained on.
+            ``stress_rmse`` in eV/angstrom^3 where stresses were trained on; ``force_mae_by_type`` and
+            ``force_rmse_by_type`` map the names of types to eV/angstrom.
     """
 
     folder: Path
     best: Path
-    metrics: dict[str, dict[str, float]]
+    metrics: dict[str, dict[str, Any]]
 
 
 def train(
