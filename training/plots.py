@@ -35,6 +35,7 @@ _STYLE = {
     "lines.linewidth": 1.4,
     "legend.frameon": False,
 }
+DPI = 150
 _MANY_POINTS = 2000
 """More points than this are drawn by their density."""
 
@@ -56,7 +57,7 @@ def learning_curves(columns: Mapping[str, np.ndarray], path: Path) -> None:
     shown = [(f"{key}_rmse", label, 1e3) for key, label in _RMSE_PANELS if f"validation/{key}_rmse" in columns]
     panels = [("loss", "loss", 1.0), *shown]
     with matplotlib.rc_context(_STYLE):
-        figure, axes = _panels(len(panels) + 1, columns=3)
+        figure, axes = _panels(len(panels) + 1, columns=3 if len(panels) > 3 else 2)
         for axis, (name, label, scale) in zip(axes, panels):
             for role, colour, style in (("train", ORANGE, "--"), ("validation", BLUE, "-")):
                 if f"{role}/{name}" in columns:
@@ -133,7 +134,7 @@ def _parity_panel(figure: Figure, axis: Axes, name: str, unit: str, label: np.nd
         figure.colorbar(bins, cax=axis.inset_axes((1.03, 0, 0.045, 1)), label="number of values")
     else:
         axis.plot(label, value, "o", markersize=3.5, color=BLUE, alpha=0.6, markeredgewidth=0)
-    axis.plot(limits, limits, color=GREY, linewidth=0.8, zorder=3 if many else 0.5)
+    axis.plot(limits, limits, color=GREY, linewidth=0.8, zorder=3 if many else 1.5)
     axis.set(xlabel=f"label, {unit}", ylabel=f"prediction, {unit}", xlim=limits, ylim=limits, aspect="equal")
     for part in (axis.xaxis, axis.yaxis):
         part.set_major_locator(MaxNLocator(5))
@@ -201,7 +202,7 @@ def _panels(count: int, *, columns: int, width: float = 3.5, height: float = 2.8
     columns = min(count, columns)
     rows = -(-count // columns)
     # no pyplot: it would choose a backend for the whole process and keep every figure
-    figure = Figure(figsize=(width * columns, height * rows), layout="constrained", dpi=150)
+    figure = Figure(figsize=(width * columns, height * rows), layout="constrained", dpi=DPI)
     FigureCanvasAgg(figure)
     return figure, [figure.add_subplot(rows, columns, k + 1) for k in range(count)]
 

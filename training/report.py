@@ -50,10 +50,10 @@ def metrics_rows(metrics: dict[str, dict[str, Any]]) -> list[tuple[str, str, str
             if f"{quantity}_rmse" in values:
                 mae, rmse = (f"{1000 * values[f'{quantity}_{kind}']:.3f}" for kind in ("mae", "rmse"))
                 rows.append((data_set, name, mae, rmse, unit))
-        by_type = {kind: values.get(f"force_{kind}_by_type", {}) for kind in ("mae", "rmse")}
-        for name in by_type["rmse"]:
-            mae, rmse = (f"{1000 * by_type[kind][name]:.3f}" for kind in ("mae", "rmse"))
-            rows.append((data_set, f"force component, {name}", mae, rmse, "meV/Å"))
+            by_type = [values.get(f"{quantity}_{kind}_by_type", {}) for kind in ("mae", "rmse")]
+            for kind in by_type[0]:
+                mae, rmse = (f"{1000 * errors[kind]:.3f}" for errors in by_type)
+                rows.append((data_set, f"{name}, {kind}", mae, rmse, unit))
     return rows
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import logging
 import signal
@@ -14,8 +13,7 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, RichProgressBar
-from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.plugins.environments import LightningEnvironment
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from pydantic import TypeAdapter, ValidationError
@@ -29,16 +27,19 @@ from nequip_md.model.config import AnyConfig, PotentialConfig
 from nequip_md.training.callbacks import BestModel
 from nequip_md.training.config import TrainingConfig
 from nequip_md.training.data import AtomsData
-from nequip_md.training.folder import BEST, LAST, REPORT, forget_run, held, holds_run
+from nequip_md.training.folder import BEST, LAST, REPORT, REPORT_PAGE, forget_run, held, holds_run
 from nequip_md.training.lightning_module import STATE_KEY, PotentialModule
+from nequip_md.training.loggers import make_loggers, require_loggers
 from nequip_md.training.metrics import evaluate
+from nequip_md.training.predictions import PredictionCollector
 from nequip_md.training.prepare import prepare, resolved
+from nequip_md.training.progress import TrainingBar
 from nequip_md.training.states import StateFiles
 from nequip_md.training.statistics import Statistics
 
 log = logging.getLogger(__name__)
 
-_MAY_CHANGE = {"stop", "output", "device"}
+_MAY_CHANGE = {"stop", "output", "device", "report_page", "loggers"}
 """Sections that a resumed run may have otherwise than the run it continues."""
 _MAY_CHANGE_IN_DATA = {"train", "validation", "test", "isolated_atoms", "evaluation_batch_size", "keep_on_device"}
 
@@ -51,6 +52,7 @@ def run_training(config: TrainingConfig, *, resume: bool = False, overwrite: boo
     """
     output = Path(config.output)
     accelerator = _accelerator(config.device)
+    require_loggers(config.loggers)
     if resume and not output.is_dir():
         raise NequIPMDError(f"there is no run to resume: the folder {output} does not exist; start without --resume")
     with held(output):
@@ -174,7 +176,7 @@ def _trainer(config: TrainingConfig, states: StateFiles, accelerator: str) -> L.
         callbacks.append(EarlyStopping("validation/loss", patience=config.stop.patience, check_on_train_epoch_end=True))
     show_bar = sys.stdout.isatty()
     if show_bar:
-        callbacks.append(RichProgressBar())
+        callbacks.append(TrainingBar())
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     return L.Trainer(
         accelerator=accelerator,
@@ -185,7 +187,7 @@ def _trainer(config: TrainingConfig, states: StateFiles, accelerator: str) -> L.
         # hpc_ckpt_*.ckpt that lies in its root folder
         plugins=[states, LightningEnvironment()],
         default_root_dir=output,
-        logger=_loggers(output),
+        logger=make_loggers(config.loggers, output),
         gradient_clip_val=config.optimizer.gradient_clip,
         enable_progress_bar=show_bar,
         enable_model_summary=False,
@@ -193,14 +195,6 @@ def _trainer(config: TrainingConfig, states: StateFiles, accelerator: str) -> L.
         inference_mode=False,  # forces are a derivative
         use_distributed_sampler=False,  # the data module's sampler knows the epoch
     )
-
-
-def _loggers(output: Path) -> list[Logger]:
-    table = CSVLogger(output, name="logs", flush_logs_every_n_steps=1)  # a run may be killed at any time
-    if importlib.util.find_spec("tensorboard") is None:
-        log.info("tensorboard is not installed, so there will be no TensorBoard log: pip install tensorboard")
-        return [table]
-    return [table, TensorBoardLogger(output, name="logs", version=table.version)]
 
 
 def _finish(output: Path, data: AtomsData, module: PotentialModule) -> dict[str, dict[str, Any]]:
@@ -211,10 +205,39 @@ def _finish(output: Path, data: AtomsData, module: PotentialModule) -> dict[str,
     device = data.trainer.strategy.root_device
     model.to(device)
     loaders = {"validation": data.val_dataloader(), **({"test": data.test_dataloader()} if data.test else {})}
+    types = model.config.type_names
+    collectors = {name: PredictionCollector(types) for name in loaders}
     training["metrics"] = {
-        name: evaluate(model, loader, type_names=model.config.type_names, with_stress=module.with_stress, device=device)
+        name: evaluate(
+            model,
+            loader,
+            type_names=types,
+            with_stress=module.with_stress,
+            device=device,
+            collector=collectors[name],
+        )
         for name, loader in loaders.items()
     }
     checkpoint.save(best, model, training=training)
     write_atomically(output / REPORT, (json.dumps(training, indent=2) + "\n").encode())
+    if module.config.report_page:
+        _write_page(output, data, module, collectors, device)
     return training["metrics"]
+
+
+def _write_page(
+    output: Path,
+    data: AtomsData,
+    module: PotentialModule,
+    collectors: dict[str, PredictionCollector],
+    device: torch.device,
+) -> None:
+    """Write ``report.html``; whatever goes wrong is a warning, as the run itself has succeeded."""
+    try:
+        from nequip_md.training.report_page import write_report_page  # imports matplotlib
+
+        record = json.loads((output / REPORT).read_text())
+        predictions = {name: collector.finish() for name, collector in collectors.items()}
+        write_report_page(output, module.config, data, record, predictions, device)
+    except Exception as error:
+        log.warning("warning: %s was not written (%s: %s)", output / REPORT_PAGE, type(error).__name__, error)
