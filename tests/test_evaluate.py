@@ -21,6 +21,7 @@ from nequip_md.training.evaluate_cli import main
 from nequip_md.training.predictions import Predictions
 from support.structures import triclinic_crystal, water_box
 
+UPSTREAM = Path(__file__).resolve().parent / "data" / "upstream"
 WATER = Path(__file__).resolve().parents[1] / "examples" / "lammps" / "water" / "water.nqmd"
 
 
@@ -133,6 +134,22 @@ def test_errors_are_those_of_the_calculator(kind, files, differences, small_mode
             (differences[k]["file"], differences[k]["index"]) for k in order
         ]
         assert [w["error"] for w in result.worst[quantity]] == pytest.approx([values[k] for k in order], rel=1e-8)
+
+
+@pytest.mark.parametrize("kind", ["allegro", "nequip"])
+def test_labels_that_are_upstreams_predictions_have_no_error(kind, tmp_path):
+    """Checkpoints of upstream against energies and forces that upstream computed from them."""
+    checkpoint = UPSTREAM / f"nequip-0.16.2_allegro-0.8.1_{kind}.ckpt"
+    frames = []
+    for record in json.loads(checkpoint.with_suffix(".json").read_text())["frames"]:
+        atoms = Atoms(record["symbols"], record["positions"], cell=record["cell"], pbc=record["pbc"])
+        atoms.calc = SinglePointCalculator(atoms, energy=record["energy"], forces=np.array(record["forces"]))
+        frames.append(atoms)
+    ase.io.write(tmp_path / "frames.traj", frames)
+    result = nequip_md.evaluate(checkpoint, tmp_path / "frames.traj", batch_size=2)
+    largest = max(np.abs(atoms.get_forces()).max() for atoms in frames)
+    assert largest > 0.01 and result.frames == 3
+    assert result.all["force"]["max"] < 1e-5 * largest and result.all["energy_per_atom"]["max"] < 1e-5
 
 
 def test_predictions_are_written_beside_the_labels(files, differences, small_models, tmp_path):

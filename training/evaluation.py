@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -132,20 +132,18 @@ def read_data(paths: Sequence[str], names: Sequence[Names], group_key: str | Non
     Raises:
         NequIPMDError: a file or a label that cannot be used, or no frame with ``group_key``.
     """
-    labels_of = Labels(*names)
+    energy, force, stress, virial = names
+    labels_of = Labels(energy=energy, forces=force, stress=stress, virial=virial)
     atoms, labels, files, indices, isolated = [], [], [], [], 0
     for path in paths:
-        for k, (name, frame) in enumerate(read_frames([path])):
+        for k, (name, frame, found) in enumerate(_labelled_frames(path, labels_of)):
             if is_isolated_atom(frame):
                 isolated += 1
                 continue
             if len(frame) == 0:
                 raise NequIPMDError(f"{name}: it has no atom; leave the frame out")
-            try:
-                labels.append(labels_of.of(frame))
-            except NequIPMDError as error:
-                raise NequIPMDError(f"{name}: {error}") from None
             atoms.append(frame)
+            labels.append(found)
             files.append(path)
             indices.append(k)
     if not atoms:
@@ -161,6 +159,16 @@ def read_data(paths: Sequence[str], names: Sequence[Names], group_key: str | Non
         present = sorted({k for a in atoms for k in a.info})
         raise NequIPMDError(f"no frame has {group_key} to group by; the frames have {', '.join(present) or 'no keys'}")
     return frames
+
+
+def _labelled_frames(path: str, labels: Labels) -> Iterator[tuple[str, Atoms, FrameLabels]]:
+    """Each frame of a file: its name for messages, itself, its labels."""
+    for name, frame in read_frames([path]):
+        try:
+            found = labels.of(frame)
+        except NequIPMDError as error:
+            raise NequIPMDError(f"{name}: {error}") from None
+        yield name, frame, found
 
 
 def predict_frames(
