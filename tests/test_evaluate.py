@@ -217,19 +217,18 @@ def test_labels_of_other_names_and_groups(folder, small_models, tmp_path):
         assert other.all[quantity] == pytest.approx(errors, rel=1e-6)
 
 
-def test_isolated_atoms_are_left_out(folder, small_models, tmp_path, caplog):
+def test_isolated_atoms_are_left_out(folder, tmp_path, caplog):
     frames = ase.io.read(folder / "mixed.extxyz", ":1")
     atom = Atoms("H", info={"config_type": "IsolatedAtom"})
     atom.calc = SinglePointCalculator(atom, energy=-13.6)
     ase.io.write(tmp_path / "both.extxyz", [atom, *frames])
     ase.io.write(tmp_path / "atom.extxyz", atom)
-    checkpoint = small_models("allegro_fp64")[0]
     with caplog.at_level("INFO"):
-        result = nequip_md.evaluate(checkpoint, tmp_path / "both.extxyz", worst=1)
+        result = nequip_md.evaluate(WATER, tmp_path / "both.extxyz", worst=1)
     assert (result.frames, result.isolated_atoms) == (1, 1) and "1 frames of isolated atoms" in caplog.text
     assert result.worst["force"][0]["index"] == 1, "indices are those in the file"
     with pytest.raises(NequIPMDError, match="all frames are isolated atoms"):
-        nequip_md.evaluate(checkpoint, tmp_path / "atom.extxyz")
+        nequip_md.evaluate(WATER, tmp_path / "atom.extxyz")
 
 
 def write_bad(folder: Path) -> None:
@@ -262,6 +261,7 @@ REFUSED = {
     "device": (None, ["good.extxyz"], {"device": "tpu"}, "device is 'tpu'; give cpu or cuda"),
     "batch size": (None, ["good.extxyz"], {"batch_size": 0}, "the batch size is 0; give 1 or more"),
     "worst": (None, ["good.extxyz"], {"worst": -1}, "the number of worst frames is -1"),
+    "no folder": (None, ["good.extxyz"], {"output": "no/x.extxyz"}, "cannot write no/x.extxyz: there is no folder no;"),
     "onto itself": (None, ["good.extxyz"], {"output": "good.extxyz"}, "good.extxyz is a data file itself"),
 }
 
@@ -273,6 +273,13 @@ def test_bad_input_is_refused(case, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(NequIPMDError, match=message):
         nequip_md.evaluate(WATER if model is None else model, data, **options)
+
+
+def test_a_folder_of_json_that_is_not_there(tmp_path, capsys):
+    write_bad(tmp_path)
+    assert main([str(WATER), str(tmp_path / "good.extxyz"), "--json", str(tmp_path / "no" / "errors.json")]) == 1
+    done = capsys.readouterr()
+    assert done.err.startswith("error: cannot write ") and done.out == "", "nothing was evaluated in vain"
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a CUDA device")

@@ -57,11 +57,11 @@ def test_parity_shows_labels_and_predictions(drawn, tmp_path):
 
 
 def test_many_points_are_drawn_by_their_density(drawn, tmp_path):
-    found = predictions(frames=120, stress=False)
+    found = predictions(frames=200, stress=False)
     plots.parity(found, tmp_path / "parity.png")
     energy, force = drawn[0].axes[:2]
     assert len(energy.lines) == 2 and len(force.lines) == 1
-    assert force.collections[0].get_array().sum() == 3 * 9 * 119
+    assert force.collections[0].get_array().sum() == 3 * 9 * 199
 
 
 def test_force_errors_by_element_and_size(drawn, tmp_path):

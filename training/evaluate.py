@@ -121,6 +121,17 @@ def evaluate_model(
     return result
 
 
+def require_folder(path: str | os.PathLike) -> None:
+    """Refuse a file to write whose folder does not exist, before any work is done.
+
+    Raises:
+        NequIPMDError: with the name of the folder.
+    """
+    folder = os.path.dirname(os.fspath(path)) or "."
+    if not os.path.isdir(folder):
+        raise NequIPMDError(f"cannot write {os.fspath(path)}: there is no folder {folder}; make it first")
+
+
 def _check_options(files: list[str], worst: int, batch_size: int, output: str | os.PathLike | None) -> None:
     if not files:
         raise NequIPMDError("there is no data file; give one or several")
@@ -128,6 +139,8 @@ def _check_options(files: list[str], worst: int, batch_size: int, output: str | 
         raise NequIPMDError(f"the batch size is {batch_size}; give 1 or more frames")
     if worst < 0:
         raise NequIPMDError(f"the number of worst frames is {worst}; give 0 or more")
+    if output is not None:
+        require_folder(output)
     for path in files:
         if not os.path.exists(path):
             raise NequIPMDError(f"data file {path} does not exist; check the path")

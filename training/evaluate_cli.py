@@ -55,7 +55,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         from nequip_md.atomic import write_atomically
         from nequip_md.training import evaluate_model
+        from nequip_md.training.evaluate import require_folder
 
+        if options.json is not None:
+            require_folder(options.json)
         with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
             task = bar.add_task("evaluating", total=None)
             result = evaluate_model(

@@ -36,7 +36,7 @@ _STYLE = {
     "legend.frameon": False,
 }
 DPI = 150
-_MANY_POINTS = 2000
+_MANY_POINTS = 5000
 """More points than this are drawn by their density."""
 
 _RMSE_PANELS = (

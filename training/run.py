@@ -174,7 +174,7 @@ def _trainer(config: TrainingConfig, states: StateFiles, accelerator: str) -> L.
     ]
     if config.stop.patience is not None:
         callbacks.append(EarlyStopping("validation/loss", patience=config.stop.patience, check_on_train_epoch_end=True))
-    show_bar = sys.stdout.isatty()
+    show_bar = sys.stdout is not None and sys.stdout.isatty()  # None: a shell has closed it
     if show_bar:
         callbacks.append(TrainingBar())
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
