@@ -115,7 +115,7 @@ def test_a_service_that_refuses_is_no_fault_of_the_program(tmp_path, monkeypatch
         raise ConnectionError("no route")
 
     monkeypatch.setitem(loggers._SERVICES, "mlflow", (refuse, "check MLFLOW_TRACKING_URI"))
-    with pytest.raises(NequIPMDError, match=r"mlflow takes no run \(ConnectionError: no route\); check MLFLOW"):
+    with pytest.raises(NequIPMDError, match=r"mlflow cannot start a run \(ConnectionError: no route\); check MLFLOW"):
         loggers.make_loggers(["mlflow"], tmp_path)
 
 

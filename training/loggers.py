@@ -94,5 +94,5 @@ def _started(name: str, output: Path) -> Logger:
         logger = make(output.resolve())
         _ = logger.experiment
     except Exception as error:  # each service has its own
-        raise NequIPMDError(f"{name} takes no run ({type(error).__name__}: {error}); {remedy}") from None
+        raise NequIPMDError(f"{name} cannot start a run ({type(error).__name__}: {error}); {remedy}") from None
     return logger

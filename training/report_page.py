@@ -38,7 +38,7 @@ class Picture:
 
     Attributes:
         text: what it shows.
-        width: in pixels of the page, so that all pictures have letters of one size.
+        width: in pixels of the page, so that the text of all pictures has one size.
         content: its bytes in base 64.
     """
 
@@ -55,9 +55,9 @@ class Picture:
 
 def write_report_page(
     output: Path,
-    config: TrainingConfig,
-    data: AtomsData,
     record: Mapping[str, Any],
+    data: AtomsData,
+    config: TrainingConfig,
     predictions: Mapping[str, Predictions],
     device: torch.device,
 ) -> Path:

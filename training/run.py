@@ -221,14 +221,15 @@ def _finish(output: Path, data: AtomsData, module: PotentialModule) -> dict[str,
     checkpoint.save(best, model, training=training)
     write_atomically(output / REPORT, (json.dumps(training, indent=2) + "\n").encode())
     if module.config.report_page:
-        _write_page(output, data, module, collectors, device)
+        _write_page(output, training, data, module.config, collectors, device)
     return training["metrics"]
 
 
 def _write_page(
     output: Path,
+    record: dict[str, Any],
     data: AtomsData,
-    module: PotentialModule,
+    config: TrainingConfig,
     collectors: dict[str, PredictionCollector],
     device: torch.device,
 ) -> None:
@@ -236,8 +237,7 @@ def _write_page(
     try:
         from nequip_md.training.report_page import write_report_page  # imports matplotlib
 
-        record = json.loads((output / REPORT).read_text())
         predictions = {name: collector.finish() for name, collector in collectors.items()}
-        write_report_page(output, module.config, data, record, predictions, device)
+        write_report_page(output, record, data, config, predictions, device)
     except Exception as error:
         log.warning("warning: %s was not written (%s: %s)", output / REPORT_PAGE, type(error).__name__, error)
