@@ -206,7 +206,7 @@ def _finish(output: Path, data: AtomsData, module: PotentialModule) -> dict[str,
     model.to(device)
     loaders = {"validation": data.val_dataloader(), **({"test": data.test_dataloader()} if data.test else {})}
     types = model.config.type_names
-    collectors = {name: PredictionCollector(types) for name in loaders}
+    collectors = {name: PredictionCollector(types) for name in loaders if module.config.report_page}
     training["metrics"] = {
         name: evaluate(
             model,
@@ -214,13 +214,13 @@ def _finish(output: Path, data: AtomsData, module: PotentialModule) -> dict[str,
             type_names=types,
             with_stress=module.with_stress,
             device=device,
-            collector=collectors[name],
+            collector=collectors.get(name),
         )
         for name, loader in loaders.items()
     }
     checkpoint.save(best, model, training=training)
     write_atomically(output / REPORT, (json.dumps(training, indent=2) + "\n").encode())
-    if module.config.report_page:
+    if collectors:
         _write_page(output, training, data, module.config, collectors, device)
     return training["metrics"]
 
