@@ -64,6 +64,12 @@ class Command:
 
 CASES = {
     "train": Command(["absent.yaml"], ("nequip_md.training", "train"), ["absent.yaml"], "absent.yaml: No such file"),
+    "evaluate": Command(
+        ["absent.nqmd", "absent.extxyz"],
+        ("nequip_md.training", "evaluate_model"),
+        ["absent.nqmd", "absent.extxyz"],
+        "data file absent.extxyz does not exist; check the path",
+    ),
     "export": Command(
         ["absent.nqmd", "-o", "x.pt2"],
         ("nequip_md.export", "export_checkpoint"),

@@ -220,6 +220,20 @@ def test_what_cannot_be_converted_is_refused(tmp_path, capsys, path, value, expe
     assert re.search(expected, error) and "Traceback" not in error
 
 
+def test_loggers_are_converted(tmp_path, capsys):
+    content = upstream("nequip")
+    content["trainer"]["logger"] = [
+        {"_target_": "lightning.pytorch.loggers.wandb.WandbLogger", "project": "copper"},
+        {"_target_": "lightning.pytorch.loggers.CometLogger"},
+    ]
+    text = converted(tmp_path, content, capsys)
+    assert yaml.safe_load(text)["loggers"] == ["wandb"]
+    comments = " ".join(line.removeprefix("#").strip() for line in text.splitlines() if line.startswith("#"))
+    assert "WandbLogger's project are left out" in comments and "CometLogger has no equivalent" in comments
+    content["trainer"]["logger"] = {"_target_": "lightning.pytorch.loggers.TensorBoardLogger"}
+    assert yaml.safe_load(converted(tmp_path, content, capsys))["loggers"] == ["tensorboard"]
+
+
 def test_what_is_missing_is_said(tmp_path, capsys):
     content = upstream("nequip")
     content["data"] = {"_target_": "nequip.data.datamodule.sGDML_CCSD_DataModule", "dataset": "aspirin", "seed": 1}

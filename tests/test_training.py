@@ -21,8 +21,8 @@ from nequip_md.training.callbacks import BestModel
 from nequip_md.training.config import CosineSchedule, LossConfig, PlateauSchedule, StopConfig
 from nequip_md.training.data import collate, make_sample
 from nequip_md.training.ema import AveragedModel
-from nequip_md.training.loss import errors, label_counts, loss, predict
-from nequip_md.training.metrics import ErrorMetrics, weighted_loss
+from nequip_md.training.loss import Error, errors, label_counts, loss, predict
+from nequip_md.training.metrics import ErrorMetrics, ForceErrorByType, weighted_loss
 from nequip_md.training.schedule import Clock, make_schedule
 from support.training_runs import MODEL, assert_same_end, crystals, run, write_data
 
@@ -70,10 +70,34 @@ def test_the_loss_agrees_with_numpy_and_skips_missing_labels():
 
     metrics = ErrorMetrics(LossConfig(), with_stress=True)
     metrics.update(errors(prediction, batch))
+    by_type = ForceErrorByType(["Ar"])
+    by_type.update(errors(prediction, batch)["force"], batch.graph.node_types)
+    assert by_type.compute()["rmse_by_type"] == {"Ar": pytest.approx(np.sqrt(np.mean(np.square(forces))), rel=1e-12)}
     found = metrics.compute()
     assert found["force_mae"] == pytest.approx(np.mean(np.abs(forces)), rel=1e-12)
     assert found["energy_rmse"] == pytest.approx(np.sqrt(np.mean(np.square(energy))), rel=1e-12)
     assert weighted_loss(found, LossConfig(energy=2.0, force=3.0, stress=5.0)) == pytest.approx(oracle, rel=1e-12)
+
+
+def test_force_errors_of_each_type_agree_with_numpy():
+    """Over several batches, with unlabelled atoms, and a type that no frame holds."""
+    rng = np.random.default_rng(0)
+    metric = ForceErrorByType(["H", "C", "O"])
+    values, types = [], []
+    for count in (5, 9):
+        label, prediction = rng.normal(size=(2, count, 3))
+        kinds = rng.choice([0, 2], count)
+        label[1] = np.nan
+        error = Error.of(*map(torch.from_numpy, (prediction, label)), torch.ones(count))
+        metric.update(error, torch.from_numpy(kinds))
+        values.append((prediction - label)[~np.isnan(label[:, 0])])
+        types.append(kinds[~np.isnan(label[:, 0])])
+    values, types = np.concatenate(values), np.concatenate(types)
+    found = metric.compute()
+    for key, function in (("mae", np.abs), ("rmse", np.square)):
+        means = {name: function(values[types == k]).mean() for k, name in ((0, "H"), (2, "O"))}
+        expected = {name: mean if key == "mae" else np.sqrt(mean) for name, mean in means.items()}
+        assert found[f"{key}_by_type"] == pytest.approx(expected, rel=1e-12)
 
 
 @pytest.mark.parametrize("weights", [{"stress": 1.0}, {"force": 1.0}, {"energy": 1.0}])
@@ -196,6 +220,8 @@ def test_training_lowers_the_errors_and_the_checkpoint_is_what_was_reported(fold
         energies.append(abs(node_energy.sum().item() - atoms.get_potential_energy()) / 8)
     assert test["force_rmse"] == pytest.approx(np.sqrt(np.mean(squares)), rel=1e-10)
     assert test["energy_mae"] == pytest.approx(np.mean(energies), rel=1e-8)
+    assert test["force_rmse_by_type"] == {"Ar": pytest.approx(test["force_rmse"], rel=1e-12)}
+    assert "force component, Ar" in text
 
 
 def test_a_resumed_run_ends_where_an_uninterrupted_one_does(folder, tmp_path):

@@ -220,6 +220,11 @@ class TrainingConfig(_Strict):
     optimizer: OptimizerConfig = OptimizerConfig()
     schedule: Annotated[PlateauSchedule | CosineSchedule, Field(discriminator="kind")] = PlateauSchedule()
     stop: StopConfig = StopConfig()
+    loggers: list[Literal["csv", "tensorboard", "wandb", "mlflow"]] | None = None
+    """Where the numbers of each epoch go besides the table, which every run has; None means TensorBoard if it is
+    installed."""
+    report_page: bool = True
+    """Write ``report.html`` and its pictures at the end."""
 
     def potential(self, statistic: Callable[[str, str], Any] = lambda key, word: None) -> PotentialConfig:
         """The model section with every automatic value replaced.

@@ -23,6 +23,10 @@ PREVIOUS = "previous.ckpt"
 """The state one epoch earlier, which takes the place of ``last.ckpt`` if that is damaged."""
 REPORT = "report.json"
 """Statistics of the data and errors of the best model."""
+REPORT_PAGE = "report.html"
+"""The same and more for people, with pictures."""
+PLOTS = "plots"
+"""Folder of the pictures that are in the page."""
 _RESULTS = (LAST, PREVIOUS, BEST, REPORT)
 _LOCK = ".lock"
 
@@ -34,7 +38,7 @@ def holds_run(folder: Path) -> bool:
 
 def forget_run(folder: Path) -> None:
     """Remove the results of a run; its logs stay."""
-    for name in _RESULTS:
+    for name in (*_RESULTS, REPORT_PAGE):
         (folder / name).unlink(missing_ok=True)
 
 

@@ -323,12 +323,30 @@ def _trainer(section: _Section) -> dict[str, Any]:
         elif name not in ("ModelCheckpoint", "LearningRateMonitor", "TQDMProgressBar", "RichProgressBar"):
             section.say(".callbacks", f"{name} has no equivalent")
     device = {"gpu": "cuda", "cuda": "cuda", "cpu": "cpu"}.get(section.take("accelerator", "auto"), "auto")
-    section.leave("logger", "logs are written as CSV and for TensorBoard")
+    loggers = _loggers(section)
     section.ignore(
         "enable_checkpointing", "enable_progress_bar", "enable_model_summary", "log_every_n_steps",
         "num_sanity_val_steps", "inference_mode",
     )  # fmt: skip
-    return {"device": device, "stop": stop}
+    return {"device": device, "stop": stop, **({"loggers": loggers} if loggers else {})}
+
+
+def _loggers(section: _Section) -> list[str]:
+    names = {"WandbLogger": "wandb", "MLFlowLogger": "mlflow", "TensorBoardLogger": "tensorboard", "CSVLogger": "csv"}
+    given = section.take("logger")
+    given = given if isinstance(given, list) else [given] if isinstance(given, dict) else []
+    found = []
+    for logger in given:
+        theirs = str(logger.get("_target_", "")).rpartition(".")[2]
+        if theirs in names:
+            found.append(names[theirs])
+        else:
+            section.say(".logger", f"{theirs or logger} has no equivalent")
+        if options := sorted(logger.keys() - {"_target_"}):
+            section.say(
+                ".logger", f"{theirs}'s {', '.join(options)} are left out; docs/training.md says what is set here"
+            )
+    return found
 
 
 def _text(path: Path, content: dict[str, Any], notes: list[str]) -> str:

@@ -37,8 +37,18 @@ def predict(
         with_stress: compute stresses too (0 for structures without a volume).
         create_graph: keep the graph of the derivative (training).
     """
+    node_energy, gradient = energy_and_gradient(model, *batch.graph.tensors, create_graph=create_graph)
+    return prediction_from(batch, node_energy, gradient, with_stress=with_stress)
+
+
+def prediction_from(batch: Sample, node_energy: Tensor, gradient: Tensor, *, with_stress: bool) -> Prediction:
+    """The prediction for a batch from what a model or an artifact gives for its graph.
+
+    Args:
+        node_energy: eV [N].
+        gradient: of the total energy by each edge vector, eV/angstrom [E, 3].
+    """
     graph = batch.graph
-    node_energy, gradient = energy_and_gradient(model, *graph.tensors, create_graph=create_graph)
     return Prediction(
         energy=total_energy(graph, node_energy),
         forces=forces_from_gradient(graph, gradient),

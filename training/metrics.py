@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -11,6 +12,7 @@ from torchmetrics import Metric
 from nequip_md.training.config import LossConfig
 from nequip_md.training.data import Sample
 from nequip_md.training.loss import QUANTITIES, Error, errors, predict
+from nequip_md.training.predictions import PredictionCollector
 
 
 class ErrorMetric(Metric):
@@ -40,6 +42,38 @@ class ErrorMetric(Metric):
         """``count``, ``mae``, ``rmse`` and, unless the loss is that of squares, ``loss``; NaN without a label."""
         found = {"count": self.count, "mae": self.absolute / self.count, "rmse": (self.square / self.count).sqrt()}
         return found if self.config.kind == "mse" else {**found, "loss": self.penalty / self.count}
+
+
+class ForceErrorByType(Metric):
+    """Mean absolute and root mean square error of the force components on the atoms of each model type."""
+
+    full_state_update = False
+
+    def __init__(self, type_names: Sequence[str]):
+        super().__init__()
+        self.type_names = list(type_names)
+        for name in ("absolute", "square", "count"):
+            self.add_state(name, torch.zeros(len(self.type_names), dtype=torch.float64), dist_reduce_fx="sum")
+
+    def update(self, error: Error, types: torch.Tensor) -> None:
+        """
+        Args:
+            error: of the forces [N, 3].
+            types: model type of each atom, int64 [N].
+        """
+        values = error.values.detach()
+        parts = {"absolute": values.abs(), "square": values.square(), "count": error.known.to(values.dtype)}
+        for name, part in parts.items():
+            setattr(self, name, getattr(self, name).index_add(0, types, part.sum(1)))
+
+    def compute(self) -> dict[str, dict[str, float]]:
+        """``mae_by_type`` and ``rmse_by_type``, eV/angstrom; types without a label are left out."""
+        means = {"mae": self.absolute / self.count, "rmse": (self.square / self.count).sqrt()}
+        present = (self.count > 0).tolist()
+        return {
+            f"{key}_by_type": {name: v for name, v, known in zip(self.type_names, values.tolist(), present) if known}
+            for key, values in means.items()
+        }
 
 
 class ErrorMetrics(nn.Module):
@@ -78,11 +112,35 @@ def weighted_loss(values: dict[str, float], config: LossConfig) -> float:
 
 
 def evaluate(
-    model: nn.Module, batches: Iterable[Sample], *, with_stress: bool, device: torch.device | str
-) -> dict[str, float]:
-    """Errors of a model over some batches, as :meth:`ErrorMetrics.compute` gives them."""
-    metrics = ErrorMetrics(LossConfig(), with_stress=with_stress).to(device)
+    model: nn.Module,
+    batches: Iterable[Sample],
+    *,
+    type_names: Sequence[str],
+    with_stress: bool,
+    device: torch.device | str,
+    collector: PredictionCollector | None = None,
+) -> dict[str, Any]:
+    """Errors of a model over some batches.
+
+    Args:
+        type_names: of the model.
+        collector: takes up the predictions as well.
+
+    Returns:
+        What :meth:`ErrorMetrics.compute` gives, and, where there are forces, ``force_mae_by_type`` and
+        ``force_rmse_by_type``, which map the name of a type to the error (eV/angstrom).
+    """
+    metrics, by_type = (
+        ErrorMetrics(LossConfig(), with_stress=with_stress).to(device),
+        ForceErrorByType(type_names).to(device),
+    )
     for batch in batches:
         batch = batch.to(device)
-        metrics.update(errors(predict(model, batch, with_stress=with_stress), batch))
-    return metrics.compute()
+        prediction = predict(model, batch, with_stress=with_stress)
+        found = errors(prediction, batch)
+        metrics.update(found)
+        by_type.update(found["force"], batch.graph.node_types)
+        if collector is not None:
+            collector.add(prediction, batch)
+    groups = {f"force_{name}": values for name, values in by_type.compute().items() if values}
+    return metrics.compute() | groups

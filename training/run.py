@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import logging
 import signal
@@ -15,8 +14,7 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, RichProgressBar
-from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.plugins.environments import LightningEnvironment, TorchElasticEnvironment
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from pydantic import TypeAdapter, ValidationError
@@ -32,24 +30,25 @@ from nequip_md.training import fine_tuning
 from nequip_md.training.callbacks import BestModel
 from nequip_md.training.config import TrainingConfig
 from nequip_md.training.data import AtomsData
-from nequip_md.training.folder import BEST, LAST, REPORT, forget_run, held, holds_run
+from nequip_md.training.folder import BEST, LAST, REPORT, REPORT_PAGE, forget_run, held, holds_run
 from nequip_md.training.lightning_module import STATE_KEY, PotentialModule
+from nequip_md.training.loggers import make_loggers, require_loggers
 from nequip_md.training.metrics import evaluate
 from nequip_md.training.parallel import Processes, Replicas
+from nequip_md.training.predictions import PredictionCollector
 from nequip_md.training.prepare import prepare, resolved
+from nequip_md.training.progress import TrainingBar
 from nequip_md.training.states import StateFiles
 from nequip_md.training.statistics import Statistics
 
 log = logging.getLogger(__name__)
 
-_MAY_CHANGE = {"stop", "output", "device", "compile"}
+_MAY_CHANGE = {"stop", "output", "device", "compile", "report_page", "loggers"}
 """Sections that a resumed run may have otherwise than the run it continues."""
 _MAY_CHANGE_IN_DATA = {"train", "validation", "test", "isolated_atoms", "evaluation_batch_size", "keep_on_device"}
 
 
-def run_training(
-    config: TrainingConfig, *, resume: bool = False, overwrite: bool = False
-) -> dict[str, dict[str, float]]:
+def run_training(config: TrainingConfig, *, resume: bool = False, overwrite: bool = False) -> dict[str, dict[str, Any]]:
     """Train a potential, with the arguments and errors of :func:`nequip_md.training.train`.
 
     Returns:
@@ -58,6 +57,7 @@ def run_training(
     output = Path(config.output)
     accelerator = _accelerator(config.device)
     processes = Processes.of_this_run()
+    require_loggers(config.loggers)
     if resume and not output.is_dir():
         raise NequIPMDError(f"there is no run to resume: the folder {output} does not exist; start without --resume")
     if processes.rank > 0:
@@ -86,7 +86,7 @@ def _train(
     state: dict[str, Any] | None,
     accelerator: str,
     processes: Processes,
-) -> dict[str, dict[str, float]]:
+) -> dict[str, dict[str, Any]]:
     """The body of :func:`run_training`, in a folder that is held, from a state or from the beginning."""
     output = Path(config.output)
     if state is not None:
@@ -200,9 +200,9 @@ def _trainer(config: TrainingConfig, states: StateFiles, accelerator: str, proce
     ]
     if config.stop.patience is not None:
         callbacks.append(EarlyStopping("validation/loss", patience=config.stop.patience, check_on_train_epoch_end=True))
-    show_bar = sys.stdout.isatty()
+    show_bar = sys.stdout is not None and sys.stdout.isatty()  # None: a shell has closed it
     if show_bar:
-        callbacks.append(RichProgressBar())
+        callbacks.append(TrainingBar())
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     return L.Trainer(
         accelerator=accelerator,
@@ -215,7 +215,7 @@ def _trainer(config: TrainingConfig, states: StateFiles, accelerator: str, proce
         # hpc_ckpt_*.ckpt that lies in its root folder
         plugins=[states, LightningEnvironment() if processes.size == 1 else TorchElasticEnvironment()],
         default_root_dir=output,
-        logger=_loggers(output),
+        logger=make_loggers(config.loggers, output),
         enable_progress_bar=show_bar,
         enable_model_summary=False,
         num_sanity_val_steps=0,
@@ -224,15 +224,7 @@ def _trainer(config: TrainingConfig, states: StateFiles, accelerator: str, proce
     )
 
 
-def _loggers(output: Path) -> list[Logger]:
-    table = CSVLogger(output, name="logs", flush_logs_every_n_steps=1)  # a run may be killed at any time
-    if importlib.util.find_spec("tensorboard") is None:
-        log.info("tensorboard is not installed, so there will be no TensorBoard log: pip install tensorboard")
-        return [table]
-    return [table, TensorBoardLogger(output, name="logs", version=table.version)]
-
-
-def _finish(output: Path, data: AtomsData, module: PotentialModule) -> dict[str, dict[str, float]]:
+def _finish(output: Path, data: AtomsData, module: PotentialModule) -> dict[str, dict[str, Any]]:
     """Evaluate the best model as it lies on disk, and write its errors beside it and into it."""
     best = output / BEST
     training = checkpoint.read_info(best).training
@@ -240,10 +232,42 @@ def _finish(output: Path, data: AtomsData, module: PotentialModule) -> dict[str,
     device = data.trainer.strategy.root_device
     model.to(device)
     loaders = {"validation": data.val_dataloader(), **({"test": data.test_dataloader()} if data.test else {})}
+    types = model.config.type_names
+    collectors = {name: PredictionCollector(types) for name in loaders if module.config.report_page}
     training["metrics"] = {
-        name: evaluate(model, loader, with_stress=module.with_stress, device=device) for name, loader in loaders.items()
+        name: evaluate(
+            model,
+            loader,
+            type_names=types,
+            with_stress=module.with_stress,
+            device=device,
+            collector=collectors.get(name),
+        )
+        for name, loader in loaders.items()
     }
+    for collector in collectors.values():
+        collector.gather()
     if data.trainer.is_global_zero:
         checkpoint.save(best, model, training=training)
         write_atomically(output / REPORT, (json.dumps(training, indent=2) + "\n").encode())
+        if collectors:
+            _write_page(output, training, data, module.config, collectors, device)
     return training["metrics"]
+
+
+def _write_page(
+    output: Path,
+    record: dict[str, Any],
+    data: AtomsData,
+    config: TrainingConfig,
+    collectors: dict[str, PredictionCollector],
+    device: torch.device,
+) -> None:
+    """Write ``report.html``; whatever goes wrong is a warning, as the run itself has succeeded."""
+    try:
+        from nequip_md.training.report_page import write_report_page  # imports matplotlib
+
+        predictions = {name: collector.finish() for name, collector in collectors.items()}
+        write_report_page(output, record, data, config, predictions, device)
+    except Exception as error:
+        log.warning("warning: %s was not written (%s: %s)", output / REPORT_PAGE, type(error).__name__, error)

@@ -22,16 +22,17 @@ class TrainingResult:
     """What a training run has made.
 
     Attributes:
-        folder: the output folder: checkpoints, ``report.json`` and logs.
+        folder: the output folder: checkpoints, ``report.json``, ``report.html`` and logs.
         best: the best model, a native checkpoint in that folder.
         metrics: errors of that model by data set (``validation``, ``test``) and by quantity: ``energy_mae`` and
             ``energy_rmse`` in eV/atom, ``force_mae`` and ``force_rmse`` in eV/angstrom, ``stress_mae`` and
-            ``stress_rmse`` in eV/angstrom^3 where stresses were trained on.
+            ``stress_rmse`` in eV/angstrom^3 where stresses were trained on; ``force_mae_by_type`` and
+            ``force_rmse_by_type`` map the names of types to eV/angstrom.
     """
 
     folder: Path
     best: Path
-    metrics: dict[str, dict[str, float]]
+    metrics: dict[str, dict[str, Any]]
 
 
 def train(
@@ -41,7 +42,7 @@ def train(
     resume: bool = False,
     overwrite: bool = False,
 ) -> TrainingResult:
-    """Train a potential and write ``best.nqmd``, ``report.json`` and logs to the output folder.
+    """Train a potential and write ``best.nqmd``, ``report.json``, ``report.html`` and logs to the output folder.
 
     One line for each epoch is logged to the logger ``nequip_md.training`` at level INFO, which Python does not show
     unless told so (``logging.basicConfig(level=logging.INFO)``).

@@ -52,6 +52,7 @@ def write_config(folder, output, **sections):
         "stop": {"max_epochs": 3},
         "seed": 5,
         "compile": "no",  # these runs have few steps
+        "report_page": False,  # drawing takes longer than these runs
     }
     for name, change in sections.items():
         merge = isinstance(change, dict) and "kind" not in change
