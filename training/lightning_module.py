@@ -14,12 +14,12 @@ from nequip_md.errors import NequIPMDError
 from nequip_md.files import TRAINING_STATE_KEY
 from nequip_md.model.potential import Potential
 from nequip_md.training.config import TrainingConfig
-from nequip_md.training.data import Sample
 from nequip_md.training.divergence import FirstFailure, describe_failure
 from nequip_md.training.ema import AveragedModel
 from nequip_md.training.loss import errors, loss, predict
 from nequip_md.training.metrics import ErrorMetrics, weighted_loss
 from nequip_md.training.report import epoch_line
+from nequip_md.training.samples import Sample
 from nequip_md.training.schedule import Clock, make_schedule
 
 log = logging.getLogger(__name__)

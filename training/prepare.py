@@ -10,6 +10,7 @@ from nequip_md.model.build import build_model
 from nequip_md.model.config import PotentialConfig
 from nequip_md.training.config import AUTO_VALUES, TrainingConfig
 from nequip_md.training.data import AtomsData
+from nequip_md.training.labels import Labels
 from nequip_md.training.statistics import Statistics, automatic_value, compute_statistics, isolated_atom_energies
 
 log = logging.getLogger(__name__)
@@ -46,7 +47,7 @@ def resolved(config: TrainingConfig, data: AtomsData, statistics: Statistics) ->
     shifts = config.model.get("energy_shifts", "auto")
     isolated = None
     if data.isolated_atoms and shifts in ("auto", "isolated_atoms"):
-        isolated = isolated_atom_energies(data.isolated_atoms, types, data.labels)
+        isolated = isolated_atom_energies(data.isolated_atoms, types, Labels())
     potential = config.potential(lambda key, word: automatic_value(key, word, statistics, isolated, types))
     for key in AUTO_VALUES:
         log.info(

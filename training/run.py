@@ -40,7 +40,15 @@ log = logging.getLogger(__name__)
 
 _MAY_CHANGE = {"stop", "output", "device"}
 """Sections that a resumed run may have otherwise than the run it continues."""
-_MAY_CHANGE_IN_DATA = {"train", "validation", "test", "isolated_atoms", "evaluation_batch_size", "keep_on_device"}
+_MAY_CHANGE_IN_DATA = {
+    "train",
+    "validation",
+    "test",
+    "isolated_atoms",
+    "evaluation_batch_size",
+    "keep_on_device",
+    "workers",
+}
 
 
 def run_training(

@@ -12,8 +12,8 @@ import torch
 from ase import Atoms
 
 from nequip_md.errors import NequIPMDError
-from nequip_md.training.data import Sample
 from nequip_md.training.labels import Labels, describe_names
+from nequip_md.training.samples import Sample
 
 log = logging.getLogger(__name__)
 
