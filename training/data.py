@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import time
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
@@ -25,6 +26,7 @@ from nequip_md.training.label_counts import LabelCounter, LabelCounts, log_label
 from nequip_md.training.labels import Labels, with_labels
 from nequip_md.training.sample_set import MemorySource, SampleSet, Source
 from nequip_md.training.samples import GraphOptions, Sample, collate, labelled_frames, make_sample, read_samples
+from nequip_md.training.store import GraphStore, is_store
 
 __all__ = ["AtomsData", "EpochSampler", "Labels", "Sample", "collate", "make_sample", "split"]
 
@@ -127,6 +129,12 @@ class AtomsData(L.LightningDataModule):
         return SampleSet([self._source(role, path) for path in paths])
 
     def _source(self, role: str, path: str) -> Source:
+        if is_store(path):
+            store = GraphStore(path)
+            store.require(self.options, self.labels)
+            self.isolated_atoms += store.isolated_atoms
+            self.counts.append(store.counts(role))
+            return store
         source, counter = MemorySource(), LabelCounter(role, path, self.labels)
         for name, atoms, sample in read_samples(path, self.labels, self.options, counter, self.isolated_atoms):
             source.append(name, atoms, sample)
@@ -174,7 +182,10 @@ class AtomsData(L.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader:
         samples = self._placed(self.train)
-        return self._loader(samples, self.config.batch_size, EpochSampler(len(samples), self.seed))
+        sampler = EpochSampler(len(samples), self.seed)
+        if self.trainer is not None:  # workers begin to read before Lightning tells a resumed run's epoch
+            sampler.set_epoch(self.trainer.fit_loop.epoch_progress.current.processed)
+        return self._loader(samples, self.config.batch_size, sampler)
 
     def val_dataloader(self) -> DataLoader:
         return self._loader(self._placed(self.validation), self.config.evaluation_batch_size or self.config.batch_size)
@@ -183,10 +194,11 @@ class AtomsData(L.LightningDataModule):
         return self._loader(self._placed(self.test), self.config.evaluation_batch_size or self.config.batch_size)
 
     def _loader(self, samples: Sequence[Sample], batch_size: int, sampler: Sampler | None = None) -> DataLoader:
-        workers = self.config.workers
-        if workers is None:
-            in_memory = not isinstance(samples, SampleSet) or samples.in_memory
-            workers = 0 if in_memory else min(MOST_WORKERS, len(os.sched_getaffinity(0)))
+        # samples that are on the device already cannot be sent to other processes
+        on_device, workers = not isinstance(samples, SampleSet), self.config.workers
+        if workers is None and not on_device and not samples.in_memory:
+            workers = min(MOST_WORKERS, len(os.sched_getaffinity(0)))
+        workers = 0 if on_device else workers or 0
         # a generator of its own: a loader draws a seed for its workers each time, even when it has none
         return DataLoader(
             samples,
@@ -196,6 +208,7 @@ class AtomsData(L.LightningDataModule):
             generator=torch.Generator(),
             num_workers=workers,
             persistent_workers=workers > 0,
+            worker_init_fn=_leave_signals if workers else None,
         )
 
     def _placed(self, samples: SampleSet) -> Sequence[Sample]:
@@ -207,3 +220,9 @@ class AtomsData(L.LightningDataModule):
         if keep == "auto" and samples.num_bytes > torch.cuda.mem_get_info(device)[0] // 4:
             return samples
         return [s.to(device) for s in samples]
+
+
+def _leave_signals(_: int) -> None:
+    """Ctrl-C and SIGTERM end a worker through its parent, which says what was saved."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
