@@ -12,6 +12,7 @@ import os
 import shlex
 from dataclasses import dataclass, fields
 
+import lmdb
 import numpy as np
 from ase import Atoms
 from ase.calculators.singlepoint import SinglePointCalculator
@@ -107,6 +108,8 @@ class GraphStore(Dataset):
             columns = (transaction.get(TABLE + f.name.encode()) for f in fields(FrameTable))
             self.table = FrameTable(*(np.load(io.BytesIO(column), allow_pickle=False) for column in columns))
         self._identity = identity(os.path.realpath(self.path))
+        self._opened: lmdb.Environment | None = None
+        self._process: int | None = None
 
     @property
     def digests(self) -> dict[str, str]:
@@ -135,11 +138,22 @@ class GraphStore(Dataset):
     def _read(self, index: int) -> tuple[Sample, str]:
         if not 0 <= index < len(self):
             raise IndexError(f"the store {self.path} has {len(self)} frames, and none with number {index}")
-        opened = environment(self.path)
-        if identity(os.path.realpath(self.path)) != self._identity:
-            raise NequIPMDError(f"the store {self.path} was replaced while it was in use; start again")
-        with opened.begin(buffers=True) as transaction:
-            return unpack(transaction.get(frame_key(index)))
+        if self._process != os.getpid():
+            self._opened, self._process = environment(self.path), os.getpid()
+            if identity(os.path.realpath(self.path)) != self._identity:
+                raise self._replaced
+        try:
+            with self._opened.begin(buffers=True) as transaction:
+                return unpack(transaction.get(frame_key(index)))
+        except lmdb.Error:  # another store of the same name has been opened since, in the place of this one
+            raise self._replaced from None
+
+    @property
+    def _replaced(self) -> NequIPMDError:
+        return NequIPMDError(f"the store {self.path} was replaced while it was in use; start again")
+
+    def __getstate__(self) -> dict:
+        return {**self.__dict__, "_opened": None, "_process": None}
 
     def counts(self, role: str) -> LabelCounts:
         """Labels of the frames, as for a file that is read for ``role``."""

@@ -97,11 +97,12 @@ def unpack(record: memoryview) -> tuple[Sample, str]:
     nodes, edges, length = np.frombuffer(record, np.int64, 3).tolist()
     doubles = torch.from_numpy(np.frombuffer(record, np.float64, 12 + 3 * nodes + 3 * edges, 24).copy())
     start = 24 + 8 * len(doubles)
-    integers = np.frombuffer(record, np.int32, 2 * nodes + edges, start).astype(np.int64)
-    counts, types, neighbours = np.split(integers, [nodes, 2 * nodes])
+    integers = np.frombuffer(record, np.int32, 2 * nodes + edges, start)
+    counts, types = integers[:nodes], integers[nodes : 2 * nodes].astype(np.int64)
     row_ptr = np.zeros(nodes + 1, dtype=np.int64)
     np.cumsum(counts, out=row_ptr[1:])
-    index = np.stack([np.repeat(np.arange(nodes), counts), neighbours])
+    index = np.empty((2, edges), dtype=np.int64)
+    index[0], index[1] = np.repeat(np.arange(nodes), counts), integers[2 * nodes :]
     forces, vectors = doubles[12 : 12 + 3 * nodes], doubles[12 + 3 * nodes :]
     graph = Graph(vectors.reshape(edges, 3), *map(torch.from_numpy, (index, row_ptr, types)))
     sample = Sample(

@@ -44,6 +44,11 @@ def file_format(path: str | os.PathLike) -> Format:
         NequIPMDError: no such file, or one of unknown format.
     """
     path = os.fspath(path)
+    if path.endswith(".graphs"):
+        raise NequIPMDError(
+            f"{path} is a store of graphs, which training files take, but it does not hold the structures; give the"
+            " files that it was made of"
+        )
     if os.path.isdir(path) or (not os.path.exists(path) and "@" in os.path.basename(path)):
         return _ase_format(path)  # a bundle of ASE's, or "file@0:100"
     try:
