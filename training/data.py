@@ -223,6 +223,7 @@ class AtomsData(L.LightningDataModule):
 
 
 def _leave_signals(_: int) -> None:
-    """Ctrl-C and SIGTERM end a worker through its parent, which says what was saved."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    """Leave Ctrl-C and SIGTERM, which schedulers send to all processes of a job, to the main process: it says what was
+    saved, and ends its workers."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import logging
+import re
 import signal
 import sys
 import time
@@ -76,6 +77,13 @@ def run_training(
             raise Interrupted(stop.signal, states.note()) from None
         except SIGTERMException:  # Lightning has seen the signal, and the exception of its handler got lost on the way
             raise Interrupted(signal.SIGTERM, states.note()) from None
+        except RuntimeError as error:
+            if not re.match(r"DataLoader worker \(pid.*(killed|exited)", str(error)):
+                raise
+            raise NequIPMDError(
+                f"a process that reads data has died ({str(error).splitlines()[0].strip()}), most often because the"
+                f" memory or /dev/shm is full; lower data.workers or data.batch_size. {states.note()}"
+            ) from None
         except OSError as error:  # a full disk may be met by whatever writes there, the logs for instance
             raise NequIPMDError(f"the run in {output} has failed: {error}; {states.note()}") from None
 
