@@ -29,9 +29,9 @@ from nequip_md.bench.structures import water_box
 from nequip_md.model import preset
 from nequip_md.training.compiled_step import CompiledStep
 from nequip_md.training.config import LossConfig
-from nequip_md.training.data import collate, make_sample
 from nequip_md.training.labels import FrameLabels
 from nequip_md.training.loss import label_counts
+from nequip_md.training.samples import collate, make_sample
 from nequip_md.training.step import EagerStep, StepResult
 
 LOSS = LossConfig(energy=1.0, force=1.0)

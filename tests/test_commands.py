@@ -63,6 +63,12 @@ class Command:
 
 
 CASES = {
+    "data": Command(
+        ["summary", "absent.extxyz"],
+        ("nequip_md.training.samples", "labelled_frames"),
+        ["split", "absent.extxyz", "-o", "parts"],
+        "data file absent.extxyz does not exist",
+    ),
     "train": Command(["absent.yaml"], ("nequip_md.training", "train"), ["absent.yaml"], "absent.yaml: No such file"),
     "evaluate": Command(
         ["absent.nqmd", "absent.extxyz"],

@@ -10,8 +10,8 @@ from nequip_md.model.config import AllegroConfig, preset
 from nequip_md.training import compiled_step
 from nequip_md.training.compiled_step import CheckedStep, CompiledStep, pad_batch, relative_difference
 from nequip_md.training.config import LossConfig
-from nequip_md.training.data import collate, make_sample
 from nequip_md.training.loss import label_counts
+from nequip_md.training.samples import collate, make_sample
 from nequip_md.training.step import EagerStep
 from support.training_runs import MODEL, crystals
 

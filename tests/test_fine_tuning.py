@@ -13,8 +13,8 @@ from nequip_md.model.build import build_model
 from nequip_md.model.config import AllegroConfig, preset
 from nequip_md.training import fine_tuning
 from nequip_md.training.cli import main
-from nequip_md.training.data import collate, make_sample
 from nequip_md.training.loss import predict
+from nequip_md.training.samples import collate, make_sample
 from support.training_runs import MODEL, crystals, run, write_data
 
 MODELS = {

@@ -37,7 +37,7 @@ for name in ("pair_nequip.cpp", "pair_nequip_intree.h", "install.cmake"):
     assert list(package_folder("nequip_md.pair_style", "").rglob(name)), name
 assert list(package_folder("nequip_md.cmake", "").glob("*.cmake"))
 scripts = {e.name for e in importlib.metadata.distribution("nequip-md").entry_points if e.group == "console_scripts"}
-assert scripts == {"nequip-md"} | {f"nequip-md-{name}" for name in ("export", "validate", "train", "evaluate", "lammps", "bench", "info")}, scripts
+assert scripts == {"nequip-md"} | {f"nequip-md-{name}" for name in ("data", "export", "validate", "train", "evaluate", "lammps", "bench", "info")}, scripts
 print(pathlib.Path(nequip_md.__file__).parent)
 """
 

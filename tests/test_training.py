@@ -19,10 +19,10 @@ from nequip_md.model.config import AllegroConfig
 from nequip_md.model.potential import energy_and_gradient
 from nequip_md.training.callbacks import BestModel
 from nequip_md.training.config import CosineSchedule, LossConfig, PlateauSchedule, StopConfig
-from nequip_md.training.data import collate, make_sample
 from nequip_md.training.ema import AveragedModel
 from nequip_md.training.loss import Error, errors, label_counts, loss, predict
 from nequip_md.training.metrics import ErrorMetrics, ForceErrorByType, weighted_loss
+from nequip_md.training.samples import collate, make_sample
 from nequip_md.training.schedule import Clock, make_schedule
 from support.training_runs import MODEL, assert_same_end, crystals, run, write_data
 

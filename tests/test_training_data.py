@@ -9,8 +9,9 @@ from ase.calculators.singlepoint import SinglePointCalculator
 
 from nequip_md.errors import NequIPMDError
 from nequip_md.model.config import AllegroConfig
+from nequip_md.training.batches import Batches
 from nequip_md.training.config import DataConfig
-from nequip_md.training.data import AtomsData, EpochSampler, Labels, collate, make_sample, split
+from nequip_md.training.data import AtomsData, Labels, collate, make_sample, split
 from nequip_md.training.statistics import automatic_value, compute_statistics, isolated_atom_energies
 
 TYPES = ["H", "O"]
@@ -231,13 +232,13 @@ def test_splits_are_disjoint_complete_and_follow_the_seed():
 
 
 def test_the_order_of_an_epoch_depends_on_seed_and_epoch_alone():
-    sampler = EpochSampler(20, seed=1)
-    first = list(sampler)
-    assert sorted(first) == list(range(20)) and list(sampler) == first
-    sampler.set_epoch(1)
-    second = list(sampler)
-    assert second != first
-    fresh = EpochSampler(20, seed=1)
-    fresh.set_epoch(1)
-    assert list(fresh) == second
-    assert list(EpochSampler(20, seed=2)) != first
+    def batches(seed, epoch):
+        made = Batches([3] * 20, [8] * 20, (6,), seed=seed)
+        made.set_epoch(epoch)
+        return list(made)
+
+    first, second = batches(1, 0), batches(1, 1)
+    assert sorted(frame for batch in first for frame in batch) == list(range(20))
+    assert [len(batch) for batch in first] == [6, 6, 6, 2]
+    assert batches(1, 0) == first and batches(1, 1) == second
+    assert first != second and batches(2, 0) != first

@@ -291,7 +291,7 @@ def test_isolated_atoms_among_the_frames_give_the_shifts(here, caplog):
     assert len(data.train) == 3 and statistics.num_atoms == {"Ar": 12}
     assert resolved(config, data, statistics).energy_shifts == {"Ar": -0.75}
     assert any(line.split()[:-1] == ["train", "4", "4", "4", "4", "1"] for line in log_of(caplog).splitlines())
-    assert "frame 2 of" not in " ".join(data.names["train"] + data.names["validation"])
+    assert "frame 2 of" not in " ".join([*data.names["train"], *data.names["validation"]])
 
 
 @pytest.mark.parametrize(

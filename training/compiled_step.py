@@ -24,8 +24,8 @@ from nequip_md.lowering.compile import compile_program
 from nequip_md.lowering.trace import example_inputs, symbolic, trace_function
 from nequip_md.model.potential import Potential
 from nequip_md.training.config import LossConfig
-from nequip_md.training.data import Sample
 from nequip_md.training.loss import Prediction
+from nequip_md.training.samples import Sample
 from nequip_md.training.step import EagerStep, StepResult, batch_of, loss_and_gradient, tensors_of, trained
 
 log = logging.getLogger(__name__)

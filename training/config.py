@@ -6,12 +6,13 @@ Unknown keys and values out of range are refused with a message that names the k
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -26,6 +27,7 @@ from pydantic import (
 
 from nequip_md.errors import NequIPMDError
 from nequip_md.model.config import AllegroConfig, NequIPConfig, PotentialConfig, preset
+from nequip_md.training.units import ENERGY, FORCE, LENGTH, SIGN, STRESS
 
 AUTO_VALUES = {
     "avg_num_neighbors": ("auto", "auto_by_type"),
@@ -52,8 +54,17 @@ Names = Annotated[list[str], BeforeValidator(_as_list)]
 """One name of a label or several, of which the first that a frame has is used."""
 
 
+def _one_of(names: Iterable[str]) -> AfterValidator:
+    def check(value: str) -> str:
+        if value not in names:
+            raise ValueError(f"is one of {', '.join(names)}, not {value!r}")
+        return value
+
+    return AfterValidator(check)
+
+
 class DataConfig(_Strict):
-    """Labelled structures, in any format that ASE reads."""
+    """Labelled structures, in the formats of :mod:`nequip_md.training.readers` or as stores of finished graphs."""
 
     train: Files
     validation: Files | None = None
@@ -70,9 +81,21 @@ class DataConfig(_Strict):
     stress_key: Names | None = None
     """Names of labels in ``Atoms.info``, ``Atoms.arrays`` or ASE's results; None means what ASE takes for results."""
     virial_key: Names | None = None
-    """Names of the virial, eV, positive under compression; a frame that has it gets its stress from it."""
+    """Names of the virial, positive under compression; a frame that has it gets its stress from it."""
     weight_key: str | None = "config_weight"
     """Name in ``Atoms.info`` of a frame's weight in the loss; None means that all frames weigh the same."""
+    energy_unit: Annotated[str, _one_of(ENERGY)] | None = None
+    """Unit of energies and virials in files that do not say it themselves; None means eV."""
+    length_unit: Annotated[str, _one_of(LENGTH)] | None = None
+    """Unit of positions and cells in such files; None means angstrom."""
+    force_unit: Annotated[str, _one_of(FORCE)] | None = None
+    """Unit of forces in such files; None means ``energy_unit/length_unit``."""
+    stress_unit: Annotated[str, _one_of(STRESS)] | None = None
+    """Unit of stresses in such files; None means eV/angstrom^3."""
+    stress_sign: Annotated[str, _one_of(SIGN)] | None = None
+    """What a positive stress is in such files: ``tension`` (ASE's sign, None) or ``compression`` (VASP's)."""
+    workers: int | None = Field(None, ge=0)
+    """Processes that read batches; None means none for data in memory, some for a store."""
     batch_size: PositiveInt = 8
     """Frames in one training step of each process; without effect where max_atoms or max_edges is given and this is not."""
     max_atoms: PositiveInt | None = None

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from nequip_md.training.data import AtomsData, Sample
+from nequip_md.training.data import AtomsData
 from nequip_md.training.loss import Prediction
+from nequip_md.training.samples import Sample
 
 
 class FirstFailure:
@@ -42,8 +44,8 @@ def describe_failure(failures: dict[str, FirstFailure], data: AtomsData) -> str:
         if failure.index is not None:
             sentences.append(f"the first prediction that was not finite is of {data.names[name][failure.index]}")
             break
-    largest = [s.forces.nan_to_num().norm(dim=1).max().item() for s in data.train]
-    frame = max(range(len(largest)), key=largest.__getitem__)
+    largest = np.nan_to_num(data.train.table.largest_force)
+    frame = int(largest.argmax())
     sentences.append(
         f"the largest force of the training data, {largest[frame]:.4g} eV/Å, is in {data.names['train'][frame]}"
     )

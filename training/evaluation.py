@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +23,6 @@ from nequip_md.files import FileKind, file_kind
 from nequip_md.graph import Graph
 from nequip_md.memory import keep_freed_memory
 from nequip_md.model import energy_and_gradient
-from nequip_md.training.data import Sample, collate, make_sample, read_frames
 from nequip_md.training.error_groups import (
     errors_by_label,
     force_errors_by_size,
@@ -35,6 +34,7 @@ from nequip_md.training.evaluate import Evaluation, Names
 from nequip_md.training.labels import FrameLabels, Labels, describe_names, is_isolated_atom
 from nequip_md.training.loss import Prediction, prediction_from
 from nequip_md.training.predictions import PredictionCollector, Predictions
+from nequip_md.training.samples import Sample, collate, labelled_frames, make_sample
 
 log = logging.getLogger(__name__)
 
@@ -136,7 +136,7 @@ def read_data(paths: Sequence[str], names: Sequence[Names], group_key: str | Non
     labels_of = Labels(energy=energy, forces=force, stress=stress, virial=virial)
     atoms, labels, files, indices, isolated = [], [], [], [], 0
     for path in paths:
-        for k, (name, frame, found) in enumerate(_labelled_frames(path, labels_of)):
+        for k, (name, frame, found) in enumerate(labelled_frames(path, labels_of)):
             if is_isolated_atom(frame):
                 isolated += 1
                 continue
@@ -159,16 +159,6 @@ def read_data(paths: Sequence[str], names: Sequence[Names], group_key: str | Non
         present = sorted({k for a in atoms for k in a.info})
         raise NequIPMDError(f"no frame has {group_key} to group by; the frames have {', '.join(present) or 'no keys'}")
     return frames
-
-
-def _labelled_frames(path: str, labels: Labels) -> Iterator[tuple[str, Atoms, FrameLabels]]:
-    """Each frame of a file: its name for messages, itself, its labels."""
-    for name, frame in read_frames([path]):
-        try:
-            found = labels.of(frame)
-        except NequIPMDError as error:
-            raise NequIPMDError(f"{name}: {error}") from None
-        yield name, frame, found
 
 
 def predict_frames(

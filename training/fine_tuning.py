@@ -15,8 +15,8 @@ from nequip_md.errors import NequIPMDError
 from nequip_md.model.build import build_model
 from nequip_md.model.config import PotentialConfig
 from nequip_md.model.potential import Potential
-from nequip_md.training.data import Sample, collate
 from nequip_md.training.loss import predict
+from nequip_md.training.samples import Sample, collate
 
 log = logging.getLogger(__name__)
 

@@ -15,7 +15,6 @@ from nequip_md.files import TRAINING_STATE_KEY
 from nequip_md.model.potential import Potential
 from nequip_md.training.compiled_step import make_step
 from nequip_md.training.config import TrainingConfig
-from nequip_md.training.data import Sample
 from nequip_md.training.divergence import FirstFailure, describe_failure
 from nequip_md.training.ema import AveragedModel
 from nequip_md.training.loss import errors, label_counts, predict
@@ -23,6 +22,7 @@ from nequip_md.training.metrics import ErrorMetrics, weighted_loss
 from nequip_md.training.optimizers import freeze, parameter_groups, warmed_up
 from nequip_md.training.parallel import sum_over_processes
 from nequip_md.training.report import epoch_line
+from nequip_md.training.samples import Sample
 from nequip_md.training.schedule import Clock, make_schedule
 from nequip_md.training.step import trained
 

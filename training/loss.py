@@ -11,7 +11,7 @@ from torch import Tensor
 from nequip_md.graph import forces_from_gradient, stress_from_gradient, total_energy
 from nequip_md.model.potential import energy_and_gradient
 from nequip_md.training.config import LossConfig
-from nequip_md.training.data import Sample
+from nequip_md.training.samples import Sample
 
 
 @dataclass(frozen=True)

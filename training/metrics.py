@@ -10,9 +10,9 @@ from torch import nn
 from torchmetrics import Metric
 
 from nequip_md.training.config import LossConfig
-from nequip_md.training.data import Sample
 from nequip_md.training.loss import QUANTITIES, Error, errors, predict
 from nequip_md.training.predictions import PredictionCollector
+from nequip_md.training.samples import Sample
 
 
 class ErrorMetric(Metric):

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import distributed
 
-from nequip_md.training.data import Sample
 from nequip_md.training.loss import Prediction
+from nequip_md.training.samples import Sample
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from nequip_md.model.build import build_model
 from nequip_md.model.config import PotentialConfig
 from nequip_md.training.config import AUTO_VALUES, TrainingConfig
 from nequip_md.training.data import AtomsData
+from nequip_md.training.labels import Labels
 from nequip_md.training.statistics import Statistics, automatic_value, compute_statistics, isolated_atom_energies
 
 log = logging.getLogger(__name__)
@@ -24,15 +25,16 @@ def prepare(config: TrainingConfig) -> tuple[AtomsData, Statistics]:
     Raises:
         NequIPMDError: a file, frame or label that cannot be used, or a loss of something that no frame has.
     """
-    data = AtomsData(config.data, config.potential(), config.seed)
+    potential = config.potential()
+    data = AtomsData(config.data, potential, config.seed)
     for label, weight in (
         ("energy", config.loss.energy),
         ("forces", config.loss.force),
         ("stress", config.loss.stress),
     ):
         data.require(label, weight)
-    statistics = compute_statistics(data.train, data.potential.type_names)
-    suggest_repulsion(statistics, data.potential)
+    statistics = compute_statistics(data.train, potential.type_names)
+    suggest_repulsion(statistics, potential)
     return data, statistics
 
 
@@ -43,12 +45,12 @@ def resolved(config: TrainingConfig, data: AtomsData, statistics: Statistics) ->
         NequIPMDError: a value that the data does not determine.
     """
     if "checkpoint" in config.model:
-        return data.potential
+        return config.potential()
     types = config.model["type_names"]
     shifts = config.model.get("energy_shifts", "auto")
     isolated = None
     if data.isolated_atoms and shifts in ("auto", "isolated_atoms"):
-        isolated = isolated_atom_energies(data.isolated_atoms, types, data.labels)
+        isolated = isolated_atom_energies(data.isolated_atoms, types, Labels())
     potential = config.potential(lambda key, word: automatic_value(key, word, statistics, isolated, types))
     for key in AUTO_VALUES:
         log.info(

@@ -11,7 +11,7 @@ from lightning.pytorch.callbacks import RichProgressBar
 from rich.progress import ProgressColumn, Task
 from rich.text import Text
 
-from nequip_md.training.data import Sample
+from nequip_md.training.samples import Sample
 from nequip_md.training.schedule import Clock
 
 

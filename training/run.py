@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import signal
 import sys
 import time
@@ -45,7 +46,15 @@ log = logging.getLogger(__name__)
 
 _MAY_CHANGE = {"stop", "output", "device", "compile", "report_page", "loggers"}
 """Sections that a resumed run may have otherwise than the run it continues."""
-_MAY_CHANGE_IN_DATA = {"train", "validation", "test", "isolated_atoms", "evaluation_batch_size", "keep_on_device"}
+_MAY_CHANGE_IN_DATA = {
+    "train",
+    "validation",
+    "test",
+    "isolated_atoms",
+    "evaluation_batch_size",
+    "keep_on_device",
+    "workers",
+}
 
 
 def run_training(config: TrainingConfig, *, resume: bool = False, overwrite: bool = False) -> dict[str, dict[str, Any]]:
@@ -76,6 +85,13 @@ def run_training(config: TrainingConfig, *, resume: bool = False, overwrite: boo
             raise Interrupted(stop.signal, states.note()) from None
         except SIGTERMException:  # Lightning has seen the signal, and the exception of its handler got lost on the way
             raise Interrupted(signal.SIGTERM, states.note()) from None
+        except RuntimeError as error:
+            if not re.match(r"DataLoader worker \(pid.*(killed|exited)", str(error)):
+                raise
+            raise NequIPMDError(
+                f"a process that reads data has died ({str(error).splitlines()[0].strip()}), most often because the"
+                f" memory or /dev/shm is full; lower data.workers or data.batch_size. {states.note()}"
+            ) from None
         except OSError as error:  # a full disk may be met by whatever writes there, the logs for instance
             raise NequIPMDError(f"the run in {output} has failed: {error}; {states.note()}") from None
 

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from nequip_md.graph import Graph
 from nequip_md.training.config import LossConfig
-from nequip_md.training.data import Sample
 from nequip_md.training.loss import Prediction, errors, loss, predict
+from nequip_md.training.samples import Sample
 
 
 @dataclass(frozen=True)
