@@ -323,3 +323,16 @@ def test_the_best_loss_is_remembered_over_a_resume(tmp_path):
     module.validation_loss = 1.5
     again.on_validation_end(trainer, module)
     assert again.path.read_bytes()
+
+
+def test_a_step_that_runs_out_of_memory_names_its_frames(folder, tmp_path, monkeypatch, capsys):
+    def step(self, batch, counts):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nMore")
+
+    monkeypatch.setattr("nequip_md.training.step.EagerStep.__call__", step)
+    assert run(folder, tmp_path / "out") == 1
+    message = capsys.readouterr().err
+    assert re.search(
+        r"a step of 4 frames with 32 atoms and \d+ edges \(frame \d+ of \S+train.extxyz, .* and 1 more\); set data.max_edges",
+        message,
+    )

@@ -9,6 +9,7 @@ import ase.io
 import numpy as np
 import pytest
 import torch
+from ase.calculators.lj import LennardJones
 
 from nequip_md import checkpoint
 from nequip_md.training.batches import Batches
@@ -71,6 +72,27 @@ def test_three_processes_with_uneven_data_resume_exactly(folder, tmp_path):
     assert status == 0, text
     assert run(folder, parts, 3, stop={"max_epochs": 1}, **options)[0] == 0
     status, text = run(folder, parts, 3, "--resume", stop={"max_epochs": 2}, **options)
+    assert status == 0, text
+    assert_same_end(whole, parts)
+
+
+def test_batches_by_size_train_and_resume(folder, tmp_path):
+    """Batches whose number differs from epoch to epoch: two processes, whole and resumed."""
+    frames = crystals(9, 3)
+    frames += [atoms[:5] for atoms in crystals(9, 4)]
+    for atoms in frames[9:]:
+        atoms.calc = LennardJones(sigma=1.0, epsilon=0.5, rc=1.8, ro=1.4, smooth=True)
+        atoms.get_forces()
+    ase.io.write(folder / "sizes.extxyz", frames)
+    options = {
+        "data": {"train": "sizes.extxyz", "batch_size": 18, "max_atoms": 30, "test": None},
+        "loss": {"stress": 0.0},
+    }
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    status, text = run(folder, whole, 2, stop={"max_epochs": 3}, **options)
+    assert status == 0, text
+    assert run(folder, parts, 2, stop={"max_epochs": 2}, **options)[0] == 0
+    status, text = run(folder, parts, 2, "--resume", stop={"max_epochs": 3}, **options)
     assert status == 0, text
     assert_same_end(whole, parts)
 

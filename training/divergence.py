@@ -50,3 +50,10 @@ def describe_failure(failures: dict[str, FirstFailure], data: AtomsData) -> str:
         f"the largest force of the training data, {largest[frame]:.4g} eV/Å, is in {data.names['train'][frame]}"
     )
     return "; ".join(sentences)
+
+
+def describe_frames(batch: Sample, data: AtomsData, most: int = 3) -> str:
+    """The first frames of a training batch by name."""
+    names = [data.names["train"][k] for k in batch.index[:most].tolist()]
+    more = len(batch.index) - len(names)
+    return ", ".join(names) + (f" and {more} more" if more else "")

@@ -15,7 +15,7 @@ from nequip_md.files import TRAINING_STATE_KEY
 from nequip_md.model.potential import Potential
 from nequip_md.training.compiled_step import make_step
 from nequip_md.training.config import TrainingConfig
-from nequip_md.training.divergence import FirstFailure, describe_failure
+from nequip_md.training.divergence import FirstFailure, describe_failure, describe_frames
 from nequip_md.training.ema import AveragedModel
 from nequip_md.training.loss import errors, label_counts, predict
 from nequip_md.training.metrics import ErrorMetrics, weighted_loss
@@ -93,7 +93,15 @@ class PotentialModule(L.LightningModule):
 
     def training_step(self, batch: Sample, index: int) -> None:
         (counts,) = sum_over_processes([label_counts(batch)])
-        result = self.step(batch, counts)
+        try:
+            result = self.step(batch, counts)
+        except torch.OutOfMemoryError as error:
+            graph = batch.graph
+            raise NequIPMDError(
+                f"the memory of the GPU does not suffice for a step of {graph.num_graphs} frames with {graph.num_nodes} atoms and"
+                f" {graph.num_edges} edges ({describe_frames(batch, self.trainer.datamodule)}); set data.max_edges to less, or"
+                f" data.batch_size. PyTorch says: {str(error).splitlines()[0]}"
+            ) from None
         self.failures["train"].update(result.prediction, batch)
         self.train_metrics.update(errors(result.prediction, batch))
         weights = trained(self.model)

@@ -43,7 +43,7 @@ class TrainingBar(RichProgressBar):
         super().__init__()
         self.atoms_per_second: float | None = None
         self.left: float | None = None
-        self._atoms, self._mark = 0, time.monotonic()
+        self._atoms, self._frames, self._mark = 0, 0, time.monotonic()
 
     def configure_columns(self, trainer: L.Trainer) -> list[Any]:
         """Description, bar and number of batches, as Lightning has them, then the columns of this class."""
@@ -55,7 +55,7 @@ class TrainingBar(RichProgressBar):
 
     def on_train_epoch_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         super().on_train_epoch_start(trainer, module)
-        self._atoms, self._mark = 0, time.monotonic()
+        self._atoms, self._frames, self._mark = 0, 0, time.monotonic()
 
     def on_train_batch_end(
         self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: Sample, batch_idx: int
@@ -63,8 +63,10 @@ class TrainingBar(RichProgressBar):
         # first, because Lightning draws the bar
         elapsed = time.monotonic() - self._mark
         self._atoms += batch.graph.num_nodes  # known without waiting for the device
+        self._frames += batch.graph.num_graphs
         self.atoms_per_second = self._atoms / elapsed
-        fraction = (batch_idx + 1) / trainer.num_training_batches
+        # not by batches, whose number is not known beforehand where atoms or edges limit them
+        fraction = min(1.0, self._frames * trainer.world_size / len(trainer.datamodule.train))
         self.left = seconds_left(module.clock, trainer.current_epoch, fraction, elapsed)
         super().on_train_batch_end(trainer, module, outputs, batch, batch_idx)
 
