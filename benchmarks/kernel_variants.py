@@ -1,4 +1,4 @@
-"""Tile sizes of the perceptron kernels: check each against float64, then time it.
+"""Tile sizes of the MLP kernels: check each against float64, then time it.
 
     python benchmarks/kernel_variants.py --precision fp32 tf32 --output variants.json
 

@@ -4,8 +4,8 @@
 
 The sum of each 16 columns' products is added to a sum that is rounded towards zero to 24 bits: once for each of the three products of
 halves. Relative to float64: the mean that this takes, in units of 2^-24 for each of these additions, and the error (norm of the difference
-over norm) as it is, with the result scaled as the kernels do (``unscaled`` in nequip_md/kernels/triton/mlp_arithmetic.py), and of plain fp32. For rows
-of silu's results and random matrices. Orders: the three products of each 16 columns after each other, as in perceptron.cuh, or those with
+over norm) as it is, with the result scaled as the kernels do (``unscale_factor`` in nequip_md/kernels/triton/mlp_arithmetic.py), and of plain fp32. For rows
+of silu's results and random matrices. Orders: the three products of each 16 columns after each other, as in mlp_kernels.cuh, or those with
 lower halves of all columns first, as in mlp_layers.py, which leaves a third of the additions to large sums.
 """
 

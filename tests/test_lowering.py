@@ -51,8 +51,8 @@ ALLEGRO = {
     "five layers": {"num_layers": 5},
     "scale of each type": {"energy_scales": {"H": 0.7, "O": 1.4}, "avg_num_neighbors": {"H": 9.0, "O": 14.0}},
     "repulsion": {"pair_potential": {"chemical_species": ["H", "O"]}},
-    "perceptrons of one layer": {"allegro_mlp_depth": 1, "two_body_mlp_depth": 1},
-    "perceptrons of three layers": {"allegro_mlp_depth": 3, "two_body_mlp_depth": 3},
+    "MLPs of one layer": {"allegro_mlp_depth": 1, "two_body_mlp_depth": 1},
+    "MLPs of three layers": {"allegro_mlp_depth": 3, "two_body_mlp_depth": 3},
     "readout of two layers": {"readout_mlp_depth": 1, "readout_mlp_width": 8, "readout_mlp_nonlinearity": "silu"},
     "another nonlinearity": {"allegro_mlp_nonlinearity": "mish"},
     "linear": {"allegro_mlp_nonlinearity": None, "two_body_mlp_nonlinearity": None},
@@ -123,7 +123,7 @@ def loss_gradient(model, inputs):
 
 @pytest.mark.parametrize(
     "options",
-    [ALLEGRO[name] for name in ("two layers", "five layers", "scale of each type", "perceptrons of one layer")],
+    [ALLEGRO[name] for name in ("two layers", "five layers", "scale of each type", "MLPs of one layer")],
 )
 def test_passes_serve_second_derivatives(options):
     """The graph of a training step: passes apply to the first derivatives in it and keep the second ones right."""

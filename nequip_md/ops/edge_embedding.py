@@ -1,4 +1,4 @@
-r"""What an Allegro model makes of an edge's vector and types before its first perceptron, as one operator.
+r"""The embedding of edges, which an Allegro model computes from vectors and types before its first MLP, as one operator.
 
 With the length r of the edge, its direction u, its scaled length x = r / r_c(t_i, t_j) and 2 W numbers for each type,
 

@@ -281,7 +281,7 @@ define(
 )
 
 
-# ---- what a lowered graph has in place of several of these (nequip_md.lowering.perceptrons); no derivatives --------
+# ---- what a lowered graph has in place of several of these (nequip_md.lowering.mlps); no derivatives --------
 
 
 def _hidden_dense_reference(

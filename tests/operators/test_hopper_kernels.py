@@ -37,19 +37,19 @@ LEFT_TO_TRITON = (
     *((f"sums, {size}", "edge_contract_*", CHANNELS) for size in ("[1235] orders of [12357]", "* of 16", "* of 2[14]")),
     *((f"sums, {size}", "edge_contract_*", CHANNELS) for size in ("* of 8", "* of 35")),
     *((f"contractions, {size}", "edge_contract_*", CHANNELS) for size in ("* of 130", "* of 16", "* of 600")),
-    ("perceptron, 3 and 2", "*", "widths are no multiple of 8"),
-    ("perceptron, large", "*", "the input is wider than four blocks of 64"),
-    ("perceptron, *", "*(one layer*", LAYERS),
-    *((f"perceptron, {sizes}", "*", LAYERS) for sizes in ("292 to *", "48 to *", "32 to *")),
-    ("perceptron, 30 to *", "*", "widths are no multiple of 8"),
+    ("mlp, 3 and 2", "*", "widths are no multiple of 8"),
+    ("mlp, large", "*", "the input is wider than four blocks of 64"),
+    ("mlp, *", "*(one layer*", LAYERS),
+    *((f"mlp, {sizes}", "*", LAYERS) for sizes in ("292 to *", "48 to *", "32 to *")),
+    ("mlp, 30 to *", "*", "widths are no multiple of 8"),
 )
 """Cases of these operators that have no kernel: patterns of group and case, and why."""
 ALL_EDGES = "sums and products"
 BATCHES: dict[str, list[Group]] = {}
-"""Groups that are compiled together, by name: perceptrons one by one."""
+"""Groups that are compiled together, by name; each group of MLPs is compiled alone."""
 for group in GROUPS.values():
     if any(case.operator in KERNELS for case in group.cases) and "fp32" in group.precisions:
-        BATCHES.setdefault(group.name if group.name.startswith("perceptron") else ALL_EDGES, []).append(group)
+        BATCHES.setdefault(group.name if group.name.startswith("mlp") else ALL_EDGES, []).append(group)
 
 
 def is_left(group: Group, case: Case) -> bool:
@@ -110,7 +110,7 @@ def test_what_is_left_to_triton_is_said():
 COMPILED = {
     (ALL_EDGES, "fp32"): 64,
     **{
-        (f"perceptron, {name}", precision): 400
+        (f"mlp, {name}", precision): 400
         for name in ("medium", "first", "three of 64", "odd", "wide input")
         for precision in ("fp32", "tf32")
     },
@@ -131,14 +131,14 @@ def test_references(batch, precision):
 
 EMULATED = {
     (ALL_EDGES, "fp32"),
-    ("perceptron, medium", "fp32"),
-    ("perceptron, odd", "fp32"),
-    ("perceptron, wide input", "fp32"),
-    ("perceptron, limits", "fp32"),
-    ("perceptron, medium", "tf32"),
-    ("perceptron, first", "tf32"),
+    ("mlp, medium", "fp32"),
+    ("mlp, odd", "fp32"),
+    ("mlp, wide input", "fp32"),
+    ("mlp, limits", "fp32"),
+    ("mlp, medium", "tf32"),
+    ("mlp, first", "tf32"),
 }
-"""g++ takes half a minute for the kernels of a perceptron; the others wait for a GPU."""
+"""Batches that run without a GPU: g++ takes half a minute for the kernels of one MLP, so the others run on a GPU only."""
 
 
 @pytest.mark.parametrize(("batch", "precision"), sorted(EMULATED))

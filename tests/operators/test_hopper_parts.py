@@ -102,5 +102,5 @@ def test_launches_are_declared_as_they_are_defined(tmp_path):
 
 
 def test_what_the_compiler_refuses_is_said():
-    with pytest.raises(NequIPMDError, match="(?s)compiling the CUDA kernels failed.*perceptron.cu.*no_such_type"):
+    with pytest.raises(NequIPMDError, match="(?s)compiling the CUDA kernels failed.*kernels.cu.*no_such_type"):
         compile_cuda("no_such_type x;")

@@ -16,10 +16,10 @@ from operators.table import GROUPS
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 WITHOUT_FORM = {"channel_product_weight": "a gradient by weights is of training: PyTorch's operators make it"}
 """Operators that run as their references, and why."""
-TOO_WIDE = {"perceptron, 30 to 300, 520": "layers are up to 512 wide"}
+TOO_WIDE = {"mlp, 30 to 300, 520": "layers are up to 512 wide"}
 LEFT_TO_A_GPU = {
-    "perceptron, three of 64": "minutes in the interpreter, in tiles that other groups have",
-    "perceptron, wide input": "minutes in the interpreter, in tiles that other groups have",
+    "mlp, three of 64": "minutes in the interpreter, in tiles that other groups have",
+    "mlp, wide input": "minutes in the interpreter, in tiles that other groups have",
 }
 
 

@@ -67,7 +67,7 @@ def test_rows_near_zero_stay_near_zero(size, backend):
 
 def test_limits_of_silu_are_finite(backend):
     """Where exp overflows; the values are in the table."""
-    group = GROUPS["perceptron, limits"]
+    group = GROUPS["mlp, limits"]
     case = next(case for case in group.cases if case.about == "limits of silu")
     for value in backend.call(case.overload, *arguments(group, case, group.graph, "fp32", DEVICE)):
         assert torch.isfinite(value).all()
