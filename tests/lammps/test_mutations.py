@@ -23,11 +23,12 @@ class Mutation(NamedTuple):
     after: str
 
 
-TALLY, KERNELS, PIECES, PAIR, PAIR_MODEL = (
+TALLY, KERNELS, PIECES, PAIR, PAIR_COMM, PAIR_MODEL = (
     "engine/src/tally.cpp",
     "engine/src/kernels.h",
     "engine/src/pieces.cpp",
     "lammps/pair_nequip.cpp",
+    "lammps/pair_nequip_comm.cpp",
     "lammps/pair_nequip_model.cpp",
 )
 MUTATIONS = {
@@ -51,7 +52,7 @@ MUTATIONS = {
         "atom_energies[table.centres()[node]] +=\n                energy_factor",
         "atom_energies[table.centres()[node]] +=\n                0.5 * energy_factor",
     ),
-    "no reverse communication": Mutation(PAIR, "  comm->reverse_comm(this);\n", ""),
+    "no reverse communication": Mutation(PAIR_COMM, "  comm->reverse_comm(this);\n", ""),
     "half of each atom's stress": Mutation(
         TALLY,
         "add_array(results.atom_virials, host_virials_, energy_factor)",

@@ -166,15 +166,15 @@ def test_refusals(case, clean, lj_artifact, doctored, tmp_path):
 
 FAULTS = {
     "write beyond an array": (
-        "lammps/pair_nequip.cpp",
+        "lammps/pair_nequip_comm.cpp",
         "values.assign(static_cast<size_t>(natoms) * width, 0.0);",
         "values.assign(static_cast<size_t>(natoms), 0.0);",
         "heap-buffer-overflow",
     ),
     "signed overflow": (
-        "lammps/pair_nequip.cpp",
-        "  const int size = n * in_transit->width;",
-        "  volatile int large = 2147483647;\n  const int size = n * in_transit->width + (large + 1 == 7);",
+        "lammps/pair_nequip_comm.cpp",
+        "  const int size = n * communicated->width;",
+        "  volatile int large = 2147483647;\n  const int size = n * communicated->width + (large + 1 == 7);",
         "signed integer overflow",
     ),
 }
