@@ -8,6 +8,7 @@ import pytest
 
 from support.analytic import LennardJones
 from support.artifacts import with_metadata
+from support.engine import load_model, open_engine
 from support.force_styles import FOLDER, ForceStyle
 
 
@@ -61,3 +62,24 @@ def doctored(lj_artifact, tmp_path_factory):
         return with_metadata(lj_artifact, path, **changes)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def library(plugin_folder):
+    return open_engine(plugin_folder)
+
+
+@pytest.fixture
+def load(library):
+    """``load(path, device=..., ...)``: a handle; or the status and message of a refusal."""
+    handles = []
+
+    def make(path, **options):
+        loaded = load_model(library, path, **options)
+        if not isinstance(loaded, tuple):
+            handles.append(loaded)
+        return loaded
+
+    yield make
+    for handle in handles:
+        library.nequip_md_free(handle)

@@ -1,4 +1,4 @@
-"""Ghosts whose features the caller brings: how the engine numbers them, and what it says where that cannot be."""
+"""Ghosts whose features the caller exchanges: their order, and refusals."""
 
 from __future__ import annotations
 
@@ -9,17 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_engine import Atoms, repeated, some_atoms
 
 from support.artifacts import with_metadata
-from support.engine import BAD_INPUT, BAD_MODEL, EXCHANGE, INTERNAL, OK, load_model, open_engine
+from support.engine import BAD_INPUT, BAD_MODEL, EXCHANGE, INTERNAL, OK, load_model
+from support.engine_calls import Atoms, repeated, some_atoms
 
 SUPPORT = Path(__file__).resolve().parents[1] / "support"
-
-
-@pytest.fixture(scope="module")
-def library(plugin_folder):
-    return open_engine(plugin_folder)
 
 
 @pytest.fixture(scope="module")
