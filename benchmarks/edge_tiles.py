@@ -25,7 +25,8 @@ class Variant:
     label: str
     kernel: triton.runtime.JITFunction
     arrays: Callable[[int, int], dict[str, Shape | str | int]]
-    """From the numbers of atoms and edges: an array, the name of another argument that is the same one, or a number."""
+    """Function of the numbers of atoms and edges that returns the arguments by name: the shape and dtype of an array, the name of another
+    argument with the same array, or a number."""
     constants: dict[str, object]
     warps: int
     stages: int

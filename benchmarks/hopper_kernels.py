@@ -1,4 +1,4 @@
-"""The CUDA C++ kernels of MLPs: check each against float64, time it beside Triton's with its usual tile.
+"""The CUDA C++ kernels of MLPs: compare each with float64, and time it beside Triton's with its usual tile.
 
     python benchmarks/hopper_kernels.py --output benchmarks/results/h200_hopper_kernels.json
 
@@ -37,10 +37,10 @@ class Pointers(ctypes.Structure):
 
 
 def packed(arguments: Sequence) -> ctypes.Array:
-    """A kernel's arguments as CUDA's driver takes them: tensors by their addresses, all else as values of ctypes."""
+    """A kernel's arguments in the form that CUDA's driver takes: tensors by their addresses, others as values of ctypes."""
     values = [ctypes.c_void_p(a.data_ptr()) if isinstance(a, torch.Tensor) else a for a in arguments]
     pointers = (ctypes.c_void_p * len(values))(*[ctypes.cast(ctypes.pointer(v), ctypes.c_void_p) for v in values])
-    pointers.values = values  # they have to live as long
+    pointers.values = values  # must live as long as the array of their addresses
     return pointers
 
 
@@ -49,7 +49,7 @@ class Driver:
 
     def __init__(self, cubin: bytes, name: str, shared: int):
         torch.cuda.init()
-        torch.cuda.synchronize()  # makes the context
+        torch.cuda.synchronize()  # creates the CUDA context
         self.library, self.shared = ctypes.CDLL("libcuda.so.1"), shared
         self.module, self.function = ctypes.c_void_p(), ctypes.c_void_p()
         self.check(self.library.cuModuleLoadData(ctypes.byref(self.module), cubin))
@@ -113,7 +113,7 @@ def measure(case: Case, source: Path | None) -> dict:
         "few_errors": [error(count) for count in FEW],
     }
     row["many_ms"] = triton.testing.do_bench(lambda: launch(MANY), warmup=5, rep=25, return_mode="median")
-    # as a recorded step runs them: what they read is in the cache
+    # in a CUDA graph, as in a recorded step, with inputs in the cache
     row["few_ms"] = [
         triton.testing.do_bench_cudagraph(lambda: launch(count), rep=8, return_mode="median") for count in FEW
     ]
@@ -121,7 +121,7 @@ def measure(case: Case, source: Path | None) -> dict:
 
 
 def triton_ms(case: Case) -> float:
-    """With the tile that an export takes for many rows."""
+    """Time of Triton's kernel with the tile that an export takes for many rows."""
     _, widths, inner, outer, last = SHAPES[case.name]
     kind = {
         mlp_energy.energy_kernel: "energy",

@@ -2,10 +2,10 @@
 
     python benchmarks/segment_variants.py --only moment dot --output segments.json
 
-Shapes are those of Allegro "medium" on water (layers: also "large"; convolutions: the second layer of NequIP "M"), arithmetic is that
-of fp32 artifacts. Every variant is timed for 25 atoms of 20 edges, 96 of 84 and 12,288 of 84 (layers: 262,144 rows); the little ones
-repeatedly from a CUDA graph, as an artifact runs them, so that their arrays stay in the cache. Results are not checked here
-(tests/operators does). The choices stand beside the kernels, in nequip_md/kernels/triton.
+Shapes are those of Allegro "medium" on water (layers: also "large"; convolutions: the second layer of NequIP "M"); the arithmetic is that
+of fp32 artifacts. Every variant is timed for 25 atoms of 20 edges, 96 of 84 and 12,288 of 84 (layers: 262,144 rows). Small systems are
+timed in a CUDA graph, as an artifact runs them, so that their arrays stay in the cache. Results are not checked here, but in
+tests/operators. The tiles are in edge_tiles.py and dense_tiles.py; those that were chosen are beside the kernels, in nequip_md/kernels/triton.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from edge_tiles import Variant, convolutions, over_edges
 from kernel_variants import write_rows
 
 SYSTEMS = ((25, 20), (96, 84), (12288, 84))
-"""Atoms, edges of each."""
+"""Numbers of atoms, and of edges of each atom."""
 MANY = 500_000
-"""Edges from which on a kernel is timed with empty caches."""
+"""Number of edges above which a kernel is timed with empty caches."""
 
 VARIANTS = [*over_edges(), *convolutions(), *over_atoms(), *dense_products(), *layers()]
 OF_ROWS = ("dense", "layer", "split")
@@ -34,7 +34,7 @@ GROUPS = list(dict.fromkeys(v.group for v in VARIANTS))
 
 
 def compile_one(index: int) -> str | None:
-    """Into Triton's cache on disk, by a process of its own."""
+    """Compile a kernel into Triton's cache on disk; runs in a process of its own. Returns an error message or None."""
     variant = VARIANTS[index]
     arrays = variant.arrays(*SYSTEMS[1]) | {"row_ptr": (torch.int64, ())}
 
@@ -45,13 +45,13 @@ def compile_one(index: int) -> str | None:
     arguments = variant.arguments({name: type_of(value) for name, value in arrays.items()})
     try:
         variant.kernel.warmup(*arguments, grid=(1,), num_warps=variant.warps, num_stages=variant.stages)
-    except Exception as error:  # a tile that does not fit; the others go on
+    except Exception as error:  # the tile does not fit; others may
         return f"{type(error).__name__}: {error}".splitlines()[0]
     return None
 
 
 def measure(variant: Variant, atoms: int, edges_each: int) -> float:
-    """Time in ms."""
+    """Time of one variant, ms."""
     edges = atoms * edges_each
     arrays = variant.arrays(atoms, edges)
     made = {
@@ -70,7 +70,7 @@ def measure(variant: Variant, atoms: int, edges_each: int) -> float:
         return variant.kernel[grid](*arguments, num_warps=variant.warps, num_stages=variant.stages)
 
     call()
-    torch.cuda.synchronize()  # a graph is timed in another stream, which does not wait for the arrays to be filled
+    torch.cuda.synchronize()  # a CUDA graph is timed in another stream, which would not wait for the arrays to be filled
     if edges >= MANY or variant.group.startswith(OF_ROWS):
         return triton.testing.do_bench(call, warmup=5, rep=15, return_mode="median")
     return triton.testing.do_bench_cudagraph(call, rep=8, return_mode="median")

@@ -21,20 +21,20 @@ from nequip_md.model import build_model, energy_and_gradient, preset, with_dtype
 from nequip_md.ops import references
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-# of whole models, relative to the norm; rounding differs between machines, as the order of sums in a matrix product does
+# tolerances of whole models, relative to the norm; rounding differs between machines with the order of sums in matrix products
 TOLERANCE = {"fp64": 1e-12, "fp32": 4e-6, "tf32": 4e-3}
 OPERATORS = torch.ops.nequip_md
 
 
 class EveryForm(Backend):
-    """Every operator has a form, which is its reference: passes apply wherever they can, and results are exact."""
+    """A backend in which every operator has a form, its reference, so that all passes apply and results are exact."""
 
     def forms(self):
         return {operator: [Form(reference)] for operator, reference in references().items()}
 
 
 def counts(graph) -> Counter:
-    """Calls of this package's operators by name."""
+    """Number of calls of each of this package's operators, by name."""
     names = [str(node.target) for node in graph.nodes if node.op == "call_function"]
     return Counter(name.split(".")[1] for name in names if name.startswith("nequip_md."))
 
@@ -126,7 +126,7 @@ def loss_gradient(model, inputs):
     [ALLEGRO[name] for name in ("two layers", "five layers", "scale of each type", "MLPs of one layer")],
 )
 def test_passes_serve_second_derivatives(options):
-    """The graph of a training step: passes apply to the first derivatives in it and keep the second ones right."""
+    """In the graph of a training step, passes apply to the first derivatives, and the second derivatives stay correct."""
     model = small_allegro(**options)
     for parameter in model.parameters():
         parameter.requires_grad_(True)

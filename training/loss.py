@@ -1,4 +1,4 @@
-"""Predictions of a batch, and how far they are from its labels."""
+"""Predictions of a batch, their errors, and the loss."""
 
 from __future__ import annotations
 
@@ -43,9 +43,9 @@ class Error:
     """Prediction minus label of one quantity.
 
     Attributes:
-        values: 0 where there is no label.
-        known: where there is a label; of the same shape.
-        weight: of the frame that each row belongs to.
+        values: the differences, 0 where there is no label.
+        known: whether there is a label, of the same shape.
+        weight: weight of the frame that each row belongs to.
     """
 
     values: Tensor
@@ -58,7 +58,7 @@ class Error:
         return cls(torch.where(known, prediction - label, 0.0), known, weight)
 
     def mean_square(self) -> Tensor:
-        """Mean over the labels of weight times square; 0 without any."""
+        """Mean of weight times square over the labels; 0 if there are none."""
         weight = self.weight.reshape(-1, *[1] * (self.values.dim() - 1))
         return (weight * self.values.square()).sum() / self.known.sum().clamp(min=1)
 
@@ -77,8 +77,8 @@ def errors(prediction: Prediction, batch: Sample) -> dict[str, Error]:
 
 
 def loss(found: dict[str, Error], weights: LossConfig) -> Tensor:
-    """w_E <w (dE / N)^2> + w_F <w dF^2> + w_S <w dS^2>, with w the weight of the frame.
+    """The loss w_E <w (dE / N)^2> + w_F <w dF^2> + w_S <w dS^2>, with w the weight of the frame.
 
-    Means are over structures, and over components of forces and stresses; a weight does not count in their number.
+    Means are over structures, and over components of forces and stresses; they are not divided by the sum of the weights.
     """
     return sum(getattr(weights, name) * error.mean_square() for name, error in found.items())

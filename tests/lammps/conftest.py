@@ -1,4 +1,4 @@
-"""The plugin, and the analytic artifacts of ``force_styles/``, made once."""
+"""Fixtures: the plugin, and the analytic artifacts of ``force_styles/``, each made once."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def lj_model(force_styles) -> LennardJones:
 
 @pytest.fixture(scope="session")
 def lj_artifact(artifacts) -> Path:
-    """Types Ar and Ne, cutoffs by pair, strictly local."""
+    """A strictly local artifact with types Ar and Ne and cutoffs for each pair."""
     return artifacts("lj")
 
 
@@ -71,7 +71,7 @@ def library(plugin_folder):
 
 @pytest.fixture
 def load(library):
-    """``load(path, device=..., ...)``: a handle; or the status and message of a refusal."""
+    """``load(path, device=..., ...)``: a handle, or the status and message of a refusal."""
     handles = []
 
     def make(path, **options):

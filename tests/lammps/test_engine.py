@@ -43,7 +43,7 @@ def test_metadata(library, load, lj_artifact):
 
 @pytest.mark.parametrize("count", [0, 1, 2, 3, 20])
 def test_sizes(count, library, load, lj_artifact, lj_model):
-    """From no atom at all to a cluster: energies, forces, virial from positions and forces."""
+    """Energies, forces and virial of none to twenty atoms."""
     atoms = some_atoms(count).evaluate(library, load(lj_artifact))
     assert atoms.status == OK, atoms.message
     energies, forces = reference(lj_model, atoms)
@@ -58,7 +58,7 @@ def test_sizes(count, library, load, lj_artifact, lj_model):
 
 @pytest.mark.parametrize("centres", [[], [4], [7, 2, 5], [1, 3]])
 def test_some_centres(centres, library, load, lj_artifact, lj_model):
-    """Any centres in any order; the other atoms are ghosts, which receive forces but no energy."""
+    """Centres in any order; the other atoms are ghosts, which get forces but no energy."""
     atoms = some_atoms(9, centres=centres).evaluate(library, load(lj_artifact))
     assert atoms.status == OK, atoms.message
     energies, forces = reference(lj_model, atoms)
@@ -68,7 +68,7 @@ def test_some_centres(centres, library, load, lj_artifact, lj_model):
 
 
 def test_unmapped_types_are_ignored(library, load, lj_artifact):
-    """Type -1: as if the atom were not there, wherever it stands in the arrays."""
+    """Atoms of type -1 have no effect, wherever they are in the arrays."""
     handle = load(lj_artifact)
     full = some_atoms(8)
     full.types = [3 if k in (0, 5) else t for k, t in enumerate(full.types)]
@@ -94,7 +94,7 @@ def test_mask(library, load, lj_artifact):
 
 
 def test_results_are_added(library, load, lj_artifact):
-    """Energy unit by the options' factor; arrays are added to."""
+    """Results are multiplied by the factor of the options, and added to the arrays."""
     atoms = some_atoms(6).evaluate(library, load(lj_artifact))
     once = np.array(atoms.forces), np.array(atoms.energies), atoms.energy, atoms.virial
     atoms.evaluate(library, load(lj_artifact, energy_factor=23.0))
@@ -109,7 +109,7 @@ def isolated_energy(library, handle, kind: int) -> float:
 
 
 def test_isolated_energies(library, load, lj_artifact):
-    """The model's shifts, in the unit of the results; the caller's lists outlast the call."""
+    """They are the model's shifts, in the unit of the results; the caller's lists stay valid."""
     handle = load(lj_artifact, energy_factor=23.0)
     atoms = some_atoms(12).evaluate(library, handle)
     assert [isolated_energy(library, handle, t) for t in (0, 1)] == [-1.5 * 23, -0.25 * 23]
@@ -122,7 +122,7 @@ def test_isolated_energies(library, load, lj_artifact):
 
 
 def test_centroid_virial_goes_to_the_neighbour(library, load, lj_artifact):
-    """One centre, one ghost: the ghost gets the centroid virial, both get half of the other one."""
+    """For one centre and one ghost, the ghost gets the centroid virial; both get half of the atomic virial."""
     atoms = Atoms([[0, 0, 0], [2, 1.5, 1]], [1, 2], centres=[0]).evaluate(library, load(lj_artifact))
     r, force = atoms.positions[1], np.array(atoms.forces)[3:]
     tensor = np.outer(r, force)
@@ -135,7 +135,7 @@ def test_centroid_virial_goes_to_the_neighbour(library, load, lj_artifact):
 
 
 def test_owners(library, load, doctored, lj_artifact):
-    """Message passing: an image's edges end at its owner, and images without an owner are refused."""
+    """With message passing, edges to an image end at its owner, and images without an owner are refused."""
     handle = load(doctored(message_passing_layers="2"))
     atoms = some_atoms(6, centres=[0, 1, 2], owner=[0, 1, 2, 1, 0, 1]).evaluate(library, handle)
     expected = some_atoms(6, centres=[0, 1, 2]).evaluate(library, load(lj_artifact))
@@ -153,7 +153,7 @@ def test_owners(library, load, doctored, lj_artifact):
 @pytest.mark.parametrize("max_edges", [1, 7, 150, 379, 100_000])
 @pytest.mark.parametrize("centres", [None, list(range(3, 17)), [5], []])
 def test_pieces_are_exact(library, load, lj_artifact, max_edges, centres):
-    """A limit on the edges of one evaluation changes nothing, whatever the pieces look like."""
+    """A limit on the edges of one evaluation does not change results."""
     whole = some_atoms(20, centres=centres).evaluate(library, load(lj_artifact))
     pieces = some_atoms(20, centres=centres).evaluate(library, load(lj_artifact, max_edges=max_edges))
     assert (pieces.status, pieces.message) == (OK, "")
@@ -177,7 +177,7 @@ def test_large_forces_leave_fixed_point(library, load, lj_artifact, lj_model):
 
 
 def test_first_centres(library, load, lj_artifact):
-    """Without ``centres`` they are the first atoms."""
+    """If ``centres`` is NULL, the first atoms are the centres."""
     handle = load(lj_artifact)
     ours, expected = (some_atoms(9, centres=[0, 1, 2, 3]) for _ in range(2))
     ours.overrides["centres"] = None
@@ -195,7 +195,7 @@ def test_threads_are_put_back(library, load, lj_artifact):
 
 
 def test_no_foreign_symbols(plugin_folder):
-    """The plugin sees no torch, the engine sees no LAMMPS."""
+    """The plugin uses no symbols of torch, the engine none of LAMMPS."""
     for file, forbidden in (("nequipplugin.so", r"torch|c10|_ZN2at"), ("libnequip_md_engine.so", r"LAMMPS_NS|MPI_")):
         symbols = subprocess.run(["nm", "-D", plugin_folder / file], capture_output=True, text=True, check=True).stdout
         assert len(symbols.splitlines()) > 10

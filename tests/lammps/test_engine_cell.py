@@ -46,7 +46,7 @@ def test_atoms_outside_the_model_have_no_images(max_edges, library, load, lj_art
 
 @pytest.mark.parametrize("count", [0, 3])
 def test_cell_without_atoms_of_the_model(count, library, load, lj_artifact):
-    """Nothing at all, or nothing that the model knows; then atoms, with the same handle."""
+    """Evaluate no atoms, or only atoms outside the model, then other atoms with the same handle."""
     handle = load(lj_artifact)
     nothing = repeated(some_atoms(count), 7.0)
     nothing.types = [0] * count
@@ -57,7 +57,7 @@ def test_cell_without_atoms_of_the_model(count, library, load, lj_artifact):
 
 
 def test_contact_with_an_image(library, load, doctored):
-    """The guard names atoms of the caller, and the distance across the boundary."""
+    """The guard reports indices of the caller's atoms and the distance across the boundary."""
     handle = load(doctored(closest_distances="3.0 3.0 3.0 3.0"))
     atoms = repeated(Atoms([[0.1, 5.0, 5.0], [5.0, 5.0, 5.0], [9.6, 5.0, 5.0]], [1, 1, 2]), 11.0).evaluate(
         library, handle

@@ -16,7 +16,7 @@ from support.engine_calls import Atoms, found_by_engine, reference, some_atoms
 
 
 def test_lists_unchanged(library, load, lj_artifact):
-    """Positions may move between calls without new lists; changed types are noticed although nobody says so."""
+    """Positions may change between calls without new lists; changed types are detected although lists_changed is 0."""
     handle = load(lj_artifact)
     atoms = some_atoms(12).evaluate(library, handle)
     for change in ("positions", "types"):
@@ -33,7 +33,7 @@ def test_lists_unchanged(library, load, lj_artifact):
 @pytest.mark.parametrize("centres", [None, [3, 5], []])
 @pytest.mark.parametrize("spread", [1.0, 4.0, (1.0, 1.0, 30.0), 2e4])
 def test_neighbours_found_by_the_engine(library, load, lj_artifact, centres, spread):
-    """Without lists the engine finds all neighbours itself: dense, sparse, in a row of cells, and very far apart."""
+    """Without lists the engine finds all neighbours, for dense, sparse, elongated and very distant arrangements of atoms."""
     systems = []
     for _ in range(2):
         atoms = some_atoms(40, centres=centres)
@@ -52,7 +52,7 @@ def test_neighbours_found_by_the_engine(library, load, lj_artifact, centres, spr
 
 @pytest.mark.parametrize("spread", [(1e5, 1e5, 1.0), (1e5, 1.0, 1.0), 1e5])
 def test_few_cells_for_atoms_far_apart(library, load, lj_artifact, lj_model, spread):
-    """Memory follows the number of atoms, however flat or long the box around them is: here up to 6e5 angstrom."""
+    """Memory depends on the number of atoms and not on the extents of the box around them, here up to 6e5 angstrom."""
     few = some_atoms(40).positions * spread
     atoms = Atoms(np.vstack([few, few + 2.0]), [1, 2] * 40)
     energies, forces = reference(lj_model, atoms)
@@ -67,7 +67,7 @@ def test_few_cells_for_atoms_far_apart(library, load, lj_artifact, lj_model, spr
 
 
 def test_found_neighbours_last_for_the_skin(library, load, lj_artifact):
-    """lists_changed = 0: atoms that move into reach within the skin are seen, the list stays."""
+    """With lists_changed = 0, atoms that move into reach within the skin become neighbours."""
     handle = load(lj_artifact)
     atoms = found_by_engine(Atoms([[0, 0, 0], [6.4, 0, 0]], [1, 1]), skin=1.0)
     assert atoms.evaluate(library, handle).status == OK and max(map(abs, atoms.forces)) == 0
@@ -78,7 +78,7 @@ def test_found_neighbours_last_for_the_skin(library, load, lj_artifact):
 
 @pytest.mark.parametrize("change", ["positions", "centres", "types", "type_map", "failure between"])
 def test_rebuilt_lists(change, library, load, lj_artifact):
-    """What the table keeps from the lists before is right for the new ones, whatever has changed."""
+    """Data that the table keeps from previous lists is valid for the new ones, whatever has changed."""
     handle, skin = load(lj_artifact), 0.3
     found_by_engine(some_atoms(12), skin).evaluate(library, handle)
     atoms = found_by_engine(some_atoms(12), skin)

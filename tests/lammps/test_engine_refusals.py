@@ -23,7 +23,7 @@ from support.engine import (
 )
 from support.engine_calls import some_atoms
 
-BAD_CALLS = {  # what is done to the arguments, words of the message, atom named
+BAD_CALLS = {  # change of the arguments, words of the message, atom that it names
     "NaN position": (lambda a: a.positions.__setitem__((3, 1), np.nan), "position of an atom is not finite", 3),
     "infinite position": (lambda a: a.positions.__setitem__((4, 2), np.inf), "position of an atom is not finite", 4),
     "same point": (
@@ -46,7 +46,7 @@ BAD_CALLS = {  # what is done to the arguments, words of the message, atom named
 
 @pytest.mark.parametrize("case", BAD_CALLS)
 def test_bad_call(case, library, load, lj_artifact):
-    """Refused with a sentence; the handle stays usable."""
+    """Bad arguments are refused with a message, and the handle stays usable."""
     spoil, words, atom = BAD_CALLS[case]
     handle = load(lj_artifact)
     good = some_atoms(6).evaluate(library, handle)
@@ -68,7 +68,7 @@ class Larger(System):
 @pytest.mark.parametrize("size", [0, 8, 5000])
 @pytest.mark.parametrize("structure", ["system", "results"])
 def test_size_that_cannot_be(structure, size, library, load, lj_artifact):
-    """The field was forgotten, is that of a pointer, or was never written to."""
+    """Sizes of a field that was not set, that holds the size of a pointer, or that was not initialised."""
     handle, system, results = load(lj_artifact), System(), Results(failed_atom=77)
     (system if structure == "system" else results).struct_size = size
     assert library.nequip_md_evaluate(handle, byref(system), byref(results)) == BAD_INPUT
@@ -100,7 +100,7 @@ def test_older_callers(library, load, lj_artifact):
 
 @pytest.mark.parametrize("later", [0, 1])
 def test_newer_callers(later, library, load, lj_artifact):
-    """Fields that the library does not know may be there, but not be used."""
+    """A structure may have fields that the library does not know, but they must be zero."""
     handle, atoms = load(lj_artifact), some_atoms(6)
     energy = atoms.evaluate(library, handle).energy
     larger = Larger(latest=later)

@@ -1,4 +1,4 @@
-"""Engine and pair style under AddressSanitizer and UndefinedBehaviorSanitizer: ordinary runs and refusals, all clean."""
+"""Engine and pair style under AddressSanitizer and UndefinedBehaviorSanitizer: ordinary runs and refusals must be clean."""
 
 from __future__ import annotations
 
@@ -182,7 +182,7 @@ FAULTS = {
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_fault_is_seen(fault, instrumented, lj_artifact, tmp_path):
-    """Otherwise a clean run would say nothing."""
+    """The sanitizers detect a fault; otherwise clean runs would prove nothing."""
     file, before, after, words = FAULTS[fault]
     outcome = instrumented(file, before, after)(
         SYSTEMS["orthogonal"].start(tmp_path, "off") + nequip(lj_artifact) + measurement("x"), tmp_path

@@ -86,7 +86,7 @@ def found_by_engine(atoms: Atoms, skin: float) -> Atoms:
 
 
 def repeated(atoms: Atoms, length: float) -> Atoms:
-    """In a cubic cell, whose images the engine makes."""
+    """The same atoms in a cubic cell, whose images the engine makes."""
     atoms.overrides |= {"neighbours": None, "num_neighbours": None, "periodic": (1, 1, 1), "skin": 0.4}
     atoms.overrides["cell"] = c_array((np.eye(3) * length).ravel(), c_double)
     return atoms
