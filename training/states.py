@@ -34,7 +34,7 @@ def read_state(path: Path) -> dict[str, Any]:
         raise NequIPMDError(f"{path} cannot be read: {error.strerror}") from None
     except pickle.UnpicklingError:
         raise NequIPMDError(f"{path} was not written by nequip-md-train: it holds objects of other kinds") from None
-    except Exception as error:  # zipfile and torch raise whatever their parsing meets
+    except Exception as error:  # zipfile and torch raise many types of exceptions for damaged files
         raise NequIPMDError(f"{path} is damaged ({type(error).__name__}: {error})") from None
     ours = state.get(STATE_KEY) if isinstance(state, dict) else None
     if not isinstance(ours, dict) or not {"config", "record"} <= ours.keys():

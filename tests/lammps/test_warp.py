@@ -1,4 +1,4 @@
-"""The engine's loops as a GPU runs them: 32 lanes of a warp, here threads that take turns on the CPU, beside the CPU's way and a plain search."""
+"""The engine's kernels with the 32 lanes of a GPU's warp, emulated by threads that take turns, compared with the CPU's and a plain search."""
 
 from __future__ import annotations
 

@@ -79,7 +79,7 @@ def hidden(widths: list[int], layers: list[int], energies: bool = True) -> list[
 
 
 def two_layers(widths: list[int], inner: int, outer: int, lasts: tuple[int, ...]) -> list[Case]:
-    """:func:`hidden` of two layers, and with matrices of so many columns after them."""
+    """:func:`hidden` for two layers, without and with matrices that read the second layer."""
     return [*hidden(widths, [inner, outer]), *hidden_dense(widths, inner, outer, lasts)]
 
 

@@ -3,7 +3,7 @@
     python upstream_train.py OUTPUT_FOLDER CASE [CASE ...] [--package CASE [CASE ...]]
 
 For each case this writes ``CASE.ckpt``, where asked also ``CASE.nequip.zip``, and ``CASE.json`` with the energies (eV)
-and forces (eV/angstrom) of upstream's own evaluation of that checkpoint. The script uses whatever versions
+and forces (eV/angstrom) of upstream's own evaluation of that checkpoint. The script uses the versions
 of ``nequip`` and ``nequip-allegro`` Python finds, so that checkpoints of older versions are made by putting those first
 on ``PYTHONPATH``. Needs neither pytest nor this package.
 """

@@ -57,8 +57,7 @@ __device__ __forceinline__ void named_barrier_sync(int barrier) {
 // Makes what this thread wrote into shared memory visible to the tensor cores.
 __device__ __forceinline__ void fence_async_proxy() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 
-// Register budget of each thread of a warpgroup. 240 for two consumers and 24 for the producer make up 65,536
-// registers.
+// Register budget of each thread of a warpgroup: 240 in two consumers and 24 in the producer fit into 65,536 registers.
 __device__ __forceinline__ void decrease_register_budget() { asm volatile("setmaxnreg.dec.sync.aligned.u32 24;"); }
 __device__ __forceinline__ void increase_register_budget() { asm volatile("setmaxnreg.inc.sync.aligned.u32 240;"); }
 

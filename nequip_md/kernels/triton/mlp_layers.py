@@ -186,16 +186,16 @@ def layer_kernel(
     depth = tl.arange(0, CHUNK)
     from_x = x + (row[:, None] * K + depth[None, :])
     from_w = w + (depth[:, None] * PADDED_N + (column0 + tl.arange(0, BLOCK_N))[None, :])
-    lower_x = wide(count, row0) * K
-    lower_w: tl.constexpr = K * PADDED_N
+    low_x = wide(count, row0) * K
+    low_w: tl.constexpr = K * PADDED_N
     total = tl.zeros([ROWS, BLOCK_N], dtype=tl.float32)
     for step in range(steps):
         if PRODUCTS == 3:
             # first lo hi and hi lo over the inner dimension, then hi hi: additions to a small sum have small rounding errors
             first = step < 2 * (K // CHUNK)
             k0 = tl.where(first, step // 2, step - 2 * (K // CHUNK)) * CHUNK
-            a = from_x + k0 + tl.where(first & (step % 2 == 0), lower_x, 0)
-            b = from_w + k0 * PADDED_N + tl.where(first & (step % 2 == 1), lower_w, 0)
+            a = from_x + k0 + tl.where(first & (step % 2 == 0), low_x, 0)
+            b = from_w + k0 * PADDED_N + tl.where(first & (step % 2 == 1), low_w, 0)
         else:
             a, b = from_x + step * CHUNK, from_w + step * CHUNK * PADDED_N
         total = tl.dot(tl.load(a), tl.load(b), total)

@@ -176,13 +176,12 @@ typedef struct nequip_md_results {
     int warned_neighbour;
     long long num_candidates; /* entries of the neighbour lists, given or found, between atoms of the model */
     long long num_edges;      /* entries within the cutoff of their types: the edges of the model's graph */
-    long long
-        num_evaluated;      /* edges including padding: at least two for each evaluation; the capacity of a recording */
-    long long num_pieces;   /* evaluations of the model, see max_edges */
-    int replayed;           /* 1: a recording was replayed, see no_replay */
-    double seconds_lists;   /* wall time to check and upload positions, and to update neighbours if lists changed */
-    double seconds_model;   /* wall time of edges, model and sums, until the sums are in host memory */
-    double seconds_results; /* wall time to add the sums to the arrays above */
+    long long num_evaluated;  /* edges with padding: two or more for each evaluation, the capacity of a recording */
+    long long num_pieces;     /* evaluations of the model, see max_edges */
+    int replayed;             /* 1: a recording was replayed, see no_replay */
+    double seconds_lists;     /* wall time to check and upload positions, and to update neighbours if lists changed */
+    double seconds_model;     /* wall time of edges, model and sums, until the sums are in host memory */
+    double seconds_results;   /* wall time to add the sums to the arrays above */
 } nequip_md_results;
 
 /* The NEQUIP_MD_ABI_VERSION that the library was built with. */
