@@ -1,4 +1,4 @@
-"""Fingerprints of data, by which a resumed run knows its own again."""
+"""Digests of data, by which a resumed run recognises its own data."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from nequip_md.training.samples import Sample
 
 _NO_LABELS = {"graph", "volume", "index"}
-"""Fields that follow from the structures and their order, some with round-off, which differs from machine to machine."""
+"""Fields that follow from the structures and their order, some with rounding errors that differ between machines."""
 
 
 def data_digest(frames: Sequence[Atoms], samples: Sequence[Sample]) -> dict[str, str]:

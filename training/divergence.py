@@ -1,4 +1,4 @@
-"""Which frame a run failed on first."""
+"""Search for the frame on which a run diverged first."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class FirstFailure:
         self._index: Tensor | None = None
 
     def update(self, prediction: Prediction, batch: Sample) -> None:
-        """Look at the predictions of a batch."""
+        """Check the predictions of a batch."""
         bad_atoms = ~torch.isfinite(prediction.forces).all(1)
         frame = torch.arange(len(batch.index), device=bad_atoms.device)
         frame = frame.repeat_interleave(batch.num_atoms, output_size=len(bad_atoms))
@@ -37,7 +37,7 @@ def describe_failure(failures: dict[str, FirstFailure], data: AtomsData) -> str:
     """Sentences about the frames, for the message of a run that has diverged.
 
     Args:
-        failures: by data set; one that comes first was met first.
+        failures: the first failure of each data set, in the order in which they occurred.
     """
     sentences = []
     for name, failure in failures.items():

@@ -1,4 +1,4 @@
-"""Predictions of a batch, and how far they are from its labels."""
+"""Predictions of a batch, their errors, and the loss."""
 
 from __future__ import annotations
 
@@ -69,9 +69,9 @@ class Error:
     """Prediction minus label of one quantity.
 
     Attributes:
-        values: 0 where there is no label.
-        known: where there is a label; of the same shape.
-        weight: of the frame that each row belongs to.
+        values: the differences, 0 where there is no label.
+        known: whether there is a label, of the same shape.
+        weight: weight of the frame that each row belongs to.
         strata: factor of ``huber_delta`` for each row in ``stratified_huber``.
     """
 

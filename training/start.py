@@ -1,4 +1,4 @@
-"""What ``nequip-md-train`` does, for programs and notebooks. Importing this module imports neither PyTorch nor Lightning."""
+"""Functions of ``nequip-md-train`` for programs and notebooks. Importing this module imports neither PyTorch nor Lightning."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """What a training run has made.
+    """Results of a training run.
 
     Attributes:
         folder: the output folder: checkpoints, ``report.json``, ``report.html`` and logs.
@@ -51,14 +51,14 @@ def train(
         config: a training file (YAML), its content as a mapping, or that content as :func:`load_config` checked it.
             Paths of data in a mapping start at the current folder.
         output: folder of checkpoints and logs, instead of that of ``config``.
-        resume: continue the run in the output folder, exactly where it ended.
-        overwrite: forget the run in the output folder.
+        resume: continue the run in the output folder exactly where it ended.
+        overwrite: delete the results of a previous run in the output folder.
 
     Raises:
-        NequIPMDError: a training file or data that cannot be used, an output folder in use, a resumed run that differs,
-            a training that diverges, a package that is not installed.
-        Interrupted: SIGTERM has come; after SIGINT (Ctrl-C) only within :func:`nequip_md.interrupt.interruptible`,
-            because Lightning ends the process otherwise.
+        NequIPMDError: the training file or data cannot be used, the output folder is in use, the resumed run has other settings or
+            data, training diverges, or a package is not installed.
+        Interrupted: the process received SIGTERM; for SIGINT (Ctrl-C) only within :func:`nequip_md.interrupt.interruptible`, as
+            Lightning ends the process otherwise.
     """
     if resume and overwrite:
         raise NequIPMDError("resume and overwrite exclude each other: a run is continued or forgotten")
@@ -77,7 +77,7 @@ def check(config: str | os.PathLike | Mapping[str, Any] | TrainingConfig) -> Non
     """Do all that :func:`train` does before it trains: read the data, compute its statistics, build the model.
 
     Raises:
-        NequIPMDError: a training file or data that cannot be used, a package that is not installed.
+        NequIPMDError: the training file or data cannot be used, or a package is not installed.
     """
     config = _checked(config)
     try:

@@ -1,4 +1,4 @@
-"""What a model should know of its training data before the first step."""
+"""Statistics of the training data that a model needs before the first step."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Statistics:
-    """Statistics of training data; those of a type that no frame holds are left out of the mappings.
+    """Statistics of training data. Types that no frame holds are left out of the mappings.
 
     Attributes:
         num_frames: frames in all.
@@ -32,7 +32,7 @@ class Statistics:
         least_squares_shifts: energies of the types, eV, that fit the total energies best; None without energies.
         composition_rank: linearly independent compositions; below the number of types the shifts are not unique and
             those of the smallest norm are taken.
-        energy_rms: what the shifts leave of the energy per atom, root mean square, eV; None without energies.
+        energy_rms: root mean square of the energy per atom without the shifts, eV; None without energies.
         closest_distances: smallest distance of each pair of types, angstrom, symmetric; without the pairs that no
             frame has within the cutoff.
         largest_force: largest norm of a force on an atom, eV/angstrom; None without forces.
@@ -158,7 +158,7 @@ def isolated_atom_energies(
     """Energy of the isolated atom of each type, eV.
 
     Raises:
-        NequIPMDError: a frame of several atoms or without energy, two energies of one type, or a type without any.
+        NequIPMDError: a frame has several atoms or no energy, or a type has several energies or none.
     """
     energies: dict[str, float] = {}
     for name, atoms in frames:

@@ -23,9 +23,9 @@ Inputs = tuple[Tensor, Tensor, Tensor, Tensor]
 def example_inputs(
     owned: int, ghosts: int, degree: int, types: int, cutoff: float, *, device: str = "cpu", seed: int = 0
 ) -> Inputs:
-    """Random inputs of the artifact contract, ``degree`` edges for each owned node (one less for odd nodes).
+    """Random inputs of an artifact, with ``degree`` edges for each owned node (one less for odd nodes).
 
-    Every size is made to differ from every other and from the widths of a model, so that tracing cannot confuse them.
+    All sizes differ from each other and from the widths of a model, so that tracing cannot confuse them.
     """
     generator = torch.Generator().manual_seed(seed)
     counts = torch.full((owned,), degree) - torch.arange(owned) % 2
@@ -57,13 +57,13 @@ def trace(
 ) -> torch.export.ExportedProgram:
     """Export ``model`` and the gradient of its energy as one graph with dynamic sizes.
 
-    The graph is traced at two sizes; a difference between the two means that a size was taken for a constant.
+    The graph is traced at two sizes. If the two graphs differ, a size was taken for a constant.
 
     Args:
         model: any module with the forward of :class:`nequip_md.model.Potential`.
-        cutoff: for the lengths of the example edges, angstrom.
+        cutoff: bound of the lengths of the example edges, angstrom.
         types: number of model types.
-        backend: whose forms replace the operators.
+        backend: the kernels that replace the operators.
 
     Raises:
         NequIPMDError: the two graphs differ, or a dimension is not dynamic.
@@ -119,12 +119,12 @@ def _traced(function: Callable, inputs: Sequence[Tensor], decompositions: dict |
 
 
 def lower(graph: torch.fx.GraphModule, inputs: Sequence[Tensor], backend: Backend) -> torch.fx.GraphModule:
-    """From a graph of this package's operators to one of a device's kernels.
+    """Replace the operators of a graph by a device's kernels.
 
     Args:
-        graph: as traced, gradients included; changed in place.
-        inputs: what it was traced with.
-        backend: whose forms replace the operators.
+        graph: the traced graph, gradients included; changed in place.
+        inputs: the inputs that it was traced with.
+        backend: the kernels that replace the operators.
 
     Returns:
         The lowered graph.
