@@ -43,6 +43,8 @@ _DYNAMIC = {
     "weight": ("frames", 0),
 }
 """Which dimension of each tensor of a batch varies, and with what."""
+FEW_STEPS = 2000
+"""A run of fewer steps is over before a compiled step would pay."""
 _SMALLEST = 2
 """Edges, atoms and frames that a compiled graph needs; smaller batches are padded."""
 
@@ -122,15 +124,18 @@ def pad_batch(batch: Sample, *, frames: int, atoms: int, edges: int, cutoff: flo
 
 
 def make_step(
-    model: Potential, config: LossConfig, *, with_stress: bool, compiled: str
+    model: Potential, config: LossConfig, *, with_stress: bool, compiled: str, steps: int
 ) -> Callable[[Sample, Tensor], StepResult]:
     """The step that a training file asks for.
 
     Args:
         compiled: ``auto``, ``yes`` or ``no``, see :class:`~nequip_md.training.config.TrainingConfig`.
+        steps: about how many the run may take.
     """
     device = next(model.parameters()).device
-    if compiled == "no" or (compiled == "auto" and device.type != "cpu"):
+    if compiled == "auto":
+        compiled = "yes" if device.type == "cpu" and steps >= FEW_STEPS else "no"
+    if compiled == "no":
         return EagerStep(model, config, with_stress=with_stress)
     return CheckedStep(model, config, with_stress=with_stress)
 

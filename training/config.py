@@ -238,7 +238,7 @@ class TrainingConfig(_Strict):
     seed: int = Field(0, ge=0, lt=2**63)
     device: Literal["auto", "cpu", "cuda"] = "auto"
     compile: Literal["auto", "yes", "no"] = "auto"
-    """Whether a step runs as compiled code; auto: yes on a CPU, no on a GPU."""
+    """Whether a step runs as compiled code; auto: on a CPU, if the run may take 2,000 steps or more."""
     loss: LossConfig = LossConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     schedule: Annotated[PlateauSchedule | CosineSchedule, Field(discriminator="kind")] = PlateauSchedule()

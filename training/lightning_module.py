@@ -87,8 +87,13 @@ class PotentialModule(L.LightningModule):
 
     def on_fit_start(self) -> None:
         # here the model is on its device
+        frames = self.config.data.frames_in_batch or self.config.data.batch_size
         self.step = make_step(
-            self.model, self.config.loss, with_stress=self.config.loss.stress > 0, compiled=self.config.compile
+            self.model,
+            self.config.loss,
+            with_stress=self.config.loss.stress > 0,
+            compiled=self.config.compile,
+            steps=self.config.stop.max_epochs * math.ceil(len(self.trainer.datamodule.train) / frames),
         )
 
     def training_step(self, batch: Sample, index: int) -> None:
