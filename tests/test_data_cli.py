@@ -91,6 +91,7 @@ def test_stresses_survive_the_way_through_extended_xyz(here):
         (["-o", "x.graphs", "--train-file", "train.yaml", "--cutoff", "3"], "leave --cutoff out"),
         (["-o", "x.graphs", "--train-file", "data.extxyz"], "is not a YAML file|must hold keys"),
         (["-o", "x.extxyz", "--charge", "0"], "frame 0 of data.extxyz: --charge needs the entry charge"),
+        (["-o", "x.graphs", "--cutoff", "3", "--types", "O", "H", "--charge", "0"], "frame 0 of data.extxyz: --charge"),
         (["-o", "x.extxyz", "--max-force", "1e-9"], "no frame of data.extxyz is left to write to x.extxyz"),
     ],
 )
