@@ -20,7 +20,6 @@ from nequip_md.training.store import GraphStore
 from support.training_runs import MODEL, crystals
 
 HARTREE, BOHR = 27.211386, 0.529177211
-WATER = Path(__file__).resolve().parents[3] / "shared" / "data" / "water" / "test.extxyz"
 
 
 @pytest.fixture
@@ -92,6 +91,7 @@ def test_stresses_survive_the_way_through_extended_xyz(here):
         (["-o", "x.graphs", "--train-file", "train.yaml", "--cutoff", "3"], "leave --cutoff out"),
         (["-o", "x.graphs", "--train-file", "data.extxyz"], "is not a YAML file|must hold keys"),
         (["-o", "x.extxyz", "--charge", "0"], "frame 0 of data.extxyz: --charge needs the entry charge"),
+        (["-o", "x.graphs", "--cutoff", "3", "--types", "O", "H", "--charge", "0"], "frame 0 of data.extxyz: --charge"),
         (["-o", "x.extxyz", "--max-force", "1e-9"], "no frame of data.extxyz is left to write to x.extxyz"),
     ],
 )
@@ -245,12 +245,19 @@ def test_a_picture_of_unknown_kind(here, capsys):
     assert [p.name for p in here.iterdir()] == ["data.traj"]
 
 
-@pytest.mark.skipif(not WATER.exists(), reason="the reference data of water are not on this machine")
-def test_summary_of_real_data(here, capsys):
-    assert main(["summary", str(WATER), "--reach", "3"]) == 0
-    frames = ase.io.read(WATER, ":")
-    closest = min(np.min(a.get_all_distances(mic=True)[np.triu_indices(192, 1)]) for a in frames[:80])
+def test_summary_of_real_data(here, capsys, data_folder):
+    path = data_folder / "water" / "test.extxyz"
+    assert main(["summary", str(path), "--reach", "3"]) == 0
+    frames = ase.io.read(path, ":")
+    assert len(frames) == 80
+    closest = min(np.min(a.get_all_distances(mic=True)[np.triu_indices(192, 1)]) for a in frames)
     assert re.search(rf"distance H-O +│ +│ +{closest:.3f} ", capsys.readouterr().out)
+
+
+def test_real_data_are_not_suspicious(here, capsys, data_folder):
+    files = [str(data_folder / name) for name in ("3bpa/train_300K.extxyz", "3bpa/isolated_atoms.extxyz")]
+    assert main(["check", *files]) == 0
+    assert "nothing suspicious" in capsys.readouterr().out
 
 
 def test_split(here, capsys):

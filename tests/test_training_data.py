@@ -83,6 +83,25 @@ def test_one_composition_gives_the_shifts_of_the_smallest_norm():
     assert found.least_squares_shifts == pytest.approx({"H": -4.0, "O": -2.0}, rel=1e-12)
 
 
+def test_the_fit_of_many_frames_is_that_of_all_at_once():
+    """One pass over an iterator, block by block, with total energies as large as those of all-electron methods."""
+    rng = np.random.default_rng(5)
+    frames, atom = [], {"H": -13.6, "O": -2041.3}
+    for _ in range(2500):
+        symbols = "H" * rng.integers(0, 3) + "O" * rng.integers(1, 3)
+        energy = sum(atom[s] for s in symbols) + rng.normal(scale=1e-3)
+        frames.append(Atoms(symbols, positions=2.0 * np.arange(len(symbols))[:, None] * [1, 0, 0]))
+        frames[-1].calc = SinglePointCalculator(frames[-1], energy=energy)
+    found = compute_statistics((make_sample(a, MODEL) for a in frames), TYPES)
+    counts = np.array([[list(a.symbols).count(t) for t in TYPES] for a in frames], dtype=float)
+    energies = np.array([a.calc.results["energy"] for a in frames])
+    shifts = np.linalg.lstsq(counts, energies, rcond=None)[0]
+    assert found.least_squares_shifts == pytest.approx(dict(zip(TYPES, shifts)), rel=1e-12)
+    left = (energies - counts @ shifts) / counts.sum(1)
+    assert found.energy_rms == pytest.approx(np.sqrt(np.mean(left**2)), rel=1e-7)
+    assert found.num_frames == 2500 and found.composition_rank == 2
+
+
 @pytest.mark.parametrize(
     ("key", "word", "isolated", "expected"),
     [

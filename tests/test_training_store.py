@@ -30,7 +30,6 @@ from support.training_runs import MODEL, assert_same_end, crystals, run, write_d
 
 POTENTIAL = AllegroConfig(**MODEL)
 OPTIONS = GraphOptions.from_potential(POTENTIAL)
-SHARED = Path(__file__).resolve().parents[1].parents[1] / "shared" / "data" / "3bpa" / "test_300K.extxyz"
 
 
 def convert(source, output, potential=POTENTIAL, labels=None, **options):
@@ -269,11 +268,11 @@ def test_indices_beyond_the_end(folder):
     assert samples[-1].index.item() == 21
 
 
-@pytest.mark.skipif(not SHARED.exists(), reason="the reference data 3BPA is not on this machine")
-def test_real_data(tmp_path):
+def test_real_data(tmp_path, data_folder):
+    path = data_folder / "3bpa" / "test_300K.extxyz"
     potential = AllegroConfig(type_names=["H", "C", "N", "O"], cutoff=5.0)
-    store = convert(SHARED, tmp_path / "3bpa.graphs", potential)
-    whole = read(SHARED, potential, validation_split=None, validation=[str(SHARED)]).validation
+    store = convert(path, tmp_path / "3bpa.graphs", potential)
+    whole = read(path, potential, validation_split=None, validation=[str(path)]).validation
     order = np.random.default_rng(0).permutation(len(store))[:50].tolist()
     assert_same_samples([store[k] for k in order], [whole.sources[0][k] for k in order])
     assert store.digests == whole.digests and len(store) == 1669

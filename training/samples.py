@@ -140,11 +140,13 @@ def read_samples(
             if is_isolated_atom(atoms):
                 counter.add_isolated_atom()
                 isolated_atoms.append((name, with_labels(atoms, found)))
-            elif keep(atoms, found):
-                counter.add(atoms, found)
-                with naming(name):
-                    structures.append(Structure.from_ase(atoms, options.type_names))
-                taken.append((name, atoms, found))
+                continue
+            with naming(name):
+                if not keep(atoms, found):
+                    continue
+                structures.append(Structure.from_ase(atoms, options.type_names))
+            counter.add(atoms, found)
+            taken.append((name, atoms, found))
         graphs = _graphs([name for name, _, _ in taken], structures, options)
         for (name, atoms, found), structure, graph in zip(taken, structures, graphs):
             with naming(name):

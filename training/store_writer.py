@@ -6,6 +6,7 @@ import io
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, fields
 from itertools import islice
 
@@ -101,27 +102,22 @@ def write_store(
     return counts
 
 
-class _writing:
-    """An LMDB environment in an empty file, complete on disk when the block ends; its errors name what to do."""
+@contextmanager
+def _writing(path: os.PathLike) -> Iterator[lmdb.Environment]:
+    """An LMDB environment in an empty file, which is complete on disk when the block ends.
 
-    def __init__(self, path: os.PathLike):
-        self._path = os.fspath(path)
-
-    def __enter__(self) -> lmdb.Environment:
-        # nobody reads the file before it has its name, so that neither locks nor a sync after each step are needed
-        self._environment = lmdb.open(self._path, subdir=False, lock=False, sync=False, map_size=_MAP_SIZE)
-        return self._environment
-
-    def __exit__(self, kind, error, _) -> None:
-        try:
-            if kind is None:
-                self._environment.sync(True)
-        except lmdb.Error as failure:
-            kind, error = type(failure), failure
-        finally:
-            self._environment.close()
-        if kind is not None and issubclass(kind, lmdb.Error):
-            raise NequIPMDError(f"cannot write the store: {error}; is the disk full?") from None
+    Raises:
+        NequIPMDError: LMDB cannot write.
+    """
+    # nobody reads the file before it has its name, so that neither locks nor a sync after each step are needed
+    environment = lmdb.open(os.fspath(path), subdir=False, lock=False, sync=False, map_size=_MAP_SIZE)
+    try:
+        yield environment
+        environment.sync(True)
+    except lmdb.Error as error:
+        raise NequIPMDError(f"cannot write the store: {error}; is the disk full?") from None
+    finally:
+        environment.close()
 
 
 def _as_file(array: np.ndarray) -> bytes:
