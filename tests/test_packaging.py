@@ -157,4 +157,4 @@ def test_tested_versions_lie_in_the_supported_ranges():
     for requirement in wanted:
         version = tested.get({"pyyaml": "PyYAML"}.get(requirement.name, requirement.name))
         assert version is None or requirement.specifier.contains(version), (str(requirement), version)
-    assert "h5py" not in tested and len(wanted) > 20
+    assert {"h5py", "lmdb", "torch"} <= tested.keys() and len(wanted) > 20

@@ -47,11 +47,14 @@ def test_the_bar_counts_atoms(monkeypatch):
     monkeypatch.setattr("lightning.pytorch.callbacks.RichProgressBar.on_train_epoch_start", lambda *_: None)
     monkeypatch.setattr("lightning.pytorch.callbacks.RichProgressBar.on_train_batch_end", lambda *_: None)
     clock = Clock(StopConfig(max_epochs=2))
-    trainer, module = SimpleNamespace(num_training_batches=4, current_epoch=0), SimpleNamespace(clock=clock)
+    data = SimpleNamespace(train=range(8))
+    trainer, module = SimpleNamespace(datamodule=data, world_size=1, current_epoch=0), SimpleNamespace(clock=clock)
     bar.on_train_epoch_start(trainer, module)
     for k, atoms in enumerate((30, 50)):
         now[0] += 2
-        bar.on_train_batch_end(trainer, module, None, SimpleNamespace(graph=SimpleNamespace(num_nodes=atoms)), k)
+        bar.on_train_batch_end(
+            trainer, module, None, SimpleNamespace(graph=SimpleNamespace(num_nodes=atoms, num_graphs=2)), k
+        )
     assert bar.atoms_per_second == 20.0 and bar.left == pytest.approx(12.0)
 
 

@@ -22,6 +22,7 @@ from nequip_md.training.config import TrainingConfig
 from nequip_md.training.data import AtomsData
 from nequip_md.training.folder import PLOTS, REPORT_PAGE
 from nequip_md.training.history import read_history
+from nequip_md.training.loss import QUANTITIES
 from nequip_md.training.plots import DPI, draw_predictions, learning_curves
 from nequip_md.training.predictions import Predictions
 from nequip_md.training.report import metrics_rows
@@ -122,8 +123,10 @@ def _training_facts(history: Mapping[str, np.ndarray], record: Mapping[str, Any]
             atoms = sum(record["statistics"]["num_atoms"].values())
             facts.append(("time for an epoch (median)", f"{typical:.3g} s, validation included"))
             facts.append(("atoms trained on in a second", f"{atoms / typical:,.0f}" if typical > 0 else ""))
-    weights = record["loss"]
-    return [*facts, ("weights of the loss", ", ".join(f"{key} {value:g}" for key, value in weights.items()))]
+    loss = record["loss"]
+    weights = ", ".join(f"{key} {loss[key]:g}" for key in QUANTITIES)
+    kind = loss["kind"] + (f", delta {loss['huber_delta']:g}" if "huber" in loss["kind"] else "")
+    return [*facts, ("weights of the loss", weights), ("kind of the loss", kind)]
 
 
 def _statistics_facts(statistics: Mapping[str, Any]) -> Facts:
