@@ -5,8 +5,8 @@
     python benchmarks/accuracy.py --device cuda --checkpoint medium.nqmd --artifacts fp32.pt2 tf32.pt2
 
 The reference is the model in eager PyTorch in float64 on the CPU, on water, with random weights, with and without ZBL repulsion (which is
-computed in float64 in every form and, being large, hides errors of the network). An error is the norm of the difference over
-the norm of the reference. Compared are eager PyTorch in fp32 with TF32 off and the artifacts of each precision.
+always computed in float64 and, being large, hides errors of the network). An error is the norm of the difference divided by
+the norm of the reference. It is given for eager PyTorch in fp32 with TF32 off and for the artifact of each precision.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from nequip_md.model import PRESETS, PotentialConfig, build_model, energy_and_gr
 
 PRECISIONS = ("fp32", "tf32", "fp64")
 JOBS = max(1, (os.cpu_count() or 1) // 2)
-"""Artifacts that are compiled at a time."""
+"""Number of artifacts that are compiled at the same time."""
 Pair = tuple[Tensor, Tensor]
 """Node energies and edge gradients."""
 
@@ -50,7 +50,8 @@ PARTS = ("energies", "edge_gradients", "forces")
 
 
 def with_forces(pair: Pair, graph: Graph) -> dict[str, Tensor]:
-    """:data:`PARTS` in float64 on the CPU, where ``graph`` is. F of an atom: the gradients of its edges, less those of edges to it."""
+    """Node energies, edge gradients and forces in float64 on the CPU, where ``graph`` must be. The force on an atom is the sum of the
+    gradients of its edges minus that of edges to it."""
     energies, gradient = (part.cpu().double() for part in pair)
     forces = torch.zeros((graph.num_nodes, 3), dtype=torch.float64)
     for sign, nodes in zip((1, -1), graph.edge_index):
@@ -65,7 +66,7 @@ def relative_errors(
     scale: dict[str, Tensor],
     report: Callable[[str], None] = print,
 ) -> dict[str, float]:
-    """Norms of value - exact over those of ``scale``."""
+    """Norms of value - exact, divided by the norms of ``scale``."""
     norm = torch.linalg.vector_norm
     result = {part: float(norm(value[part] - exact[part]) / norm(scale[part])) for part in PARTS}
     report(f"  {name:35} " + "   ".join(f"{part.replace('_', ' ')} {error:.2e}" for part, error in result.items()))
@@ -86,7 +87,7 @@ def changed(config: PotentialConfig, options: Sequence[str]) -> PotentialConfig:
 
 
 def compile_artifact(checkpoint: Path, path: Path, precision: str, device: str) -> None:
-    """In a process of its own."""
+    """Export an artifact; runs in a process of its own."""
     export_checkpoint(checkpoint, path, device=device, precision=precision)
 
 
@@ -98,9 +99,9 @@ def errors(
     report: Callable[[str], None] = print,
     keep: Callable[[dict], None] = lambda result: None,
 ) -> dict[str, dict[str, dict[str, float]]]:
-    """Errors of ``energies``, ``edge_gradients`` and ``forces`` by model and by the form that was evaluated, for random weights.
+    """Errors of ``energies``, ``edge_gradients`` and ``forces`` by model and by the evaluated form, for random weights.
 
-    ``keep`` is given what there is after each model: large ones take minutes to compile.
+    ``keep`` is called with the results so far after each model, as large models take minutes to compile.
     """
     torch.backends.cuda.matmul.allow_tf32 = False
     result: dict[str, dict] = {}
@@ -142,7 +143,7 @@ def errors(
 
 
 def errors_of(checkpoint: Path, artifacts: list[Path], size: int, device: str) -> dict[str, dict[str, float]]:
-    """Errors of artifacts that were made from a checkpoint, relative to what it gives without its ZBL repulsion."""
+    """Errors of artifacts of a checkpoint, relative to its results without ZBL repulsion."""
     torch.backends.cuda.matmul.allow_tf32 = False
     model = load(checkpoint)
     config = model.config

@@ -3,8 +3,8 @@
     python benchmarks/counters.py medium --size 12288 --precision fp32 --output benchmarks/results/counters.json
 
 Exports the preset (random weights) or checkpoint, or takes an artifact for CUDA, evaluates it on water once without and once with
-counters, and prints for each kernel its time, how busy (%) arithmetic, memory and both levels of cache are, and what its warps wait
-for: of the cycles between two instructions of a warp, the part spent in each state. Needs ncu on the PATH.
+counters, and prints for each kernel its time, the utilization (%) of arithmetic, memory and both levels of cache, and the stall reasons of
+its warps: the fraction of the cycles between two instructions of a warp in each state. Needs ncu on the PATH.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ FEWEST_MS = 0.01
 
 
 def evaluate(artifact_path: str, size: int) -> None:
-    """What runs under ncu: only the second evaluation is counted."""
+    """Evaluate an artifact under ncu, which profiles the second evaluation only."""
     artifact = load_artifact(artifact_path)
     graph = build_graph(Structure.from_ase(water_box(size), artifact.type_names), artifact.pair_cutoffs).to("cuda")
     artifact(graph)

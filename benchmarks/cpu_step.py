@@ -3,8 +3,8 @@
     python benchmarks/cpu_step.py --preset medium --repeats 11 --output benchmarks/results/cpu_step.json
 
 The same as ``nequip-md-bench medium --device cpu --peer --sizes 192``, with one comparison as the result: both artifacts are
-compiled here, from the same weights, and take turns on the same structure (water, 192 atoms by default) with neighbour lists
-made beforehand. Their forces are compared first. The time of our compilation includes the checks of ``nequip-md-export``.
+compiled by this script, from the same weights, and evaluated in turn on the same structure (water, 192 atoms by default) with neighbour
+lists made beforehand. Their forces are compared first. This package's compilation time includes the checks of ``nequip-md-export``.
 Needs nequip-md[test].
 """
 

@@ -1,9 +1,9 @@
-"""The CUDA C++ kernels of perceptrons: check each against float64, time it beside Triton's with its usual tile.
+"""The CUDA C++ kernels of MLPs: compare each with float64, and time it beside Triton's with its usual tile.
 
     python benchmarks/hopper_kernels.py --output benchmarks/results/h200_hopper_kernels.json
 
 Needs a Hopper GPU. Shapes are those of Allegro "medium", as in kernel_variants.py: many edges, where throughput counts, and few, where the
-time of one tile does. ``--source`` takes another version of perceptron.cuh, to compare.
+time of one tile does. ``--source`` takes a folder with another version of the .cuh files, to compare.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import argparse
 import ctypes
 import sys
 from collections.abc import Callable, Sequence
-from importlib.resources import files
 from pathlib import Path
 
 import torch
@@ -38,10 +37,10 @@ class Pointers(ctypes.Structure):
 
 
 def packed(arguments: Sequence) -> ctypes.Array:
-    """A kernel's arguments as CUDA's driver takes them: tensors by their addresses, all else as values of ctypes."""
+    """A kernel's arguments in the form that CUDA's driver takes: tensors by their addresses, others as values of ctypes."""
     values = [ctypes.c_void_p(a.data_ptr()) if isinstance(a, torch.Tensor) else a for a in arguments]
     pointers = (ctypes.c_void_p * len(values))(*[ctypes.cast(ctypes.pointer(v), ctypes.c_void_p) for v in values])
-    pointers.values = values  # they have to live as long
+    pointers.values = values  # must live as long as the array of their addresses
     return pointers
 
 
@@ -50,7 +49,7 @@ class Driver:
 
     def __init__(self, cubin: bytes, name: str, shared: int):
         torch.cuda.init()
-        torch.cuda.synchronize()  # makes the context
+        torch.cuda.synchronize()  # creates the CUDA context
         self.library, self.shared = ctypes.CDLL("libcuda.so.1"), shared
         self.module, self.function = ctypes.c_void_p(), ctypes.c_void_p()
         self.check(self.library.cuModuleLoadData(ctypes.byref(self.module), cubin))
@@ -71,8 +70,8 @@ class Driver:
         )
 
 
-def make_launch(case: Case, source: str | None) -> Callable[[int], None]:
-    """Launches the kernel of a case on its first so many rows."""
+def make_launch(case: Case, source: Path | None) -> Callable[[int], None]:
+    """A function that launches the kernel of a case on its first ``count`` rows."""
     instances, n = Instances(products_of(case.precision)), case.named
     _, widths, *_ = SHAPES[case.name]
     parts, gradients = ([n[f"{name}{i}"] for i in range(len(widths))] for name in ("x", "dx"))
@@ -97,7 +96,7 @@ def make_launch(case: Case, source: str | None) -> Callable[[int], None]:
     return launch
 
 
-def measure(case: Case, source: str | None) -> dict:
+def measure(case: Case, source: Path | None) -> dict:
     launch = make_launch(case, source)
 
     def error(count: int) -> float:
@@ -114,7 +113,7 @@ def measure(case: Case, source: str | None) -> dict:
         "few_errors": [error(count) for count in FEW],
     }
     row["many_ms"] = triton.testing.do_bench(lambda: launch(MANY), warmup=5, rep=25, return_mode="median")
-    # as a recorded step runs them: what they read is in the cache
+    # in a CUDA graph, as in a recorded step, with inputs in the cache
     row["few_ms"] = [
         triton.testing.do_bench_cudagraph(lambda: launch(count), rep=8, return_mode="median") for count in FEW
     ]
@@ -122,7 +121,7 @@ def measure(case: Case, source: str | None) -> dict:
 
 
 def triton_ms(case: Case) -> float:
-    """With the tile that an export takes for many rows."""
+    """Time of Triton's kernel with the tile that an export takes for many rows."""
     _, widths, inner, outer, last = SHAPES[case.name]
     kind = {
         mlp_energy.energy_kernel: "energy",
@@ -140,19 +139,17 @@ def main() -> None:
     parser.add_argument(
         "--only", choices=SHAPES, nargs="+", default=list(SHAPES), metavar="KERNEL", help=f"of {', '.join(SHAPES)}"
     )
-    parser.add_argument("--source", type=Path, help="another perceptron.cuh")
+    parser.add_argument("--source", type=Path, metavar="FOLDER", help="with another version of the .cuh files")
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()
     if not is_hopper():
         sys.exit("error: PyTorch finds no Hopper GPU here; run this on a machine with one")
-    ptx = (files("nequip_md.kernels.hopper") / "ptx.cuh").read_text()
-    source = ptx + options.source.read_text() if options.source else None
     rows = []
     print(f"{'kernel':15} {'':5} {f'{MANY:,} edges':>16} {'Triton':>9} {f'{FEW} edges':>28} {'error':>8} {'of few':>8}")
     for name in options.only:
         for precision in options.precision:
             case = Case(name, precision)
-            row = {**measure(case, source), "triton_ms": triton_ms(case)}
+            row = {**measure(case, options.source), "triton_ms": triton_ms(case)}
             rows.append(row)
             few = " ".join(f"{t:.4f}" for t in row["few_ms"])
             print(

@@ -3,9 +3,9 @@
     python benchmarks/kernel_times.py medium --sizes 81 12288 --precision fp32 tf32 --output benchmarks/results/kernels.json
 
 Exports the preset (random weights) or checkpoint for each precision and evaluates it on water or a structure. The table is
-from PyTorch's profiler, the whole evaluation from CUDA events without the profiler: what exceeds the sum is time between kernels.
-On a CPU the table holds the operators of PyTorch that the artifact calls; the rest of the evaluation are loops that Inductor
-and this package compiled into it, which the profiler does not see.
+from PyTorch's profiler, the time of the whole evaluation from CUDA events without the profiler; the difference from the sum is time
+between kernels. On a CPU the table holds the operators of PyTorch that the artifact calls; the rest of the evaluation is in loops
+that Inductor and this package compiled into it, which the profiler does not record.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""Tile sizes of the perceptron kernels: check each against float64, then time it.
+"""Tile sizes of the MLP kernels: compare each with float64, then time it.
 
     python benchmarks/kernel_variants.py --precision fp32 tf32 --output variants.json
 
 Shapes are those of Allegro "medium". Each kernel runs on many edges, where throughput counts, and on few, where the time of one
-tile does. Kernels are compiled in several processes first. The winners stand in ``TILES`` and ``FEW_TILES`` of nequip_md/kernels/triton/tiles.py.
+tile does. Kernels are compiled in several processes first. The fastest are in ``TILES`` and ``FEW_TILES`` of nequip_md/kernels/triton/tiles.py.
 """
 
 from __future__ import annotations
@@ -47,9 +47,9 @@ TILES = [
     (16, 64, 8, 2),
 ]
 """Rows, chunk, warps, stages."""
-HALVES = {"w1_hi", "w1_lo", "w2_hi", "w2_lo", "w3_hi", "w3_lo"}
+WEIGHTS = {"w1_hi", "w1_lo", "w2_hi", "w2_lo", "w3_hi", "w3_lo"}
 DERIVATIVES = {"d1", "d2", "scratch"}
-"""Stored as halves where one product is taken."""
+"""Arguments that are fp16 where one product is taken."""
 
 
 def products_of(precision: str) -> int:
@@ -76,18 +76,18 @@ def settings(name: str, precision: str, tile: tuple) -> tuple[dict, dict]:
 
 
 def compile_one(job: tuple) -> str | None:
-    """Into Triton's cache on disk, by a process of its own."""
+    """Compile a kernel into Triton's cache on disk; runs in a process of its own. Returns an error message or None."""
     name, precision, tile = job
     kernel = SHAPES[name][0]
     constants, options = settings(name, precision, tile)
-    halves = HALVES | (DERIVATIVES if precision == "tf32" else set())
+    fp16 = WEIGHTS | (DERIVATIVES if precision == "tf32" else set())
     arguments = [
-        constants[n] if n in constants else MANY if n == "count" else torch.float16 if n in halves else torch.float32
+        constants[n] if n in constants else MANY if n == "count" else torch.float16 if n in fp16 else torch.float32
         for n in kernel.arg_names
     ]
     try:
         kernel.warmup(*arguments, grid=(1,), **options)
-    except Exception as error:  # a tile that does not fit; the others go on
+    except Exception as error:  # the tile does not fit; others may
         return f"{type(error).__name__}: {error}".splitlines()[0]
     return None
 
@@ -98,7 +98,7 @@ def silu(p: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 class Case:
-    """One kernel with random inputs, and what it should give for some of the rows, in float64."""
+    """One kernel with random inputs, and its correct results for some of the rows in float64."""
 
     def __init__(self, name: str, precision: str):
         self.name, self.precision = name, precision
@@ -160,7 +160,7 @@ class Case:
         return lambda: self.kernel[(programs,)](*arguments, **options)
 
     def error(self, count: int = MANY) -> float:
-        """Largest of the results' errors, norm over norm, after a launch on the first ``count`` rows."""
+        """Largest relative error of the results (by norms) after a launch on the first ``count`` rows."""
         some = self.rows < count
         pairs = [(got[self.rows[some]].double(), want[some]) for got, want in zip(self.results, self.wanted)]
         return max(float((got - want).norm() / want.norm()) for got, want in pairs)
@@ -180,7 +180,7 @@ class Case:
             "shared": compiled.metadata.shared,
         }
         row["many_ms"] = triton.testing.do_bench(self.launch(tile, MANY), warmup=5, rep=25, return_mode="median")
-        # as a recorded step runs them: what they read is in the cache
+        # in a CUDA graph, as in a recorded step, with inputs in the cache
         row["few_ms"] = [
             triton.testing.do_bench_cudagraph(self.launch(tile, count), rep=8, return_mode="median") for count in FEW
         ]
@@ -188,7 +188,7 @@ class Case:
 
 
 def write_rows(path: Path, rows: list[dict]) -> None:
-    """A result file of a program that times kernels."""
+    """Write the result file of a program that times kernels."""
     facts = {
         "machine": machine("cuda"),
         "triton": triton.__version__,

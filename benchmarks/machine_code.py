@@ -1,4 +1,4 @@
-"""Whether two versions of this package compile the same code: hashes of all that an export hands to a compiler. Needs no GPU.
+"""Check whether two versions of this package compile the same code, by hashes of all inputs of compilers in an export. Needs no GPU.
 
     python benchmarks/machine_code.py record before.json --models small medium --texts before
     python benchmarks/machine_code.py record after.json --models small medium --texts after
@@ -6,7 +6,7 @@
 
 For a GPU (``triton``, ``hopper``): the traced graph, the constants folded into it, the PTX of each Triton kernel that it launches, and the
 source of the CUDA C++ kernels. For a CPU: the C++ that Inductor writes. Run both versions with the same PyTorch and Triton. ``--texts``
-keeps what was hashed, but for PTX, so that a difference can be read with diff.
+keeps the hashed texts except PTX, so that they can be compared with diff.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def digest(content: str | bytes) -> str:
 
 
 def plain_ptx(ptx: str) -> str:
-    """PTX without what differs from file to file: comments, source lines, debug sections, the names of labels for those."""
+    """PTX without comments, source lines, debug sections and labels for these, which depend on file names and line numbers."""
     code = re.split(r"\.section\s+\.debug", ptx)[0]
     code = re.sub(r"(?m)^\s*\.(loc|file)\b.*$", "", code)
     code = re.sub(r"(?m)^\s*\$L__(tmp|func)\w*:.*$", "", code)
@@ -87,7 +87,7 @@ def cpu_code(name: str, precision: str) -> tuple[dict, dict[str, str]]:
     with zipfile.ZipFile(io.BytesIO(bytes(content))) as archive:
         for entry in sorted(archive.namelist()):
             if entry.endswith((".cpp", ".h")):
-                # names and folders that Inductor makes of hashes of everything, this package's version included
+                # Inductor makes names and folders of hashes that include this package's version
                 text = re.sub(r"/tmp/[^\s\"]*", "FOLDER", archive.read(entry).decode())
                 text = re.sub(r"\bc[a-z0-9]{50,52}\b", "NAME", text)
                 file = re.sub(r"\bc[a-z0-9]{40,}", "NAME", os.path.basename(entry))
@@ -96,7 +96,7 @@ def cpu_code(name: str, precision: str) -> tuple[dict, dict[str, str]]:
 
 
 def record_one(job: tuple) -> tuple[str, dict]:
-    """Record the code of one export in a process of its own: Triton and Inductor keep what they have seen."""
+    """Record the code of one export, in a process of its own, as Triton and Inductor keep state of earlier exports."""
     name, precision, backend, with_ptx, folder = job
     import torch
 
@@ -121,7 +121,7 @@ def record(options: argparse.Namespace) -> None:
         for name in options.models
         for precision in options.precisions
         for backend in options.backends
-        # TF32 is of GPUs, the kernels for Hopper have no float64
+        # CPUs have no TF32, the Hopper kernels no float64
         if (backend, precision) not in (("cpu", "tf32"), ("hopper", "fp64"))
     ]
     results = {}

@@ -16,7 +16,7 @@ import sys
 import time
 
 UNCHANGED = {"GLIBC_TUNABLES": "glibc.malloc.arena_test=8"}
-"""Changes nothing, as 8 is the default, but makes nequip-md leave the allocator alone."""
+"""Setting equal to the default, which makes nequip-md leave the allocator unchanged."""
 
 
 def measure(artifact: str, structure: str, steps: int) -> dict[str, float]:

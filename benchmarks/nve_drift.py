@@ -8,8 +8,8 @@ Starts from examples/lammps/water/water.data, 192 atoms, repeated if asked for; 
 thermostat brings it to 300 K. The drift is the slope of a straight line through the total energy. Needs
 nequip-md[lammps] and a built plugin. The result of several precisions is a list.
 
-A potential that meets what it was not trained on may have no barrier against it: then the trajectory ends, in any precision and on any
-device, in atoms that fall onto each other. Only what comes before is used (``until_ps``), and the end is said (``ended``). The
+A potential may be wrong for configurations that it was not trained on. Then atoms may collapse onto each other, in any precision and on
+any device, which ends the trajectory. Only the part before that is used (``until_ps``), and the reason is recorded (``ended``). The
 example's potential, trained on frames of 192 atoms for half an hour, lasts about 10 ps with 1,536 atoms; nve_water/water.nqmd was made
 for this benchmark.
 """
@@ -40,9 +40,9 @@ WATER = ROOT / "examples" / "lammps" / "water"
 ATOMS = 192
 PICOSECONDS_PER_STEP = 0.0005
 EQUILIBRATION = 2000
-"""Steps with a thermostat, before."""
+"""Steps with a thermostat before the measurement."""
 BROKEN = 1.0
-"""Change of the energy of an atom, meV, after which a trajectory has broken down: fluctuations are far below."""
+"""Change of the energy per atom, meV, beyond which a trajectory has broken down; fluctuations are much smaller."""
 
 INPUT = """
 units metal
@@ -72,14 +72,14 @@ run {steps}
 
 
 def conserved_rows(energy: np.ndarray) -> int:
-    """How many of these energies, meV/atom, come before a breakdown."""
-    # not "greater": that is false for what is no number
+    """Number of energies (meV/atom) before a breakdown."""
+    # "not less or equal" and not "greater", which is false for NaN
     broken = ~(np.abs(energy - energy[:1]) <= BROKEN)
     return int(broken.argmax()) if broken.any() else len(energy)
 
 
 def trajectory(precision: str, options: argparse.Namespace) -> tuple[np.ndarray, float, str | None]:
-    """Step, total energy (eV) and temperature (K) every 20 steps, [rows, 3]; the seconds that LAMMPS took in all; how it ended.
+    """Run LAMMPS: returns step, total energy (eV) and temperature (K) every 20 steps, [rows, 3]; LAMMPS' total time, s; and how it ended.
 
     Rows after a breakdown are left out.
 
@@ -145,7 +145,7 @@ def summary(precision: str, table: np.ndarray, seconds: float, ended: str | None
 
 
 def plot(path: Path, tables: dict[str, np.ndarray], results: list[dict], atoms: int) -> None:
-    """Energy for each atom beyond its first value over time, one line for each precision."""
+    """Plot the energy per atom, relative to its first value, over time, one line for each precision."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 4), layout="constrained")

@@ -1,12 +1,12 @@
-"""What tensor cores round off in the products of halves, emulated on the CPU, and what making up for it leaves.
+"""Rounding errors of tensor cores in products of fp16 parts, emulated on the CPU, and errors that remain after compensation.
 
     python benchmarks/rounding.py
 
-The sum of each 16 columns' products is added to a sum that is rounded towards zero to 24 bits: once for each of the three products of
-halves. Relative to float64: the mean that this takes, in units of 2^-24 for each of these additions, and the error (norm of the difference
-over norm) as it is, with the result scaled as the kernels do (``unscaled`` in nequip_md/kernels/triton/mlp_arithmetic.py), and of plain fp32. For rows
-of silu's results and random matrices. Orders: the three products of each 16 columns after each other, as in perceptron.cuh, or those with
-lower halves of all columns first, as in mlp_layers.py, which leaves a third of the additions to large sums.
+For each of the three products of parts, the products of 16 columns are summed and added to an accumulator, which is rounded towards zero to
+24 bits. The table has, relative to float64: the mean loss, in units of 2^-24 for each addition, and the error (norm of the difference over
+norm) without compensation, with the result scaled as in the kernels (``unscale_factor`` in nequip_md/kernels/triton/mlp_arithmetic.py), and
+of plain fp32. Rows are results of silu, matrices are random. Orders: the three products for each 16 columns in turn, as in mlp_kernels.cuh,
+or those with low parts for all columns first, as in mlp_layers.py, so that only a third of the additions is to large sums.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ SLICE = 16
 
 
 def towards_zero(x: Tensor) -> Tensor:
-    """float64 rounded towards zero to 24 bits."""
+    """Round float64 towards zero to 24 bits."""
     nearest = x.float()
     smaller = torch.nextafter(nearest, torch.zeros_like(nearest))
     return torch.where(nearest.double().abs() > x.abs(), smaller, nearest).double()
 
 
-def halves(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Two of fp16 whose sum is ``x``, scaled to its largest element and back, as float64."""
+def split(x: Tensor) -> tuple[Tensor, Tensor]:
+    """The high and low fp16 parts of ``x``, scaled by its largest element before and back afterwards, as float64."""
     scale = 2.0 ** (14 - torch.floor(torch.log2(x.abs().max())))
     upper = (x * scale).half()
     return upper.double() / scale, (x * scale - upper.float()).half().double() / scale
@@ -35,7 +35,7 @@ def halves(x: Tensor) -> tuple[Tensor, Tensor]:
 
 def product(x: Tensor, w: Tensor, order: str) -> tuple[Tensor, int]:
     """x [rows, K] times w [K, N] as the tensor cores sum it, and the number of additions to large sums."""
-    (x_upper, x_lower), (w_upper, w_lower) = halves(x), halves(w)
+    (x_upper, x_lower), (w_upper, w_lower) = split(x), split(w)
     slices = [slice(k, k + SLICE) for k in range(0, len(w), SLICE)]
     small = [(x_lower, w_upper), (x_upper, w_lower)]
     if order == "together":
@@ -51,7 +51,7 @@ def product(x: Tensor, w: Tensor, order: str) -> tuple[Tensor, int]:
 
 
 def measure(width: int, order: str, rows: int = 500) -> dict[str, float]:
-    """``taken``: of 2^-24 by each addition; errors ``as it is``, ``scaled`` and of ``fp32``."""
+    """Mean loss by each addition, in units of 2^-24 (``taken``), and the errors ``as it is``, ``scaled`` and of ``fp32``."""
     generator = torch.Generator().manual_seed(0)
     x = torch.nn.functional.silu(1.5 * torch.randn(rows, width, generator=generator))
     w = torch.randn(width, 64, generator=generator) / width**0.5

@@ -21,12 +21,12 @@ PAGES = ("README.md", "docs/performance.md", "docs/kernels.md")
 BLOCK = re.compile(r"(<!-- table: ([a-z_]+) \(python benchmarks/tables\.py\) -->\n)(.*?)(<!-- end of table -->)", re.S)
 
 PUBLISHED = "LAMMPS-Kokkos on an H100"
-"""Whose figures those of ``targets.json`` are whose source begins with "published for" this."""
+"""Software with published figures, by the text after "published for" in the sources of ``targets.json``."""
 
 PRESETS = ("small", "medium", "large", "S", "M", "L", "XL")
 PRECISIONS = ("eager PyTorch, fp32, TF32 off", "artifact fp32", "artifact tf32", "artifact fp64")
 
-# kernels of "medium" by their names in the results, in the order of the page; a name stands for all that begin with it
+# kernels of "medium" by the beginning of their names in the results, in the order of the page
 KERNELS = {
     "hopper_energy": "`hopper_energy`",
     "hopper_hidden_backward_4": "`hopper_hidden_backward`, second MLP",
@@ -58,7 +58,7 @@ def read(name: str) -> Any:
 
 
 def number(value: float | None) -> str:
-    """Three significant digits, and all digits before the decimal point."""
+    """Format a number with three significant digits, and all digits before the decimal point."""
     if value is None:
         return ""
     if abs(value) >= 1000:
@@ -73,7 +73,7 @@ def table(head: list[str], rows: list[list[str]]) -> str:
 
 
 def same_run() -> str:
-    """Both programs in one run on one GPU, with the same weights."""
+    """Table of this package and upstream in one run on one GPU, with the same weights."""
     result = read("h200_medium_fp32.json")
     rows = []
     for atoms in sorted({row["atoms"] for row in result["rows"]}, reverse=True):
@@ -89,7 +89,7 @@ def same_run() -> str:
 
 
 def published() -> str:
-    """Molecular dynamics beside published figures, which are of another GPU."""
+    """Table of molecular dynamics beside published figures, which are for another GPU."""
     rows = []
     for row in read("targets.json"):
         if row["peer"] and PUBLISHED in row.get("peer_source", ""):
@@ -112,7 +112,7 @@ def work(row: dict[str, Any]) -> str:
 
 
 def targets() -> str:
-    """Every row of targets.json, with a legend of where the figures of others come from."""
+    """Table of all rows of targets.json, with a legend of the sources of published figures."""
     sources: list[str] = []
     rows = []
     for row in read("targets.json"):
@@ -215,7 +215,7 @@ TABLES: dict[str, Callable[[], str]] = {
 
 
 def with_tables(text: str) -> str:
-    """A page with all of its tables written anew."""
+    """A page with all of its tables replaced by new ones."""
     return BLOCK.sub(lambda match: match[1] + TABLES[match[2]]() + match[4], text)
 
 

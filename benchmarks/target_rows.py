@@ -1,6 +1,6 @@
-"""What this project aims at: the rows of ``targets.py``, measured with the programs of ``nequip-md-bench``.
+"""The rows of ``targets.py``, which are this project's targets, measured with the functions of ``nequip-md-bench``.
 
-Allegro with random weights throughout. Molecular dynamics is that of ``nequip-md-bench --engine lammps``: a whole step of
+All models are Allegro with random weights. Molecular dynamics is that of ``nequip-md-bench --engine lammps``: whole steps of
 0.5 fs, neighbour lists included.
 """
 
@@ -30,7 +30,7 @@ KNOWN_PEER = {"H200": 18.8, "H100": 20.0}
 KNOWN = "measured earlier on such a GPU: fp32 without TF32, AOTInductor and enable_TritonContracter"
 MANY_STEPS, STEPS, FEW_STEPS = 2000, 20, 3
 REFERENCE_ATOMS = 98304
-"""8 times 12,288: what the largest system's time for an atom is compared with."""
+"""8 times 12,288, the size with whose time per atom that of the largest system is compared."""
 FEMTOSECONDS = 0.5
 
 Need = tuple[str, str, str]
@@ -39,7 +39,7 @@ Need = tuple[str, str, str]
 
 @dataclass(frozen=True)
 class Figure:
-    """A measured number beside the peer's."""
+    """A measured number, and that of the peer."""
 
     ours: float
     peer: float | None = None
@@ -57,7 +57,7 @@ class Target:
 
 @dataclass(frozen=True)
 class Work:
-    """Rows that one measurement gives."""
+    """Rows of one measurement."""
 
     measure: Callable[[Session], list[Figure]]
     targets: list[Target]
@@ -67,24 +67,24 @@ class Work:
 
 @dataclass
 class Session:
-    """What the rows of one call share: artifacts, compiled once, and the options."""
+    """State that the rows of one call share: options, and artifacts, which are compiled once."""
 
     device: str
     gpu: str
     folder: Path
-    """For artifacts and structures; artifacts that lie there are used."""
+    """Folder of artifacts and structures; existing artifacts are used."""
     dhfr: Path
     peer: bool = True
     from_atoms: int = 2 * 131712
     max_atoms: int = 4300000
     seconds: float = 450.0
-    """Limit of the key "largest": no size is begun that would exceed them, the first after the reference excepted."""
+    """Limit of the key "largest": a size that would exceed it is not started, except the first one after the reference."""
     many_steps: int = MANY_STEPS
     report: Callable[[str], None] = print
     artifacts: dict[Need, Path | NequIPMDError] = field(default_factory=dict)
 
     def structure(self, name: str) -> Path:
-        """The file of a structure that is not water of some size."""
+        """Path of a structure other than water."""
         if name == "dhfr":
             if not self.dhfr.is_file():
                 raise NequIPMDError(f"there is no {self.dhfr}; name the LAMMPS data file of solvated DHFR with --dhfr")
@@ -95,7 +95,7 @@ class Session:
         return path
 
     def compile(self, needs: list[Need], jobs: int) -> None:
-        """Make the artifacts, several at a time; a failure is kept for the rows that need it."""
+        """Compile the artifacts, several at a time; a failure is stored for the rows that need the artifact."""
         waiting = {}
         with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool:
             for need in dict.fromkeys(needs):
@@ -125,10 +125,10 @@ class Session:
         return made
 
     def bench(self, model: str | Path, *arguments: str | int | Path) -> list[Row]:
-        """``nequip-md-bench`` with these arguments; a row that failed raises.
+        """Run ``nequip-md-bench`` with these arguments.
 
         Raises:
-            NequIPMDError: something was not measured.
+            NequIPMDError: a row could not be measured.
         """
         options = bench_parser().parse_args([str(a) for a in (model, "--device", self.device, *arguments)])
         rows = bench(BenchOptions(**vars(options)), self.report)
@@ -191,7 +191,7 @@ def little(preset: str, elements: str, structure: str, published: float) -> Call
 
 
 def largest(session: Session) -> list[Figure]:
-    """Twice the atoms until LAMMPS fails, whatever the reason, or ``max_atoms`` or ``seconds`` are exceeded."""
+    """Double the number of atoms until LAMMPS fails for any reason, or ``max_atoms`` or ``seconds`` would be exceeded."""
     artifact = session.artifact("medium", "water", "fp32")
     ran: list[Row] = []
     size, end = REFERENCE_ATOMS, f"no larger system than {session.max_atoms:,} atoms was tried"
@@ -225,7 +225,7 @@ def largest(session: Session) -> list[Figure]:
 
 
 def overhead(session: Session) -> list[Figure]:
-    """A whole step minus the evaluation of a graph as large; in Python that one is not divided, so memory may not suffice."""
+    """Time of a whole step minus that of one evaluation. The evaluation, in Python, is not divided into pieces, so memory may not suffice."""
     artifact = session.artifact("medium", "water", "fp32")
     (lammps,) = session.bench(artifact, "--sizes", REFERENCE_ATOMS, "--engine", "lammps")
     for part in (1, 2, 4, 8):

@@ -1,11 +1,11 @@
-"""Measure what this project aims at in speed and size, row by row, beside the targets.
+"""Measure this project's targets in speed and size, row by row.
 
     python benchmarks/targets.py                              # all rows
     python benchmarks/targets.py --only medium-fp32 molecule  # rows by their keys; --list names them
 
-Every row that was measured takes its place in benchmarks/results/targets.json; the others stay as they are. A row that fails
-is written with null, the reason is printed, and the others go on. Needs LAMMPS and the plugin; the peer (nequip-allegro) is
-measured in the same run where it is installed.
+Measured rows replace those in benchmarks/results/targets.json; other rows are not changed. If a row fails, it is written with null,
+the reason is printed, and other rows are still measured. Needs LAMMPS and the plugin; the peer (nequip-allegro) is measured in the
+same run if it is installed.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def entry(target: Target, figure: Figure | None, machine_name: str | None, command: str) -> dict:
-    """One element of the result file; ``figure`` None: the measurement failed."""
+    """One element of the result file; ``figure`` is None if the measurement failed."""
     numbers = {"peer": figure and figure.peer, "ours": figure and figure.ours, "target": target.target}
     numbers = {key: None if value is None else float(f"{value:.6g}") for key, value in numbers.items()}
     result = {
@@ -93,14 +93,14 @@ def entry(target: Target, figure: Figure | None, machine_name: str | None, comma
 
 
 def merge(old: list[dict], new: list[dict]) -> list[dict]:
-    """Replace entries of the same work, in the order of the table; works that it does not know come last."""
+    """Replace entries with the same work, in the order of the table; unknown works come last."""
     order = [target.work for work in ROWS.values() for target in work.targets]
     merged = list({e["work"]: e for e in old + new}.values())
     return sorted(merged, key=lambda e: order.index(e["work"]) if e["work"] in order else len(order))
 
 
 def write(path: Path, new: list[dict]) -> None:
-    """Rows that no call has measured yet stand there with nulls."""
+    """Write the result file; rows that were never measured have nulls."""
     old = json.loads(path.read_text()) if path.exists() else []
     known = {e["work"] for e in old + new}
     missing = [
@@ -119,7 +119,7 @@ def machine_text(device: str, threads: int) -> str:
 
 
 def command_of(key: str, options: argparse.Namespace) -> str:
-    """What a reader types to repeat a row; a file is named without its folder, which differs elsewhere."""
+    """Command that repeats a row; files are named without their folders, which differ between machines."""
     words = ["python", "benchmarks/targets.py", "--only", key]
     if key != "cpu" and options.device != "cuda":
         words += ["--device", options.device]
@@ -134,13 +134,13 @@ def command_of(key: str, options: argparse.Namespace) -> str:
 
 
 def measure(key: str, session: Session, command: str) -> tuple[list[dict], str | None]:
-    """Entries of one key, and why it failed."""
+    """Entries of one key, and the reason if it failed."""
     work: Work = ROWS[key]
     threads = torch.get_num_threads()
     figures, reason = [None] * len(work.targets), None
     try:
         figures = work.measure(session)
-    except Exception as error:  # whatever it was, the other rows are to be measured
+    except Exception as error:  # of any kind: the other rows are still measured
         reason = f"{type(error).__name__}: {error}"
     finally:
         used = torch.get_num_threads()

@@ -31,14 +31,14 @@ POINTERS = {
 
 
 def preset_model(name: str, precision: str) -> Potential:
-    """A preset for hydrogen and oxygen with random weights, the same ones every time, in the dtype of ``precision``."""
+    """A preset for hydrogen and oxygen with random but reproducible weights, in the dtype of ``precision``."""
     torch.manual_seed(0)
     config = preset(name, type_names=["H", "O"], cutoff=6.0, avg_num_neighbors=20.0)
     return with_dtype(build_model(config).eval(), "float64" if precision == "fp64" else "float32")
 
 
 def cuda_graph(name: str, precision: str, backend: Backend) -> tuple[torch.export.ExportedProgram, list[dict]]:
-    """The graph that an export of a preset for CUDA compiles, and its launches, one entry for each that differs."""
+    """The graph that an export of a preset for CUDA compiles, and its launches without duplicates."""
     model = preset_model(name, precision)
     with recorded_launches() as launches:
         program = trace(model, model.config.cutoff, 2, device="cpu", backend=backend)
@@ -47,7 +47,7 @@ def cuda_graph(name: str, precision: str, backend: Backend) -> tuple[torch.expor
 
 @contextmanager
 def recorded_launches() -> Iterator[list[dict]]:
-    """Collect launches in place of making them: a kernel's module and name, the types of its arguments, its constants, its options."""
+    """Record launches instead of executing them: module and name of the kernel, types of its arguments, constants, options."""
     found: list[dict] = []
 
     def record(kernel, grid, *arguments, **constants):
@@ -75,7 +75,7 @@ def _type(value: Tensor | int) -> str:
 
 
 def compile_launch(launch: dict):
-    """Triton's compiled kernel of one launch; addresses are multiples of 16, as those of PyTorch's arrays are."""
+    """Compile the kernel of one launch; addresses are multiples of 16, as those of PyTorch's arrays."""
     kernel = getattr(import_module(launch["module"]), launch["kernel"])
     aligned = {
         (i,): [["tt.divisibility", 16]] for i, kind in enumerate(launch["types"].values()) if kind.startswith("*")

@@ -1,4 +1,4 @@
-"""From a model to one compiled artifact: trace, compile, package, check. :mod:`nequip_md.artifact` reads it."""
+"""Export of a model to one compiled artifact: trace, compile, package, check. :mod:`nequip_md.artifact` reads artifacts."""
 
 from typing import TYPE_CHECKING
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 __all__ = ["artifact_metadata", "export_checkpoint", "model_metadata", "validate_artifact", "write_artifact"]
 
-# the commands import this package, and their --help must not wait for torch
+# names are loaded lazily: the commands import this package, and their --help must not wait for torch
 __getattr__, __dir__ = lazy_names(
     __name__,
     {

@@ -1,4 +1,4 @@
-"""From a checkpoint to one compiled, checked artifact: what ``nequip-md-export`` does."""
+"""Export of a checkpoint to one compiled, checked artifact, as ``nequip-md-export`` does."""
 
 from __future__ import annotations
 
@@ -24,25 +24,25 @@ def export_checkpoint(
     Takes most of a minute, and needs a C++ compiler.
 
     Args:
-        checkpoint: what :func:`nequip_md.load_checkpoint` takes.
-        output: the ``.pt2`` file to write. A file that is there is replaced at the end, in one step.
-        device: ``cpu`` or ``cuda``: where the artifact will run. An artifact for ``cuda`` is compiled on a machine with
-            the GPU that it will run on.
+        checkpoint: a path that :func:`nequip_md.load_checkpoint` accepts.
+        output: the ``.pt2`` file to write. An existing file is replaced at the end, in one step.
+        device: ``cpu`` or ``cuda``, the device that the artifact will run on. For ``cuda``, export on a machine with the
+            GPU that it will run on.
         precision: arithmetic of the network: ``fp64``, ``fp32`` or ``tf32`` (CUDA only). Distances (angstrom) and
-            energies (eV) are float64 always.
+            energies (eV) are always float64.
         allow_pickle: permit upstream files whose format executes code stored in them.
         report: called with a line of text after each step.
 
     Returns:
-        ``output``, as a path.
+        ``output`` as a path.
 
     Raises:
-        NequIPMDError: bad input, no compiler or no GPU, a file that cannot be written, or an artifact that differs from
-            the model. Then, and when the export is interrupted, ``output`` stays as it was.
+        NequIPMDError: the input is refused, there is no compiler or no GPU, the file cannot be written, or the artifact differs
+            from the model. Then, and when the export is interrupted, ``output`` is not changed.
     """
-    from nequip_md.export.inductor_cache import use_private_cache
+    from nequip_md.lowering.inductor_cache import use_private_cache
 
-    use_private_cache()  # first, as some modules of torch make the common folder when they are imported
+    use_private_cache()  # first, as some modules of torch create the shared folder when they are imported
     import torch
 
     from nequip_md.artifact import load_artifact

@@ -1,4 +1,4 @@
-"""``nequip-md-export``: a checkpoint becomes one compiled, checked ``.pt2`` artifact."""
+"""``nequip-md-export``: export a checkpoint to one compiled, checked ``.pt2`` artifact."""
 
 from __future__ import annotations
 

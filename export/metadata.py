@@ -1,4 +1,4 @@
-"""The table of text that an artifact gets when it is compiled; :mod:`nequip_md.artifact.metadata` reads it."""
+"""The metadata that an artifact gets when it is compiled; :mod:`nequip_md.artifact.metadata` reads it."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ def artifact_metadata(
     config: dict | None = None,
     training: dict | None = None,
 ) -> dict[str, str]:
-    """The metadata table of an artifact that is compiled here and now (architecture: docs/artifact.md).
+    """The metadata of an artifact that this process compiles (docs/artifact.md lists the keys).
 
     Args:
         pair_cutoffs: ``[centre type][neighbour type]``, angstrom; by default ``cutoff`` for every pair.
 
     Raises:
-        NequIPMDError: an unknown precision, or a type name with white space in it.
+        NequIPMDError: the precision is unknown, or a type name has white space in it.
     """
     if precision not in PRECISIONS:
         raise NequIPMDError(f"precision {precision!r} is not known; choose one of {', '.join(PRECISIONS)}")
@@ -71,7 +71,7 @@ def artifact_metadata(
 
 
 def _seen_in_training(type_names: list[str], statistics: dict) -> dict[str, str]:
-    """Limits of the training data that engines may warn at, as far as the record of the training has them."""
+    """Extremes of the training data beyond which engines may warn, as far as the record of the training has them."""
     table = {}
     if closest := statistics.get("closest_distances"):
         distances = [closest.get(a, {}).get(b, 0.0) for a in type_names for b in type_names]

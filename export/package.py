@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import io
 import os
-import tempfile
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,20 +12,21 @@ from torch import nn
 
 from nequip_md.atomic import replacing
 from nequip_md.errors import NequIPMDError
-from nequip_md.export import inductor_cache
 from nequip_md.kernels import backend_for
 from nequip_md.kernels.static_library import compiler
-from nequip_md.lowering import trace
+from nequip_md.lowering import inductor_cache, trace
+from nequip_md.lowering.compile import compile_program
 
 
 def check_target(path: str | Path, device: str) -> None:
-    """Refuse an output name or a device that cannot work, before anything slow happens.
+    """Refuse an unusable output name or device before anything slow happens.
 
     Raises:
-        NequIPMDError: not a ``.pt2`` name, a folder, no such folder, unknown or absent device, no C++ compiler.
+        NequIPMDError: the name does not end in ``.pt2``, is a folder, or its folder does not exist; the device is unknown or
+            absent; or there is no C++ compiler.
     """
     path = Path(path)
-    # these, unlike those of Path, have no exception for names that are too long
+    # functions of os.path, since those of Path raise an exception for names that are too long
     if os.path.isdir(path):
         raise NequIPMDError(f"{path} is a folder; give the file to write, such as {path / 'model.pt2'}")
     if os.path.exists(path) and not os.path.isfile(path):
@@ -49,7 +47,7 @@ def check_target(path: str | Path, device: str) -> None:
 
 @contextmanager
 def artifact_target(path: str | Path) -> Iterator[Path]:
-    """:func:`nequip_md.atomic.replacing` for an artifact: what cannot be written is noticed when the block begins.
+    """:func:`nequip_md.atomic.replacing` for an artifact; a file that cannot be written is refused when the block begins.
 
     Raises:
         NequIPMDError: the file cannot be written.
@@ -74,11 +72,11 @@ def write_artifact(model: nn.Module, path: str | Path, metadata: dict[str, str],
         device: ``cpu`` or ``cuda``.
 
     Returns:
-        What runs in its plain form though the device has a faster one, and why: one sentence for each.
+        One sentence for each part of the model that does not run in the device's fastest form, with the reason.
 
     Raises:
-        NequIPMDError: no such device, no compiler, the file cannot be written, or the model cannot be traced with dynamic
-            sizes.
+        NequIPMDError: there is no such device or no compiler, the file cannot be written, or the model cannot be traced with
+            dynamic sizes.
     """
     check_target(path, device)
     with artifact_target(path) as unfinished:
@@ -88,14 +86,11 @@ def write_artifact(model: nn.Module, path: str | Path, metadata: dict[str, str],
 
 
 def compile_model(model: nn.Module, metadata: dict[str, str], device: str) -> tuple[memoryview, list[str]]:
-    """The content of an artifact, and what :func:`write_artifact` returns.
+    """Compile a model; returns the content of the artifact and the notes that :func:`write_artifact` returns.
 
     Args, Raises: as there.
     """
     inductor_cache.use_private_cache()
-    # the compiler's half of torch, which whoever only runs artifacts does without
-    from torch._inductor.exc import CppCompileError, InductorError
-
     backend = backend_for(device, metadata["precision"])
     program = trace(
         model,
@@ -106,22 +101,8 @@ def compile_model(model: nn.Module, metadata: dict[str, str], device: str) -> tu
     )
     metadata = {**metadata, "kernels": backend.kernels}
     options = {
-        **inductor_cache.OPTIONS,
         "aot_inductor.metadata": metadata,
-        # threads are decided when the artifact runs, not where it was compiled
+        # the number of threads is chosen when the artifact runs, not when it is compiled
         "cpp.dynamic_threads": True,
     }
-    # in memory, because PyTorch ends the process when it cannot write to a file
-    content = io.BytesIO()
-    try:
-        with backend.linked() as options_of_kernels, warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            torch._inductor.aoti_compile_and_package(
-                program, package_path=content, inductor_configs={**options, **options_of_kernels}
-            )
-    except (OSError, CppCompileError, InductorError) as error:
-        raise NequIPMDError(
-            f"compiling the model failed: {str(error)[-2000:].strip()}\nCompilation writes to {tempfile.gettempdir()}; if "
-            "there is no space, set TMPDIR to a folder that has some"
-        ) from error
-    return content.getbuffer(), backend.notes
+    return compile_program(program, backend, options), backend.notes

@@ -1,4 +1,4 @@
-"""Checks that every artifact must pass, whatever model is in it."""
+"""Checks that every artifact must pass, whichever model it holds."""
 
 from __future__ import annotations
 
@@ -38,9 +38,9 @@ class CheckResult:
     """Outcome of one check.
 
     Attributes:
-        name: what was checked, and on which system the error was largest.
-        measured: the error; relative to the largest energy or gradient of the system unless ``name`` says otherwise.
-        tolerance: largest error allowed.
+        name: the check, and the system on which the error was largest.
+        measured: the error, relative to the largest energy or gradient of the system unless ``name`` says otherwise.
+        tolerance: the largest error that is allowed.
     """
 
     name: str
@@ -49,18 +49,18 @@ class CheckResult:
 
     @property
     def passed(self) -> bool:
-        """Whether the error is within its tolerance; not a number is not."""
+        """Whether the error is within its tolerance; NaN is not."""
         return self.measured <= self.tolerance
 
 
 @dataclass(frozen=True)
 class Tolerances:
-    """Relative errors that rounding explains, with a margin of ten or more, and steps that suit them.
+    """Tolerances for relative errors, at least ten times those of rounding, and finite-difference steps that suit them.
 
     Attributes:
         energy: energies of atoms.
         gradient: edge gradients.
-        difference: work along a path against the difference in energy.
+        difference: work along a path compared with the difference in energy.
         step: length of that path for each atom, angstrom; also the size of strains.
     """
 
@@ -76,18 +76,18 @@ TOLERANCES = {
     "tf32": Tolerances(energy=2e-2, gradient=5e-2, difference=2e-1, step=1e-1),
 }
 MINIMUM_GRADIENT = 1e-6
-"""eV/angstrom: with less, a model that gives nothing at all would pass every comparison of forces."""
+"""Smallest largest force, eV/angstrom: otherwise a model that returns zeros would pass every comparison of forces."""
 
-_TINY = 1e-300  # keeps quotients finite for a model that gives nothing at all
+_TINY = 1e-300  # keeps quotients finite for a model that returns zeros
 
 _INSIDE = 1e-4
 """Distance of a leaving atom from the cutoff, as a fraction of it; u_6 is 6e-11 there and its derivative 2e-6."""
 _LEAVING_ENERGY, _LEAVING_GRADIENT = 1e-6, 1e-3
-"""What an edge at that distance may carry, beside rounding."""
+"""Largest energy and gradient of an edge at that distance, besides rounding."""
 
 
 class Evaluator(Protocol):
-    """An evaluator that can be checked: :class:`nequip_md.artifact.Artifact`, or anything that looks like it."""
+    """Interface of evaluators that can be checked, for example :class:`nequip_md.artifact.Artifact`."""
 
     metadata: dict[str, str]
     type_names: list[str]
@@ -102,22 +102,22 @@ def validate_artifact(
 ) -> list[CheckResult]:
     """Run every check on an artifact.
 
-    Structures are made of its own types: empty, one atom, a pair, dense, elongated, triclinic and larger boxes, all of
-    sizes that it was not traced with. Checked are agreement with the eager model, where that is given; forces and
-    stress against differences of the artifact's own energy; padding; isolated atoms; and unless ``quick``, invariance
-    under rotation, reflection, translation and permutation, independence of distant parts, evaluation of some of the
-    atoms at a time (strictly local models), and smoothness where an atom crosses the cutoff.
+    Structures consist of its own types: empty, one atom, a pair, dense, elongated, triclinic and larger boxes, all of
+    sizes that it was not traced with. The checks are: agreement with the eager model, if it is given; forces and stress
+    against differences of the artifact's own energy; padding; isolated atoms; and unless ``quick``, invariance under
+    rotation, reflection, translation and permutation, independence of distant parts, evaluation of some of the atoms at
+    a time (strictly local models), and smoothness where an atom crosses the cutoff.
 
     Args:
         reference_model: the eager model (:class:`nequip_md.model.Potential` or the same forward), in the arithmetic of
             the artifact.
-        quick: fewer and smaller systems: a few seconds for a large model.
+        quick: use fewer and smaller systems, which takes a few seconds for a large model.
 
     Returns:
-        One result for each check; none is raised as an error.
+        One result for each check; a failed check raises no error.
 
     Raises:
-        NequIPMDError: the artifact's precision is unknown here.
+        NequIPMDError: the artifact's precision is unknown.
     """
     precision = artifact.metadata["precision"]
     if precision not in TOLERANCES:
@@ -134,7 +134,7 @@ def validate_artifact(
 
 
 class _Worst:
-    """The largest of several errors and where it was."""
+    """The largest of several errors, and its system."""
 
     def __init__(self, name: str, tolerance: float):
         self.name, self.tolerance, self.measured, self.where = name, tolerance, 0.0, ""
@@ -167,18 +167,18 @@ class _Checks:
         return energy.cpu(), gradient.cpu()
 
     def binding(self, types: Tensor, energy: Tensor) -> float:
-        """Largest energy of an atom, less that of the isolated atom: what relative errors refer to."""
+        """Largest energy of an atom without that of the isolated atom, the reference of relative errors."""
         return _largest(energy - self.isolated_energy[types])
 
     def binding_energy(self, structure: Structure) -> float:
-        """Total energy less that of the isolated atoms, whose size would cost digits."""
+        """Total energy without that of the isolated atoms, which may be so large that digits are lost."""
         graph = build_graph(structure, self.cutoffs)
         return float((self.evaluate(graph)[0] - self.isolated_energy[graph.node_types]).sum())
 
     def errors(
         self, graph: Graph, values: tuple[Tensor, Tensor], expected: tuple[Tensor, Tensor]
     ) -> tuple[float, float]:
-        """Relative errors of energies and gradients; small systems are measured by a tenth of the typical one."""
+        """Relative errors of energies and gradients; for small systems they are relative to a tenth of the typical system's."""
         energy_scale = max(
             self.binding(graph.node_types[: graph.num_nodes], expected[0]), 0.1 * self.typical_energy, _TINY
         )
@@ -203,7 +203,7 @@ class _Checks:
         )
 
     def isolated(self, reference: nn.Module | None) -> Iterator[CheckResult]:
-        """An atom alone is finite, and the same whether evaluated alone or among others that it does not see."""
+        """The energy of an isolated atom is finite, and the same alone and among atoms beyond its cutoff."""
         not_finite = int((~torch.isfinite(self.isolated_energy)).sum())
         yield CheckResult("isolated atoms whose energy is not finite", not_finite, 0)
         worst = _Worst("isolated atom against many at once, eV", 1e-9)
@@ -228,7 +228,7 @@ class _Checks:
         return self.compare("against the eager model", cases())
 
     def differences(self) -> Iterator[CheckResult]:
-        """Work of the forces along short random paths, and of the virial along random strains, against energies."""
+        """Compare the work of forces along short random paths, and of the virial along random strains, with energies."""
         rng = np.random.default_rng(19)
         step, tolerance = self.tolerances.step, self.tolerances.difference
         forces = _Worst("forces against differences of the energy", tolerance)
@@ -246,7 +246,7 @@ class _Checks:
         def slope(t: float) -> tuple[float, float]:
             graph = build_graph(displaced(structure, t * path), self.cutoffs)
             forces = forces_from_gradient(graph, self.evaluate(graph)[1]).numpy()
-            # the slope that independent forces of this size would have
+            # slope for independent random forces of this size
             return -(forces * path).sum(), np.linalg.norm(forces) * np.linalg.norm(path) / np.sqrt(path.size)
 
         return _integral_error(slope, self.binding_energy(displaced(structure, path)) - self.binding_energy(structure))
@@ -261,7 +261,7 @@ class _Checks:
         return _integral_error(slope, self.binding_energy(strained(structure, strain)) - self.binding_energy(structure))
 
     def padding(self) -> list[CheckResult]:
-        """Phantom atoms and edges, which engines add, change nothing and carry nothing."""
+        """Phantom atoms and edges, which engines add, do not change results, and have zero energy and gradient."""
         phantom = _Worst("gradient of phantom edges, eV/angstrom", 0.0)
 
         def cases():
@@ -290,7 +290,7 @@ class _Checks:
             for name, structure in several.items():
                 moved = build_graph(translated(structure, rng.normal(size=3) * 5), self.cutoffs)
                 energy, gradient = self.evaluate(moved)
-                # the order of the edges may have changed with the shifts: compare forces, which do not depend on it
+                # compares forces, since the order of edges may change with the shifts
                 forces = forces_from_gradient(moved, gradient)
                 yield name, self.graphs[name], (energy, forces), self._energy_forces(name)
 
@@ -316,14 +316,14 @@ class _Checks:
         return energy, forces_from_gradient(self.graphs[name], gradient)
 
     def size_consistency(self) -> list[CheckResult]:
-        """Parts without an edge between them, evaluated at once and one by one."""
+        """Parts without an edge between them have the same results when they are evaluated at once and one by one."""
         parts = [name for name, s in self.systems.items() if 0 < s.num_atoms < 40]
         graph = batch_graphs([self.graphs[name] for name in parts])
         expected = tuple(torch.cat(v) for v in zip(*(self.values[name] for name in parts)))
         return self.compare("of distant parts", iter([("", graph, self.evaluate(graph), expected)]))
 
     def chunks(self) -> list[CheckResult]:
-        """Some atoms as centres and the others as ghosts, as on several ranks; for strictly local models."""
+        """Strictly local models give the same results with some atoms as centres and the others as ghosts, as on several ranks."""
         if int(self.artifact.metadata["message_passing_layers"]):
             return []
 
@@ -337,7 +337,7 @@ class _Checks:
         return self.compare("of some of the atoms", cases())
 
     def smoothness(self) -> Iterator[CheckResult]:
-        """An edge just inside its cutoff carries next to nothing, so that nothing jumps when it is dropped."""
+        """An edge just inside its cutoff contributes almost nothing, so results are continuous when it vanishes."""
         graphs, leaving = crossing_pairs(self.cutoffs, _INSIDE)
         names = self.artifact.type_names
         energy = _Worst("energy as an atom crosses the cutoff", _LEAVING_ENERGY + self.tolerances.energy)
@@ -363,13 +363,13 @@ class _Checks:
 
 
 def one_edge(cutoffs: np.ndarray) -> Graph:
-    """Two atoms of the first type and one edge, from the first to the second."""
+    """A graph of two atoms of the first type and one edge, from the first to the second."""
     vector = torch.tensor([[0.3, 0.2, -0.35]], dtype=torch.float64) * cutoffs[0, 0]
     return Graph(vector, torch.tensor([[0], [1]]), torch.tensor([0, 1, 1]), torch.tensor([0, 0]))
 
 
 def turned(graph: Graph, q: Tensor) -> Graph:
-    """Every edge vector turned by the orthogonal matrix q: r -> r q."""
+    """The graph with every edge vector transformed by the orthogonal matrix q: r -> r q."""
     return Graph(graph.edge_vectors @ q, graph.edge_index, graph.row_ptr, graph.node_types)
 
 
@@ -389,5 +389,5 @@ def _integral_error(slope, difference: float) -> float:
 
 
 def _largest(values: Tensor) -> float:
-    """Largest magnitude; not a number if one of the values is not, 0 of none."""
+    """Largest magnitude; NaN if one of the values is NaN, 0 if there are none."""
     return float(values.abs().max()) if values.numel() else 0.0

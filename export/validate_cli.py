@@ -1,4 +1,4 @@
-"""``nequip-md-validate``: every check on one artifact, as a table."""
+"""``nequip-md-validate``: run every check on one artifact and print a table."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def results_table(results: Sequence[CheckResult], title: str) -> Table:
-    """One row for each check: its error, the largest that is allowed, and whether it passed."""
+    """A table with one row for each check: its error, the largest allowed error, and whether it passed."""
     from rich.markup import escape
     from rich.table import Table
 

@@ -1,4 +1,4 @@
-"""Structures for validating an artifact: made of its own types, scaled by its own cutoff, of many sizes and shapes."""
+"""Structures for the validation of an artifact, of its own types, scaled by its cutoff, in many sizes and shapes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from nequip_md.graph import Graph, Structure, build_graph
 
 
 def open_structure(positions: np.ndarray, types: np.ndarray) -> Structure:
-    """Atoms without a cell."""
+    """A structure without a cell."""
     return Structure(positions, np.zeros((3, 3)), np.zeros(3, dtype=bool), types)
 
 
@@ -21,13 +21,13 @@ def displaced(structure: Structure, displacement: np.ndarray) -> Structure:
 
 
 def strained(structure: Structure, strain: np.ndarray) -> Structure:
-    """Deformed by r -> r (1 + strain)."""
+    """The structure deformed by r -> r (1 + strain)."""
     deformation = np.eye(3) + strain
     return replace(structure, positions=structure.positions @ deformation, cell=structure.cell @ deformation)
 
 
 def translated(structure: Structure, translation: np.ndarray) -> Structure:
-    """Translated, then put back into the cell along periodic directions."""
+    """The structure translated, then wrapped into the cell along periodic directions."""
     positions = structure.positions + translation
     turns = np.floor(positions @ np.linalg.inv(structure.invertible_cell)) * structure.pbc
     return replace(structure, positions=positions - turns @ structure.cell)
@@ -43,7 +43,7 @@ def random_structure(
     *,
     periodic: bool = True,
 ) -> Structure:
-    """Atoms at random with a minimum distance, in a cell of the given shape.
+    """Atoms at random positions with a minimum distance, in a cell of the given shape.
 
     Args:
         shape: cell vectors of any length [3, 3]; scaled for ``neighbors`` atoms, on average, within the cutoff.
@@ -61,13 +61,13 @@ def random_structure(
         if not len(vectors) or np.linalg.norm(vectors, axis=1).min() > minimum:
             positions = np.vstack([positions, trial])
         else:
-            minimum *= 0.9995  # so that a box that has become full is filled all the same
+            minimum *= 0.9995  # so that a full box can take further atoms
     types = rng.permutation(np.arange(atoms) % num_types)
     return Structure(positions, cell, np.full(3, True), types) if periodic else open_structure(positions, types)
 
 
 def validation_systems(num_types: int, cutoff: float, *, quick: bool) -> dict[str, Structure]:
-    """Structures by name, of sizes unlike those an artifact is traced with; the first has the most typical density."""
+    """Structures by name, of sizes with which no artifact is traced; the first one has the most typical density."""
     cubic, long = np.eye(3), np.diag([1.0, 1.1, 4.0])
     triclinic = np.array([[1.0, 0.0, 0.0], [0.35, 1.1, 0.0], [-0.3, 0.4, 0.9]])
     last = num_types - 1
@@ -90,7 +90,7 @@ def validation_systems(num_types: int, cutoff: float, *, quick: bool) -> dict[st
 
 
 def isolated_atoms(num_types: int) -> Graph:
-    """One atom of each type and no edge."""
+    """A graph with one atom of each type and no edge."""
     return Graph(
         torch.zeros(0, 3, dtype=torch.float64),
         torch.zeros(2, 0, dtype=torch.int64),
@@ -100,15 +100,15 @@ def isolated_atoms(num_types: int) -> Graph:
 
 
 def crossing_pairs(cutoffs: np.ndarray, inside: float, *, most: int = 64) -> tuple[list[Graph], list[int]]:
-    """For each ordered pair of types, atoms of which one is about to leave the other's cutoff.
+    """For each ordered pair of types, a graph in which one atom is about to leave the other's cutoff.
 
     Each graph holds a centre, an atom at ``(1 - inside)`` of the centre's cutoff for it, and two atoms near the centre.
 
     Args:
-        most: at most so many pairs, evenly chosen.
+        most: largest number of pairs, which are chosen evenly.
 
     Returns:
-        The graphs, and in each the number of the edge that is about to vanish.
+        The graphs, and for each the index of the edge that is about to vanish.
     """
     rng = np.random.default_rng(18)
     num_types = len(cutoffs)
@@ -127,7 +127,7 @@ def crossing_pairs(cutoffs: np.ndarray, inside: float, *, most: int = 64) -> tup
 
 
 def without_edge(graph: Graph, edge: int) -> Graph:
-    """The same graph less one edge."""
+    """The same graph without one edge."""
     keep = torch.arange(graph.num_edges, device=graph.row_ptr.device) != edge
     row_ptr = graph.row_ptr.clone()
     row_ptr[int(graph.edge_index[0, edge]) + 1 :] -= 1
@@ -135,7 +135,7 @@ def without_edge(graph: Graph, edge: int) -> Graph:
 
 
 def some_centres(graph: Graph, first: int, count: int) -> tuple[Graph, slice]:
-    """Atoms ``first`` to ``first + count`` as owned atoms and every other atom as a ghost; and which edges they own."""
+    """A graph with atoms ``first`` to ``first + count - 1`` as owned atoms and all others as ghosts, and the indices of its edges."""
     nodes = torch.arange(graph.num_nodes, device=graph.row_ptr.device)
     owned = nodes[first : first + count]
     order = torch.cat([owned, nodes[:first], nodes[first + count :]])

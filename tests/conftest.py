@@ -29,13 +29,13 @@ def pytest_addoption(parser):
 
 @pytest.fixture(autouse=True)
 def default_dtype():
-    """Upstream's packages set float64 for the whole process; no test shall depend on whether another one has used them."""
+    """Restore the default dtype, which upstream's packages set to float64 for the whole process."""
     torch.set_default_dtype(torch.float32)
 
 
 @pytest.fixture(scope="session")
 def data_folder() -> Path:
-    """Reference data that lies beside the project; a test that needs it is skipped where it is absent."""
+    """The folder of reference data beside the project; a test that needs it is skipped if it is absent."""
     if not DATA.is_dir():
         pytest.skip("the reference data (../shared/data) is not here")
     return DATA
@@ -43,7 +43,7 @@ def data_folder() -> Path:
 
 @pytest.fixture(scope="session")
 def made_once(tmp_path_factory) -> Callable[[str, Callable[[Path], object]], Path]:
-    """``made_once(name, make)``: a path that ``make(path)`` has filled, by one worker of pytest-xdist for all of them."""
+    """``made_once(name, make)``: a path that ``make(path)`` writes, once for all workers of pytest-xdist."""
     base = tmp_path_factory.getbasetemp()
     folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "made_once"
     folder.mkdir(exist_ok=True)

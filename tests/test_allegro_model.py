@@ -1,4 +1,4 @@
-"""Allegro: the same function as nequip-allegro 0.8.3 from PyPI, and the physics of any potential."""
+"""Allegro: equal to nequip-allegro 0.8.3 from PyPI, and with the properties of any potential."""
 
 from __future__ import annotations
 
@@ -232,7 +232,7 @@ def test_second_derivatives_for_training_on_forces():
 
 
 def test_chunks_of_centres_give_the_whole():
-    """Strictly local: any set of centres can be evaluated alone, exactly."""
+    """The model is strictly local, so any set of centres can be evaluated alone with the same results."""
     model = random_model("default")
     graph = build_graph(
         Structure.from_ase(elongated_cell(), model.type_names), torch.tensor(model.config.cutoff_matrix())

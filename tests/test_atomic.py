@@ -1,4 +1,4 @@
-"""Files that are replaced whole or not at all, however the writer ends."""
+"""Files are replaced as a whole or not at all, however the writer ends."""
 
 from __future__ import annotations
 

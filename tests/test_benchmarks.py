@@ -6,6 +6,7 @@ import json
 import sys
 from pathlib import Path
 
+import ase.io
 import numpy as np
 import pytest
 
@@ -13,6 +14,7 @@ BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 sys.path[:0] = [str(BENCHMARKS), str(BENCHMARKS / "nve_water")]
 import accuracy
 import counters
+import data_store
 import kernel_times
 import make_data
 import nve_drift
@@ -218,3 +220,14 @@ def test_frames_of_classical_water():
     # forces are the gradient of a sum over pairs and triples, and of the usual size
     assert abs(atoms.get_forces().sum(axis=0)).max() < 1e-8 and 0.3 < atoms.get_forces().std() < 2.0
     assert -40 < atoms.get_potential_energy() < -5
+
+
+def test_stores_are_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(data_store, "PROCESSES", (1,))
+    ase.io.write(tmp_path / "water.traj", [water_box(81)] * 3)
+    found = data_store.measure(str(tmp_path / "water.traj"), ["H", "O"], 3.0, 2, 5, tmp_path)
+    assert found["frames"] == 6 and found["atoms in a frame"] == 81 and found["edges in a frame"] > 500
+    assert all(found["random reads, frames/s"][name]["1"] > 0 for name in data_store.READERS)
+    # 28 bytes for each edge, 36 for each atom, and little more
+    assert found["bytes in a frame"] > 28 * found["edges in a frame"]
+    assert found["file, MB"]["lmdb"] * 1e6 / 6 < 28 * found["edges in a frame"] + 36 * 81 + 3e4

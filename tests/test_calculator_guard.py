@@ -71,7 +71,7 @@ def test_each_kind_is_reported_once():
 
 
 def test_what_is_not_guarded():
-    """The keyword, and artifacts that know nothing of their training data."""
+    """There is no warning with guard=False, or if the artifact has no record of its training data."""
     for artifact, options in (
         (noble_gas(closest_distances=CLOSEST, largest_force="0.01"), {"guard": False}),
         (noble_gas(), {}),

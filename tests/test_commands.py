@@ -1,4 +1,4 @@
-"""The commands: what they answer without torch, how each ends, what ``nequip-md info`` says."""
+"""The commands: answers that need no torch, exit statuses, output of ``nequip-md info``."""
 
 from __future__ import annotations
 
@@ -47,13 +47,13 @@ def nequip_md_command(*arguments, code: str | None = None, module="nequip_md") -
 
 @dataclass(frozen=True)
 class Command:
-    """How one command is tried.
+    """Test data of one command.
 
     Attributes:
         arguments: arguments with which it calls its library function.
         function: that function, in the module where the command finds it when it is called.
-        bad_input: arguments that it refuses, as a user's mistake.
-        message: what is said then.
+        bad_input: arguments that it refuses.
+        message: the error message for these.
     """
 
     arguments: list[str]
@@ -63,7 +63,19 @@ class Command:
 
 
 CASES = {
+    "data": Command(
+        ["summary", "absent.extxyz"],
+        ("nequip_md.training.samples", "labelled_frames"),
+        ["split", "absent.extxyz", "-o", "parts"],
+        "data file absent.extxyz does not exist",
+    ),
     "train": Command(["absent.yaml"], ("nequip_md.training", "train"), ["absent.yaml"], "absent.yaml: No such file"),
+    "evaluate": Command(
+        ["absent.nqmd", "absent.extxyz"],
+        ("nequip_md.training", "evaluate_model"),
+        ["absent.nqmd", "absent.extxyz"],
+        "data file absent.extxyz does not exist; check the path",
+    ),
     "export": Command(
         ["absent.nqmd", "-o", "x.pt2"],
         ("nequip_md.export", "export_checkpoint"),
@@ -179,7 +191,7 @@ def test_the_umbrella_command():
 
 @pytest.mark.parametrize("unbuffered", ["", "1"])
 def test_output_that_nobody_takes(unbuffered):
-    """A reader that has gone is no fault; a full disk is said, also when the text fits into the last buffer."""
+    """A closed pipe is no error; a full disk is reported, even if the text fits into the last buffer."""
     command = [sys.executable, "-m", "nequip_md", "info"]
     options = {"stderr": subprocess.PIPE, "text": True, "env": {**os.environ, "PYTHONUNBUFFERED": unbuffered}}
     read, write = os.pipe()

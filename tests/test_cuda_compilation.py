@@ -12,8 +12,8 @@ import pytest
 
 SCRIPT = Path(__file__).parent / "support" / "compile_kernels.py"
 MACHINE_CODE = Path(__file__).resolve().parents[1] / "benchmarks" / "machine_code.py"
-SHARED_MEMORY = 227 * 1024  # bytes that a block may have on compute capability 9.0
-MOST_SPILLED = 2000  # bytes of a thread; a kernel that spills much more is slower than several that do not
+SHARED_MEMORY = 227 * 1024  # bytes of shared memory of a thread block on compute capability 9.0
+MOST_SPILLED = 2000  # bytes for each thread; a kernel that spills much more is slower than several kernels that do not
 
 
 ALLEGRO, NEQUIP = {"contract_kernel", "hidden_backward_kernel"}, {"sum_kernel", "nodes_kernel", "edges_kernel"}

@@ -95,7 +95,7 @@ def test_kinds(files, tmp_path):
     }
     assert {name: file_kind(path) for name, path in files.items()} == kinds
     assert file_kind(tmp_path / "absent") is FileKind.UNKNOWN
-    for name in ("artifact", "native", "state"):  # cut files are nobody's in particular, and no traceback
+    for name in ("artifact", "native", "state"):  # truncated files are not recognised, but give no traceback
         (tmp_path / "cut").write_bytes(files[name].read_bytes()[:5000])
         assert file_kind(tmp_path / "cut") in (FileKind.UNKNOWN, kinds[name])
 

@@ -191,7 +191,7 @@ def test_the_loss_is_upstreams(tmp_path, capsys):
 
     theirs = EnergyForceLoss(coeffs={"total_energy": 1.0, "forces": 4.0})
     expected = theirs(data(energy, forces), data(label, force_labels))["weighted_sum"].item()
-    assert loss(found, weights).item() == pytest.approx(expected, rel=1e-6)
+    assert loss(found, weights, torch.tensor([2.0, 15.0, 1.0])).item() == pytest.approx(expected, rel=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -218,6 +218,20 @@ def test_what_cannot_be_converted_is_refused(tmp_path, capsys, path, value, expe
     assert main([str(tmp_path / "upstream.yaml"), "--from-nequip"]) == 1
     error = capsys.readouterr().err
     assert re.search(expected, error) and "Traceback" not in error
+
+
+def test_loggers_are_converted(tmp_path, capsys):
+    content = upstream("nequip")
+    content["trainer"]["logger"] = [
+        {"_target_": "lightning.pytorch.loggers.wandb.WandbLogger", "project": "copper"},
+        {"_target_": "lightning.pytorch.loggers.CometLogger"},
+    ]
+    text = converted(tmp_path, content, capsys)
+    assert yaml.safe_load(text)["loggers"] == ["wandb"]
+    comments = " ".join(line.removeprefix("#").strip() for line in text.splitlines() if line.startswith("#"))
+    assert "WandbLogger's project are left out" in comments and "CometLogger has no equivalent" in comments
+    content["trainer"]["logger"] = {"_target_": "lightning.pytorch.loggers.TensorBoardLogger"}
+    assert yaml.safe_load(converted(tmp_path, content, capsys))["loggers"] == ["tensorboard"]
 
 
 def test_what_is_missing_is_said(tmp_path, capsys):

@@ -1,4 +1,4 @@
-"""Damaged and hostile checkpoints: no other model without a word, no hang, no more memory than the file's size calls for."""
+"""Damaged and hostile checkpoints: no silent change of the model, no hang, no more memory than the file's size justifies."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ import pytest
 
 from nequip_md import NequIPMDError
 from nequip_md.artifact import load_artifact, read_metadata
-from nequip_md.export import inductor_cache
+from nequip_md.lowering import inductor_cache
 from nequip_md.memory import keep_freed_memory
 from support.artifacts import with_metadata
 from support.damage import DAMAGES, METADATA, damaged, rewritten

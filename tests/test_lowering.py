@@ -21,20 +21,20 @@ from nequip_md.model import build_model, energy_and_gradient, preset, with_dtype
 from nequip_md.ops import references
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-# of whole models, relative to the norm; rounding differs between machines, as the order of sums in a matrix product does
+# tolerances of whole models, relative to the norm; rounding differs between machines with the order of sums in matrix products
 TOLERANCE = {"fp64": 1e-12, "fp32": 4e-6, "tf32": 4e-3}
 OPERATORS = torch.ops.nequip_md
 
 
 class EveryForm(Backend):
-    """Every operator has a form, which is its reference: passes apply wherever they can, and results are exact."""
+    """A backend in which every operator has a form, its reference, so that all passes apply and results are exact."""
 
     def forms(self):
         return {operator: [Form(reference)] for operator, reference in references().items()}
 
 
 def counts(graph) -> Counter:
-    """Calls of this package's operators by name."""
+    """Number of calls of each of this package's operators, by name."""
     names = [str(node.target) for node in graph.nodes if node.op == "call_function"]
     return Counter(name.split(".")[1] for name in names if name.startswith("nequip_md."))
 
@@ -51,8 +51,8 @@ ALLEGRO = {
     "five layers": {"num_layers": 5},
     "scale of each type": {"energy_scales": {"H": 0.7, "O": 1.4}, "avg_num_neighbors": {"H": 9.0, "O": 14.0}},
     "repulsion": {"pair_potential": {"chemical_species": ["H", "O"]}},
-    "perceptrons of one layer": {"allegro_mlp_depth": 1, "two_body_mlp_depth": 1},
-    "perceptrons of three layers": {"allegro_mlp_depth": 3, "two_body_mlp_depth": 3},
+    "MLPs of one layer": {"allegro_mlp_depth": 1, "two_body_mlp_depth": 1},
+    "MLPs of three layers": {"allegro_mlp_depth": 3, "two_body_mlp_depth": 3},
     "readout of two layers": {"readout_mlp_depth": 1, "readout_mlp_width": 8, "readout_mlp_nonlinearity": "silu"},
     "another nonlinearity": {"allegro_mlp_nonlinearity": "mish"},
     "linear": {"allegro_mlp_nonlinearity": None, "two_body_mlp_nonlinearity": None},
@@ -123,10 +123,10 @@ def loss_gradient(model, inputs):
 
 @pytest.mark.parametrize(
     "options",
-    [ALLEGRO[name] for name in ("two layers", "five layers", "scale of each type", "perceptrons of one layer")],
+    [ALLEGRO[name] for name in ("two layers", "five layers", "scale of each type", "MLPs of one layer")],
 )
 def test_passes_serve_second_derivatives(options):
-    """The graph of a training step: passes apply to the first derivatives in it and keep the second ones right."""
+    """In the graph of a training step, passes apply to the first derivatives, and the second derivatives stay correct."""
     model = small_allegro(**options)
     for parameter in model.parameters():
         parameter.requires_grad_(True)

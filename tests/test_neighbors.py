@@ -53,7 +53,7 @@ def with_copy(atoms: Atoms, offset, **cell) -> Atoms:
 
 
 def turned_around(cells: float) -> Atoms:
-    """A small cell whose second atom is so many cells away."""
+    """A small cell whose second atom is outside of it by the given numbers of cells."""
     return Atoms("H2", positions=[[0.1, 0, 0], [0.1 + 0.45 * cells, 1.0, 0.5]], cell=[0.45, 4.0, 5.0], pbc=True)
 
 

@@ -1,4 +1,4 @@
-"""NequIP: the same function as upstream's, over its options; and what must hold for any energy of atoms."""
+"""NequIP: equal to upstream's model for all options, and with the properties of any potential."""
 
 from __future__ import annotations
 

@@ -31,6 +31,7 @@ NOT_IMPORTED = {
     "NequIPMDError": HEAVY,
     "ExtrapolationWarning": HEAVY,
     "train": HEAVY,
+    "evaluate": HEAVY,
     "export_checkpoint": HEAVY,
     "load_artifact": [*COMPILER, "e3nn", "rich", "lightning", "nequip_md.training", "nequip_md.export.package"],
     "validate_artifact": [*COMPILER, "e3nn", "rich", "lightning", "nequip_md.training", "nequip_md.export.package"],

@@ -19,10 +19,10 @@ from nequip_md.model.config import AllegroConfig
 from nequip_md.model.potential import energy_and_gradient
 from nequip_md.training.callbacks import BestModel
 from nequip_md.training.config import CosineSchedule, LossConfig, PlateauSchedule, StopConfig
-from nequip_md.training.data import collate, make_sample
 from nequip_md.training.ema import AveragedModel
-from nequip_md.training.loss import errors, loss, predict
-from nequip_md.training.metrics import ErrorMetrics, weighted_loss
+from nequip_md.training.loss import Error, errors, label_counts, loss, predict
+from nequip_md.training.metrics import ErrorMetrics, ForceErrorByType, weighted_loss
+from nequip_md.training.samples import collate, make_sample
 from nequip_md.training.schedule import Clock, make_schedule
 from support.training_runs import MODEL, assert_same_end, crystals, run, write_data
 
@@ -55,7 +55,7 @@ def test_the_loss_agrees_with_numpy_and_skips_missing_labels():
     frames[2].calc.results = {"energy": 1.5}
     batch = batch_of(frames)
     prediction = predict(model, batch, with_stress=True)
-    value = loss(errors(prediction, batch), LossConfig(energy=2.0, force=3.0, stress=5.0)).item()
+    value = loss(errors(prediction, batch), LossConfig(energy=2.0, force=3.0, stress=5.0), label_counts(batch)).item()
 
     energy, forces, stress, start = [], [], [], 0
     for k, atoms in enumerate(frames):
@@ -68,12 +68,36 @@ def test_the_loss_agrees_with_numpy_and_skips_missing_labels():
     oracle = 2 * np.mean(np.square(energy)) + 3 * np.mean(np.square(forces)) + 5 * np.mean(np.square(stress))
     assert value == pytest.approx(oracle, rel=1e-12)
 
-    metrics = ErrorMetrics(with_stress=True)
+    metrics = ErrorMetrics(LossConfig(), with_stress=True)
     metrics.update(errors(prediction, batch))
+    by_type = ForceErrorByType(["Ar"])
+    by_type.update(errors(prediction, batch)["force"], batch.graph.node_types)
+    assert by_type.compute()["rmse_by_type"] == {"Ar": pytest.approx(np.sqrt(np.mean(np.square(forces))), rel=1e-12)}
     found = metrics.compute()
     assert found["force_mae"] == pytest.approx(np.mean(np.abs(forces)), rel=1e-12)
     assert found["energy_rmse"] == pytest.approx(np.sqrt(np.mean(np.square(energy))), rel=1e-12)
     assert weighted_loss(found, LossConfig(energy=2.0, force=3.0, stress=5.0)) == pytest.approx(oracle, rel=1e-12)
+
+
+def test_force_errors_of_each_type_agree_with_numpy():
+    """Over several batches, with unlabelled atoms, and a type that no frame holds."""
+    rng = np.random.default_rng(0)
+    metric = ForceErrorByType(["H", "C", "O"])
+    values, types = [], []
+    for count in (5, 9):
+        label, prediction = rng.normal(size=(2, count, 3))
+        kinds = rng.choice([0, 2], count)
+        label[1] = np.nan
+        error = Error.of(*map(torch.from_numpy, (prediction, label)), torch.ones(count))
+        metric.update(error, torch.from_numpy(kinds))
+        values.append((prediction - label)[~np.isnan(label[:, 0])])
+        types.append(kinds[~np.isnan(label[:, 0])])
+    values, types = np.concatenate(values), np.concatenate(types)
+    found = metric.compute()
+    for key, function in (("mae", np.abs), ("rmse", np.square)):
+        means = {name: function(values[types == k]).mean() for k, name in ((0, "H"), (2, "O"))}
+        expected = {name: mean if key == "mae" else np.sqrt(mean) for name, mean in means.items()}
+        assert found[f"{key}_by_type"] == pytest.approx(expected, rel=1e-12)
 
 
 @pytest.mark.parametrize("weights", [{"stress": 1.0}, {"force": 1.0}, {"energy": 1.0}])
@@ -85,7 +109,11 @@ def test_the_gradient_of_each_loss_agrees_with_finite_differences(weights):
     weights = LossConfig(**{"energy": 0.0, "force": 0.0, **weights})
 
     def value(create_graph=False):
-        return loss(errors(predict(model, batch, with_stress=True, create_graph=create_graph), batch), weights)
+        return loss(
+            errors(predict(model, batch, with_stress=True, create_graph=create_graph), batch),
+            weights,
+            label_counts(batch),
+        )
 
     value(create_graph=True).backward()
     checked = 0
@@ -192,6 +220,8 @@ def test_training_lowers_the_errors_and_the_checkpoint_is_what_was_reported(fold
         energies.append(abs(node_energy.sum().item() - atoms.get_potential_energy()) / 8)
     assert test["force_rmse"] == pytest.approx(np.sqrt(np.mean(squares)), rel=1e-10)
     assert test["energy_mae"] == pytest.approx(np.mean(energies), rel=1e-8)
+    assert test["force_rmse_by_type"] == {"Ar": pytest.approx(test["force_rmse"], rel=1e-12)}
+    assert "force component, Ar" in text
 
 
 def test_a_resumed_run_ends_where_an_uninterrupted_one_does(folder, tmp_path):
@@ -293,3 +323,16 @@ def test_the_best_loss_is_remembered_over_a_resume(tmp_path):
     module.validation_loss = 1.5
     again.on_validation_end(trainer, module)
     assert again.path.read_bytes()
+
+
+def test_a_step_that_runs_out_of_memory_names_its_frames(folder, tmp_path, monkeypatch, capsys):
+    def step(self, batch, counts):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nMore")
+
+    monkeypatch.setattr("nequip_md.training.step.EagerStep.__call__", step)
+    assert run(folder, tmp_path / "out") == 1
+    message = capsys.readouterr().err
+    assert re.search(
+        r"a step of 4 frames with 32 atoms and \d+ edges \(frame \d+ of \S+train.extxyz, .* and 1 more\); set data.max_edges",
+        message,
+    )

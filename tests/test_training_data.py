@@ -9,8 +9,9 @@ from ase.calculators.singlepoint import SinglePointCalculator
 
 from nequip_md.errors import NequIPMDError
 from nequip_md.model.config import AllegroConfig
+from nequip_md.training.batches import Batches
 from nequip_md.training.config import DataConfig
-from nequip_md.training.data import AtomsData, EpochSampler, Labels, collate, make_sample, split
+from nequip_md.training.data import AtomsData, Labels, collate, make_sample, split
 from nequip_md.training.statistics import automatic_value, compute_statistics, isolated_atom_energies
 
 TYPES = ["H", "O"]
@@ -80,6 +81,25 @@ def test_one_composition_gives_the_shifts_of_the_smallest_norm():
     alone = compute_statistics([make_sample(Atoms("H", [[0, 0, 0]]), MODEL)], TYPES)
     assert alone.closest_distances == {} and alone.largest_force is None
     assert found.least_squares_shifts == pytest.approx({"H": -4.0, "O": -2.0}, rel=1e-12)
+
+
+def test_the_fit_of_many_frames_is_that_of_all_at_once():
+    """One pass over an iterator, block by block, with total energies as large as those of all-electron methods."""
+    rng = np.random.default_rng(5)
+    frames, atom = [], {"H": -13.6, "O": -2041.3}
+    for _ in range(2500):
+        symbols = "H" * rng.integers(0, 3) + "O" * rng.integers(1, 3)
+        energy = sum(atom[s] for s in symbols) + rng.normal(scale=1e-3)
+        frames.append(Atoms(symbols, positions=2.0 * np.arange(len(symbols))[:, None] * [1, 0, 0]))
+        frames[-1].calc = SinglePointCalculator(frames[-1], energy=energy)
+    found = compute_statistics((make_sample(a, MODEL) for a in frames), TYPES)
+    counts = np.array([[list(a.symbols).count(t) for t in TYPES] for a in frames], dtype=float)
+    energies = np.array([a.calc.results["energy"] for a in frames])
+    shifts = np.linalg.lstsq(counts, energies, rcond=None)[0]
+    assert found.least_squares_shifts == pytest.approx(dict(zip(TYPES, shifts)), rel=1e-12)
+    left = (energies - counts @ shifts) / counts.sum(1)
+    assert found.energy_rms == pytest.approx(np.sqrt(np.mean(left**2)), rel=1e-7)
+    assert found.num_frames == 2500 and found.composition_rank == 2
 
 
 @pytest.mark.parametrize(
@@ -231,13 +251,13 @@ def test_splits_are_disjoint_complete_and_follow_the_seed():
 
 
 def test_the_order_of_an_epoch_depends_on_seed_and_epoch_alone():
-    sampler = EpochSampler(20, seed=1)
-    first = list(sampler)
-    assert sorted(first) == list(range(20)) and list(sampler) == first
-    sampler.set_epoch(1)
-    second = list(sampler)
-    assert second != first
-    fresh = EpochSampler(20, seed=1)
-    fresh.set_epoch(1)
-    assert list(fresh) == second
-    assert list(EpochSampler(20, seed=2)) != first
+    def batches(seed, epoch):
+        made = Batches([3] * 20, [8] * 20, (6,), seed=seed)
+        made.set_epoch(epoch)
+        return list(made)
+
+    first, second = batches(1, 0), batches(1, 1)
+    assert sorted(frame for batch in first for frame in batch) == list(range(20))
+    assert [len(batch) for batch in first] == [6, 6, 6, 2]
+    assert batches(1, 0) == first and batches(1, 1) == second
+    assert first != second and batches(2, 0) != first

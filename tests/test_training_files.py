@@ -1,4 +1,4 @@
-"""The output folder of a training run: nothing is lost, nothing damaged or foreign is taken up."""
+"""The output folder of a training run: no result is lost, no damaged or foreign file is used."""
 
 import os
 import resource

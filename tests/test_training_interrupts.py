@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -46,14 +47,19 @@ class SignalAt(logging.Handler):
 
 
 @pytest.mark.parametrize(
-    ("number", "status", "name", "environment"),
-    [(signal.SIGTERM, 143, "SIGTERM", SLURM), (signal.SIGINT, 130, "Ctrl-C", {})],
+    ("number", "status", "name", "environment", "workers"),
+    [
+        (signal.SIGTERM, 143, "SIGTERM", SLURM, 0),
+        (signal.SIGINT, 130, "Ctrl-C", {}, 0),
+        (signal.SIGTERM, 143, "SIGTERM", SLURM, 2),
+        (signal.SIGINT, 130, "Ctrl-C", {}, 2),
+    ],
 )
-def test_a_run_that_is_ended_says_so_and_resumes_exactly(folder, tmp_path, number, status, name, environment):
+def test_a_run_that_is_ended_says_so_and_resumes_exactly(folder, tmp_path, number, status, name, environment, workers):
     output = tmp_path / "run"
     # another program's state, which Lightning would resume from on Slurm
     (tmp_path / "hpc_ckpt_1.ckpt").write_bytes(b"")
-    config = write_config(folder, output, stop={"max_epochs": 100000})
+    config = write_config(folder, output, stop={"max_epochs": 100000}, data={"workers": workers})
     process = subprocess.Popen(
         [sys.executable, "-m", "nequip_md.training.cli", config, "--output", output],
         stdout=subprocess.PIPE,
@@ -62,10 +68,11 @@ def test_a_run_that_is_ended_says_so_and_resumes_exactly(folder, tmp_path, numbe
         cwd=tmp_path,
         env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored where the tests run in background
+        start_new_session=True,
     )
     with process:
         assert any(line.startswith("epoch    3") for line in process.stdout), process.stderr.read()
-        process.send_signal(number)
+        os.killpg(process.pid, number)  # as a terminal and Slurm do
         _, error = process.communicate(timeout=120)
     assert process.returncode == status
     assert error.count("\n") == 1 and f"ended by {name}" in error and "--resume" in error
@@ -119,3 +126,19 @@ def test_each_epoch_is_in_the_table_at_once(folder, tmp_path):
     with Look(None, "epoch    3"):
         assert run(folder, tmp_path / "run") == 0
     assert rows == [3]  # the heading and two epochs
+
+
+def test_a_worker_that_dies_is_no_fault_of_the_program(folder, tmp_path, capsys):
+    """The system kills processes when memory runs out."""
+
+    class KillWorker(SignalAt):
+        def emit(self, record):
+            if record.getMessage().startswith(self.start):
+                (children,) = Path(f"/proc/self/task/{os.getpid()}/children").read_text().splitlines() or [""]
+                os.kill(int(children.split()[0]), self.number)
+
+    with KillWorker(signal.SIGKILL, "epoch    2"):
+        assert run(folder, tmp_path / "run", data={"workers": 1}, stop={"max_epochs": 100}) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: a process that reads data has died (DataLoader worker")
+    assert "lower data.workers" in error and "--resume" in error and "Traceback" not in error

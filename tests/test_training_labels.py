@@ -26,7 +26,7 @@ from nequip_md.training.config import LossConfig, check_config
 from nequip_md.training.data import AtomsData, collate, make_sample
 from nequip_md.training.divergence import FirstFailure
 from nequip_md.training.labels import Labels
-from nequip_md.training.loss import Prediction, errors, loss, predict
+from nequip_md.training.loss import Prediction, errors, label_counts, loss, predict
 from nequip_md.training.metrics import ErrorMetrics
 from nequip_md.training.prepare import prepare, resolved, suggest_repulsion
 from nequip_md.training.statistics import compute_statistics
@@ -268,9 +268,9 @@ def test_weights_of_frames_scale_their_part_of_the_loss(here, caplog):
         )
     )
     terms = [2 * e + 3 * np.mean(f) + 5 * np.mean(s) for e, f, s in zip(energy, force, stress)]
-    value = loss(found, LossConfig(energy=2.0, force=3.0, stress=5.0)).item()
+    value = loss(found, LossConfig(energy=2.0, force=3.0, stress=5.0), label_counts(batch)).item()
     assert value == pytest.approx(np.mean(np.multiply(weights, terms)), rel=1e-6)  # the file has 8 digits
-    metrics = ErrorMetrics(with_stress=True)
+    metrics = ErrorMetrics(LossConfig(), with_stress=True)
     metrics.update(found)
     assert metrics.compute()["force_rmse"] == pytest.approx(np.sqrt(np.mean(force)), rel=1e-6)
     unweighted = AtomsData(data_config(train="data.xyz", weight_key=None).data, CONFIG)
@@ -291,7 +291,7 @@ def test_isolated_atoms_among_the_frames_give_the_shifts(here, caplog):
     assert len(data.train) == 3 and statistics.num_atoms == {"Ar": 12}
     assert resolved(config, data, statistics).energy_shifts == {"Ar": -0.75}
     assert any(line.split()[:-1] == ["train", "4", "4", "4", "4", "1"] for line in log_of(caplog).splitlines())
-    assert "frame 2 of" not in " ".join(data.names["train"] + data.names["validation"])
+    assert "frame 2 of" not in " ".join([*data.names["train"], *data.names["validation"]])
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The neighbour list with a skin: the graph of a new search, bit for bit, after whatever has happened to the atoms."""
+"""The neighbour list with a skin gives the graph of a new search, bit for bit, after any change of the atoms."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What happens beside the steps: the best model is written as soon as it is found."""
+"""Callbacks of Lightning's trainer: the best model is written as soon as it is found."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from nequip_md.training.lightning_module import PotentialModule
 
 
 class BestModel(L.Callback):
-    """Writes a native checkpoint after each validation that is better than all before it.
+    """Writes a native checkpoint after each validation with a lower loss than all before it.
 
     Attributes:
-        path: of the checkpoint, which is replaced.
+        path: path of the checkpoint, which is replaced.
         loss: the lowest validation loss so far.
     """
 

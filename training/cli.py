@@ -10,6 +10,14 @@ from pathlib import Path
 from nequip_md.cli import command_parser, exit_status
 
 
+class _LinesOnStdout(logging.StreamHandler):
+    """Writes to what ``sys.stdout`` is at the time: a progress bar takes its place, and puts lines above itself."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.stream = sys.stdout or sys.stderr  # None: a shell has closed it
+        super().emit(record)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point of the command; returns its exit status."""
     parser = command_parser("train", "Train an Allegro or NequIP potential.")
@@ -27,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
 
     def program() -> None:
-        logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout, force=True)
+        logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[_LinesOnStdout()], force=True)
         if options.from_nequip:
             from nequip_md.training.from_nequip import convert
 

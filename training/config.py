@@ -6,12 +6,13 @@ Unknown keys and values out of range are refused with a message that names the k
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -26,6 +27,7 @@ from pydantic import (
 
 from nequip_md.errors import NequIPMDError
 from nequip_md.model.config import AllegroConfig, NequIPConfig, PotentialConfig, preset
+from nequip_md.training.units import ENERGY, FORCE, LENGTH, SIGN, STRESS
 
 AUTO_VALUES = {
     "avg_num_neighbors": ("auto", "auto_by_type"),
@@ -52,8 +54,17 @@ Names = Annotated[list[str], BeforeValidator(_as_list)]
 """One name of a label or several, of which the first that a frame has is used."""
 
 
+def _one_of(names: Iterable[str]) -> AfterValidator:
+    def check(value: str) -> str:
+        if value not in names:
+            raise ValueError(f"is one of {', '.join(names)}, not {value!r}")
+        return value
+
+    return AfterValidator(check)
+
+
 class DataConfig(_Strict):
-    """Labelled structures, in any format that ASE reads."""
+    """Labelled structures, in the formats of :mod:`nequip_md.training.readers` or as stores of finished graphs."""
 
     train: Files
     validation: Files | None = None
@@ -70,15 +81,36 @@ class DataConfig(_Strict):
     stress_key: Names | None = None
     """Names of labels in ``Atoms.info``, ``Atoms.arrays`` or ASE's results; None means what ASE takes for results."""
     virial_key: Names | None = None
-    """Names of the virial, eV, positive under compression; a frame that has it gets its stress from it."""
+    """Names of the virial, positive under compression; a frame that has it gets its stress from it."""
     weight_key: str | None = "config_weight"
     """Name in ``Atoms.info`` of a frame's weight in the loss; None means that all frames weigh the same."""
+    energy_unit: Annotated[str, _one_of(ENERGY)] | None = None
+    """Unit of energies and virials in files that do not say it themselves; None means eV."""
+    length_unit: Annotated[str, _one_of(LENGTH)] | None = None
+    """Unit of positions and cells in such files; None means angstrom."""
+    force_unit: Annotated[str, _one_of(FORCE)] | None = None
+    """Unit of forces in such files; None means ``energy_unit/length_unit``."""
+    stress_unit: Annotated[str, _one_of(STRESS)] | None = None
+    """Unit of stresses in such files; None means eV/angstrom^3."""
+    stress_sign: Annotated[str, _one_of(SIGN)] | None = None
+    """What a positive stress is in such files: ``tension`` (ASE's sign, None) or ``compression`` (VASP's)."""
+    workers: int | None = Field(None, ge=0)
+    """Processes that read batches; None means none for data in memory, some for a store."""
     batch_size: PositiveInt = 8
-    """Frames in one training step."""
+    """Frames in one training step of each process; without effect where max_atoms or max_edges is given and this is not."""
+    max_atoms: PositiveInt | None = None
+    max_edges: PositiveInt | None = None
+    """A training step takes as many frames as have no more atoms, and no more edges, together."""
     evaluation_batch_size: PositiveInt | None = None
     """Frames in one validation or test batch; None means ``batch_size``."""
     keep_on_device: Literal["auto", True, False] = "auto"
     """Keep the graphs on the training device; auto: when they take less than a quarter of its free memory."""
+
+    @property
+    def frames_in_batch(self) -> int | None:
+        """The most frames in one training step of each process; None means no limit."""
+        by_size = self.max_atoms is not None or self.max_edges is not None
+        return None if by_size and "batch_size" not in self.model_fields_set else self.batch_size
 
     @field_validator("train", "validation", "test", "isolated_atoms")
     @classmethod
@@ -121,11 +153,15 @@ class DataConfig(_Strict):
 
 
 class LossConfig(_Strict):
-    """Weights of the mean squared errors: energy per atom (eV), forces (eV/angstrom), stress (eV/angstrom^3)."""
+    """Weights of the mean errors: energy per atom (eV), forces (eV/angstrom), stress (eV/angstrom^3)."""
 
     energy: NonNegativeFloat = 1.0
     force: NonNegativeFloat = 1.0
     stress: NonNegativeFloat = 0.0
+    kind: Literal["mse", "mae", "huber", "stratified_huber"] = "mse"
+    """What is averaged: x^2, |x|, or Huber's function of an error x (:func:`nequip_md.training.loss.penalty`)."""
+    huber_delta: PositiveFloat = 0.01
+    """Where Huber's function turns from a parabola into a line, in the unit of each error."""
 
     @model_validator(mode="after")
     def _something(self):
@@ -144,6 +180,12 @@ class OptimizerConfig(_Strict):
     """Largest norm of the gradient of all weights together; None leaves it as it is."""
     ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = 0.999
     """Decay of the running average of the weights, for each step; None uses the weights themselves."""
+    warmup_steps: int = Field(0, ge=0)
+    """Steps in which the learning rate rises linearly to that of the schedule."""
+    freeze: Names = []
+    """Patterns of names of weights that stay as they are, such as ``embedding.*``."""
+    rate_factors: dict[str, PositiveFloat] = {}
+    """Factors of the learning rate for weights whose names a pattern matches; the first that matches counts."""
 
 
 class PlateauSchedule(_Strict):
@@ -188,16 +230,24 @@ class TrainingConfig(_Strict):
     """A training file."""
 
     model: dict[str, Any]
-    """``preset`` or ``kind``, and the options of that model; :data:`AUTO_VALUES` says what the data may decide."""
+    """``preset`` or ``kind``, and the options of that model; :data:`AUTO_VALUES` says what the data may decide. Or ``checkpoint``,
+    see :mod:`nequip_md.training.fine_tuning`."""
     data: DataConfig
     output: str = "run"
     """Folder of checkpoints and logs; a relative path starts at the current folder."""
     seed: int = Field(0, ge=0, lt=2**63)
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    compile: Literal["auto", "yes", "no"] = "auto"
+    """Whether a step runs as compiled code; auto: on a CPU, if the run may take 2,000 steps or more."""
     loss: LossConfig = LossConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     schedule: Annotated[PlateauSchedule | CosineSchedule, Field(discriminator="kind")] = PlateauSchedule()
     stop: StopConfig = StopConfig()
+    loggers: list[Literal["csv", "tensorboard", "wandb", "mlflow"]] | None = None
+    """Where the numbers of each epoch go besides the table, which every run has; None means TensorBoard if it is
+    installed."""
+    report_page: bool = True
+    """Write ``report.html`` and its pictures at the end."""
 
     def potential(self, statistic: Callable[[str, str], Any] = lambda key, word: None) -> PotentialConfig:
         """The model section with every automatic value replaced.
@@ -210,6 +260,10 @@ class TrainingConfig(_Strict):
             NequIPMDError: an option that the model does not have, or a value that it does not take.
         """
         options = dict(self.model)
+        if "checkpoint" in options:
+            from nequip_md.training.fine_tuning import continued  # imports PyTorch
+
+            return continued(options)
         name = options.pop("preset", None)
         if name is None and options.get("kind") not in _KINDS:
             raise NequIPMDError(
@@ -286,7 +340,7 @@ def load_config(path: str | Path) -> TrainingConfig:
 def check_config(content: dict[str, Any], folder: Path) -> TrainingConfig:
     """As :func:`load_config`, from the content of a file and the folder that relative paths start at."""
     try:
-        config = TrainingConfig.model_validate(content)
+        config = TrainingConfig.model_validate(_with_path(content, folder))
     except ValidationError as error:
         raise NequIPMDError(describe(error, TrainingConfig)) from None
     config.potential()  # so that the model section is checked before any data is read
@@ -296,6 +350,14 @@ def check_config(content: dict[str, Any], folder: Path) -> TrainingConfig:
         if (value := getattr(config.data, key)) is not None
     }
     return config.model_copy(update={"data": config.data.model_copy(update=files)})
+
+
+def _with_path(content: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """The content of a training file with the path of ``model.checkpoint`` made absolute."""
+    model = content.get("model")
+    if not isinstance(model, dict) or not isinstance(model.get("checkpoint"), str):
+        return content
+    return {**content, "model": {**model, "checkpoint": str(folder / model["checkpoint"])}}
 
 
 def describe(error: ValidationError, model: type[BaseModel] | None, prefix: str = "") -> str:

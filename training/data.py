@@ -1,165 +1,51 @@
-"""From files to labelled graphs to batches.
+"""From files to data sets to batches.
 
-A data set is any sequence of :class:`Sample` (here a list in memory); neighbour lists are made once, when it is read.
+Data in files are held in memory, their neighbour lists are made once, when they are read; those in a store
+(:mod:`~nequip_md.training.store`) are read when they are needed.
 """
 
 from __future__ import annotations
 
 import logging
+import os
+import signal
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, fields, replace
+from collections.abc import Sequence
+from functools import partial
 from itertools import pairwise
 
-import ase.io
 import lightning as L
 import numpy as np
 import torch
 from ase import Atoms
-from torch import Tensor
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import DataLoader
 
 from nequip_md.errors import NequIPMDError
-from nequip_md.graph import Graph, Structure, batch_graphs, build_graph, build_graphs
 from nequip_md.model.config import PotentialConfig
+from nequip_md.training.batches import Batches
 from nequip_md.training.config import DataConfig
-from nequip_md.training.digest import data_digest
-from nequip_md.training.label_counts import LabelCounts, count_labels, log_label_table
-from nequip_md.training.labels import FrameLabels, Labels, is_isolated_atom
+from nequip_md.training.label_counts import LabelCounter, LabelCounts, log_label_table
+from nequip_md.training.labels import Labels, with_labels
+from nequip_md.training.parallel import Processes
+from nequip_md.training.sample_set import MemorySource, SampleSet, Source
+from nequip_md.training.samples import (
+    GraphOptions,
+    Sample,
+    batch_of,
+    collate,
+    labelled_frames,
+    make_sample,
+    read_samples,
+    without_labels,
+)
+from nequip_md.training.store import GraphStore, is_store
+
+__all__ = ["AtomsData", "Labels", "Sample", "collate", "make_sample", "split"]
 
 log = logging.getLogger(__name__)
 
-MIN_DISTANCE = 0.1
-"""Angstrom; atoms that are closer are taken for an error in the data (at distance 0 a model gives no number)."""
-
-
-@dataclass(frozen=True)
-class Sample:
-    """Structures with their labels: one, or a batch of B of them. A label that the data lacks is NaN.
-
-    Attributes:
-        graph: N atoms in all.
-        energy: eV, float64 [B].
-        forces: eV/angstrom, float64 [N, 3].
-        stress: eV/angstrom^3, positive under tension, float64 [B, 3, 3].
-        volume: angstrom^3, infinite for structures whose cell has none, float64 [B].
-        weight: factor of each structure's part of the loss, float64 [B].
-        index: of each structure in its data set, int64 [B].
-    """
-
-    graph: Graph
-    energy: Tensor
-    forces: Tensor
-    stress: Tensor
-    volume: Tensor
-    weight: Tensor
-    index: Tensor
-
-    @property
-    def num_atoms(self) -> Tensor:
-        """Atoms of each structure, int64 [B]."""
-        return self.graph.graph_ptr.diff()
-
-    @property
-    def num_bytes(self) -> int:
-        labels = [getattr(self, f.name) for f in fields(self) if f.name != "graph"]
-        return sum(t.numel() * t.element_size() for t in (*self.graph.tensors, *labels))
-
-    def to(self, device: torch.device | str, **_) -> Sample:
-        return Sample(**{f.name: getattr(self, f.name).to(device) for f in fields(self)})
-
-
-def collate(samples: Sequence[Sample]) -> Sample:
-    """One batch of several samples, on the device that they are on."""
-    labels = {f.name: torch.cat([getattr(s, f.name) for s in samples]) for f in fields(Sample) if f.name != "graph"}
-    return Sample(graph=batch_graphs([s.graph for s in samples]), **labels)
-
-
-def make_sample(
-    atoms: Atoms, config: PotentialConfig, labels: Labels | FrameLabels | None = None, index: int = 0
-) -> Sample:
-    """The graph of a frame with its labels.
-
-    Args:
-        labels: the labels, or the names to look for; by default those of :class:`Labels`.
-        index: of the frame in its data set.
-
-    Raises:
-        NequIPMDError: a label that is refused (see :meth:`Labels.of`), an element that the model lacks, a bad cell, two
-            atoms at one place.
-    """
-    found = labels if isinstance(labels, FrameLabels) else (labels or Labels()).of(atoms)
-    structure = Structure.from_ase(atoms, config.type_names)
-    return _labelled(structure, build_graph(structure, config.cutoff_matrix()), found, index)
-
-
-def _labelled(structure: Structure, graph: Graph, labels: FrameLabels, index: int = 0) -> Sample:
-    """The graph of a structure with its labels.
-
-    Raises:
-        NequIPMDError: two atoms at one place.
-    """
-    _refuse_coincident_atoms(graph)
-    volume = structure.volume
-
-    def tensor(value, *shape: int) -> Tensor:
-        value = np.full(shape, np.nan) if value is None else np.array(value, dtype=np.float64).reshape(shape)
-        return torch.from_numpy(value)
-
-    return Sample(
-        graph=graph,
-        energy=tensor(labels.energy, 1),
-        forces=tensor(labels.forces, structure.num_atoms, 3),
-        stress=tensor(labels.stress, 1, 3, 3),
-        volume=tensor(np.inf if volume is None else volume, 1),
-        weight=tensor(labels.weight, 1),
-        index=torch.tensor([index]),
-    )
-
-
-def _refuse_coincident_atoms(graph: Graph) -> None:
-    if graph.num_edges == 0:
-        return
-    lengths = graph.edge_vectors.norm(dim=1)
-    closest = int(lengths.argmin())
-    if lengths[closest] < MIN_DISTANCE:
-        i, j = graph.edge_index[:, closest].tolist()
-        raise NequIPMDError(
-            f"atoms {i} and {j} are {lengths[closest]:.3g} Å apart (periodic images counted); leave the frame out or"
-            " correct its positions and cell"
-        )
-
-
-def read_frames(paths: Sequence[str]) -> list[tuple[str, Atoms]]:
-    """Every frame of some files, each with a name for error messages.
-
-    Raises:
-        NequIPMDError: a file that does not exist, that ASE cannot read, or that holds no frame.
-    """
-    frames = []
-    for path in paths:
-        try:
-            content = ase.io.read(path, ":")
-        except FileNotFoundError:
-            raise NequIPMDError(
-                f"data file {path} does not exist; relative paths start at the folder of the training file"
-            ) from None
-        except Exception as error:  # ASE's readers raise whatever their parsing meets
-            raise NequIPMDError(f"ASE cannot read the data file {path}: {type(error).__name__}: {error}") from None
-        if not content:
-            raise NequIPMDError(f"data file {path} holds no frame")
-        frames += [(f"frame {k} of {path}", atoms) for k, atoms in enumerate(content)]
-    return frames
-
-
-@contextmanager
-def _naming(frame: str) -> Iterator[None]:
-    """Errors begin with the name of the frame."""
-    try:
-        yield
-    except NequIPMDError as error:
-        raise NequIPMDError(f"{frame}: {error}") from None
+MOST_WORKERS = 4
+"""Processes that read a store, unless the training file says how many."""
 
 
 def split(count: int, parts: Sequence[float | None], seed: int) -> list[np.ndarray]:
@@ -185,32 +71,15 @@ def split(count: int, parts: Sequence[float | None], seed: int) -> list[np.ndarr
     return [np.sort(order[ends[-1] :]), *chosen]
 
 
-class EpochSampler(Sampler[int]):
-    """A new order in each epoch; seed and epoch alone determine it, so that a resumed run continues exactly."""
-
-    def __init__(self, count: int, seed: int):
-        self.count, self.seed, self.epoch = count, seed, 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """Called by Lightning as an epoch begins."""
-        self.epoch = epoch
-
-    def __iter__(self) -> Iterator[int]:
-        return iter(np.random.default_rng([self.seed, self.epoch]).permutation(self.count).tolist())
-
-    def __len__(self) -> int:
-        return self.count
-
-
 class AtomsData(L.LightningDataModule):
-    """Training, validation and test samples of a training file, in memory.
+    """Training, validation and test samples of a training file.
 
     Attributes:
         train, validation, test: samples; ``test`` is empty where the file names none.
         names: of the frames of each of the three, in the same order, e.g. "frame 3 of train.extxyz".
         digests: :func:`~nequip_md.training.digest.data_digest` of each of the three.
-        isolated_atoms: frames of isolated atoms: those of ``data.isolated_atoms`` and those that are marked as such in
-            other files.
+        isolated_atoms: frames of isolated atoms with ASE's names and units: those of ``data.isolated_atoms`` and those
+            that are marked as such in other files.
         counts: labels of each file.
     """
 
@@ -224,70 +93,55 @@ class AtomsData(L.LightningDataModule):
             NequIPMDError: a file or frame that cannot be used, or a split that is too large.
         """
         super().__init__()
-        self.config, self.seed, self.potential = config, seed, potential
+        self.config, self.seed = config, seed
+        self.options = GraphOptions.from_potential(potential)
         self.labels = Labels.from_config(config)
         self.counts: list[LabelCounts] = []
-        self.isolated_atoms = read_frames(config.isolated_atoms) if config.isolated_atoms else []
+        self.isolated_atoms: list[tuple[str, Atoms]] = []
+        for path in config.isolated_atoms or []:
+            self.isolated_atoms += [(n, with_labels(a, found)) for n, a, found in labelled_frames(path, self.labels)]
         started = time.perf_counter()
         given = self._read("train", config.train)
         rest, validation, test = split(len(given), [config.validation_split, config.test_split], config.split_seed)
-        sets = {
-            "train": [given[k] for k in rest],
-            "validation": self._read("validation", config.validation or []) or [given[k] for k in validation],
-            "test": self._read("test", config.test or []) or [given[k] for k in test],
-        }
-        self.names = {key: [name for name, _, _ in frames] for key, frames in sets.items()}
-        self.train, self.validation, self.test = (
-            [replace(sample, index=torch.tensor([k])) for k, (_, _, sample) in enumerate(frames)]
-            for frames in sets.values()
-        )
-        self.digests = {key: data_digest([a for _, a, _ in frames], getattr(self, key)) for key, frames in sets.items()}
+        self.train = given.subset(rest)
+        self.validation = self._read("validation", config.validation) if config.validation else given.subset(validation)
+        self.test = self._read("test", config.test) if config.test else given.subset(test)
+        sets = {"train": self.train, "validation": self.validation, "test": self.test}
+        self.names = {key: samples.names for key, samples in sets.items()}
+        self.digests = {key: samples.digests for key, samples in sets.items()}
         log_label_table(self.counts)
         for name, samples in (("training", self.train), ("validation", self.validation), ("test", self.test)):
-            atoms, edges = (sum(getattr(s.graph, k) for s in samples) for k in ("num_nodes", "num_edges"))
+            atoms, edges = samples.table.num_atoms.sum(), samples.table.num_edges.sum()
             log.info("%s data: %d frames, %d atoms, %d edges", name, len(samples), atoms, edges)
-        weights = torch.cat([s.weight for s in self.train])
+        weights = self.train.table.weight
         if (weights != 1).any():
             log.info("weights of the training frames (%s): %g to %g", self.labels.weight, weights.min(), weights.max())
         log.info("read and built neighbour lists in %.1f s", time.perf_counter() - started)
         self._require_labels()
 
-    def _read(self, role: str, paths: Sequence[str]) -> list[tuple[str, Atoms, Sample]]:
-        """Each frame of some files: its name, itself, its sample. Isolated atoms go to ``isolated_atoms``."""
-        result = []
-        for path in paths:
-            frames = read_frames([path])
-            isolated = [f for f in frames if is_isolated_atom(f[1])]
-            frames = [f for f in frames if not is_isolated_atom(f[1])]
-            self.isolated_atoms += isolated
-            labels, structures = [], []
-            for name, atoms in frames:
-                with _naming(name):
-                    labels.append(self.labels.of(atoms))
-                    structures.append(Structure.from_ase(atoms, self.potential.type_names))
-            graphs = self._graphs([name for name, _ in frames], structures)
-            for (name, atoms), *parts in zip(frames, structures, graphs, labels):
-                with _naming(name):
-                    result.append((name, atoms, _labelled(*parts)))
-            self.counts.append(count_labels(role, path, [a for _, a in frames], labels, self.labels, len(isolated)))
-        return result
+    def _read(self, role: str, paths: Sequence[str]) -> SampleSet:
+        """The samples of some files. Isolated atoms go to ``isolated_atoms``."""
+        return SampleSet([self._source(role, path) for path in paths])
 
-    def _graphs(self, names: Sequence[str], structures: Sequence[Structure]) -> list[Graph]:
-        cutoffs = self.potential.cutoff_matrix()
-        try:
-            return build_graphs(structures, cutoffs)
-        except NequIPMDError:
-            for name, structure in zip(names, structures):  # the error of a search of many does not name the frame
-                with _naming(name):
-                    build_graph(structure, cutoffs)
-            raise
+    def _source(self, role: str, path: str) -> Source:
+        if is_store(path):
+            store = GraphStore(path)
+            store.require(self.options, self.labels)
+            self.isolated_atoms += store.isolated_atoms
+            self.counts.append(store.counts(role))
+            return store
+        source, counter = MemorySource(), LabelCounter(role, path, self.labels)
+        for name, atoms, sample in read_samples(path, self.labels, self.options, counter, self.isolated_atoms):
+            source.append(name, atoms, sample)
+        self.counts.append(counter.result())
+        return source
 
     def _require_labels(self) -> None:
         for name in ("train", "validation", "test"):
             samples = getattr(self, name)
             if not samples and name == "validation":
                 raise NequIPMDError("the validation data holds isolated atoms only; give frames to validate on")
-            if samples and not any(torch.isfinite(t).any() for s in samples for t in (s.energy, s.forces, s.stress)):
+            if samples and not any(samples.table.has(label) for label in ("energy", "forces", "stress")):
                 raise NequIPMDError(
                     f"no frame of the {name} data has an energy, forces or a stress that can be used; if the file has"
                     f" names of its own for them, give them in data.energy_key, data.force_key and data.stress_key or"
@@ -319,29 +173,58 @@ class AtomsData(L.LightningDataModule):
 
     def has(self, label: str) -> bool:
         """Whether any training frame has the label ``energy``, ``forces`` or ``stress``."""
-        return any(bool(torch.isfinite(getattr(s, label)).any()) for s in self.train)
+        return self.train.table.has(label)
 
     def train_dataloader(self) -> DataLoader:
-        samples = self._placed(self.train)
-        return self._loader(samples, self.config.batch_size, EpochSampler(len(samples), self.seed))
+        c = self.config
+        loader = self._loader(self.train, c.frames_in_batch, c.max_atoms, c.max_edges, seed=self.seed)
+        if self.trainer is not None:  # workers begin to read before Lightning tells a resumed run's epoch
+            loader.batch_sampler.set_epoch(self.trainer.fit_loop.epoch_progress.current.processed)
+        return loader
 
     def val_dataloader(self) -> DataLoader:
-        return self._loader(self._placed(self.validation), self.config.evaluation_batch_size or self.config.batch_size)
+        return self._loader(self.validation, self.config.evaluation_batch_size or self.config.batch_size)
 
     def test_dataloader(self) -> DataLoader:
-        return self._loader(self._placed(self.test), self.config.evaluation_batch_size or self.config.batch_size)
+        return self._loader(self.test, self.config.evaluation_batch_size or self.config.batch_size)
 
-    @staticmethod
-    def _loader(samples: Sequence[Sample], batch_size: int, sampler: Sampler | None = None) -> DataLoader:
+    def _loader(self, samples: SampleSet, *limits: int | None, seed: int | None = None) -> DataLoader:
+        """Batches of this process, with at most so many frames, atoms and edges."""
+        processes = Processes.of_this_run()
+        table = samples.table
+        batches = Batches(
+            table.num_atoms, table.num_edges, limits, seed=seed, process=processes.rank, processes=processes.size
+        )
+        placed = self._placed(samples)
+        # samples that are on the device already cannot be sent to other processes
+        on_device, workers = placed is not samples, self.config.workers
+        if workers is None and not on_device and not samples.in_memory:
+            workers = min(MOST_WORKERS, len(os.sched_getaffinity(0)))
+        workers = 0 if on_device else workers or 0
         # a generator of its own: a loader draws a seed for its workers each time, even when it has none
-        return DataLoader(samples, batch_size, sampler=sampler, collate_fn=collate, generator=torch.Generator())
+        return DataLoader(
+            placed,
+            batch_sampler=batches,
+            collate_fn=partial(batch_of, otherwise=without_labels(placed[0])),
+            generator=torch.Generator(),
+            num_workers=workers,
+            persistent_workers=workers > 0,
+            worker_init_fn=_leave_signals if workers else None,
+        )
 
-    def _placed(self, samples: list[Sample]) -> list[Sample]:
+    def _placed(self, samples: SampleSet) -> Sequence[Sample]:
         """The samples on the training device, where they are to be kept there."""
         device = self.trainer.strategy.root_device if self.trainer is not None else torch.device("cpu")
         keep = self.config.keep_on_device
         if device.type == "cpu" or keep is False:
             return samples
-        if keep == "auto" and sum(s.num_bytes for s in samples) > torch.cuda.mem_get_info(device)[0] // 4:
+        if keep == "auto" and samples.num_bytes > torch.cuda.mem_get_info(device)[0] // 4:
             return samples
         return [s.to(device) for s in samples]
+
+
+def _leave_signals(_: int) -> None:
+    """Leave Ctrl-C and SIGTERM, which schedulers send to all processes of a job, to the main process: it says what was
+    saved, and ends its workers."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)

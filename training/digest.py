@@ -1,4 +1,4 @@
-"""Fingerprints of data, by which a resumed run knows its own again."""
+"""Digests of data, by which a resumed run recognises its own data."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ import numpy as np
 from ase import Atoms
 
 if TYPE_CHECKING:
-    from nequip_md.training.data import Sample
+    from nequip_md.training.samples import Sample
 
 _NO_LABELS = {"graph", "volume", "index"}
-"""Fields that follow from the structures and their order, some with round-off, which differs from machine to machine."""
+"""Fields that follow from the structures and their order, some with rounding errors that differ between machines."""
 
 
 def data_digest(frames: Sequence[Atoms], samples: Sequence[Sample]) -> dict[str, str]:
@@ -22,22 +22,50 @@ def data_digest(frames: Sequence[Atoms], samples: Sequence[Sample]) -> dict[str,
 
     Args:
         frames: the structures: numbers, positions, cells and periodic directions count.
-        samples: their labels; every field of :class:`~nequip_md.training.data.Sample` that is a label counts.
+        samples: their labels; every field of :class:`~nequip_md.training.samples.Sample` that is a label counts.
 
     Returns:
         Hexadecimal digests by ``structures``, ``energy``, ``forces``, ...
     """
-    digests = {"structures": hashlib.sha256()}
-    for atoms in frames:
+    digest = DataDigest()
+    for atoms, sample in zip(frames, samples, strict=True):
+        digest.add(atoms, sample)
+    return digest.values
+
+
+class DataDigest:
+    """The digests of :func:`data_digest`, of one frame after the other."""
+
+    def __init__(self):
+        self._digests = {"structures": hashlib.sha256()}
+
+    def add(self, atoms: Atoms, sample: Sample) -> None:
         for array in (atoms.numbers.astype(np.int64), atoms.positions, atoms.cell.array, atoms.pbc):
-            _add(digests["structures"], array)
-    for sample in samples:
+            _add(self._digests["structures"], array)
         for name in {f.name for f in fields(sample)} - _NO_LABELS:
             tensor = getattr(sample, name)
             # a stress may come from a virial and a volume, whose last bits are another machine's own
             array = (tensor.float() if name == "stress" else tensor).numpy()
-            _add(digests.setdefault(name, hashlib.sha256()), array)
-    return {name: digest.hexdigest() for name, digest in digests.items()}
+            _add(self._digests.setdefault(name, hashlib.sha256()), array)
+
+    @property
+    def values(self) -> dict[str, str]:
+        return {name: digest.hexdigest() for name, digest in self._digests.items()}
+
+
+def combined_digest(parts: Sequence[dict[str, str]], rows: np.ndarray) -> dict[str, str]:
+    """Digests of some frames of several sources.
+
+    Args:
+        parts: digests of each source.
+        rows: the frames, counted through all sources, int64 [n].
+    """
+    combined = {}
+    for name in dict.fromkeys(name for part in parts for name in part):
+        digest = hashlib.sha256("".join(part.get(name, "") for part in parts).encode())
+        _add(digest, rows.astype(np.int64))
+        combined[name] = digest.hexdigest()
+    return combined
 
 
 def _add(digest, array: np.ndarray) -> None:

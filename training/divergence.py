@@ -1,12 +1,14 @@
-"""Which frame a run failed on first."""
+"""Search for the frame on which a run diverged first."""
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from nequip_md.training.data import AtomsData, Sample
+from nequip_md.training.data import AtomsData
 from nequip_md.training.loss import Prediction
+from nequip_md.training.samples import Sample
 
 
 class FirstFailure:
@@ -16,7 +18,7 @@ class FirstFailure:
         self._index: Tensor | None = None
 
     def update(self, prediction: Prediction, batch: Sample) -> None:
-        """Look at the predictions of a batch."""
+        """Check the predictions of a batch."""
         bad_atoms = ~torch.isfinite(prediction.forces).all(1)
         frame = torch.arange(len(batch.index), device=bad_atoms.device)
         frame = frame.repeat_interleave(batch.num_atoms, output_size=len(bad_atoms))
@@ -35,16 +37,23 @@ def describe_failure(failures: dict[str, FirstFailure], data: AtomsData) -> str:
     """Sentences about the frames, for the message of a run that has diverged.
 
     Args:
-        failures: by data set; one that comes first was met first.
+        failures: the first failure of each data set, in the order in which they occurred.
     """
     sentences = []
     for name, failure in failures.items():
         if failure.index is not None:
             sentences.append(f"the first prediction that was not finite is of {data.names[name][failure.index]}")
             break
-    largest = [s.forces.nan_to_num().norm(dim=1).max().item() for s in data.train]
-    frame = max(range(len(largest)), key=largest.__getitem__)
+    largest = np.nan_to_num(data.train.table.largest_force)
+    frame = int(largest.argmax())
     sentences.append(
         f"the largest force of the training data, {largest[frame]:.4g} eV/Å, is in {data.names['train'][frame]}"
     )
     return "; ".join(sentences)
+
+
+def describe_frames(batch: Sample, data: AtomsData, most: int = 3) -> str:
+    """The first frames of a training batch by name."""
+    names = [data.names["train"][k] for k in batch.index[:most].tolist()]
+    more = len(batch.index) - len(names)
+    return ", ".join(names) + (f" and {more} more" if more else "")

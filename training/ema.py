@@ -1,4 +1,4 @@
-"""A running average of a model's weights: smoother than the weights themselves, and nearly free."""
+"""Exponential moving average (EMA) of a model's weights, which is smoother than the weights and costs little."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class AveragedModel(nn.Module):
     the first, random weights are forgotten early (the warm-up of TensorFlow's ``ExponentialMovingAverage``).
 
     Attributes:
-        module: the copy, to evaluate; its weights ask for no gradient.
+        module: the copy; its weights require no gradient.
     """
 
     def __init__(self, model: nn.Module, decay: float):
@@ -25,7 +25,7 @@ class AveragedModel(nn.Module):
 
     @torch.no_grad()
     def update(self, model: nn.Module, step: int) -> None:
-        """Take up the weights of ``model`` after its ``step``-th step."""
+        """Add the weights of ``model`` after its ``step``-th step to the average."""
         weight = 1 - min(self.decay, step / (step + 9))
         torch._foreach_lerp_(list(self.module.parameters()), list(model.parameters()), weight)
 

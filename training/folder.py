@@ -1,4 +1,4 @@
-"""The output folder of a run: its files, and one run at a time in it."""
+"""The output folder of a run: names of its files, and a lock that allows one run at a time."""
 
 from __future__ import annotations
 
@@ -18,29 +18,33 @@ log = logging.getLogger(__name__)
 BEST = "best.nqmd"
 """The best model so far: a native checkpoint."""
 LAST = "last.ckpt"
-"""The state after the last epoch: what ``--resume`` continues from."""
+"""The state after the last epoch, from which ``--resume`` continues."""
 PREVIOUS = "previous.ckpt"
-"""The state one epoch earlier, which takes the place of ``last.ckpt`` if that is damaged."""
+"""The state one epoch earlier, which is used if ``last.ckpt`` is damaged."""
 REPORT = "report.json"
 """Statistics of the data and errors of the best model."""
+REPORT_PAGE = "report.html"
+"""The same and more for people, with pictures."""
+PLOTS = "plots"
+"""Folder of the pictures that are in the page."""
 _RESULTS = (LAST, PREVIOUS, BEST, REPORT)
 _LOCK = ".lock"
 
 
 def holds_run(folder: Path) -> bool:
-    """Whether a folder has any result of a run, which must not be lost by mistake."""
+    """Whether a folder has results of a run, which must not be overwritten by mistake."""
     return any((folder / name).exists() for name in _RESULTS)
 
 
 def forget_run(folder: Path) -> None:
     """Remove the results of a run; its logs stay."""
-    for name in _RESULTS:
+    for name in (*_RESULTS, REPORT_PAGE):
         (folder / name).unlink(missing_ok=True)
 
 
 @contextmanager
 def held(folder: Path) -> Iterator[None]:
-    """Make the output folder and hold it for this process; the system lets go when the process ends, however it does.
+    """Create the output folder and lock it for this process; the system removes the lock when the process ends in any way.
 
     Raises:
         NequIPMDError: the folder cannot be made or written to, or another run holds it.

@@ -1,6 +1,6 @@
-"""From a training file of upstream's ``nequip-train`` (nequip 0.7 and newer) to one of ``nequip-md-train``.
+"""Conversion of training files of upstream's ``nequip-train`` (nequip 0.7 and newer) to those of ``nequip-md-train``.
 
-What has no equivalent becomes a comment that says why, so that nothing is dropped without a word.
+A setting without an equivalent becomes a comment that says why, so that nothing is dropped silently.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _LOADERS = {"train_dataloader": "batch_size", "val_dataloader": "evaluation_batc
 
 
 class _Section:
-    """One mapping of upstream's file, read key by key; what nobody has asked for is noted at the end."""
+    """One mapping of upstream's file, read key by key; keys that were not read are noted at the end."""
 
     def __init__(self, content: Any, path: str, notes: list[str]):
         self._left = dict(content) if isinstance(content, dict) else {}
@@ -49,16 +49,16 @@ class _Section:
         return _Section(self._left.pop(key, None), f"{self.path}.{key}", self._notes)
 
     def say(self, what: str, reason: str) -> None:
-        """Note why something of this section is not converted, or is otherwise."""
+        """Note why a setting of this section is not converted, or is converted to something different."""
         self._notes.append(f"{self.path}{what}: {reason}")
 
     def leave(self, key: str, reason: str) -> None:
-        """Note why a key, if it is there, is left out."""
+        """Note why a key is left out, if the section has it."""
         if self._left.pop(key, None) is not None:
             self.say(f".{key}", reason)
 
     def ignore(self, *keys: str) -> None:
-        """Keys whose meaning this package has by itself, or that say how upstream computes."""
+        """Ignore keys that this package needs no setting for, or that only affect how upstream computes."""
         for key in keys:
             self._left.pop(key, None)
 
@@ -68,10 +68,10 @@ class _Section:
 
 
 def convert(path: str | Path) -> str:
-    """The text of a training file that means the same as one of upstream's, as far as that can be said.
+    """The text of a training file with the same meaning as one of upstream's, as far as possible.
 
     Raises:
-        NequIPMDError: the file cannot be read, is no such file, or asks for a model that is not implemented.
+        NequIPMDError: the file cannot be read, is no training file, or has a model that is not implemented.
     """
     refuse_other(path, FileKind.TRAINING_FILE)
     content = _read(Path(path))
@@ -84,7 +84,7 @@ def convert(path: str | Path) -> str:
 
 
 def _converted(content: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """Our training file, and notes on what is not in it."""
+    """The converted training file, and notes on settings that are left out."""
     notes: list[str] = []
     data, trainer, module = (_Section(content.get(k), k, notes) for k in ("data", "trainer", "training_module"))
     model = module.take("model") or {}
@@ -110,11 +110,11 @@ _RESOLVERS = {
     "concat_lists": lambda a, b: [*a, *b],
     "list_to_constant_dict": dict.fromkeys,
 }
-"""Upstream's functions of a configuration that need nothing but their arguments."""
+"""Functions in upstream's configurations that depend on their arguments only."""
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """The content of a file with its references followed; those that only a run can resolve stay as they are."""
+    """The content of a file with its references resolved; those that only a run can resolve stay unchanged."""
     try:
         from omegaconf import OmegaConf
         from omegaconf.errors import OmegaConfBaseException
@@ -323,12 +323,30 @@ def _trainer(section: _Section) -> dict[str, Any]:
         elif name not in ("ModelCheckpoint", "LearningRateMonitor", "TQDMProgressBar", "RichProgressBar"):
             section.say(".callbacks", f"{name} has no equivalent")
     device = {"gpu": "cuda", "cuda": "cuda", "cpu": "cpu"}.get(section.take("accelerator", "auto"), "auto")
-    section.leave("logger", "logs are written as CSV and for TensorBoard")
+    loggers = _loggers(section)
     section.ignore(
         "enable_checkpointing", "enable_progress_bar", "enable_model_summary", "log_every_n_steps",
         "num_sanity_val_steps", "inference_mode",
     )  # fmt: skip
-    return {"device": device, "stop": stop}
+    return {"device": device, "stop": stop, **({"loggers": loggers} if loggers else {})}
+
+
+def _loggers(section: _Section) -> list[str]:
+    names = {"WandbLogger": "wandb", "MLFlowLogger": "mlflow", "TensorBoardLogger": "tensorboard", "CSVLogger": "csv"}
+    given = section.take("logger")
+    given = given if isinstance(given, list) else [given] if isinstance(given, dict) else []
+    found = []
+    for logger in given:
+        theirs = str(logger.get("_target_", "")).rpartition(".")[2]
+        if theirs in names:
+            found.append(names[theirs])
+        else:
+            section.say(".logger", f"{theirs or logger} has no equivalent")
+        if options := sorted(logger.keys() - {"_target_"}):
+            section.say(
+                ".logger", f"{theirs}'s {', '.join(options)} are left out; docs/training.md says what is set here"
+            )
+    return found
 
 
 def _text(path: Path, content: dict[str, Any], notes: list[str]) -> str:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from ase import Atoms
 
-from nequip_md.training.labels import GPA, FrameLabels, Labels, describe_names, similar_names
+from nequip_md.training.labels import GPA, FrameLabels, Labels, NamesSeen
 
 log = logging.getLogger(__name__)
 
@@ -46,87 +46,107 @@ class LabelCounts:
     names: str
 
 
-def count_labels(
-    role: str, path: str, frames: Sequence[Atoms], found: Sequence[FrameLabels], names: Labels, isolated_atoms: int
-) -> LabelCounts:
-    """Count the labels of a file, and warn of frames without any and of names that look like labels but are not read.
+class LabelCounter:
+    """Counts the labels of a file, one frame after the other, and warns of what seems to be forgotten.
 
-    Args:
-        frames: of the file, without isolated atoms.
-        found: labels of these frames.
-        names: under which they were looked for.
+    Attributes:
+        role: what the file is for (``train``, ...).
+        path: of the file.
     """
-    _warn_of_missing(path, frames, found, names)
-    _warn_of_odd_values(path, frames, found)
-    present = {kind: sum(getattr(f, kind) is not None for f in found) for kind in _KINDS}
-    unused = sum(f.has_unused_stress for f in found)
-    if unused:
-        log.warning(
-            "warning: %s: the stress of %d of %d frames is not used, because their cells have no volume (three vectors"
-            " that are not coplanar)",
-            path,
-            unused,
-            len(frames),
-        )
-    return LabelCounts(
-        role,
-        path,
-        len(frames),
-        **present,
-        unused_stress=unused,
-        isolated_atoms=isolated_atoms,
-        names=describe_names(frames),
-    )
 
+    def __init__(self, role: str, path: str, names: Labels):
+        """``names`` are those under which labels are looked for."""
+        self.role, self.path, self._names = role, path, names
+        self._frames = self._empty = self._unused_stress = self._isolated_atoms = 0
+        self._present = dict.fromkeys(_KINDS, 0)
+        self._lacking = dict.fromkeys(_KINDS, 0)
+        self._seen, self._seen_in_empty = NamesSeen(), NamesSeen()
+        self._seen_without = {kind: NamesSeen() for kind in _KINDS}
+        self._largest_stress = 0.0
+        self._ignored: set[str] = set()
 
-def _warn_of_missing(path: str, frames: Sequence[Atoms], found: Sequence[FrameLabels], names: Labels) -> None:
-    empty = [a for a, f in zip(frames, found, strict=True) if f.is_empty]
-    if empty:
-        log.warning(
-            "warning: %s: %d of %d frames have no label that is read; they have %s. data.energy_key, force_key,"
-            " stress_key and virial_key take a name or a list of names",
-            path,
-            len(empty),
-            len(frames),
-            describe_names(empty),
-        )
-    for kind in _KINDS:
-        lacking = [
-            a
-            for a, f in zip(frames, found, strict=True)
-            if getattr(f, kind) is None and not f.is_empty and not (kind == "stress" and f.has_unused_stress)
-        ]
-        if similar := similar_names(lacking, kind):
-            key = "virial_key" if "virial" in similar[0].lower() else _KEYS[kind]
-            used = getattr(names, "virial" if key == "virial_key" else kind)
-            used = [kind] if used is None else [used] if isinstance(used, str) else list(used)
+    def add(self, atoms: Atoms, found: FrameLabels) -> None:
+        """Count a frame that is no isolated atom, and the labels that were found."""
+        self._frames += 1
+        self._seen.add(atoms)
+        self._unused_stress += found.has_unused_stress
+        self._ignored.update(k for k in atoms.info if re.fullmatch(r"config_\w+_weight", k))
+        if found.stress is not None:
+            self._largest_stress = max(self._largest_stress, np.abs(found.stress).max())
+        if found.is_empty:
+            self._empty += 1
+            self._seen_in_empty.add(atoms)
+        for kind in _KINDS:
+            if getattr(found, kind) is not None:
+                self._present[kind] += 1
+            elif not found.is_empty and not (kind == "stress" and found.has_unused_stress):
+                self._lacking[kind] += 1
+                self._seen_without[kind].add(atoms)
+
+    def add_isolated_atom(self) -> None:
+        self._isolated_atoms += 1
+
+    def result(self) -> LabelCounts:
+        """The counts; warns of frames without any label and of names that look like labels but are not read."""
+        self._warn_of_missing()
+        self._warn_of_odd_values()
+        if self._unused_stress:
             log.warning(
-                "warning: %s: %d of %d frames have no %s under the name %s, but they have %s;"
-                " data.%s takes a name or a list of names",
-                path,
-                len(lacking),
-                len(frames),
-                kind,
-                ", ".join(used),
-                ", ".join(similar),
-                key,
+                "warning: %s: the stress of %d of %d frames is not used, because their cells have no volume (three"
+                " vectors that are not coplanar)",
+                self.path,
+                self._unused_stress,
+                self._frames,
             )
-
-
-def _warn_of_odd_values(path: str, frames: Sequence[Atoms], found: Sequence[FrameLabels]) -> None:
-    stresses = [np.abs(f.stress).max() for f in found if f.stress is not None]
-    if stresses and max(stresses) > LARGE_STRESS:
-        log.warning(
-            "warning: %s: the largest component of a stress is %.3g eV/Å³ (%.0f GPa); if that is not so, check its unit"
-            " (eV/Å³) and its sign (positive under tension)",
-            path,
-            max(stresses),
-            max(stresses) * GPA,
+        return LabelCounts(
+            self.role,
+            self.path,
+            self._frames,
+            **self._present,
+            unused_stress=self._unused_stress,
+            isolated_atoms=self._isolated_atoms,
+            names=self._seen.describe(),
         )
-    ignored = sorted({k for a in frames for k in a.info if re.fullmatch(r"config_\w+_weight", k)})
-    if ignored:
-        text = "warning: %s: %s is not used; one weight for a frame is (data.weight_key)"
-        log.warning(text, path, ", ".join(ignored))
+
+    def _warn_of_missing(self) -> None:
+        if self._empty:
+            log.warning(
+                "warning: %s: %d of %d frames have no label that is read; they have %s. data.energy_key, force_key,"
+                " stress_key and virial_key take a name or a list of names",
+                self.path,
+                self._empty,
+                self._frames,
+                self._seen_in_empty.describe(),
+            )
+        for kind in _KINDS:
+            if similar := self._seen_without[kind].similar_to(kind):
+                key = "virial_key" if "virial" in similar[0].lower() else _KEYS[kind]
+                used = getattr(self._names, "virial" if key == "virial_key" else kind)
+                used = [kind] if used is None else [used] if isinstance(used, str) else list(used)
+                log.warning(
+                    "warning: %s: %d of %d frames have no %s under the name %s, but they have %s;"
+                    " data.%s takes a name or a list of names",
+                    self.path,
+                    self._lacking[kind],
+                    self._frames,
+                    kind,
+                    ", ".join(used),
+                    ", ".join(similar),
+                    key,
+                )
+
+    def _warn_of_odd_values(self) -> None:
+        if self._largest_stress > LARGE_STRESS:
+            log.warning(
+                "warning: %s: the largest component of a stress is %.3g eV/Å³ (%.0f GPa); if that is not so, check its"
+                " unit (data.stress_unit) and its sign (data.stress_sign)",
+                self.path,
+                self._largest_stress,
+                self._largest_stress * GPA,
+            )
+        if self._ignored:
+            text = "warning: %s: %s is not used; one weight for a frame is (data.weight_key)"
+            log.warning(text, self.path, ", ".join(sorted(self._ignored)))
 
 
 def log_label_table(counts: Sequence[LabelCounts]) -> None:

@@ -9,11 +9,13 @@ from typing import Any
 
 import numpy as np
 from ase import Atoms
-from ase.stress import voigt_6_to_full_3x3_stress
+from ase.calculators.singlepoint import SinglePointCalculator
+from ase.stress import full_3x3_to_voigt_6_stress, voigt_6_to_full_3x3_stress
 
 from nequip_md.errors import NequIPMDError
 from nequip_md.graph import cell_volume
 from nequip_md.training.config import DataConfig
+from nequip_md.training.units import ASE_UNITS, Units
 
 MAX_STRESS = 10.0
 """eV/angstrom^3 (1602 GPa): a larger component of a stress is taken for an error of unit or sign and refused."""
@@ -62,6 +64,7 @@ class Labels:
         virial: names of the virial W = sum of r (x) F, eV, positive under compression; where a frame has it, its
             stress is -W / V.
         weight: name in ``Atoms.info`` of the frame's weight in the loss; None means no weights.
+        units: of the values.
     """
 
     energy: Names = None
@@ -69,13 +72,15 @@ class Labels:
     stress: Names = None
     virial: Names = None
     weight: str | None = None
+    units: Units = ASE_UNITS
 
     @classmethod
     def from_config(cls, config: DataConfig) -> Labels:
-        return cls(config.energy_key, config.force_key, config.stress_key, config.virial_key, config.weight_key)
+        keys = (config.energy_key, config.force_key, config.stress_key, config.virial_key, config.weight_key)
+        return cls(*keys, Units.from_config(config))
 
     def of(self, atoms: Atoms) -> FrameLabels:
-        """The labels of a frame.
+        """The labels of a frame, in eV and angstrom.
 
         Raises:
             NequIPMDError: a label of another shape, that is not finite, or that is too large for a stress.
@@ -100,10 +105,12 @@ class Labels:
         if weight.size != 1 or weight < 0:
             raise NequIPMDError(f"its {self.weight} is {weight.tolist()}; a weight is one number that is not negative")
         source, tensor = ("stress", stress) if virial is None else ("virial", virial)
+        if tensor is not None:
+            tensor = tensor * (self.units.to_ev if source == "virial" else self.units.to_ase_stress)
         stress = None if tensor is None else _stress(tensor, source, atoms)
         return FrameLabels(
-            energy=None if energy is None else float(energy.squeeze()),
-            forces=forces,
+            energy=None if energy is None else float(energy.squeeze()) * self.units.to_ev,
+            forces=None if forces is None else forces * self.units.to_ev_per_angstrom,
             stress=stress,
             weight=float(weight.squeeze()),
             has_unused_stress=tensor is not None and stress is None,
@@ -142,11 +149,22 @@ def _too_large(value: float, source: str) -> str:
         " taken for an error: "
     )
     if source == "virial":
-        return message + "it is the virial divided by the volume; check the unit (eV) of data.virial_key and the cell"
+        return message + "it is the virial divided by the volume; check the unit (data.energy_unit) and the cell"
     return message + (
-        "a stress has to be in eV/Å³, positive under tension. Values in kbar are to be divided by 1602.18, those in GPa"
-        " by 160.218, and VASP's change their sign; for a virial in eV give data.virial_key instead of data.stress_key"
+        "check its unit and sign. Values in kbar (1602.18 in 1 eV/Å³) need data.stress_unit: kbar, those in GPa (160.218"
+        " in 1 eV/Å³) data.stress_unit: GPa, and those of VASP's sign data.stress_sign: compression; for a virial give"
+        " data.virial_key instead of data.stress_key"
     )
+
+
+def with_labels(atoms: Atoms, found: FrameLabels) -> Atoms:
+    """A copy of a frame whose labels are ASE's results, under ASE's names; ``info`` and ``arrays`` stay."""
+    copy = atoms.copy()
+    results = {name: getattr(found, name) for name in ("energy", "forces", "stress")}
+    if results["stress"] is not None:
+        results["stress"] = full_3x3_to_voigt_6_stress(results["stress"])
+    copy.calc = SinglePointCalculator(copy, **{name: value for name, value in results.items() if value is not None})
+    return copy
 
 
 def is_isolated_atom(atoms: Atoms) -> bool:
@@ -154,31 +172,39 @@ def is_isolated_atom(atoms: Atoms) -> bool:
     return atoms.info.get("config_type") == "IsolatedAtom"
 
 
-def possible_names(frames: Iterable[Atoms]) -> dict[str, list[str]]:
-    """Names in some frames by what they could be, from the shape: ``energy``, ``forces``, ``stress`` (or virial)."""
-    found: dict[str, list[str]] = {"energy": [], "forces": [], "stress": []}
-    for atoms in frames:
+class NamesSeen:
+    """Names in frames by what they could be, from the shape: ``energy``, ``forces``, ``stress`` (or virial)."""
+
+    def __init__(self):
+        self._found: dict[str, dict[str, None]] = {"energy": {}, "forces": {}, "stress": {}}  # in the order of finding
+
+    def add(self, atoms: Atoms) -> None:
+        """Take up the names in a frame."""
         results = atoms.calc.results if atoms.calc is not None else {}
         shapes = {(): "energy", (6,): "stress", (9,): "stress", (3, 3): "stress"}
         places = [(results | atoms.info, shapes), (results | atoms.arrays, {(len(atoms), 3): "forces"})]
         for place, kinds in places:
             for name, value in place.items():
                 kind = kinds.get(np.shape(value)) if isinstance(value, (int, float, np.number, np.ndarray)) else None
-                if kind and name not in (*_NOT_LABELS, *found[kind]) and np.asarray(value).dtype.kind in "if":
-                    found[kind].append(name)
-    return found
+                if kind and name not in _NOT_LABELS and np.asarray(value).dtype.kind in "if":
+                    self._found[kind][name] = None
 
+    def similar_to(self, label: str) -> list[str]:
+        """Names that sound and look like the label ``energy``, ``forces`` or ``stress``."""
+        return [n for n in self._found[label] if re.search(_LOOK_LIKE[label], n, re.IGNORECASE)]
 
-def similar_names(frames: Iterable[Atoms], label: str) -> list[str]:
-    """Names in some frames that sound and look like the label ``energy``, ``forces`` or ``stress``."""
-    return [n for n in possible_names(frames)[label] if re.search(_LOOK_LIKE[label], n, re.IGNORECASE)]
+    def describe(self) -> str:
+        """The names, for messages."""
+        parts = [
+            f"{what} [{', '.join(self._found[kind])}]"
+            for kind, what in (("energy", "numbers"), ("forces", "arrays of N x 3"), ("stress", "6 or 9 numbers"))
+        ]
+        return ", ".join(parts)
 
 
 def describe_names(frames: Iterable[Atoms]) -> str:
     """The names in some frames, for messages."""
-    found = possible_names(frames)
-    parts = [
-        f"{what} [{', '.join(found[kind])}]"
-        for kind, what in (("energy", "numbers"), ("forces", "arrays of N x 3"), ("stress", "6 or 9 numbers"))
-    ]
-    return ", ".join(parts)
+    seen = NamesSeen()
+    for atoms in frames:
+        seen.add(atoms)
+    return seen.describe()

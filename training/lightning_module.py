@@ -8,19 +8,23 @@ from typing import Any
 
 import lightning as L
 import torch
-from torch import Tensor
+from torch import nn
 
 from nequip_md.errors import NequIPMDError
 from nequip_md.files import TRAINING_STATE_KEY
 from nequip_md.model.potential import Potential
+from nequip_md.training.compiled_step import make_step
 from nequip_md.training.config import TrainingConfig
-from nequip_md.training.data import Sample
-from nequip_md.training.divergence import FirstFailure, describe_failure
+from nequip_md.training.divergence import FirstFailure, describe_failure, describe_frames
 from nequip_md.training.ema import AveragedModel
-from nequip_md.training.loss import errors, loss, predict
+from nequip_md.training.loss import errors, label_counts, predict
 from nequip_md.training.metrics import ErrorMetrics, weighted_loss
+from nequip_md.training.optimizers import freeze, parameter_groups, warmed_up
+from nequip_md.training.parallel import sum_over_processes
 from nequip_md.training.report import epoch_line
+from nequip_md.training.samples import Sample
 from nequip_md.training.schedule import Clock, make_schedule
+from nequip_md.training.step import trained
 
 log = logging.getLogger(__name__)
 
@@ -50,13 +54,15 @@ class PotentialModule(L.LightningModule):
             with_stress: report errors of stresses, whether or not the loss has them.
         """
         super().__init__()
-        self.model = model
+        # the gradient comes from the step, not from a backward pass
+        self.automatic_optimization = False
+        self.model = freeze(model, config.optimizer)
         self.average = (
             AveragedModel(model, config.optimizer.ema_decay) if config.optimizer.ema_decay is not None else None
         )
         self.config, self.with_stress, self.record = config, with_stress, record or {}
-        self.train_metrics = ErrorMetrics(config.loss.stress > 0)
-        self.validation_metrics = ErrorMetrics(with_stress)
+        self.train_metrics = ErrorMetrics(config.loss, with_stress=config.loss.stress > 0)
+        self.validation_metrics = ErrorMetrics(config.loss, with_stress=with_stress)
         self.validation_errors: dict[str, float] = {}
         self.validation_loss = math.inf
         self.failures = {"train": FirstFailure(), "validation": FirstFailure()}
@@ -70,7 +76,7 @@ class PotentialModule(L.LightningModule):
     def configure_optimizers(self) -> torch.optim.Optimizer:
         options = self.config.optimizer
         optimizer = torch.optim.AdamW(
-            self.model.parameters(),
+            parameter_groups(self.model, options),
             lr=options.learning_rate,
             betas=options.betas,
             weight_decay=options.weight_decay,
@@ -79,14 +85,37 @@ class PotentialModule(L.LightningModule):
         self.schedule = make_schedule(self.config.schedule, optimizer)
         return optimizer
 
-    def training_step(self, batch: Sample, index: int) -> Tensor:
-        prediction = predict(self.model, batch, with_stress=self.config.loss.stress > 0, create_graph=True)
-        self.failures["train"].update(prediction, batch)
-        found = errors(prediction, batch)
-        self.train_metrics.update(found)
-        return loss(found, self.config.loss)
+    def on_fit_start(self) -> None:
+        # here the model is on its device
+        frames = self.config.data.frames_in_batch or self.config.data.batch_size
+        self.step = make_step(
+            self.model,
+            self.config.loss,
+            with_stress=self.config.loss.stress > 0,
+            compiled=self.config.compile,
+            steps=self.config.stop.max_epochs * math.ceil(len(self.trainer.datamodule.train) / frames),
+        )
 
-    def on_train_batch_end(self, *_) -> None:
+    def training_step(self, batch: Sample, index: int) -> None:
+        (counts,) = sum_over_processes([label_counts(batch)])
+        try:
+            result = self.step(batch, counts)
+        except torch.OutOfMemoryError as error:
+            graph = batch.graph
+            raise NequIPMDError(
+                f"the memory of the GPU does not suffice for a step of {graph.num_graphs} frames with {graph.num_nodes} atoms and"
+                f" {graph.num_edges} edges ({describe_frames(batch, self.trainer.datamodule)}); set data.max_edges to less, or"
+                f" data.batch_size. PyTorch says: {str(error).splitlines()[0]}"
+            ) from None
+        self.failures["train"].update(result.prediction, batch)
+        self.train_metrics.update(errors(result.prediction, batch))
+        weights = trained(self.model)
+        for weight, gradient in zip(weights, sum_over_processes(result.gradients), strict=True):
+            weight.grad = gradient
+        if self.config.optimizer.gradient_clip is not None:
+            nn.utils.clip_grad_norm_(weights, self.config.optimizer.gradient_clip)
+        with warmed_up(self.optimizers(), self.trainer.global_step, self.config.optimizer.warmup_steps):
+            self.optimizers().step()
         if self.average is not None:
             self.average.update(self.model, self.trainer.global_step)
 
@@ -124,6 +153,10 @@ class PotentialModule(L.LightningModule):
         rate = self.trainer.optimizers[0].param_groups[0]["lr"]
         train_errors = self.train_metrics.compute()
         self.clock.after_epoch(epochs)
+        # decisions that follow from it are the same in all processes
+        self.clock.elapsed, self.clock.epoch_seconds = self.trainer.strategy.broadcast(
+            (self.clock.elapsed, self.clock.epoch_seconds)
+        )
         values = {"train/loss": weighted_loss(train_errors, self.config.loss), "validation/loss": self.validation_loss}
         values |= {f"train/{k}": v for k, v in train_errors.items()} | {
             f"validation/{k}": v for k, v in self.validation_errors.items()

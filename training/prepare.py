@@ -1,4 +1,4 @@
-"""From a training file to data, statistics and the model's options: all that a run does before it trains."""
+"""Preparation of a run from its training file: data, statistics and the model's options."""
 
 from __future__ import annotations
 
@@ -10,29 +10,31 @@ from nequip_md.model.build import build_model
 from nequip_md.model.config import PotentialConfig
 from nequip_md.training.config import AUTO_VALUES, TrainingConfig
 from nequip_md.training.data import AtomsData
+from nequip_md.training.labels import Labels
 from nequip_md.training.statistics import Statistics, automatic_value, compute_statistics, isolated_atom_energies
 
 log = logging.getLogger(__name__)
 
 CLOSE_CONTACT = 0.7
-"""A pair of types has close contacts in the data if one is shorter than this part of the sum of covalent radii."""
+"""A pair of types has close contacts in the data if a distance is shorter than this fraction of the sum of covalent radii."""
 
 
 def prepare(config: TrainingConfig) -> tuple[AtomsData, Statistics]:
     """Read the data of a training file, log what is in it, and compute the statistics of its training frames.
 
     Raises:
-        NequIPMDError: a file, frame or label that cannot be used, or a loss of something that no frame has.
+        NequIPMDError: a file, frame or label cannot be used, or the loss has a quantity for which no frame has a label.
     """
-    data = AtomsData(config.data, config.potential(), config.seed)
+    potential = config.potential()
+    data = AtomsData(config.data, potential, config.seed)
     for label, weight in (
         ("energy", config.loss.energy),
         ("forces", config.loss.force),
         ("stress", config.loss.stress),
     ):
         data.require(label, weight)
-    statistics = compute_statistics(data.train, config.model["type_names"])
-    suggest_repulsion(statistics, config.potential())
+    statistics = compute_statistics(data.train, potential.type_names)
+    suggest_repulsion(statistics, potential)
     return data, statistics
 
 
@@ -40,13 +42,15 @@ def resolved(config: TrainingConfig, data: AtomsData, statistics: Statistics) ->
     """The model's configuration with its automatic values, which are logged.
 
     Raises:
-        NequIPMDError: a value that the data does not determine.
+        NequIPMDError: the data does not determine a value.
     """
+    if "checkpoint" in config.model:
+        return config.potential()
     types = config.model["type_names"]
     shifts = config.model.get("energy_shifts", "auto")
     isolated = None
     if data.isolated_atoms and shifts in ("auto", "isolated_atoms"):
-        isolated = isolated_atom_energies(data.isolated_atoms, types, data.labels)
+        isolated = isolated_atom_energies(data.isolated_atoms, types, Labels())
     potential = config.potential(lambda key, word: automatic_value(key, word, statistics, isolated, types))
     for key in AUTO_VALUES:
         log.info(
@@ -70,14 +74,14 @@ def check(config: TrainingConfig) -> None:
     """Do all that a run does before it trains: read the data, compute its statistics, build the model.
 
     Raises:
-        NequIPMDError: what :func:`prepare` and :func:`resolved` refuse.
+        NequIPMDError: see :func:`prepare` and :func:`resolved`.
     """
     potential = resolved(config, *prepare(config))
     log.info("%s model with %d weights", potential.kind, sum(p.numel() for p in build_model(potential).parameters()))
 
 
 def suggest_repulsion(statistics: Statistics, potential: PotentialConfig) -> None:
-    """Log the pairs of types without close contacts in the data, where the model has no repulsion of its own."""
+    """Log the pairs of types without close contacts in the data, unless the model has a repulsive term."""
     types = potential.type_names
     if potential.pair_potential is not None or any(t not in atomic_numbers for t in types):
         return

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import logging
+import re
 import signal
 import sys
 import time
 import warnings
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, RichProgressBar
-from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
-from lightning.pytorch.plugins.environments import LightningEnvironment
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from lightning.pytorch.plugins.environments import LightningEnvironment, TorchElasticEnvironment
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from pydantic import TypeAdapter, ValidationError
 
@@ -26,26 +26,38 @@ from nequip_md.errors import NequIPMDError
 from nequip_md.interrupt import Interrupted
 from nequip_md.model.build import build_model
 from nequip_md.model.config import AnyConfig, PotentialConfig
+from nequip_md.model.potential import Potential
+from nequip_md.training import fine_tuning
 from nequip_md.training.callbacks import BestModel
 from nequip_md.training.config import TrainingConfig
 from nequip_md.training.data import AtomsData
-from nequip_md.training.folder import BEST, LAST, REPORT, forget_run, held, holds_run
+from nequip_md.training.folder import BEST, LAST, REPORT, REPORT_PAGE, forget_run, held, holds_run
 from nequip_md.training.lightning_module import STATE_KEY, PotentialModule
+from nequip_md.training.loggers import make_loggers, require_loggers
 from nequip_md.training.metrics import evaluate
+from nequip_md.training.parallel import Processes, Replicas
+from nequip_md.training.predictions import PredictionCollector
 from nequip_md.training.prepare import prepare, resolved
+from nequip_md.training.progress import TrainingBar
 from nequip_md.training.states import StateFiles
 from nequip_md.training.statistics import Statistics
 
 log = logging.getLogger(__name__)
 
-_MAY_CHANGE = {"stop", "output", "device"}
+_MAY_CHANGE = {"stop", "output", "device", "compile", "report_page", "loggers"}
 """Sections that a resumed run may have otherwise than the run it continues."""
-_MAY_CHANGE_IN_DATA = {"train", "validation", "test", "isolated_atoms", "evaluation_batch_size", "keep_on_device"}
+_MAY_CHANGE_IN_DATA = {
+    "train",
+    "validation",
+    "test",
+    "isolated_atoms",
+    "evaluation_batch_size",
+    "keep_on_device",
+    "workers",
+}
 
 
-def run_training(
-    config: TrainingConfig, *, resume: bool = False, overwrite: bool = False
-) -> dict[str, dict[str, float]]:
+def run_training(config: TrainingConfig, *, resume: bool = False, overwrite: bool = False) -> dict[str, dict[str, Any]]:
     """Train a potential, with the arguments and errors of :func:`nequip_md.training.train`.
 
     Returns:
@@ -53,28 +65,44 @@ def run_training(
     """
     output = Path(config.output)
     accelerator = _accelerator(config.device)
+    processes = Processes.of_this_run()
+    require_loggers(config.loggers)
     if resume and not output.is_dir():
         raise NequIPMDError(f"there is no run to resume: the folder {output} does not exist; start without --resume")
-    with held(output):
-        if holds_run(output) and not (resume or overwrite):
+    if processes.rank > 0:
+        logging.getLogger("nequip_md.training").setLevel(logging.ERROR)  # one process reports
+    # and one writes
+    with held(output) if processes.rank == 0 else nullcontext():
+        if processes.rank == 0 and holds_run(output) and not (resume or overwrite):
             raise NequIPMDError(
                 f"{output} holds a run already; give --resume to continue it, --overwrite to forget it,"
                 " or another --output"
             )
         states = StateFiles(output)
         try:
-            return _train(config, states, states.read() if resume else None, accelerator)
+            return _train(config, states, states.read() if resume else None, accelerator, processes)
         except Interrupted as stop:
             raise Interrupted(stop.signal, states.note()) from None
         except SIGTERMException:  # Lightning has seen the signal, and the exception of its handler got lost on the way
             raise Interrupted(signal.SIGTERM, states.note()) from None
+        except RuntimeError as error:
+            if not re.match(r"DataLoader worker \(pid.*(killed|exited)", str(error)):
+                raise
+            raise NequIPMDError(
+                f"a process that reads data has died ({str(error).splitlines()[0].strip()}), most often because the"
+                f" memory or /dev/shm is full; lower data.workers or data.batch_size. {states.note()}"
+            ) from None
         except OSError as error:  # a full disk may be met by whatever writes there, the logs for instance
             raise NequIPMDError(f"the run in {output} has failed: {error}; {states.note()}") from None
 
 
 def _train(
-    config: TrainingConfig, states: StateFiles, state: dict[str, Any] | None, accelerator: str
-) -> dict[str, dict[str, float]]:
+    config: TrainingConfig,
+    states: StateFiles,
+    state: dict[str, Any] | None,
+    accelerator: str,
+    processes: Processes,
+) -> dict[str, dict[str, Any]]:
     """The body of :func:`run_training`, in a folder that is held, from a state or from the beginning."""
     output = Path(config.output)
     if state is not None:
@@ -83,7 +111,11 @@ def _train(
     potential = resolved(config, data, statistics) if state is None else _resumed_potential(state, statistics, data)
 
     torch.manual_seed(config.seed)
-    model = build_model(potential)
+    if state is None and "checkpoint" in config.model:
+        model = _trained_model(config, potential, data)
+        potential = model.config
+    else:
+        model = build_model(potential)
     log.info("%s model with %d weights", potential.kind, sum(p.numel() for p in model.parameters()))
     record = {
         "statistics": statistics.as_dict(),
@@ -92,8 +124,8 @@ def _train(
         "data_digests": data.digests,
     }
     module = PotentialModule(model, config, with_stress=data.has("stress"), record=record)
-    trainer = _trainer(config, states, accelerator)
-    if state is None:
+    trainer = _trainer(config, states, accelerator, processes)
+    if state is None and processes.rank == 0:
         forget_run(output)
     started = time.monotonic()
     with warnings.catch_warnings():
@@ -108,8 +140,18 @@ def _train(
         ):
             warnings.filterwarnings("ignore", message=message)
         trainer.fit(module, datamodule=data, ckpt_path=states.source)
+    trainer.strategy.barrier()  # the best model is written
     log.info("trained %d epochs; this run took %.0f s", trainer.current_epoch, time.monotonic() - started)
     return _finish(output, data, module)
+
+
+def _trained_model(config: TrainingConfig, potential: PotentialConfig, data: AtomsData) -> Potential:
+    """The model that training starts from, where that is a trained one."""
+    model = fine_tuning.start(config.model, potential)
+    log.info("training starts from the weights of %s", config.model["checkpoint"])
+    if config.model.get("energy_shifts", "refit") != "refit":
+        return model
+    return fine_tuning.with_shifts(model, fine_tuning.refitted_shifts(model, data.train, config.data.batch_size))
 
 
 def _same_run(config: TrainingConfig, state: dict[str, Any]) -> None:
@@ -164,7 +206,7 @@ def _resumed_potential(state: dict[str, Any], statistics: Statistics, data: Atom
     return TypeAdapter(AnyConfig).validate_python(record["potential"])
 
 
-def _trainer(config: TrainingConfig, states: StateFiles, accelerator: str) -> L.Trainer:
+def _trainer(config: TrainingConfig, states: StateFiles, accelerator: str, processes: Processes) -> L.Trainer:
     output = Path(config.output)
     callbacks: list[L.Callback] = [
         BestModel(output / BEST),
@@ -174,21 +216,22 @@ def _trainer(config: TrainingConfig, states: StateFiles, accelerator: str) -> L.
     ]
     if config.stop.patience is not None:
         callbacks.append(EarlyStopping("validation/loss", patience=config.stop.patience, check_on_train_epoch_end=True))
-    show_bar = sys.stdout.isatty()
+    show_bar = sys.stdout is not None and sys.stdout.isatty()  # None: a shell has closed it
     if show_bar:
-        callbacks.append(RichProgressBar())
+        callbacks.append(TrainingBar())
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     return L.Trainer(
         accelerator=accelerator,
-        devices=1,
+        devices=processes.local_size,
+        num_nodes=processes.machines,
+        strategy="auto" if processes.size == 1 else Replicas(),
         max_epochs=config.stop.max_epochs,
         callbacks=callbacks,
         # of the cluster nothing is used: on Slurm, Lightning would requeue the job itself, and resume from any
         # hpc_ckpt_*.ckpt that lies in its root folder
-        plugins=[states, LightningEnvironment()],
+        plugins=[states, LightningEnvironment() if processes.size == 1 else TorchElasticEnvironment()],
         default_root_dir=output,
-        logger=_loggers(output),
-        gradient_clip_val=config.optimizer.gradient_clip,
+        logger=make_loggers(config.loggers, output),
         enable_progress_bar=show_bar,
         enable_model_summary=False,
         num_sanity_val_steps=0,
@@ -197,15 +240,7 @@ def _trainer(config: TrainingConfig, states: StateFiles, accelerator: str) -> L.
     )
 
 
-def _loggers(output: Path) -> list[Logger]:
-    table = CSVLogger(output, name="logs", flush_logs_every_n_steps=1)  # a run may be killed at any time
-    if importlib.util.find_spec("tensorboard") is None:
-        log.info("tensorboard is not installed, so there will be no TensorBoard log: pip install tensorboard")
-        return [table]
-    return [table, TensorBoardLogger(output, name="logs", version=table.version)]
-
-
-def _finish(output: Path, data: AtomsData, module: PotentialModule) -> dict[str, dict[str, float]]:
+def _finish(output: Path, data: AtomsData, module: PotentialModule) -> dict[str, dict[str, Any]]:
     """Evaluate the best model as it lies on disk, and write its errors beside it and into it."""
     best = output / BEST
     training = checkpoint.read_info(best).training
@@ -213,9 +248,42 @@ def _finish(output: Path, data: AtomsData, module: PotentialModule) -> dict[str,
     device = data.trainer.strategy.root_device
     model.to(device)
     loaders = {"validation": data.val_dataloader(), **({"test": data.test_dataloader()} if data.test else {})}
+    types = model.config.type_names
+    collectors = {name: PredictionCollector(types) for name in loaders if module.config.report_page}
     training["metrics"] = {
-        name: evaluate(model, loader, with_stress=module.with_stress, device=device) for name, loader in loaders.items()
+        name: evaluate(
+            model,
+            loader,
+            type_names=types,
+            with_stress=module.with_stress,
+            device=device,
+            collector=collectors.get(name),
+        )
+        for name, loader in loaders.items()
     }
-    checkpoint.save(best, model, training=training)
-    write_atomically(output / REPORT, (json.dumps(training, indent=2) + "\n").encode())
+    for collector in collectors.values():
+        collector.gather()
+    if data.trainer.is_global_zero:
+        checkpoint.save(best, model, training=training)
+        write_atomically(output / REPORT, (json.dumps(training, indent=2) + "\n").encode())
+        if collectors:
+            _write_page(output, training, data, module.config, collectors, device)
     return training["metrics"]
+
+
+def _write_page(
+    output: Path,
+    record: dict[str, Any],
+    data: AtomsData,
+    config: TrainingConfig,
+    collectors: dict[str, PredictionCollector],
+    device: torch.device,
+) -> None:
+    """Write ``report.html``; whatever goes wrong is a warning, as the run itself has succeeded."""
+    try:
+        from nequip_md.training.report_page import write_report_page  # imports matplotlib
+
+        predictions = {name: collector.finish() for name, collector in collectors.items()}
+        write_report_page(output, record, data, config, predictions, device)
+    except Exception as error:
+        log.warning("warning: %s was not written (%s: %s)", output / REPORT_PAGE, type(error).__name__, error)

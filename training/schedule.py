@@ -1,4 +1,4 @@
-"""Learning rates and time limits: what is decided once after each epoch."""
+"""Learning rates and time limits, which are updated after each epoch."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Plateau:
 
 
 class Cosine:
-    """lr = lr_0 (f + (1 - f) (1 + cos(pi p)) / 2), p: the part of the training that is done, f: ``final_fraction``."""
+    """Learning rate lr_0 (f + (1 - f) (1 + cos(pi p)) / 2), with p the finished fraction of the training and f ``final_fraction``."""
 
     def __init__(self, config: CosineSchedule, optimizer: Optimizer):
         self.final = config.final_fraction
@@ -69,11 +69,11 @@ class Clock:
         self._mark = time.monotonic()
 
     def start(self) -> None:
-        """Called as training begins or goes on."""
+        """Called when training begins or continues."""
         self._mark = time.monotonic()
 
     def after_epoch(self, epochs: int) -> None:
-        """Called with the number of epochs done."""
+        """Called with the number of finished epochs."""
         now = time.monotonic()
         self.epoch_seconds = now - self._mark
         self.elapsed += self.epoch_seconds
@@ -82,7 +82,7 @@ class Clock:
 
     @property
     def progress(self) -> float:
-        """The part of the training that is done, 0 to 1, by epochs or by time, whichever is nearer its end."""
+        """Finished fraction of the training, 0 to 1, by epochs or by time, whichever is larger."""
         by_time = 0.0 if self.limits.max_time is None else self.elapsed / self.limits.max_time
         return min(1.0, max(by_time, self.epochs / self.limits.max_epochs))
 

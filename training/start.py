@@ -1,4 +1,4 @@
-"""What ``nequip-md-train`` does, for programs and notebooks. Importing this module imports neither PyTorch nor Lightning."""
+"""Functions of ``nequip-md-train`` for programs and notebooks. Importing this module imports neither PyTorch nor Lightning."""
 
 from __future__ import annotations
 
@@ -19,19 +19,20 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """What a training run has made.
+    """Results of a training run.
 
     Attributes:
-        folder: the output folder: checkpoints, ``report.json`` and logs.
+        folder: the output folder: checkpoints, ``report.json``, ``report.html`` and logs.
         best: the best model, a native checkpoint in that folder.
         metrics: errors of that model by data set (``validation``, ``test``) and by quantity: ``energy_mae`` and
             ``energy_rmse`` in eV/atom, ``force_mae`` and ``force_rmse`` in eV/angstrom, ``stress_mae`` and
-            ``stress_rmse`` in eV/angstrom^3 where stresses were trained on.
+            ``stress_rmse`` in eV/angstrom^3 where stresses were trained on; ``force_mae_by_type`` and
+            ``force_rmse_by_type`` map the names of types to eV/angstrom.
     """
 
     folder: Path
     best: Path
-    metrics: dict[str, dict[str, float]]
+    metrics: dict[str, dict[str, Any]]
 
 
 def train(
@@ -41,7 +42,7 @@ def train(
     resume: bool = False,
     overwrite: bool = False,
 ) -> TrainingResult:
-    """Train a potential and write ``best.nqmd``, ``report.json`` and logs to the output folder.
+    """Train a potential and write ``best.nqmd``, ``report.json``, ``report.html`` and logs to the output folder.
 
     One line for each epoch is logged to the logger ``nequip_md.training`` at level INFO, which Python does not show
     unless told so (``logging.basicConfig(level=logging.INFO)``).
@@ -50,14 +51,14 @@ def train(
         config: a training file (YAML), its content as a mapping, or that content as :func:`load_config` checked it.
             Paths of data in a mapping start at the current folder.
         output: folder of checkpoints and logs, instead of that of ``config``.
-        resume: continue the run in the output folder, exactly where it ended.
-        overwrite: forget the run in the output folder.
+        resume: continue the run in the output folder exactly where it ended.
+        overwrite: delete the results of a previous run in the output folder.
 
     Raises:
-        NequIPMDError: a training file or data that cannot be used, an output folder in use, a resumed run that differs,
-            a training that diverges, a package that is not installed.
-        Interrupted: SIGTERM has come; after SIGINT (Ctrl-C) only within :func:`nequip_md.interrupt.interruptible`,
-            because Lightning ends the process otherwise.
+        NequIPMDError: the training file or data cannot be used, the output folder is in use, the resumed run has other settings or
+            data, training diverges, or a package is not installed.
+        Interrupted: the process received SIGTERM; for SIGINT (Ctrl-C) only within :func:`nequip_md.interrupt.interruptible`, as
+            Lightning ends the process otherwise.
     """
     if resume and overwrite:
         raise NequIPMDError("resume and overwrite exclude each other: a run is continued or forgotten")
@@ -76,7 +77,7 @@ def check(config: str | os.PathLike | Mapping[str, Any] | TrainingConfig) -> Non
     """Do all that :func:`train` does before it trains: read the data, compute its statistics, build the model.
 
     Raises:
-        NequIPMDError: a training file or data that cannot be used, a package that is not installed.
+        NequIPMDError: the training file or data cannot be used, or a package is not installed.
     """
     config = _checked(config)
     try:

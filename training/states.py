@@ -1,4 +1,4 @@
-"""The states that a run continues from, on disk."""
+"""Files with the state of a run, from which it can be resumed."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ log = logging.getLogger(__name__)
 
 
 def read_state(path: Path) -> dict[str, Any]:
-    """A state that ``nequip-md-train`` has written, on the CPU.
+    """Read a state that ``nequip-md-train`` has written, to the CPU.
 
     Raises:
-        NequIPMDError: no such file, a damaged one (checksums are compared), or another program's.
+        NequIPMDError: the file is missing, damaged (checksums are compared), or of another program.
     """
     try:
         state = torch.load(verified_copy(path), map_location="cpu", weights_only=True)
@@ -34,7 +34,7 @@ def read_state(path: Path) -> dict[str, Any]:
         raise NequIPMDError(f"{path} cannot be read: {error.strerror}") from None
     except pickle.UnpicklingError:
         raise NequIPMDError(f"{path} was not written by nequip-md-train: it holds objects of other kinds") from None
-    except Exception as error:  # zipfile and torch raise whatever their parsing meets
+    except Exception as error:  # zipfile and torch raise many types of exceptions for damaged files
         raise NequIPMDError(f"{path} is damaged ({type(error).__name__}: {error})") from None
     ours = state.get(STATE_KEY) if isinstance(state, dict) else None
     if not isinstance(ours, dict) or not {"config", "record"} <= ours.keys():
@@ -46,8 +46,8 @@ class StateFiles(CheckpointIO):
     """Writes and reads the states of one run for Lightning: ``last.ckpt``, and ``previous.ckpt`` from an epoch earlier.
 
     Attributes:
-        source: the file that was last read or written, from which a run can be resumed; None before.
-        epochs: complete epochs of the state in it.
+        source: the file that was last read or written, from which a run can be resumed; None at first.
+        epochs: number of complete epochs of the state in that file.
     """
 
     def __init__(self, folder: Path):
@@ -56,10 +56,10 @@ class StateFiles(CheckpointIO):
         self.epochs: int | None = None
 
     def read(self) -> dict[str, Any]:
-        """The last state, or with a warning the one before it if the last is missing or damaged.
+        """The last state or, with a warning, the state before it if the last is missing or damaged.
 
         Raises:
-            NequIPMDError: neither can be used.
+            NequIPMDError: neither state can be used.
         """
         try:
             state, self.source = read_state(self.last), self.last
@@ -93,7 +93,7 @@ class StateFiles(CheckpointIO):
         Path(path).unlink(missing_ok=True)
 
     def note(self) -> str:
-        """A sentence on what is saved and how to go on, for a run that ends early."""
+        """A sentence for a run that ends early: what is saved, and how to continue."""
         if self.epochs is None:
             return "no epoch was complete, so there is nothing to resume; start again"
         return f"the state after epoch {self.epochs} is saved in {self.source}; --resume continues from there"

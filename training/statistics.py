@@ -1,9 +1,9 @@
-"""What a model should know of its training data before the first step."""
+"""Statistics of the training data that a model needs before the first step."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -12,15 +12,15 @@ import torch
 from ase import Atoms
 
 from nequip_md.errors import NequIPMDError
-from nequip_md.training.data import Sample
 from nequip_md.training.labels import Labels, describe_names
+from nequip_md.training.samples import Sample
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Statistics:
-    """Statistics of training data; those of a type that no frame holds are left out of the mappings.
+    """Statistics of training data. Types that no frame holds are left out of the mappings.
 
     Attributes:
         num_frames: frames in all.
@@ -32,7 +32,7 @@ class Statistics:
         least_squares_shifts: energies of the types, eV, that fit the total energies best; None without energies.
         composition_rank: linearly independent compositions; below the number of types the shifts are not unique and
             those of the smallest norm are taken.
-        energy_rms: what the shifts leave of the energy per atom, root mean square, eV; None without energies.
+        energy_rms: root mean square of the energy per atom without the shifts, eV; None without energies.
         closest_distances: smallest distance of each pair of types, angstrom, symmetric; without the pairs that no
             frame has within the cutoff.
         largest_force: largest norm of a force on an atom, eV/angstrom; None without forces.
@@ -54,16 +54,19 @@ class Statistics:
         return asdict(self)
 
 
-def compute_statistics(samples: Sequence[Sample], type_names: Sequence[str]) -> Statistics:
-    """Statistics of labelled graphs; labels that a sample lacks are left out."""
-    num_types = len(type_names)
-    composition = np.stack([np.bincount(s.graph.node_types.numpy(), minlength=num_types) for s in samples])
-    atoms = composition.sum(0)
+def compute_statistics(samples: Iterable[Sample], type_names: Sequence[str]) -> Statistics:
+    """Statistics of labelled graphs, in one pass and without keeping them; labels that a sample lacks are left out."""
+    num_types, num_frames = len(type_names), 0
+    atoms = np.zeros(num_types, dtype=np.int64)
     edges = np.zeros(num_types)
     squares, labelled = np.zeros(num_types), np.zeros(num_types)
     closest, largest = np.full((num_types, num_types), np.inf), None
+    energies = _CompositionFit(num_types)
     for s in samples:
+        num_frames += 1
         types = s.graph.node_types
+        composition = np.bincount(types.numpy(), minlength=num_types)
+        atoms += composition
         edges += np.bincount(types.numpy(), weights=s.graph.row_ptr.diff().numpy(), minlength=num_types)
         known = torch.isfinite(s.forces).all(dim=1)
         squares += np.bincount(
@@ -74,18 +77,11 @@ def compute_statistics(samples: Sequence[Sample], type_names: Sequence[str]) -> 
         np.minimum.at(closest, (centre, neighbour), s.graph.edge_vectors.norm(dim=1).numpy())
         if known.any():
             largest = max(largest or 0.0, s.forces[known].norm(dim=1).max().item())
-
-    energy = np.array([s.energy.item() for s in samples])
-    known = np.isfinite(energy)
-    shifts = residual = None
-    rank = int(np.linalg.matrix_rank(composition[known])) if known.any() else 0
-    if known.any():
-        solution = np.linalg.lstsq(composition[known].astype(float), energy[known], rcond=None)[0]
-        residual = (energy[known] - composition[known] @ solution) / composition[known].sum(1)
-        residual = float(np.sqrt(np.mean(residual**2)))
-        shifts = _by_type(type_names, solution, composition[known].any(0))
+        if np.isfinite(energy := s.energy.item()):
+            energies.add(composition, energy)
+    shifts, rank, residual = energies.result()
     return Statistics(
-        num_frames=len(samples),
+        num_frames=num_frames,
         num_atoms={name: int(n) for name, n in zip(type_names, atoms, strict=True)},
         avg_num_neighbors=float(edges.sum() / atoms.sum()),
         avg_num_neighbors_by_type=_by_type(type_names, edges / np.maximum(atoms, 1), atoms > 0),
@@ -93,12 +89,58 @@ def compute_statistics(samples: Sequence[Sample], type_names: Sequence[str]) -> 
         force_rms_by_type=_by_type(type_names, np.sqrt(squares / np.maximum(labelled, 1)), labelled > 0)
         if labelled.any()
         else None,
-        least_squares_shifts=shifts,
+        least_squares_shifts=None if shifts is None else _by_type(type_names, shifts, energies.present),
         composition_rank=rank,
         energy_rms=residual,
         closest_distances=_by_pair(type_names, np.minimum(closest, closest.T)),
         largest_force=largest,
     )
+
+
+class _CompositionFit:
+    """Least squares fit of energies by composition, a block of frames at a time.
+
+    Of the rows (composition, energy) it keeps the triangular factor of their QR decomposition, which has the same
+    least squares solution, and none of the precision that sums of squares lose; another one of the rows divided by the
+    number of atoms gives the residual per atom.
+
+    Attributes:
+        present: types of which some frame has atoms.
+    """
+
+    _BLOCK = 1024
+
+    def __init__(self, num_types: int):
+        self.present = np.zeros(num_types, dtype=bool)
+        self._count = 0
+        self._rows: list[np.ndarray] = []
+        self._total = self._per_atom = np.zeros((0, num_types + 1))
+
+    def add(self, composition: np.ndarray, energy: float) -> None:
+        self._count += 1
+        self.present |= composition > 0
+        self._rows.append(np.append(composition, energy))
+        if len(self._rows) == self._BLOCK:
+            self._reduce()
+
+    def _reduce(self) -> None:
+        rows = np.array(self._rows).reshape(-1, self._total.shape[1])
+        atoms = np.maximum(rows[:, :-1].sum(1, keepdims=True), 1)
+        self._total = np.linalg.qr(np.concatenate([self._total, rows]), mode="r")
+        self._per_atom = np.linalg.qr(np.concatenate([self._per_atom, rows / atoms]), mode="r")
+        self._rows = []
+
+    def result(self) -> tuple[np.ndarray | None, int, float | None]:
+        """Energies of the types, eV; independent compositions; what is left of the energy per atom, RMS, eV."""
+        if not self._count:
+            return None, 0, None
+        self._reduce()
+        triangle, energies = self._total[:, :-1], self._total[:, -1]
+        # the tolerance of NumPy's functions, for the matrix of all frames
+        tolerance = np.finfo(float).eps * max(self._count, triangle.shape[1])
+        shifts, _, rank, _ = np.linalg.lstsq(triangle, energies, rcond=tolerance)
+        residual = np.linalg.norm(self._per_atom @ np.append(shifts, -1.0)) / np.sqrt(self._count)
+        return shifts, int(rank), float(residual)
 
 
 def _by_type(type_names: Sequence[str], values: np.ndarray, present: np.ndarray) -> dict[str, float]:
@@ -116,7 +158,7 @@ def isolated_atom_energies(
     """Energy of the isolated atom of each type, eV.
 
     Raises:
-        NequIPMDError: a frame of several atoms or without energy, two energies of one type, or a type without any.
+        NequIPMDError: a frame has several atoms or no energy, or a type has several energies or none.
     """
     energies: dict[str, float] = {}
     for name, atoms in frames:

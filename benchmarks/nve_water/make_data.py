@@ -1,4 +1,4 @@
-"""Frames of a classical model of water, for a potential that molecular dynamics cannot break: data without end, hot as well as cold.
+"""Frames of a classical water model at many temperatures, to train a potential with which molecular dynamics is stable.
 
     python benchmarks/nve_water/make_data.py train.extxyz --frames 660 --seed 11
     python benchmarks/nve_water/make_data.py test.extxyz --frames 40 --seed 13
@@ -63,7 +63,7 @@ print "$(pe:%.15g)" append energies
 
 
 def write_molecules(atoms: Atoms, path: Path) -> list[int]:
-    """A data file with bonds and angles, molecule by molecule; the order of its atoms."""
+    """Write a data file with bonds and angles, molecule by molecule; returns the order of its atoms."""
     symbols = np.array(atoms.get_chemical_symbols())
     oxygens, hydrogens = np.where(symbols == "O")[0], np.where(symbols == "H")[0]
     distances = atoms.get_all_distances(mic=True)[np.ix_(hydrogens, oxygens)]

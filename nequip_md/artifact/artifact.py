@@ -17,7 +17,7 @@ from nequip_md.memory import keep_freed_memory
 
 
 class Artifact:
-    """A compiled model. Calling it gives node energies and edge gradients.
+    """A compiled model. A call returns node energies and edge gradients.
 
     Attributes:
         metadata: the artifact's table of text (see :mod:`nequip_md.artifact.metadata`).
@@ -25,7 +25,7 @@ class Artifact:
         cutoff: largest cutoff, angstrom.
         pair_cutoffs: cutoff of each ordered pair ``[centre][neighbour]``, angstrom, float64 [T, T].
         message_passing_layers: 0 for strictly local models; with L > 1 layers, ghosts need :meth:`set_exchange`.
-        device: where inputs must lie.
+        device: the device that inputs must be on.
     """
 
     def __init__(self, file: ArtifactFile, metadata: dict[str, str], device: torch.device):
@@ -40,19 +40,19 @@ class Artifact:
         self._code = Code(file, device)
 
     def set_exchange(self, exchange: Exchange | None) -> None:
-        """Say who exchanges the features of ghosts: what a model with several message-passing layers needs to take ghosts.
+        """Set the function that exchanges features of ghosts. Models with several message-passing layers need it if there are ghosts.
 
         Args:
             exchange: called as ``exchange(features, owned, reduce)``, once before each layer but the first, and once more
                 for the gradient of each of these. ``features`` [N + G, width], on the artifact's device and in its dtype, is
-                the code's own memory: the function changes it in place, and keeps no tensor of it. Its first ``owned`` rows
-                are those of the owned atoms (two at least: smaller graphs get phantom atoms behind their own), the rest those
-                of the ghosts. Without ``reduce`` it fills the ghosts' rows with their owners'; with ``reduce`` it adds the
-                ghosts' rows to their owners'. It is called without ghosts too, as other ranks may wait for this one. An exception
-                ends the evaluation. None: nobody exchanges them.
+                memory of the compiled code: the function changes it in place and must not keep it. Its first ``owned`` rows
+                belong to the owned atoms (at least two: smaller graphs are padded with phantom atoms), the other rows to the
+                ghosts. Without ``reduce``, the function fills the ghosts' rows with those of their owners; with ``reduce``, it
+                adds the ghosts' rows to those of their owners. It is called without ghosts too, as other ranks may wait for
+                this one. An exception ends the evaluation. None: no function.
 
         Raises:
-            NequIPMDError: the model exchanges nothing.
+            NequIPMDError: the model exchanges no features.
         """
         if not self._code.exchange.present:
             raise NequIPMDError(
@@ -64,7 +64,7 @@ class Artifact:
         """Evaluate one graph of any size.
 
         Args:
-            graph: a :class:`~nequip_md.graph.Graph`; it is padded to the smallest size that an artifact takes.
+            graph: a :class:`~nequip_md.graph.Graph`; a small one is padded to the smallest size that an artifact accepts.
 
         Returns:
             Energy of each owned atom, eV, float64 [N]; derivative of the total energy by each edge vector, eV/angstrom,
@@ -72,7 +72,7 @@ class Artifact:
 
         Raises:
             NequIPMDError: an input has the wrong shape, dtype or device (the compiled code checks none of these); there are
-                ghosts and nobody exchanges their features; or the exchange failed.
+                ghosts, but no function that exchanges their features; or the exchange failed.
         """
         nodes, edges = graph.num_nodes, graph.num_edges
         self._check(graph)
@@ -111,7 +111,7 @@ class Artifact:
 
 
 class _matmul_precision:
-    """Allow or forbid TF32 in cuBLAS while the artifact runs, whatever the process has set."""
+    """Context in which TF32 in cuBLAS is allowed or forbidden as the artifact requires; the process' own setting is restored."""
 
     def __init__(self, precision: str):
         self.allow = precision == "tf32"
@@ -130,12 +130,11 @@ def load_artifact(path: str | Path, device: str | torch.device | None = None) ->
     A ``.pt2`` file holds machine code, and loading it runs that code: load files that you trust.
 
     Args:
-        device: must be of the kind that the artifact was compiled for; default is that kind (``cuda`` means the
-            current device).
+        device: of the kind that the artifact was compiled for, which is the default (``cuda`` is the current device).
 
     Raises:
-        NequIPMDError: missing, foreign or damaged file, other format version, other PyTorch release, wrong device, code for
-            another processor, or a folder for temporary files (``TMPDIR``) that cannot be used.
+        NequIPMDError: the file is missing, damaged or no artifact; it has another format version, was compiled by another
+            PyTorch release or for another device or processor; or the folder for temporary files (``TMPDIR``) is unusable.
     """
     with ArtifactFile(Path(path)) as file:
         metadata = checked_metadata(file.path, file.metadata())
@@ -145,7 +144,7 @@ def load_artifact(path: str | Path, device: str | torch.device | None = None) ->
 
 
 def _target(path: Path, metadata: dict[str, str], device: str | torch.device | None) -> torch.device:
-    """The device on which an artifact will run, when this process can run it."""
+    """The device on which an artifact runs. Raises NequIPMDError if this process cannot run it."""
     again = "nequip-md-export MODEL -o OUT.pt2"
     if metadata["torch_version"] != torch_version():
         raise NequIPMDError(

@@ -1,4 +1,4 @@
-"""The zip file that an artifact is: its metadata, and its code, verified as it is unpacked."""
+"""Reading of an artifact's zip file: its metadata, and its code, which is verified while it is unpacked."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ _MODEL = "data/aotinductor/model"
 _MOST_OF_METADATA = 1 << 24  # bytes
 _PIECE = 1 << 20  # bytes
 _DAMAGE = (zipfile.BadZipFile, EOFError, KeyError, NotImplementedError, OverflowError, ValueError, struct.error)
-"""Exceptions of :mod:`zipfile` for a file that is not as it was written."""
+"""Exceptions of :mod:`zipfile` for a damaged file."""
 
 
 class ArtifactFile:
     """An artifact's file, open for reading; a context manager.
 
     Attributes:
-        path: as it was given.
-        size: bytes that :meth:`unpack` writes.
+        path: the path that was given.
+        size: number of bytes that :meth:`unpack` writes.
     """
 
     def __init__(self, path: Path):
         """
         Raises:
-            NequIPMDError: there is no such file, it is no artifact, or it is damaged.
+            NequIPMDError: the file is missing, damaged, or no artifact.
         """
         self.path = path
         try:
@@ -89,10 +89,10 @@ class ArtifactFile:
         self._archive.close()
 
     def metadata(self) -> dict[str, str]:
-        """The table of text that the exporter wrote; empty if there is none.
+        """The metadata that the exporter wrote, a dictionary of strings; empty if there is none.
 
         Raises:
-            NequIPMDError: it is damaged, or no table of text.
+            NequIPMDError: it is damaged, or no dictionary of strings.
         """
         beside = self._members[self._library].removesuffix(".so") + "_metadata.json"
         tables = {name: m for m, name in self._members.items() if name.endswith("_metadata.json")}
@@ -126,7 +126,7 @@ class ArtifactFile:
         return folder.path / self._members[self._library]
 
     def _pieces(self, member: zipfile.ZipInfo) -> Iterator[bytes]:
-        """A member's bytes; the checksum is verified at the end."""
+        """Yield a member's bytes; the checksum is verified at the end."""
         with self._reading(), self._archive.open(member) as source:
             while piece := source.read(_PIECE):
                 yield piece
@@ -147,7 +147,7 @@ class ArtifactFile:
 
 
 def _model_file(member: zipfile.ZipInfo) -> str:
-    """Name within the folder of the compiled model, below a folder whose name does not matter; empty for other members."""
+    """File name of a member that belongs to the compiled model, without the zip file's folders; empty for other members."""
     _, _, rest = member.filename.partition("/")
     folder, _, name = rest.rpartition("/")
     return name if folder == _MODEL else ""

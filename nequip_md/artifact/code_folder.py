@@ -1,4 +1,4 @@
-"""The folder for temporary files, where the code of an artifact lies while it is loaded."""
+"""A temporary folder for the code of an artifact while it is loaded."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from nequip_md.errors import NequIPMDError
 
 
 class CodeFolder:
-    """A folder of this process alone; deleted by :meth:`delete`, or else at the end of the process.
+    """A private folder of this process; deleted by :meth:`delete`, or at the end of the process.
 
     Attributes:
         path: the folder.
@@ -21,10 +21,10 @@ class CodeFolder:
     def __init__(self, size: int):
         """
         Args:
-            size: bytes that will be written to it; for messages.
+            size: number of bytes that will be written to it, for messages.
 
         Raises:
-            NequIPMDError: no folder can be made, or code in it cannot be executed.
+            NequIPMDError: the folder cannot be made, or code in it cannot be executed.
         """
         self._size = size
         try:
@@ -42,7 +42,7 @@ class CodeFolder:
         """Write a file of this name.
 
         Raises:
-            NequIPMDError: there is no space left, or the like.
+            NequIPMDError: it cannot be written, for example because there is no space left.
         """
         try:
             file = (self.path / name).open("wb")
@@ -57,7 +57,7 @@ class CodeFolder:
                     self._unusable(self.path.parent, error.strerror)
 
     def delete(self) -> None:
-        """Delete the folder and what is in it."""
+        """Delete the folder and its files."""
         self._folder.cleanup()
 
     def _unusable(self, folder: str | Path, reason: str) -> NoReturn:

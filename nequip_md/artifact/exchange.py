@@ -1,4 +1,4 @@
-"""Who exchanges the features of ghosts while an artifact runs."""
+"""Exchange of ghosts' features while an artifact runs: connects compiled code to a Python function."""
 
 from __future__ import annotations
 
@@ -27,22 +27,22 @@ _ANSWER = ctypes.CFUNCTYPE(
 
 
 class ExchangeHook:
-    """The function that loaded code calls for the features of ghosts.
+    """The Python function that loaded code calls to exchange features of ghosts.
 
     Attributes:
-        function: answers the code; None if nobody does.
-        error: what the function raised; the code then fails, and whoever ran it looks here.
+        function: the function, or None.
+        error: the exception that the function raised, if any. The code then fails, and its caller raises this exception.
     """
 
     def __init__(self, library: str, device: torch.device):
         """
         Args:
-            library: path of the shared library, which is loaded already.
+            library: path of the shared library, which must be loaded already.
         """
         self.function: Exchange | None = None
         self.error: BaseException | None = None
         loaded = ctypes.CDLL(library, mode=os.RTLD_NOLOAD | os.RTLD_NOW)
-        # the code stays as long as its runner, and no longer
+        # gives up the reference that this handle holds, so that the code is unloaded with its runner
         ctypes.CDLL(None).dlclose(ctypes.c_void_p(loaded._handle))
         self._register = getattr(loaded, _SYMBOL, None)
         self._device = device
@@ -50,28 +50,28 @@ class ExchangeHook:
 
     @property
     def present(self) -> bool:
-        """Whether the code exchanges anything."""
+        """Whether the code exchanges features."""
         return self._register is not None
 
     def set(self, function: Exchange | None) -> None:
-        """Have a function answer the code from now on."""
+        """Let the code call this function from now on."""
         before, self._answer = self._answer, _ANSWER(self._call) if function else _ANSWER()
         self._register(self._answer, None)
         self.function = function
-        del before  # the code could call it until now
+        del before  # not released before, as the code could call it until now
 
     def _call(self, _, reduce, address, owned, ghosts, width, bytes_each, stream) -> int:
         try:
             features = _tensor(address, (owned + ghosts, width), bytes_each, self._device)
             self.function(features, owned, bool(reduce))
             return 0
-        except BaseException as error:  # no exception passes through compiled code
+        except BaseException as error:  # an exception must not pass through compiled code
             self.error = error
             return 1
 
 
 class _OnGPU:
-    """Memory of a GPU that belongs to another; PyTorch reads this."""
+    """Memory of a GPU that belongs to other code, described by the attribute that PyTorch reads."""
 
     def __init__(self, address: int, shape: tuple[int, int], bytes_each: int):
         self.__cuda_array_interface__ = {
@@ -83,7 +83,7 @@ class _OnGPU:
 
 
 def _tensor(address: int, shape: tuple[int, int], bytes_each: int, device: torch.device) -> Tensor:
-    """A tensor of the numbers that lie at an address."""
+    """A tensor that views the memory at an address."""
     if device.type == "cuda":
         return torch.as_tensor(_OnGPU(address, shape, bytes_each), device=device)
     memory = (ctypes.c_char * (shape[0] * shape[1] * bytes_each)).from_address(address)

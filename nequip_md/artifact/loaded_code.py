@@ -1,7 +1,7 @@
 """The compiled code of an artifact, loaded into this process.
 
-It is loaded by the C++ runner alone. PyTorch's own loader for Python imports the compiler, which compiles probes and uses
-a folder that other users may have prepared, and unpacks the file without a look at its checksums.
+PyTorch's C++ runner loads it. PyTorch's loader for Python is not used, since it imports the compiler, which compiles test programs
+and uses a folder that other users may have prepared, and since it unpacks the file without verifying checksums.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from nequip_md.errors import NequIPMDError
 
 
 class Code:
-    """The compiled function of an artifact: tensors in, tensors out.
+    """The compiled function of an artifact, which maps tensors to tensors.
 
     Attributes:
-        exchange: who gives it the features of ghosts.
+        exchange: connection to the function that exchanges features of ghosts.
     """
 
     def __init__(self, file: ArtifactFile, device: torch.device):
@@ -28,7 +28,7 @@ class Code:
             device: with an index, if it is a GPU.
 
         Raises:
-            NequIPMDError: the file is damaged, the folder for temporary files cannot be used, or the code does not load.
+            NequIPMDError: the file is damaged, the folder for temporary files is unusable, or the code cannot be loaded.
         """
         self._folder: CodeFolder | None = CodeFolder(file.size)
         try:
@@ -49,7 +49,7 @@ class Code:
         except BaseException:
             self._folder.delete()
             raise
-        # a GPU's kernels are loaded when they are first needed
+        # a GPU's kernels are loaded from files of the folder when they are first needed
         if device.type == "cpu":
             self._delete_folder()
 
@@ -71,7 +71,7 @@ class Code:
         return outputs
 
     def _delete_folder(self) -> None:
-        """Loaded code stays when its file is deleted, and so nothing is left behind however the process ends."""
+        """Delete the folder, which loaded code does not need any more, so that no file is left behind if the process is killed."""
         if self._folder:
             self._folder.delete()
             self._folder = None

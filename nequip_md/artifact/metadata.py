@@ -1,6 +1,6 @@
-"""The metadata of an artifact: a flat table of text, readable from C++ without a JSON parser.
+"""The metadata of an artifact: a flat dictionary of strings, which C++ can read without a JSON library.
 
-Lists are separated by single spaces, numbers are written so that they read back exactly.
+Elements of lists are separated by single spaces. Numbers are written such that they are read back exactly.
 """
 
 from __future__ import annotations
@@ -46,11 +46,11 @@ def torch_version() -> str:
 
 
 _INSTRUCTIONS = re.compile(r"sse|ssse|avx|fma|f16c|bmi|abm|movbe|popcnt|gfni|asimd|sve|bf16|fp(?!u)")
-"""How the names of instruction sets begin that a compiler takes of its own accord (AMX, say, has to be asked for)."""
+"""Prefixes of instruction sets that a compiler uses without being asked to; it does not use AMX, for example."""
 
 
 def cpu_instructions(path: str | Path = "/proc/cpuinfo") -> list[str]:
-    """Instruction sets of this machine's processor that compiled code may use, in Linux' names; empty where Linux is not asked."""
+    """Instruction sets of this machine's processor that compiled code may use, by their names in Linux; empty on other systems."""
     try:
         text = Path(path).read_text()
     except OSError:
@@ -63,7 +63,7 @@ def read_metadata(path: str | Path) -> dict[str, str]:
     """The metadata of an artifact, without loading its code.
 
     Raises:
-        NequIPMDError: the file is missing, is not an artifact, is damaged, or was written by another format version.
+        NequIPMDError: the file is missing, damaged or no artifact, or has another format version.
     """
     path = Path(path)
     with ArtifactFile(path) as file:
@@ -71,10 +71,10 @@ def read_metadata(path: str | Path) -> dict[str, str]:
 
 
 def checked_metadata(path: Path, metadata: dict[str, str]) -> dict[str, str]:
-    """The same table, when every loader can rely on it.
+    """Check the metadata of an artifact and return it.
 
     Raises:
-        NequIPMDError: another format version or other units, or a key that is missing or has an unusable value.
+        NequIPMDError: the format version or the units are others, or a key is missing or has an unusable value.
     """
     if "format_version" not in metadata:
         raise NequIPMDError(f"{path} is not an artifact of nequip-md (it has no format_version); {AGAIN}")
@@ -116,7 +116,7 @@ def _is_count(text: str) -> bool:
 
 
 def _numbers(text: str) -> list[float]:
-    """Numbers separated by white space; none if one of them is not a number."""
+    """Numbers separated by white space; an empty list if one of them is not a number."""
     try:
         return [float(word) for word in text.split()]
     except ValueError:

@@ -18,8 +18,8 @@ from nequip_md.graph.graph import Graph
 
 def total_energy(graph: Graph, node_energy: Tensor) -> Tensor:
     """Energy of each structure, eV [B], from the energies of the owned atoms [N]; phantom atoms are left out."""
-    index = graph.node_graph
-    return node_energy.new_zeros(graph.num_graphs).index_add(0, index, node_energy[: index.shape[0]])
+    # phantom atoms add to an entry of their own
+    return node_energy.new_zeros(graph.num_graphs + 1).index_add(0, graph.node_graph, node_energy)[:-1]
 
 
 def forces_from_gradient(graph: Graph, gradient: Tensor) -> Tensor:
@@ -32,10 +32,10 @@ def virial_from_gradient(graph: Graph, gradient: Tensor) -> Tensor:
     """W = -sum r_ij (x) g_ij of each structure, eV [B, 3, 3]; component [a, b] is -sum r_a g_b."""
     if graph.num_graphs == 1:
         return -(graph.edge_vectors.T @ gradient).unsqueeze(0)
-    real = int(graph.row_ptr[graph.graph_ptr[-1]])  # edges of phantom atoms belong to no structure
-    index = graph.node_graph[graph.edge_index[0, :real]]
-    products = graph.edge_vectors[:real, :, None] * gradient[:real, None, :]
-    return -products.new_zeros(graph.num_graphs, 3, 3).index_add(0, index, products)
+    index = graph.node_graph[graph.edge_index[0]]
+    products = graph.edge_vectors[:, :, None] * gradient[:, None, :]
+    # edges of phantom atoms add to an entry of their own
+    return -products.new_zeros(graph.num_graphs + 1, 3, 3).index_add(0, index, products)[:-1]
 
 
 def stress_from_gradient(graph: Graph, gradient: Tensor, volume: Tensor | float) -> Tensor:

@@ -53,9 +53,9 @@ class Graph:
 
     @property
     def node_graph(self) -> Tensor:
-        """Structure of each owned atom that is not a phantom, int64 [N]."""
-        index = torch.arange(self.num_graphs, device=self.graph_ptr.device)
-        return index.repeat_interleave(self.graph_ptr.diff())
+        """Structure of each owned atom, int64 [N]; B, the number of structures, for phantom atoms."""
+        atoms = torch.arange(self.num_nodes, device=self.graph_ptr.device)
+        return torch.searchsorted(self.graph_ptr[1:].contiguous(), atoms, right=True)
 
     def to(self, device: torch.device | str) -> Graph:
         return replace(self, **{name: getattr(self, name).to(device) for name in self.__dataclass_fields__})

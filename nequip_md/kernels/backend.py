@@ -1,4 +1,4 @@
-"""The interface between a device's kernels and whoever lowers a graph for that device."""
+"""The interface between the kernels of a device and the code that lowers a graph for that device."""
 
 from __future__ import annotations
 
@@ -36,23 +36,23 @@ class Form(NamedTuple):
     """One way to run an operator on a device."""
 
     call: Callable
-    """Takes the operator's arguments and gives its results."""
+    """Function of the operator's arguments that returns its results."""
     accepts: Callable[..., bool] = _always
-    """Takes the operator's arguments, of which it may look at widths, dtypes and numbers, and says whether this form serves them."""
+    """Whether this form takes given arguments; may depend on their widths, dtypes and numbers."""
 
 
 class Backend:
-    """The forms that one kind of device has.
+    """The forms of operators for one kind of device.
 
-    This base class has the exchange of ghosts' features alone: every other operator runs as its reference.
+    This base class has forms for the exchange of ghosts' features only; every other operator runs as its reference.
 
     Attributes:
         device: ``cpu`` or ``cuda``.
         kernels: name of the kernels, for the metadata of an artifact.
-        exchanges_ghosts: whether a graph that was traced needs the features of ghosts.
-        notes: one sentence for each part of a model that runs in a slower form than it might, and why; filled by a trace.
-        linked_operators: operators that stay in the graph, as compiled code calls a C function for each, besides that of
-            the exchange.
+        exchanges_ghosts: whether a traced graph needs the features of ghosts.
+        notes: one sentence for each part of a model that runs in a slower form, with the reason; filled while tracing.
+        linked_operators: operators that stay in the graph, each of which compiled code calls through a C function; the
+            exchange is not among them.
     """
 
     device = "cpu"
@@ -69,7 +69,7 @@ class Backend:
         }
 
     def forms(self) -> dict[OpOverload, list[Form]]:
-        """Forms of each operator, the fastest first: the first that accepts is taken, after all of them the reference."""
+        """Forms of each operator, the fastest first. The first one that accepts the arguments is taken, else the reference."""
         return {}
 
     def call(self, operator: OpOverload, *arguments):
@@ -81,15 +81,15 @@ class Backend:
         return references()[operator](*arguments)
 
     def without_form(self, operator: OpOverload, arguments: tuple) -> None:
-        """Called when an operator runs as its reference, though it has forms for other arguments: to note why."""
+        """Add a note; called when an operator runs as its reference, though it may have forms for other arguments."""
 
     def accepts(self, operator: OpOverload, *arguments) -> bool:
-        """Whether there is a form for these arguments, tensors or fake tensors, or nodes of a graph that have such values."""
+        """Whether there is a form for these arguments: tensors, fake tensors, or nodes of a graph with such values."""
         values = [_value(argument) for argument in arguments]
         return any(form.accepts(*values) for form in self._forms.get(operator, ()))
 
     def decompositions(self) -> dict[OpOverload, Callable]:
-        """What a trace puts in the place of each operator that does not stay in the graph."""
+        """Functions that a trace runs in place of operators, for each operator that does not stay in the graph."""
         return {
             operator: partial(self.call, operator) if operator in self._forms else reference
             for operator, reference in references().items()
@@ -97,11 +97,11 @@ class Backend:
         }
 
     def specialize(self, graph: torch.fx.GraphModule) -> None:
-        """Replace operators of a lowered graph whose constants are known, in place."""
+        """Replace operators of a lowered graph, in place, by ones that depend on the graph's constants."""
 
     @contextmanager
     def linked(self) -> Iterator[dict]:
-        """Build what compiled code calls; yields the Inductor options that link it into an artifact.
+        """Build the libraries that compiled code calls; yields the Inductor options that link them into an artifact.
 
         Raises:
             NequIPMDError: a compiler is missing or fails.

@@ -1,4 +1,4 @@
-"""C functions through which compiled code calls an operator: AOTInductor's calling convention."""
+"""Declarations of the C functions through which compiled code calls an operator, in AOTInductor's calling convention."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _ARGUMENTS = {
 def declaration(operator: OpOverload, device: str) -> str:
     """Declaration of the C function for an operator on ``cpu`` or ``cuda``: its arguments, then a pointer for each result.
 
-    For an operator without results some releases of PyTorch give a null pointer in the place of one, others nothing.
+    For an operator without results, some releases of PyTorch pass a null pointer in place of a result, others pass nothing.
     """
     schema, arguments = operator._schema, []
     for argument in schema.arguments:

@@ -12,12 +12,12 @@ from nequip_md.errors import NequIPMDError
 
 
 def compiler() -> str:
-    """The C++ compiler that Inductor takes: the one that CXX names, or g++.
+    """The C++ compiler that Inductor uses: the one that CXX names, or g++.
 
     Raises:
-        NequIPMDError: there is none.
+        NequIPMDError: there is no such compiler.
     """
-    # the compiler's half of torch: whoever only runs artifacts does without it
+    # imported late, as it imports PyTorch's compiler, which running an artifact does not need
     from torch._inductor.cpp_builder import get_cpp_compiler
     from torch._inductor.exc import InvalidCxxCompiler
 
@@ -37,7 +37,7 @@ def build(folder: Path, name: str, source: Path, options: list[str]) -> None:
     Raises:
         NequIPMDError: there is no C++ compiler, or it fails.
     """
-    from torch.utils.cpp_extension import include_paths  # late, as the compiler's half of torch comes with it
+    from torch.utils.cpp_extension import include_paths  # imported late, as it imports PyTorch's compiler
 
     code = folder / f"{name}.o"
     _run(
@@ -59,10 +59,10 @@ def build(folder: Path, name: str, source: Path, options: list[str]) -> None:
 
 
 def with_library(options: dict, library: str, functions: dict) -> dict:
-    """Inductor options that link one more library.
+    """Add a library to Inductor options that link libraries.
 
     Args:
-        functions: C functions of the operators in it, from :func:`nequip_md.kernels.shims.shims`.
+        functions: C functions of the operators in the library, from :func:`nequip_md.kernels.shims.shims`.
     """
     known, linked = "aot_inductor.custom_ops_to_c_shims", "aot_inductor.custom_op_libs"
     return {known: {**options.get(known, {}), **functions}, linked: [*options.get(linked, []), library]}
@@ -70,8 +70,8 @@ def with_library(options: dict, library: str, functions: dict) -> dict:
 
 @contextmanager
 def searched(folder: str) -> Iterator[None]:
-    """The compiler finds libraries in this folder too."""
-    # it searches LIBRARY_PATH after its own -L folders; Inductor has no option for more of those
+    """Let the compiler find libraries in this folder too."""
+    # the compiler searches LIBRARY_PATH after the folders of -L; Inductor has no option that adds a -L folder
     before = os.environ.get("LIBRARY_PATH")
     os.environ["LIBRARY_PATH"] = os.pathsep.join([folder, *([before] if before else [])])
     try:

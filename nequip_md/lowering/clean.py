@@ -1,4 +1,4 @@
-"""Removal of what a trace leaves behind: detached copies, several names of one constant."""
+"""Removal of detached copies, and of several names of one constant, which a trace leaves behind."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ aten = torch.ops.aten
 
 
 def remove_aliases(module: GraphModule, backend: Backend) -> None:
-    """A detached tensor is the tensor itself, now that gradients are part of the graph; a constant has one node."""
+    """Replace detached tensors by the tensors themselves, since gradients are part of the graph, and merge nodes of one constant."""
     graph = module.graph
     for node in calls(graph, aten.detach.default):
         replace(node, node.args[0])

@@ -1,4 +1,4 @@
-"""Constant folding: what depends on weights alone is evaluated once, when a model is lowered."""
+"""Constant folding: nodes that depend on weights alone are evaluated once, when a model is lowered."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from torch import Tensor
 
 
 def fold_constants(module: torch.fx.GraphModule) -> None:
-    """Evaluate, once and for all, what depends on weights and constants alone.
+    """Evaluate all nodes that depend on weights and constants alone, and make their values constants.
 
-    Products of weight matrices and their splitting are a few dozen small operations in every step otherwise.
+    Otherwise products of weight matrices, and the splitting of matrices, would be a few dozen small operations in every step.
     """
     known: dict[torch.fx.Node, object] = {}
     for node in module.graph.nodes:

@@ -1,7 +1,7 @@
 """The passes over a traced graph, in their order.
 
-A graph is that of a model and its derivatives, in this package's operators and PyTorch's. Each pass replaces some of them by
-operators that do the work of several, where the backend has a form for these. What a pass does not recognise stays as it is.
+A graph holds a model and its derivatives, in operators of this package and of PyTorch. Each pass replaces groups of operators by
+operators that do the work of several, if the backend has a form for these. Patterns that no pass recognises stay unchanged.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from torch.fx import GraphModule
 
 from nequip_md.kernels import Backend
 from nequip_md.lowering.clean import remove_aliases
-from nequip_md.lowering.perceptrons import join_energies, join_products
+from nequip_md.lowering.mlps import join_energies, join_products
 from nequip_md.lowering.rewriting import fill_values
 from nequip_md.lowering.sums import sum_contractions, sum_into_embedding, sum_into_spreads
 from nequip_md.lowering.uniform import remove_ones
@@ -31,7 +31,7 @@ def run_passes(module: GraphModule, backend: Backend) -> None:
 
     Args:
         module: from ``make_fx``, with symbolic or fixed sizes and values in ``meta["val"]``.
-        backend: says which operators it has forms for.
+        backend: the kernels of the device; a pass uses only operators for which it has forms.
     """
     module.graph.eliminate_dead_code()
     fill_values(module)

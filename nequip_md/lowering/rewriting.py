@@ -1,4 +1,4 @@
-"""What the passes over a traced graph share: values of nodes, sums of nodes, new nodes in the place of old ones."""
+"""Functions that the passes over a traced graph share: values of nodes, sums of nodes, replacement of nodes."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def is_call(node, operator: OpOverload) -> bool:
 
 
 def results(node: Node) -> dict[int, Node]:
-    """The nodes that take single results of an operator with several, by number; equal ones are merged."""
+    """Nodes that read single results of an operator with several, by the result's index; equal nodes are merged."""
     found: dict[int, Node] = {}
     for user in list(node.users):
         if user.target is not getitem:
@@ -38,21 +38,21 @@ def results(node: Node) -> dict[int, Node]:
 
 
 def result(graph: Graph, node: Node, number: int) -> Node:
-    """A node for one result of an operator with several, at the graph's insertion point."""
+    """Add a node for one result of an operator with several, at the graph's insertion point."""
     taken = graph.call_function(getitem, (node, number))
     taken.meta["val"] = value(node)[number]
     return taken
 
 
 def value(node):
-    """Shape and dtype of a node, as a fake tensor or a symbolic size; what is not a node is its own value."""
+    """Value of a node, a fake tensor or symbolic size with its shape and dtype; anything that is not a node is its own value."""
     if isinstance(node, (list, tuple)):
         return [value(n) for n in node]
     return node.meta["val"] if isinstance(node, Node) else node
 
 
 def fill_values(module: GraphModule) -> None:
-    """Give constants of a graph, which a trace keeps as they are, a value like that of the other nodes."""
+    """Give the constants of a graph fake values, which a trace gives to all other nodes."""
     mode = next(
         (n.meta["val"].fake_mode for n in module.graph.nodes if isinstance(n.meta.get("val"), FakeTensor)),
         None,
@@ -63,20 +63,23 @@ def fill_values(module: GraphModule) -> None:
 
 
 def new_call(graph: Graph, operator, *arguments) -> Node:
-    """A node at the graph's insertion point, with its value."""
+    """Add a call at the graph's insertion point, with its value."""
     node = graph.call_function(operator, arguments)
     node.meta["val"] = operator(*[value(argument) for argument in arguments])
     return node
 
 
 def replace(old: Node, new: Node) -> None:
-    """Let all users of a node read another one."""
+    """Let all users of a node read another node."""
     old.replace_all_uses_with(new)
     old.graph.erase_node(old)
 
 
 def hoist(nodes, before: Node) -> bool:
-    """Move nodes, and what they are made of, in front of another node; False, and nothing moved, if one of them depends on it."""
+    """Move nodes, and the nodes that they depend on, in front of another node.
+
+    Returns False, and moves nothing, if one of them depends on that node.
+    """
     order = {node: place for place, node in enumerate(before.graph.nodes)}
     later: set[Node] = set()
 
@@ -111,7 +114,7 @@ def _is_sum(node) -> bool:
 
 
 def summands(node: Node) -> list[Node]:
-    """What a sum adds up, where no part of the sum has another reader; a node that is no sum is its only summand."""
+    """Summands of a sum, including those of partial sums without other readers. A node that is no sum is its only summand."""
     if not _is_sum(node):
         return [node]
     parts = []
@@ -121,14 +124,14 @@ def summands(node: Node) -> list[Node]:
 
 
 def sum_of(node: Node) -> Node:
-    """The whole sum that a summand belongs to; the node itself, if nothing is added to it or it has other readers."""
+    """The whole sum that a summand belongs to, or the node itself if it has other readers or nothing is added to it."""
     while len(node.users) == 1 and _is_sum(reader := next(iter(node.users))) and reader.args[0] is not reader.args[1]:
         node = reader
     return node
 
 
 def add_up(graph: Graph, parts: list[Node]) -> Node:
-    """A sum at the graph's insertion point."""
+    """Add the sum of nodes at the graph's insertion point."""
     total, *rest = parts
     for part in rest:
         total = new_call(graph, aten.add.Tensor, total, part)
@@ -136,7 +139,7 @@ def add_up(graph: Graph, parts: list[Node]) -> Node:
 
 
 def at_most(graph: Graph, parts: list[Node], most: int) -> list[Node]:
-    """The same sum in no more than ``most`` summands."""
+    """Add up some of the nodes, so that at most ``most`` summands with the same sum remain."""
     return parts if len(parts) <= most else [*parts[: most - 1], add_up(graph, parts[most - 1 :])]
 
 

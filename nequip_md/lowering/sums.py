@@ -1,6 +1,6 @@
-"""Gradients of an array with several readers, summed in the kernel that makes the last of them.
+"""Passes that sum the gradients of an array with several readers in the kernel that computes the last of them.
 
-What autograd leaves is one gradient for each reader and additions between them. Each is an array on edges, written and read again.
+Autograd makes one gradient for each reader, and adds them. Each gradient is an array over edges, which would be written and read again.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ from nequip_md.lowering.rewriting import (
 
 OPERATORS = torch.ops.nequip_md
 MOST = 4
-"""Summands, or contractions, that one kernel takes."""
+"""Most summands, or contractions, that one kernel takes."""
 
 
 # ---- contractions with the same weights and harmonics ---------------------------------------------------------------
 
 
 def sum_contractions(module: GraphModule, backend: Backend) -> None:
-    """The gradients of several contractions by their common w and y: one ``edge_contract_gradient`` makes the sums.
+    """Sum the gradients of several contractions by their common w and y in one ``edge_contract_gradient``.
 
-    For the other contractions there remains the gradient by z, ``edge_contract_moment``.
+    The other contractions keep their gradient by z, ``edge_contract_moment``.
     """
     graph, groups = module.graph, {}
     for node in calls(graph, OPERATORS.edge_contract_backward.default):
@@ -45,7 +45,7 @@ def sum_contractions(module: GraphModule, backend: Backend) -> None:
             sums = sum_of(taken[0]), sum_of(taken[1])
             groups.setdefault((w, y, centre, row_ptr, *sums), []).append(node)
     for group in groups.values():
-        # one that is made early needs nothing of those after it: the last of each chunk makes the sums
+        # the last contraction of each chunk computes the sums, since the arguments of all others are known by then
         for chunk in chunks(group[::-1], MOST):
             if len(chunk) > 1:
                 _sum_contractions(graph, chunk[::-1], backend)
@@ -55,7 +55,7 @@ def _sum_contractions(graph: Graph, nodes: list[Node], backend: Backend) -> None
     taken = [results(node) for node in nodes]
     last = nodes[-1]
     _, w, y, _, centre, row_ptr = last.args
-    # the last contraction's own gradient by z comes with the sums
+    # the operator that computes the sums also computes the last contraction's gradient by z
     g, z = [[node.args[k] for node in nodes[::-1]] for k in (0, 3)]
     if not backend.accepts(OPERATORS.edge_contract_gradient.default, g, w, y, z, centre, row_ptr):
         return
@@ -80,14 +80,14 @@ def _sum_contractions(graph: Graph, nodes: list[Node], backend: Backend) -> None
 
 
 def sum_into_spreads(module: GraphModule, backend: Backend) -> None:
-    """The gradient of a moment by its features, [E, 1, C], starts from the other gradients of these features."""
+    """Add the other gradients of a moment's features to its gradient by them, [E, 1, C], in one ``edge_spread_add``."""
     graph = module.graph
     for spread in calls(graph, OPERATORS.edge_spread.default):
         y, z, centre, row_ptr, orders = spread.args
         readers = list(spread.users)
         if orders != 1 or len(readers) != 1:
             continue
-        # the features are [E, C] where other operators read them
+        # other operators read the features as [E, C]
         squeezed = is_call(readers[0], aten.squeeze.dim) and readers[0].args[1] in (1, -2)
         summand = readers[0] if squeezed else spread
         if len(summand.users) != 1:
@@ -112,7 +112,7 @@ def sum_into_spreads(module: GraphModule, backend: Backend) -> None:
 
 
 def sum_into_embedding(module: GraphModule, backend: Backend) -> None:
-    """The gradient of the edges' embedding takes the gradients of the harmonics one by one."""
+    """Pass the gradients of the harmonics to the gradient of the edge embedding one by one, which adds them."""
     graph = module.graph
     for node in calls(graph, OPERATORS.edge_embedding_backward.default):
         dg, harmonics, *rest = node.args

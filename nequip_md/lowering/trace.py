@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
 
 from nequip_md.errors import NequIPMDError
 from nequip_md.kernels import Backend
@@ -21,9 +23,9 @@ Inputs = tuple[Tensor, Tensor, Tensor, Tensor]
 def example_inputs(
     owned: int, ghosts: int, degree: int, types: int, cutoff: float, *, device: str = "cpu", seed: int = 0
 ) -> Inputs:
-    """Random inputs of the artifact contract, ``degree`` edges for each owned node (one less for odd nodes).
+    """Random inputs of an artifact, with ``degree`` edges for each owned node (one less for odd nodes).
 
-    Every size is made to differ from every other and from the widths of a model, so that tracing cannot confuse them.
+    All sizes differ from each other and from the widths of a model, so that tracing cannot confuse them.
     """
     generator = torch.Generator().manual_seed(seed)
     counts = torch.full((owned,), degree) - torch.arange(owned) % 2
@@ -55,13 +57,13 @@ def trace(
 ) -> torch.export.ExportedProgram:
     """Export ``model`` and the gradient of its energy as one graph with dynamic sizes.
 
-    The graph is traced at two sizes; a difference between the two means that a size was taken for a constant.
+    The graph is traced at two sizes. If the two graphs differ, a size was taken for a constant.
 
     Args:
         model: any module with the forward of :class:`nequip_md.model.Potential`.
-        cutoff: for the lengths of the example edges, angstrom.
+        cutoff: bound of the lengths of the example edges, angstrom.
         types: number of model types.
-        backend: whose forms replace the operators.
+        backend: the kernels that replace the operators.
 
     Raises:
         NequIPMDError: the two graphs differ, or a dimension is not dynamic.
@@ -87,19 +89,42 @@ def trace(
         raise NequIPMDError(f"torch.export could not export this model with dynamic sizes: {error}") from error
 
 
-def _traced(function: Callable, inputs: Inputs, decompositions: dict | None = None) -> torch.fx.GraphModule:
-    return make_fx(
-        function, decomposition_table=decompositions or {}, tracing_mode="symbolic", _allow_non_fake_inputs=True
-    )(*inputs)
+def symbolic(tensors: Sequence[Tensor], dynamic: Sequence[Collection[int]]) -> list[Tensor]:
+    """Fake tensors like some tensors, to trace a function with: sizes of the ``dynamic`` dimensions of each are symbols."""
+    mode = FakeTensorMode(shape_env=ShapeEnv(), allow_non_fake_inputs=True)
+
+    def fake(tensor: Tensor, symbols: Collection[int]) -> Tensor:
+        sizes = [DimDynamic.DYNAMIC if d in symbols else DimDynamic.STATIC for d in range(tensor.dim())]
+        return mode.from_tensor(tensor, symbolic_context=StatelessSymbolicContext(dynamic_sizes=sizes))
+
+    return [fake(tensor, symbols) for tensor, symbols in zip(tensors, dynamic, strict=True)]
 
 
-def lower(graph: torch.fx.GraphModule, inputs: Inputs, backend: Backend) -> torch.fx.GraphModule:
-    """From a graph of this package's operators to one of a device's kernels.
+def trace_function(function: Callable, inputs: Sequence[Tensor], backend: Backend) -> torch.fx.GraphModule:
+    """Trace a function of tensors, derivatives that it takes included, and lower the graph.
 
     Args:
-        graph: as traced, gradients included; changed in place.
-        inputs: what it was traced with.
+        function: of tensors alone; tensors that it closes over become constants.
+        inputs: fake tensors, from :func:`symbolic`.
         backend: whose forms replace the operators.
+    """
+    return lower(_traced(function, inputs), inputs, backend)
+
+
+def _traced(function: Callable, inputs: Sequence[Tensor], decompositions: dict | None = None) -> torch.fx.GraphModule:
+    mode = "fake" if isinstance(inputs[0], FakeTensor) else "symbolic"
+    return make_fx(function, decomposition_table=decompositions or {}, tracing_mode=mode, _allow_non_fake_inputs=True)(
+        *inputs
+    )
+
+
+def lower(graph: torch.fx.GraphModule, inputs: Sequence[Tensor], backend: Backend) -> torch.fx.GraphModule:
+    """Replace the operators of a graph by a device's kernels.
+
+    Args:
+        graph: the traced graph, gradients included; changed in place.
+        inputs: the inputs that it was traced with.
+        backend: the kernels that replace the operators.
 
     Returns:
         The lowered graph.

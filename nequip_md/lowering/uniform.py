@@ -1,6 +1,6 @@
-"""Arrays that hold one number: found, and taken out of products.
+"""Removal of products with arrays of ones.
 
-The total energy is differentiated, so its cotangents are ones. Spread over atoms and edges they stay ones until something scales them.
+The gradient of the total energy starts from a cotangent of one. Expanded to atoms and edges it stays an array of ones until it is scaled.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _SHAPES_ONLY = frozenset(
         aten._to_copy.default,
     }
 )
-"""Operators that take numbers from their first argument as they are."""
+"""Operators whose result consists of elements of their first argument."""
 
 
 def uniform_value(node) -> float | None:
@@ -50,7 +50,7 @@ def uniform_value(node) -> float | None:
 
 
 def remove_ones(module: GraphModule, backend: Backend) -> None:
-    """A product with an array of ones is its other factor."""
+    """Replace products with an array of ones by their other factor."""
     for node in calls(module.graph, aten.mul.Tensor):
         for ones, other in (node.args, node.args[::-1]):
             same = isinstance(other, Node) and isinstance(value(other), Tensor)

@@ -1,8 +1,8 @@
-"""Custom operators, ``torch.library`` namespace ``nequip_md``: one file for each kind, with schemas, references, derivatives.
+"""Custom operators in the ``torch.library`` namespace ``nequip_md``: one file for each kind, with schemas, references, derivatives.
 
-The functions here have derivatives of any order, by whatever a model or a training changes. The operators that a lowered graph
-has in their place where a device profits (``mlp_energy``, ``edge_contract_gradient`` and others, named in each file) have none:
-they are made after differentiation, by :mod:`nequip_md.lowering`.
+The functions here have derivatives of any order by all tensors that a model or its training changes. The fused operators that
+:mod:`nequip_md.lowering` puts in their place (``mlp_energy``, ``edge_contract_gradient`` and others, named in each file) have
+none, as graphs are lowered after differentiation.
 """
 
 from nequip_md.ops._operator import references

@@ -1,9 +1,9 @@
-"""How an operator of this package is defined: one schema, one plain reference, one derivative.
+"""Definition of an operator of this package: one schema, one plain reference, one derivative.
 
-Every operator lives in the ``torch.library`` namespace ``nequip_md``. Its *reference* is plain PyTorch, runs on any device,
-and is what faster forms are tested against. Faster forms are in :mod:`nequip_md.kernels`, one folder for each kind of device;
-nothing else in the package knows them. An operator without a form for the device of an export runs as its reference there, so
-that an artifact needs nothing but PyTorch.
+Every operator is in the ``torch.library`` namespace ``nequip_md``. Its *reference* is plain PyTorch, runs on any device, and
+serves to test faster forms. These are in :mod:`nequip_md.kernels`, one folder for each kind of device; nothing else in the
+package depends on them. If there is no form for the device of an export, the artifact runs the reference, so that it needs
+nothing but PyTorch.
 """
 
 from __future__ import annotations
@@ -50,9 +50,9 @@ def define(
 
 def needed(ctx) -> list[bool]:
     """Which gradients the running backward pass uses: one entry for each tensor among the operator's arguments, lists flattened.
-    A leaf of the graph counts as used.
 
-    ``ctx.needs_input_grad`` says which inputs require a gradient. In the pass that makes forces, weights do, and nobody uses theirs.
+    A leaf of the graph counts as used. ``ctx.needs_input_grad`` is less specific: in the pass that computes forces, weights require
+    a gradient, but nothing uses it.
     """
     return [node is not None and _is_executed(node) for node, _ in ctx.next_functions]
 
@@ -60,7 +60,7 @@ def needed(ctx) -> list[bool]:
 def _is_executed(node) -> bool:
     try:
         return torch._C._will_engine_execute_node(node)
-    except RuntimeError:  # it does not say so of leaves
+    except RuntimeError:  # autograd does not answer this for leaves
         return True
 
 
@@ -70,19 +70,19 @@ def vector_jacobian_products(
     wanted: list[bool],
     cotangents: Iterable[Tensor | None],
 ) -> list[Tensor | None]:
-    """Gradients of a function by its arguments, by differentiating it: for a derivative that has no formula of its own.
+    """Gradients of a function by its arguments, for derivatives without a formula of their own.
 
     Args:
-        function: takes ``tensors``, differentiable, gives a tensor or several.
-        wanted: of which arguments.
+        function: differentiable function of ``tensors`` that returns a tensor or several.
+        wanted: for each argument, whether its gradient is needed.
         cotangents: one for each result; None is zero.
 
     Returns:
-        A gradient for each argument that is wanted and None for the others, differentiable where the backward pass keeps its graph.
+        A gradient for each wanted argument and None for the others, differentiable if the backward pass keeps its graph.
     """
     again = torch.is_grad_enabled()
     with torch.enable_grad():
-        # aliases, so that an argument that was made from another one counts as independent of it
+        # aliases, so that arguments are independent of each other even if one was computed from another
         aliases = [t.view_as(t) if again and t.requires_grad else t.detach() for t in tensors]
         for alias, want in zip(aliases, wanted):
             if want and not alias.requires_grad:
@@ -99,5 +99,5 @@ def vector_jacobian_products(
 
 
 def references() -> dict[torch._ops.OpOverload, Callable]:
-    """Every operator with its reference."""
+    """The reference of every operator."""
     return dict(_references)

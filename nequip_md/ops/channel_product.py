@@ -16,7 +16,7 @@ from nequip_md.ops._operator import define, needed
 
 
 def _exchange(table: Tensor, rows: tuple[int, int, int]) -> Tensor:
-    """The table with its (first, second, output) roles taken from the given rows; row 0 is the path."""
+    """The table with other roles: its rows for first, second and output are the given ones; row 0, the path, stays."""
     return torch.stack([table[0], table[rows[0]], table[rows[1]], table[rows[2]]])
 
 

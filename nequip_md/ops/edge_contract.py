@@ -2,7 +2,7 @@ r"""Contraction of an edge's tensor with a vector that belongs to its centre.
 
 .. math:: q_{e, u} = \sum_l w_{e, l, u} \sum_{m \in l} y_{e, m} \; z_{i(e), m, u}
 
-The edge's tensor T = w y of Allegro's tensor track is never formed: q, and its three derivatives, read w, y and z.
+The edge's tensor T = w y of Allegro's tensor track is never formed: q and its three derivatives are computed from w, y and z.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ define(
 )
 
 
-# ---- what a lowered graph has in place of several gradients (nequip_md.lowering.sums); no derivatives ----
+# ---- fused gradients in lowered graphs (nequip_md.lowering.sums), without derivatives ----
 
 define(
     "edge_contract_moment(Tensor g, Tensor w, Tensor y, Tensor centre, Tensor row_ptr) -> Tensor",

@@ -1,11 +1,11 @@
-r"""What an Allegro model makes of an edge's vector and types before its first perceptron, as one operator.
+r"""The embedding of edges, which an Allegro model computes from vectors and types before its first MLP, as one operator.
 
 With the length r of the edge, its direction u, its scaled length x = r / r_c(t_i, t_j) and 2 W numbers for each type,
 
 .. math:: g_{e} = [C_{t_i} | N_{t_j}] \odot \sum_n \frac{\sin(\rho_n \pi x)}{\pi x} u_p(x) \, w_n, \qquad Y_{e,lm} = Y_{lm}(u)
 
-Geometry is float64, the network's dtype that of C, N and w. There are derivatives of any order by the vectors and by what a
-training changes; that of first order by the vectors is an operator again.
+Geometry is float64; the network's dtype is that of C, N and w. There are derivatives of any order by the vectors and by
+trainable tensors. The first derivative by the vectors is an operator again.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ def harmonics_and_derivative(unit: Tensor, l_max: int, with_derivative: bool = T
         unit: [E, 3].
 
     Returns:
-        [E, (l_max + 1)^2], and the gradient of this form [E, (l_max + 1)^2, 3]. Only its part across ``unit`` has a
-        meaning: other forms agree on the sphere and differ away from it.
+        [E, (l_max + 1)^2], and the gradient of this form [E, (l_max + 1)^2, 3]. Only its component orthogonal to ``unit`` has a
+        meaning, since other forms agree on the unit sphere and differ elsewhere.
     """
     x, y, z = unit.unbind(-1)
     zero, one = torch.zeros_like(x), torch.ones_like(x)
@@ -217,7 +217,7 @@ def edge_embedding(
     Returns:
         g [E, W], exactly 0 at and beyond the cutoff, and Y [E, (l_max + 1)^2].
     """
-    # views of parameters: see nequip_md.ops._operator.needed
+    # views, as needed() would count the parameters themselves, which are leaves, as used
     parameters = [t.view_as(t) if t.requires_grad and t.is_leaf else t for t in (roots, centre, neighbour, weights)]
     tensors = (vectors, edge_index, node_types, cutoffs, *parameters)
     return torch.ops.nequip_md.edge_embedding(*(t.contiguous() for t in tensors), p, l_max)

@@ -2,14 +2,14 @@ r"""The three derivatives of one trilinear form over edges, centres and channels
 
 .. math:: F(a, y, z) = \sum_{e, m, c} a_{e, l(m), c} \; y_{e, m} \; z_{i(e), m, c}
 
-with the components m = (l, m') of spherical harmonics up to l_max and l(m) their order. When ``a`` has a single slot
-on its second axis, that slot serves every l. No array of shape [E, M, C] is formed by the fast kernels.
+with the components m = (l, m') of spherical harmonics up to l_max and l(m) their order. If the second axis of ``a`` has size 1,
+its single slot serves every l. The fast kernels form no array [E, M, C].
 
 * :func:`edge_moment` = dF/dz: sums over the edges of each centre;
 * :func:`edge_spread` = dF/da;
 * :func:`edge_dot` = dF/dy.
 
-The functions make their arguments contiguous, which the kernels rely on.
+The functions make their arguments contiguous, as the kernels require.
 
 F is linear in each argument, so the derivatives of these three are again among these three.
 """
@@ -123,7 +123,7 @@ define(
 )
 
 
-# ---- a spread and other gradients, summed: in a lowered graph (nequip_md.lowering.sums); no derivative ----
+# ---- the sum of a spread and other gradients in lowered graphs (nequip_md.lowering.sums), without derivative ----
 
 
 def _spread_add_reference(y: Tensor, z: Tensor, centre: Tensor, row_ptr: Tensor, starts: list[Tensor]) -> Tensor:
@@ -138,7 +138,7 @@ define(
 
 
 def edge_moment(a: Tensor, y: Tensor, centre: Tensor, row_ptr: Tensor) -> Tensor:
-    """sum over the edges e of centre i of a[e, l(m), c] y[e, m].
+    """Sum a[e, l(m), c] y[e, m] over the edges e of each centre.
 
     Args:
         a: [E, L, C] with L = l_max + 1, or L = 1 for the same factor in every l.
@@ -153,7 +153,7 @@ def edge_moment(a: Tensor, y: Tensor, centre: Tensor, row_ptr: Tensor) -> Tensor
 
 
 def edge_spread(y: Tensor, z: Tensor, centre: Tensor, row_ptr: Tensor, orders: int) -> Tensor:
-    """sum over the components m of order l of y[e, m] z[i(e), m, c]: [E, L, C] from y [E, M] and z [N, M, C].
+    """Sum y[e, m] z[i(e), m, c] over the components m of each order l: [E, L, C] from y [E, M] and z [N, M, C].
 
     ``orders`` is L: l_max + 1, or 1 to sum over all components.
     """
@@ -161,5 +161,5 @@ def edge_spread(y: Tensor, z: Tensor, centre: Tensor, row_ptr: Tensor, orders: i
 
 
 def edge_dot(a: Tensor, z: Tensor, centre: Tensor, row_ptr: Tensor) -> Tensor:
-    """sum over the channels c of a[e, l(m), c] z[i(e), m, c]: [E, M] from a [E, L, C] and z [N, M, C]."""
+    """Sum a[e, l(m), c] z[i(e), m, c] over the channels c: [E, M] from a [E, L, C] and z [N, M, C]."""
     return torch.ops.nequip_md.edge_dot(a.contiguous(), z.contiguous(), centre, row_ptr)

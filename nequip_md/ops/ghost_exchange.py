@@ -1,12 +1,12 @@
-"""Features of ghosts: the one place where a message-passing model needs its engine.
+"""Exchange of the features of ghosts, for which a message-passing model needs its engine.
 
-A rank owns N atoms and sees G ghosts, copies of atoms that other ranks own. A layer gathers the features of both, but
-computes those of its own atoms only. ``ghost_exchange`` appends the ghosts' features, which their owners computed; its
-derivative, ``ghost_reduce``, adds what the ghosts collected to the owners.
+A rank owns N atoms and has G ghosts, copies of atoms that other ranks own. A layer reads the features of both, but computes
+those of owned atoms only. ``ghost_exchange`` appends the ghosts' features, which their owners have computed. Its derivative,
+``ghost_reduce``, adds the gradients of ghosts to those of their owners.
 
-The references here are those of a process without ghosts (G = 0), where both are the identity; ghosts whose features nobody
-has sent are NaN, so that a wrong use cannot pass for a result. In an artifact, compiled code calls a function of the engine
-(:mod:`nequip_md.kernels.exchange.forms`), which answers with its own communication.
+The references are for a process without ghosts (G = 0), where both operators are the identity. They fill the features of ghosts
+with NaN, so that a wrong use does not go unnoticed. In an artifact, compiled code calls a function of the engine
+(:mod:`nequip_md.kernels.exchange.forms`), which communicates the features.
 """
 
 from __future__ import annotations

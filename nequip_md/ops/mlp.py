@@ -2,10 +2,10 @@ r"""Multilayer perceptrons on edges, and products with matrices, as operators.
 
 .. math:: h_k = \mathrm{silu}(p_k), \quad p_k = h_{k-1} W_k, \quad h_0 = [x_0 | x_1 | \dots],
 
-with the input in parts, side by side; every :math:`\mathrm{silu}'(p_k)` is a result too, which the gradient needs.
+with an input that consists of parts side by side. Every :math:`\mathrm{silu}'(p_k)` is a result too, as the gradient needs it.
 
-These operators have derivatives of any order, by weights too. Those of first order by the input, which an evaluation of
-energies and forces takes, are operators again: a device may have a kernel for them.
+These operators have derivatives of any order, also by weights. The first derivatives by the input, which an evaluation of
+energies and forces needs, are operators again, so that a device can have a kernel for them.
 """
 
 from __future__ import annotations
@@ -138,7 +138,7 @@ def _hidden_gradients(
     derivatives: Sequence[Tensor],
     wanted: list[bool],
 ) -> tuple[Tensor, list[Tensor | None]]:
-    """By the input and, where ``wanted``, by the weights; the results of the layers are made once more."""
+    """Gradients by the input and, where ``wanted``, by the weights. The layers' outputs are recomputed."""
     inputs, products = [x], []
     for w in weights:
         products.append(inputs[-1] @ w)
@@ -170,7 +170,7 @@ def _backward_setup(ctx, inputs, output):
 
 
 def _backward_backward(ctx, gradients):
-    """By g, the derivatives and the weights, all of which the result is linear in."""
+    """Gradients by g, the derivatives and the weights; the result is linear in each of them."""
     g, *rest = ctx.saved_tensors
     derivatives, weights = rest[: ctx.layers], rest[ctx.layers :]
     wanted = needed(ctx)
@@ -281,7 +281,7 @@ define(
 )
 
 
-# ---- what a lowered graph has in place of several of these (nequip_md.lowering.perceptrons); no derivatives --------
+# ---- fused operators of lowered graphs (nequip_md.lowering.mlps), without derivatives --------------------------------
 
 
 def _hidden_dense_reference(
@@ -311,7 +311,7 @@ define(
 def _energy_reference(
     parts: list[Tensor], weights: list[Tensor], v: Tensor, r: Tensor, factor: Tensor | None
 ) -> list[Tensor]:
-    """The readout times ``factor``, [E] or 1, and the gradient of its sum."""
+    """The readout multiplied by ``factor`` ([E], or 1 if it is None), and the gradient of its sum."""
     energy, *derivatives = _readout_reference(parts, weights, v, r)
     g = torch.ones_like(energy) if factor is None else factor
     gradient = _readout_backward_reference(g, derivatives, weights, v, r, [part.shape[1] for part in parts])
@@ -327,17 +327,17 @@ define(
 
 
 def dense(x: Tensor, w: Tensor) -> Tensor:
-    """x w: [E, K] by [K, N]."""
+    """Multiply x [E, K] by w [K, N]."""
     return torch.ops.nequip_md.dense(x.contiguous(), w.contiguous(), False)
 
 
 def mix_orders(x: Tensor, w: Tensor) -> Tensor:
-    """Every order l of x by its own matrix: [N, (l_max + 1)^2, K] by [l_max + 1, K, U] gives [N, (l_max + 1)^2, U]."""
+    """Multiply every order l of x [N, (l_max + 1)^2, K] by its own matrix w [l_max + 1, K, U]: [N, (l_max + 1)^2, U]."""
     return torch.ops.nequip_md.mix_orders(x.contiguous(), w.contiguous(), False)
 
 
 def mlp_hidden(parts: list[Tensor], weights: list[Tensor]) -> Tensor:
-    """silu( ... silu(silu([x0 | x1 ...] W1) W2) ... ).
+    """Hidden layers of an MLP, silu( ... silu(silu([x0 | x1 ...] W1) W2) ... ).
 
     Args:
         parts: the input in parts, [E, K_j].
@@ -350,7 +350,7 @@ def mlp_hidden(parts: list[Tensor], weights: list[Tensor]) -> Tensor:
 
 
 def mlp_readout(parts: list[Tensor], weights: list[Tensor], v: Tensor, r: Tensor) -> Tensor:
-    """h v + x r, with h = :func:`mlp_hidden` of the parts x = [x0 | x1 ...].
+    """Scalar readout h v + x r, with h = :func:`mlp_hidden` of the parts x = [x0 | x1 ...].
 
     Args:
         parts, weights: as for :func:`mlp_hidden`.

@@ -1,7 +1,7 @@
 """Sums over the edges of a centre.
 
-Edges are sorted by centre, so the edges of atom i are ``row_ptr[i] ... row_ptr[i + 1]``: a sum is a segment, without
-atomics and in a fixed order.
+Edges are sorted by centre, so the edges of atom i are ``row_ptr[i]`` to ``row_ptr[i + 1] - 1``. Sums over such segments need no
+atomics and have a fixed order.
 """
 
 from __future__ import annotations

@@ -11,9 +11,9 @@ irrep of the messages (components c), for each channel u of that irrep ("uvu" in
 * ``tensor_product_convolution_nodes`` = dF/dx;
 * ``tensor_product_convolution_edges`` = (dF/dy, dF/dw).
 
-Their derivatives are again of these kinds. The harmonics have no channels, so each form contracts C with y first: what
-multiplies the channels of an edge is a small matrix [a, c] for each path, and no [E, a, b, c] or [E, messages] array is
-needed by a fast kernel.
+Their derivatives are again among these three. The harmonics have no channels, so each operator contracts C with y first. The
+result is a small matrix [a, c] for each edge and path, which multiplies the channels. So a fast kernel needs no array
+[E, a, b, c] or [E, messages].
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from nequip_md.ops._operator import define, needed
 
 
 class ConvolutionPath(NamedTuple):
-    """Where one path finds its numbers; the ``paths`` of the operators are these, one after the other.
+    """Layout of one path; the operators' argument ``paths`` holds these fields path after path.
 
-    In a row of x an irrep lies as [2 l_in + 1, mul], in a row of the messages as [2 l_out + 1, out_channels]; a path owns
+    In a row of x an irrep is stored as [2 l_in + 1, mul], in a row of the messages as [2 l_out + 1, out_channels]. A path writes
     the ``mul`` columns of the latter from ``out_channel`` on.
     """
 
@@ -38,7 +38,7 @@ class ConvolutionPath(NamedTuple):
     l_edge: int
     l_out: int
     mul: int
-    """Channels u."""
+    """Number of channels u."""
     x_offset: int
     w_offset: int
     out_offset: int
@@ -49,7 +49,7 @@ class ConvolutionPath(NamedTuple):
 
 
 def unpack(paths: Sequence[int]) -> Iterator[ConvolutionPath]:
-    """The paths behind an operator's list of integers."""
+    """The paths in an operator's list of integers."""
     fields = len(ConvolutionPath._fields)
     return (ConvolutionPath(*paths[k : k + fields]) for k in range(0, len(paths), fields))
 
@@ -64,36 +64,36 @@ def coefficients(cg: Tensor, path: ConvolutionPath) -> Tensor:
 
 
 def _coupling(cg: Tensor, y: Tensor, path: ConvolutionPath) -> Tensor:
-    """sum_b C_abc y_eb: [E, a, c]."""
+    """Contract the coefficients with the harmonics, sum_b C_abc y_eb: [E, a, c]."""
     c = coefficients(cg, path)
     y = y.narrow(1, path.l_edge**2, c.shape[1])
     return (y @ c.transpose(0, 1).flatten(1)).unflatten(1, (c.shape[0], c.shape[2]))
 
 
 def _features(x: Tensor, path: ConvolutionPath) -> Tensor:
-    """[E, a, u] of [E, width of x]."""
+    """Features of the path's irrep, [E, a, u], from rows of x [E, width of x]."""
     return x.narrow(1, path.x_offset, (2 * path.l_in + 1) * path.mul).unflatten(1, (2 * path.l_in + 1, path.mul))
 
 
 def _messages(g: Tensor, path: ConvolutionPath) -> Tensor:
-    """[E, c, u] of [E, width of the messages]."""
+    """Messages of the path, [E, c, u], from rows of all messages [E, width of the messages]."""
     components = 2 * path.l_out + 1
     block = g.narrow(1, path.out_offset, components * path.out_channels).unflatten(1, (components, path.out_channels))
     return block.narrow(2, path.out_channel, path.mul)
 
 
 def _weights(w: Tensor, path: ConvolutionPath) -> Tensor:
-    """[E, 1, u] of [E, weights]."""
+    """Weights of the path, [E, 1, u], from rows of all weights [E, weights]."""
     return w.narrow(1, path.w_offset, path.mul).unsqueeze(1)
 
 
 def _apply(coupling: Tensor, x: Tensor) -> Tensor:
-    """sum_a A_eac x_eau: [E, c, u]. A product and a sum, which fuse, rather than E tiny matrix products."""
+    """Multiply, sum_a A_eac x_eau: [E, c, u]. A product and a sum can be fused, unlike E tiny matrix products."""
     return (coupling.unsqueeze(-1) * x.unsqueeze(2)).sum(dim=1)
 
 
 def _rows(parts: dict[int, Tensor], width: int, like: Tensor) -> Tensor:
-    """Columns [E, *] by their offset to rows [E, width], zero where there are none."""
+    """Join blocks of columns [E, *], given by their offset, to rows [E, width] that are zero elsewhere."""
     columns, end = [], 0
     for offset, part in sorted(parts.items()):
         if offset > end:
@@ -187,7 +187,7 @@ def _edges_setup(ctx, inputs, output):
 
 
 def _edges_backward(ctx, vy, vw):
-    """By F(x, vy, w, g) + F(x, y, vw, g)."""
+    """Gradients of F(x, vy, w, g) + F(x, y, vw, g) by all arguments."""
     x, y, w, g, *graph, cg = ctx.saved_tensors
     rest = (*graph, cg, ctx.paths)
     dx = dy = dw = dg = None

@@ -15,7 +15,7 @@ using namespace LAMMPS_NS;
 
 namespace {
 
-// What LAMMPS' plugin loader reads; installed headers of LAMMPS do not declare it.
+// Structure that LAMMPS' plugin loader reads. Installed headers of LAMMPS do not declare it.
 struct LammpsPlugin {
   const char *version;
   const char *style;
@@ -31,7 +31,7 @@ struct LammpsPlugin {
 
 using RegisterFunction = void (*)(LammpsPlugin *, void *);
 
-// Refused here rather than at registration, so that inputs without this pair style run as ever.
+// The check is here and not at registration, so that inputs without this pair style are not affected.
 void *create_pair_nequip(LAMMPS *lmp)
 {
   if (lmp->num_ver != NEQUIP_MD_LAMMPS_RELEASE)

@@ -44,61 +44,64 @@ class PairNequIP : public Pair {
   void finish() override;
 
  protected:
+  static constexpr int CENTROID_COMPONENTS = 9;
+
   nequip_md_model *model;
   double cutoff;         // largest cutoff of the model
   std::string device;    // keyword device; empty: the one that the model was exported for
   int num_threads;       // keyword threads; 0: as many as LAMMPS uses
-  bigint max_edges;      // keyword max_edges; 0: no limit of the user's
+  bigint max_edges;      // keyword max_edges; 0: no limit
   bool isolated;         // keyword isolated: energies of isolated atoms are part of the energy
   std::string
-      neighbors;    // keyword neighbors: lammps, engine, or empty for the faster one of the device
+      neighbors;    // keyword neighbors: lammps, engine, or empty for the faster one on the device
   bool replay;      // keyword replay
   bool verbose;     // keyword verbose
   bool guard;       // keyword guard
-  bool own_search;    // the engine searches neighbors, no list is requested from LAMMPS
+  bool own_search;    // the engine finds neighbors, so no list is requested from LAMMPS
   std::vector<int> type_to_model;           // model type of each LAMMPS type, -1 for NULL
-  std::string path;                         // of the artifact
-  std::vector<double> isolated_energies;    // of each LAMMPS type, once they were needed
-  bool masses_checked;                      // since pair_coeff
-  bool exclusion_warned;                    // in this run
+  std::string path;                         // path of the artifact
+  std::vector<double> isolated_energies;    // energy of each LAMMPS type, computed when needed
+  bool masses_checked;                      // whether check_masses() has run since pair_coeff
+  bool exclusion_warned;                    // whether this run has warned of exclusions
 
-  // What a restart file says of the potential that it was written with; empty if there was none.
+  // potential that a restart file was written with; empty without a restart file
 
-  struct Remembered {
+  struct Restarted {
     std::string checkpoint, precision;
     std::vector<std::string> names;
   };
-  Remembered remembered;
+  Restarted restarted;
   bigint last_build;    // neighbor->ncalls at the last compute
 
-  // With newton off, LAMMPS brings home nothing that is on ghost atoms: collect here, and send it ourselves.
+  // Sums on local and ghost atoms, for reverse communication by this class: with newton off, LAMMPS does not
+  // communicate values on ghost atoms.
 
-  struct Collected {
+  struct AtomSums {
     std::vector<double> values;    // [nlocal + nghost][width]
-    int width = 0;
+    int width = 0;                 // components for each atom
 
     double *start(int natoms, int components);
   };
-  Collected forces, virials, centroids;
-  Collected *in_transit;    // what pack/unpack_reverse_comm carries
-  bool force_warned;        // of a force far beyond the next
+  AtomSums forces, virials, centroids;
+  AtomSums *communicated;    // array that pack/unpack_reverse_comm communicate
+  bool force_warned;         // whether a large force was reported
   double
-      known_force;    // largest force on an atom of the training data, in LAMMPS' units; 0: not known
+      training_force;    // largest force on an atom in the training data, in LAMMPS' units; 0: unknown
 
-  // What this rank did since the run began, for verbose.
+  // sizes and times of this rank's evaluations since the run began, for verbose
 
-  struct Work {
+  struct Statistics {
     double steps = 0, replayed = 0, pieces = 0, edges = 0, lists = 0, model = 0, results = 0;
   };
-  Work work;
+  Statistics statistics;
 
-  int energy_flag;                 // fix pair asks for energies of atoms
-  std::vector<double> energies;    // [nlocal + nghost], if it does
+  int energy_flag;                 // set by fix pair, which needs per-atom energies
+  std::vector<double> energies;    // [nlocal + nghost], if energy_flag is set
 
   std::vector<int>
-      owner;    // atom that each atom is or is a copy of; for models with message passing
+      owner;    // local atom that each atom is or is a copy of, for models with message passing
 
-  // Digests of the model's file, when loading it began and ended.
+  // digests of the model's file before and after loading
 
   struct Digests {
     uint64_t before, after;
@@ -121,14 +124,14 @@ class PairNequIP : public Pair {
   void check_trial_deletions();
   void find_isolated_energies();
   bool has_isolated_energies();
-  void leave_out_isolated(int, const int *, nequip_md_results &) const;
+  void subtract_isolated(int, const int *, nequip_md_results &) const;
   std::string needs_lists() const;
   std::string exclusions() const;
-  bool is_there(const ExcludingFix &) const;
+  bool fix_exists(const ExcludingFix &) const;
   void find_owners();
   void check_forces();
   std::string remark() const;
-  void bring_home(Collected &, double **);
+  void add_ghost_sums(AtomSums &, double **);
 };
 
 }    // namespace LAMMPS_NS

@@ -5,7 +5,7 @@
    This software is distributed under the GNU General Public License, version 2.
 ------------------------------------------------------------------------- */
 
-// What pair_style and pair_coeff say, and the model that they load.
+// Commands pair_style and pair_coeff of pair style nequip, and loading of the model.
 
 #include "pair_nequip.h"
 
@@ -32,7 +32,7 @@
 using namespace LAMMPS_NS;
 
 static constexpr double EV_IN_KCAL_PER_MOL =
-    23.060549;    // LAMMPS' own factor between units metal and real
+    23.060549;    // LAMMPS' factor between units metal and real
 static constexpr int MESSAGE_SIZE = 1024;
 
 static const char CITE_NEQUIP[] =
@@ -81,7 +81,7 @@ void PairNequIP::allocate()
 
 void PairNequIP::settings(int narg, char **arg)
 {
-  // a second pair_style nequip may ask for another device: the model must be given again
+  // the keywords may select another device, so pair_coeff must load the model again
 
   unload();
   device.clear();
@@ -171,7 +171,7 @@ void PairNequIP::coeff(int narg, char **arg)
 }
 
 /* ----------------------------------------------------------------------
-   LAMMPS' unit of energy in eV, inverted; 0 for units that are not supported
+   1 eV in LAMMPS' unit of energy; 0 for units that are not supported
 ------------------------------------------------------------------------- */
 
 double PairNequIP::energy_factor() const
@@ -182,8 +182,8 @@ double PairNequIP::energy_factor() const
 }
 
 /* ----------------------------------------------------------------------
-   names in the wrong order: a mass that is another element's, or far from that of its own;
-   isotopes and repartitioned masses of hydrogen are neither
+   detect names in the wrong order: a mass that equals that of another element, or is far from that
+   of its own; isotopes and repartitioned masses of hydrogen pass
 ------------------------------------------------------------------------- */
 
 void PairNequIP::check_masses()
@@ -193,7 +193,7 @@ void PairNequIP::check_masses()
   masses_checked = true;
   const int ntypes = atom->ntypes;
   std::vector<double> mass(ntypes + 1, 0.0);
-  if (atom->rmass) {    // mean of each type
+  if (atom->rmass) {    // mean mass of each type
     std::vector<double> here(2 * (ntypes + 1), 0.0), sum(2 * (ntypes + 1));
     for (int i = 0; i < atom->nlocal; i++) {
       here[2 * atom->type[i]] += atom->rmass[i];
@@ -285,7 +285,7 @@ std::string PairNequIP::load(const char *file)
   if (lmp->citeme && text("kind") == "allegro") lmp->citeme->add(CITE_ALLEGRO);
   const std::string largest = text("largest_force");
   force_warned = false;
-  known_force = guard && !largest.empty() ? options.energy_factor * std::stod(largest) : 0.0;
+  training_force = guard && !largest.empty() ? options.energy_factor * std::stod(largest) : 0.0;
 
   if (comm->me == 0)
     utils::logmesg(lmp, "Pair style nequip: " + text("kind") + " model " + path + " for " +
@@ -293,8 +293,8 @@ std::string PairNequIP::load(const char *file)
                             text("precision") + ", device " + text("device") + ", threads " +
                             std::to_string(options.num_threads) +
                             (isolated ? "\n" : ", energies of isolated atoms left out\n"));
-  // OpenMP threads do nothing for a model on a GPU, but LAMMPS wakes all of them whenever it wraps
-  // atoms into the box (DomainOMP::pbc), which may take longer than a step of a small system
+  // a model on a GPU does not use OpenMP threads, but LAMMPS wakes all of them when it wraps atoms
+  // into the box (DomainOMP::pbc), which may take longer than a step of a small system
   if (comm->me == 0 && text("device") != "cpu" && comm->nthreads > 1)
     error->warning(
         FLERR, "Pair style nequip runs on a GPU and LAMMPS with " + std::to_string(comm->nthreads) +
@@ -304,7 +304,7 @@ std::string PairNequIP::load(const char *file)
 }
 
 /* ----------------------------------------------------------------------
-   a number that depends on all bytes of a file; 0 if it cannot be read, which loading it reports
+   hash of all bytes of a file; 0 if it cannot be read, which is reported when it is loaded
 ------------------------------------------------------------------------- */
 
 uint64_t PairNequIP::digest(const char *file)
@@ -331,7 +331,7 @@ uint64_t PairNequIP::digest(const char *file)
 }
 
 /* ----------------------------------------------------------------------
-   a sentence if not all ranks have loaded one and the same file
+   error message if ranks have loaded different files; otherwise empty
 ------------------------------------------------------------------------- */
 
 std::string PairNequIP::compare(Digests digests, const char *file)
@@ -358,14 +358,18 @@ std::string PairNequIP::compare(Digests digests, const char *file)
   return "";
 }
 
-// name of an atom type as pair_coeff gave it
+/* ----------------------------------------------------------------------
+   name of an atom type in pair_coeff
+------------------------------------------------------------------------- */
 
 std::string PairNequIP::name_of(int type) const
 {
   return map[type] < 0 ? "NULL" : elements[map[type]];
 }
 
-// the model's metadata
+/* ----------------------------------------------------------------------
+   value of a key of the model's metadata; empty if it has no such key
+------------------------------------------------------------------------- */
 
 std::string PairNequIP::text(const char *key) const
 {
@@ -374,7 +378,7 @@ std::string PairNequIP::text(const char *key) const
 }
 
 /* ----------------------------------------------------------------------
-   GPU of this rank: its place among the ranks of this world on this host
+   index of the GPU of this rank, by its rank among those on the same host
 ------------------------------------------------------------------------- */
 
 int PairNequIP::device_index() const
@@ -389,7 +393,7 @@ int PairNequIP::device_index() const
 }
 
 /* ----------------------------------------------------------------------
-   map atom types to model types; NULL leaves a type out
+   map atom types to model types; NULL excludes a type from the model
 ------------------------------------------------------------------------- */
 
 void PairNequIP::map_types(int narg, char **arg)

@@ -5,7 +5,7 @@
    This software is distributed under the GNU General Public License, version 2.
 ------------------------------------------------------------------------- */
 
-// What a restart file holds of the pair style, and how it is taken up.
+// Restart files: writing and reading of settings, and of the model's path and identity.
 
 #include "pair_nequip.h"
 
@@ -22,8 +22,7 @@
 
 using namespace LAMMPS_NS;
 
-static constexpr int RESTART_TEXT_SIZE =
-    1 << 16;    // a longer text of a restart file is a damaged one
+static constexpr int RESTART_TEXT_SIZE = 1 << 16;    // a restart file with a longer text is damaged
 
 /* ----------------------------------------------------------------------
    restart: keywords, the model's path and identity, and the names of the types
@@ -78,7 +77,9 @@ static bigint read_count(FILE *fp, LAMMPS *lmp, MPI_Comm world, bigint largest)
   return count;
 }
 
-// called on rank 0 alone
+/* ----------------------------------------------------------------------
+   called on rank 0 only
+------------------------------------------------------------------------- */
 
 void PairNequIP::write_restart(FILE *fp)
 {
@@ -116,21 +117,20 @@ void PairNequIP::read_restart_settings(FILE *fp)
 }
 
 /* ----------------------------------------------------------------------
-   take up the model where the restart file says it is; if it cannot be loaded from there,
-   pair_coeff gives it
+   load the model from the path in the restart file; if that fails, pair_coeff must load it
 ------------------------------------------------------------------------- */
 
 void PairNequIP::read_restart(FILE *fp)
 {
   read_restart_settings(fp);
   const std::string file = read_text(fp, lmp, world);
-  remembered.checkpoint = read_text(fp, lmp, world);
-  remembered.precision = read_text(fp, lmp, world);
-  remembered.names.assign(atom->ntypes + 1, "");
+  restarted.checkpoint = read_text(fp, lmp, world);
+  restarted.precision = read_text(fp, lmp, world);
+  restarted.names.assign(atom->ntypes + 1, "");
   std::string list;
   for (int i = 1; i <= atom->ntypes; i++) {
-    remembered.names[i] = read_text(fp, lmp, world);
-    list += " " + remembered.names[i];
+    restarted.names[i] = read_text(fp, lmp, world);
+    list += " " + restarted.names[i];
   }
 
   allocate();
@@ -143,18 +143,18 @@ void PairNequIP::read_restart(FILE *fp)
   }
   std::vector<char *> arguments;
   for (int i = 1; i <= atom->ntypes; i++)
-    arguments.push_back(&remembered.names[i][0]);
+    arguments.push_back(&restarted.names[i][0]);
   map_types(atom->ntypes, arguments.data());
   compare_with_restart();
 }
 
 /* ----------------------------------------------------------------------
-   another potential than before is allowed, but not silently
+   warn if the model is not the one that the restart file was written with
 ------------------------------------------------------------------------- */
 
 void PairNequIP::compare_with_restart()
 {
-  if (remembered.names.empty()) return;
+  if (restarted.names.empty()) return;
   std::string differences;
   const auto compare = [&](const std::string &what, const std::string &before,
                            const std::string &now) {
@@ -162,10 +162,10 @@ void PairNequIP::compare_with_restart()
       differences +=
           (differences.empty() ? "" : "; ") + what + " was '" + before + "' and is '" + now + "'";
   };
-  compare("the checkpoint's SHA-256", remembered.checkpoint, text("checkpoint_sha256"));
-  compare("the precision", remembered.precision, text("precision"));
+  compare("the checkpoint's SHA-256", restarted.checkpoint, text("checkpoint_sha256"));
+  compare("the precision", restarted.precision, text("precision"));
   for (int i = 1; i <= atom->ntypes; i++)
-    compare("the name of atom type " + std::to_string(i), remembered.names[i], name_of(i));
+    compare("the name of atom type " + std::to_string(i), restarted.names[i], name_of(i));
   if (!differences.empty() && comm->me == 0)
     error->warning(FLERR, "Pair style nequip continues a restart file with another potential: " +
                               differences);

@@ -1,4 +1,4 @@
-"""The plugin, and the analytic artifacts of ``force_styles/``, made once."""
+"""Fixtures: the plugin, and the analytic artifacts of ``force_styles/``, each made once."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import pytest
 
 from support.analytic import LennardJones
 from support.artifacts import with_metadata
+from support.engine import load_model, open_engine
 from support.force_styles import FOLDER, ForceStyle
 
 
@@ -37,7 +38,7 @@ def lj_model(force_styles) -> LennardJones:
 
 @pytest.fixture(scope="session")
 def lj_artifact(artifacts) -> Path:
-    """Types Ar and Ne, cutoffs by pair, strictly local."""
+    """A strictly local artifact with types Ar and Ne and cutoffs for each pair."""
     return artifacts("lj")
 
 
@@ -61,3 +62,24 @@ def doctored(lj_artifact, tmp_path_factory):
         return with_metadata(lj_artifact, path, **changes)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def library(plugin_folder):
+    return open_engine(plugin_folder)
+
+
+@pytest.fixture
+def load(library):
+    """``load(path, device=..., ...)``: a handle, or the status and message of a refusal."""
+    handles = []
+
+    def make(path, **options):
+        loaded = load_model(library, path, **options)
+        if not isinstance(loaded, tuple):
+            handles.append(loaded)
+        return loaded
+
+    yield make
+    for handle in handles:
+        library.nequip_md_free(handle)

@@ -1,4 +1,4 @@
-"""Bad input: the message names what is wrong and how to mend it, and every rank ends."""
+"""Bad input: the message names the error and the remedy, and all ranks end."""
 
 from __future__ import annotations
 
@@ -209,7 +209,7 @@ print "energy $(pe:%.12f)"
     ],
 )
 def test_special_bonds(factors, message, lj_artifact, lj_model, tmp_path):
-    """A model knows no bonds: excluded or scaled neighbours are refused, full ones count."""
+    """A model has no bonds: excluded or scaled neighbours are refused, and bonded atoms count as full neighbours."""
     outcome = run_lammps(BONDED.format(factors=factors, path=lj_artifact), tmp_path, ranks=2, limit=LIMIT)
     if message:
         return assert_refused(outcome, message, "special_bonds lj 1 1 1")

@@ -32,7 +32,7 @@ def empty_cache(monkeypatch, tmp_path) -> Path:
 
 
 def _slow_compile(installation, folder):
-    """Stands for the compiler: leaves a mark for each time that it ran, and an incomplete folder for a while."""
+    """Replaces the compiler: writes a mark for each run, and leaves the folder incomplete for a while."""
     with open(folder.parent.parent / "compilations", "a") as log:
         log.write("x")
     scratch = folder.with_name("scratch")
@@ -50,7 +50,7 @@ def _build_in_process(answers):
 
 
 def test_concurrent_builds(empty_cache):
-    """Ranks that start together: one compiles, all get the same complete folder."""
+    """If ranks start together, one compiles and all get the same complete folder."""
     context = multiprocessing.get_context("fork")
     answers = context.Queue()
     processes = [context.Process(target=_build_in_process, args=(answers,)) for _ in range(4)]
@@ -103,7 +103,7 @@ def test_compiler_error_is_shown(compiler, words, empty_cache, monkeypatch):
 
 
 def test_a_full_disk_is_no_fault_of_the_compiler(empty_cache, monkeypatch, tmp_path, capfd):
-    """It is said with the folder, and forgotten: the next start tries again."""
+    """The error names the folder and is not remembered: the next start tries again."""
     compiler = tmp_path / "full"
     compiler.write_text("#!/bin/sh\necho 'fatal error: cannot write x.o: No space left on device' >&2\nexit 1\n")
     compiler.chmod(0o755)
@@ -124,7 +124,7 @@ def test_a_cache_that_cannot_be_made(monkeypatch, tmp_path, capfd):
 
 
 def test_what_is_left_of_a_killed_build(empty_cache, monkeypatch):
-    """Empty files are no plugin, and scratch folders go with the next build."""
+    """Empty files do not count as a plugin, and the next build removes temporary folders."""
     folder = empty_cache / Installation.find().key()
     folder.mkdir(parents=True)
     for name in (build_module.PLUGIN, build_module.ENGINE):
@@ -168,7 +168,7 @@ def test_key_depends_on_everything(monkeypatch, tmp_path):
 
 
 def test_entry_point_is_light(plugin_folder):
-    """``lmp`` asks for the folder at every start: nothing heavy may be imported for that."""
+    """``lmp`` asks for the folder at every start, so this must not import large packages."""
     code = (
         "import sys, nequip_md.lammps as m\nprint(m.plugin_path())\n"
         "assert not {'torch', 'numpy', 'ase'} & set(sys.modules)\n"

@@ -1,4 +1,4 @@
-"""Ghosts whose features the caller brings: how the engine numbers them, and what it says where that cannot be."""
+"""Ghosts whose features the caller exchanges: their order, and refusals."""
 
 from __future__ import annotations
 
@@ -9,22 +9,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_engine import Atoms, repeated, some_atoms
 
 from support.artifacts import with_metadata
-from support.engine import BAD_INPUT, BAD_MODEL, EXCHANGE, INTERNAL, OK, load_model, open_engine
+from support.engine import BAD_INPUT, BAD_MODEL, EXCHANGE, INTERNAL, OK, load_model
+from support.engine_calls import Atoms, repeated, some_atoms
 
 SUPPORT = Path(__file__).resolve().parents[1] / "support"
 
 
 @pytest.fixture(scope="module")
-def library(plugin_folder):
-    return open_engine(plugin_folder)
-
-
-@pytest.fixture(scope="module")
 def exchanging(lj_artifact, tmp_path_factory) -> Path:
-    """The artifact ``lj_artifact`` behind support/exchanging.c: code that asks for features, then computes Lennard-Jones."""
+    """The artifact ``lj_artifact`` with support/exchanging.c before it: code that exchanges features, then computes Lennard-Jones."""
     folder = tmp_path_factory.mktemp("exchanging")
     claims = with_metadata(lj_artifact, folder / "claims.pt2", message_passing_layers="2", ghosts="yes")
     path = folder / "exchanging.pt2"
@@ -56,7 +51,7 @@ def with_exchange(atoms: Atoms, function) -> Atoms:
 
 @pytest.mark.parametrize("centres", [[0, 1, 2, 3], [6, 2, 4], []])
 def test_rows(centres, library, exchanging, lj_artifact):
-    """Centres first and in their order, those without a type left out; all other atoms last; results as for a local model."""
+    """Rows are the centres in their order without those outside the model, then all other atoms; results are those of a local model."""
     calls = []
 
     def exchange(context, reduce, features, owned, ghosts, width, bytes_each, stream):
@@ -85,7 +80,7 @@ def test_rows(centres, library, exchanging, lj_artifact):
 
 
 def test_without_exchange(library, exchanging):
-    """On one process, with owners or with a cell, nobody is called, also not after a call that was exchanged."""
+    """On one process, with owners or a cell, the callback is not called, even after an evaluation that called it."""
     handle, calls = load_model(library, exchanging), []
 
     def exchange(*arguments):
@@ -102,7 +97,7 @@ def test_without_exchange(library, exchanging):
 
 @pytest.mark.parametrize("fails", [0, 1])
 def test_failure(fails, library, exchanging):
-    """What the caller's function returns ends the evaluation, and the handle stays usable."""
+    """A nonzero return value of the callback ends the evaluation, and the handle stays usable."""
     handle = load_model(library, exchanging)
     bad = with_exchange(some_atoms(6, centres=[0, 1]), lambda context, reduce, *rest: 31 * (reduce == fails))
     assert bad.evaluate(library, handle).status == INTERNAL
@@ -113,7 +108,7 @@ def test_failure(fails, library, exchanging):
 
 
 def test_large_forces_are_exchanged_once(library, exchanging, lj_artifact):
-    """One process alone may have forces beyond fixed point; it must not call the others once more."""
+    """Forces beyond fixed point, which only one process may have, must not cause another exchange."""
     positions, types, calls = [[0, 0, 0], [1.1, 0, 0], [0, 3.9, 0], [3.5, 3.5, 1]], [1, 1, 2, 1], []
     ours, local = (Atoms(positions, types, centres=[0, 1, 2]) for _ in range(2))
     handle = load_model(library, exchanging)
@@ -127,7 +122,7 @@ def test_large_forces_are_exchanged_once(library, exchanging, lj_artifact):
 
 
 def test_changed_centres(library, exchanging, lj_artifact):
-    """lists_changed 0: the same atoms with their features exchanged are other nodes than with owners."""
+    """With lists_changed = 0, a change between exchange and owners renumbers the nodes."""
     handle = load_model(library, exchanging)
     some_atoms(6, centres=[0, 1, 2], owner=[0, 1, 2, 1, 0, 1]).evaluate(library, handle)
     ours = with_exchange(some_atoms(6, centres=[0, 1, 2]), lambda *arguments: 0)
@@ -139,7 +134,7 @@ def test_changed_centres(library, exchanging, lj_artifact):
 
 
 def test_refused(library, doctored, exchanging, lj_artifact):
-    """Models that do not ask for features, by what they say or by their code; and a cell beside the exchange."""
+    """An exchange is refused for models that exchange nothing, by their metadata or their code, and together with a cell."""
 
     def evaluate(path, atoms=None):
         handle = load_model(library, path)

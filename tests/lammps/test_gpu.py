@@ -1,4 +1,4 @@
-"""LAMMPS on a GPU: the same numbers as on the CPU in float64, whichever way the engine takes."""
+"""LAMMPS on a GPU has the results of the CPU in float64, for all ways in which the engine can evaluate."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def gpu_models(small_models, tmp_path_factory):
 
 
 def measured_thrice(key: str) -> str:
-    """Evaluate, move every atom a little, evaluate again, and once more: what was recorded is then replayed."""
+    """Evaluate three times, with a small move of every atom after the first; the last evaluation replays a recording."""
     head, record = measurement(key + "_0").split("run 0", 1)
     lines = head + "run 0" + record
     for k in (1, 2):
@@ -137,7 +137,7 @@ def test_gpu_equals_cpu(name, ranks, way, gpu_models, on_cpu, tmp_path):
 
 @pytest.mark.parametrize("kind", ["allegro", "nequip"])
 def test_isolated_energies(kind, gpu_models, small_models, plugin_folder, tmp_path):
-    """Without the energies of isolated atoms, which the compiled model gives on its own device."""
+    """Energies without those of isolated atoms, which the compiled model evaluates on its own device."""
     system = DENSE["triclinic"]
     for run, artifact in (("cpu", small_models(f"{kind}_fp64")[1]), ("gpu", gpu_models(f"{kind}_fp64"))):
         script = system.start(tmp_path) + nequip(artifact, "H O", keywords="isolated no") + measurement(run)
@@ -184,7 +184,7 @@ def test_forces_beyond_fixed_point(gpu_models, small_models, plugin_folder, tmp_
 
 
 def test_out_of_memory_is_survived_or_said(gpu_models, plugin_folder, tmp_path):
-    """Most of the GPU is taken by others: pieces become smaller, and the numbers stay the same."""
+    """If most of the GPU's memory is in use, pieces become smaller, and results stay the same."""
     script = (
         DENSE["triclinic"].start(tmp_path)
         + "replicate 12 12 12\n"
@@ -337,7 +337,7 @@ class Arrays:
 @pytest.mark.parametrize("periodic", [True, False])
 @pytest.mark.parametrize("kind", ["allegro", "nequip"])
 def test_arrays_on_the_gpu(kind, periodic, gpu_models, small_models, plugin_folder):
-    """Pointers to the GPU beside pointers to the host, and beside the CPU; lists kept and made anew, recorded or not."""
+    """Compare arrays on the GPU with arrays on the host and with the CPU, with old and new lists, with and without recording."""
     library = open_engine(plugin_folder)
     structure = triclinic_crystal(repeat=(2, 2, 2))
     ways = [

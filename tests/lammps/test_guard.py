@@ -1,4 +1,4 @@
-"""Warnings of what the training data does not hold: close contacts and huge forces, in LAMMPS and in the engine."""
+"""Warnings of configurations unlike the training data, close contacts and huge forces, in LAMMPS and in the engine."""
 
 from __future__ import annotations
 

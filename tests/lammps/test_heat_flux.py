@@ -1,4 +1,4 @@
-"""compute heat/flux with the pair style's centroid virial is exact for strictly local many-body models (docs/engine.md)."""
+"""The heat flux of compute heat/flux with the pair style's centroid virial is exact for strictly local models (docs/engine.md)."""
 
 from __future__ import annotations
 

@@ -46,7 +46,7 @@ def without_shifts(measured: dict) -> dict:
 
 
 def test_another_project_is_refused(options, tmp_path):
-    """The name of the project may be right and its targets not: said so while configuring."""
+    """A project with the right name but other targets is refused during configuration."""
     (tmp_path / "CMakeLists.txt").write_text("cmake_minimum_required(VERSION 3.16)\nproject(lammps CXX)\n")
     assert "there is no target lammps" in " ".join(configure(tmp_path, tmp_path / "build", *options, ok=False).split())
     without_torch = configure(tmp_path, tmp_path / "other", options[0], ok=False)
@@ -54,7 +54,7 @@ def test_another_project_is_refused(options, tmp_path):
 
 
 def test_lammps_with_the_pair_style(request, options, plugin_folder, lj_artifact, tmp_path):
-    """A LAMMPS from source has the style without a plugin, gives the plugin's numbers, and its tree is left as it was."""
+    """LAMMPS built from source has the style without a plugin and the plugin's results, and its source tree is not changed."""
     source = request.config.getoption("--lammps-source")
     if not source:
         pytest.skip("builds LAMMPS, five minutes on 2 cores; name its source tree by --lammps-source")
@@ -112,7 +112,7 @@ def test_program_that_links_the_engine(plugin_folder, lj_artifact, tmp_path):
 
 @pytest.mark.parametrize("found", [True, False])
 def test_version_of_the_engine_package(found, plugin_folder, tmp_path):
-    """The version is that of the C interface, and another one is not taken."""
+    """The package version is that of the C interface, and other versions are refused."""
     header = (plugin_folder / "include" / "nequip_md_engine.h").read_text()
     version = re.search(r"NEQUIP_MD_ABI_VERSION (\d+)", header).group(1)
     wanted = version if found else str(int(version) + 1)

@@ -1,4 +1,4 @@
-"""Keyword isolated: energies of isolated atoms left out of every energy, and Monte Carlo, which needs that."""
+"""Keyword isolated: energies of isolated atoms are left out of all energies, which Monte Carlo moves require."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SYSTEM = SYSTEMS["triclinic"]
 
 
 def test_energies_equal_native(lj_artifact, tmp_path):
-    """lj/cut has no energies of isolated atoms: without them, total and per-atom energies are its own."""
+    """Without the energies of isolated atoms, total and per-atom energies equal those of lj/cut, which has none."""
     runs = {
         "native": SYSTEM.start(tmp_path) + NATIVE,
         "newton_on": SYSTEM.start(tmp_path) + nequip(lj_artifact, keywords="isolated no"),
@@ -47,7 +47,7 @@ def test_energies_equal_native(lj_artifact, tmp_path):
 
 @pytest.mark.parametrize("name", ["allegro_fp64", "nequip_fp64"])
 def test_real_models(name, small_models, plugin_folder, tmp_path):
-    """Both kinds of models: what is left out is the eager model's energy of an atom without edges."""
+    """For both kinds of models, the energies left out are those of the eager model for an atom without edges."""
     checkpoint, artifact = small_models(name)
     script = ""
     for case in ("yes", "no"):
@@ -119,7 +119,7 @@ def counts(text: str) -> list[list[str]]:
 
 @pytest.mark.parametrize("case, ranks", [("atoms", 1), ("molecules", 1), ("molecules", 2), ("ions", 1)])
 def test_grand_canonical(case, ranks, lj_artifact, tmp_path):
-    """The fixes decide alike with lj/cut and with the same potential that has energies of isolated atoms."""
+    """The fixes make the same decisions with lj/cut and with an artifact of it that has energies of isolated atoms."""
     (tmp_path / "dimer.mol").write_text(DIMER)
     gas, lines = ENSEMBLES[case]
     script = gas + NATIVE + lines + "clear\n" + gas + nequip(lj_artifact, keywords="isolated no") + lines

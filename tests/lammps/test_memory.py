@@ -1,4 +1,4 @@
-"""Ten thousand rebuilt neighbour lists, and the memory stays where it was."""
+"""Memory does not grow over ten thousand rebuilt neighbour lists."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Real architectures in LAMMPS against the eager model and ASE: every number of a run, on any number of ranks."""
+"""Comparison of real architectures in LAMMPS with the eager model and ASE: all results of a run, on several numbers of ranks."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def eager(checkpoint, system: System) -> dict[str, np.ndarray]:
     [("allegro_fp64", 1), ("allegro_fp64", 2), ("allegro_fp64", 4), ("allegro_fp32", 2), ("nequip_fp64", 1)],
 )
 def test_lammps_equals_eager_and_ase(name, ranks, small_models, plugin_folder, tmp_path):
-    """Every second run of Allegro is evaluated in pieces, of which a rank needs several."""
+    """Compare all results; every second run of Allegro is evaluated in pieces, several on each rank."""
     checkpoint, artifact = small_models(name)
     keywords = {"on": "", "off": "max_edges 300" if name.startswith("allegro") else ""}
     script = "clear\n".join(

@@ -1,4 +1,4 @@
-"""Does the suite see errors? Faults are built into the engine and the pair style one by one; its comparisons must find each."""
+"""Mutation tests: one fault at a time is built into the engine or the pair style, and the suite's comparisons must detect it."""
 
 from __future__ import annotations
 
@@ -16,18 +16,19 @@ from support.lammps_systems import NATIVE, SYSTEMS, nequip
 
 
 class Mutation(NamedTuple):
-    """In ``file``, the words ``before`` become ``after``."""
+    """Replacement of the text ``before`` in ``file`` by ``after``."""
 
     file: str
     before: str
     after: str
 
 
-TALLY, KERNELS, PIECES, PAIR, PAIR_MODEL = (
+TALLY, KERNELS, PIECES, PAIR, PAIR_COMM, PAIR_MODEL = (
     "engine/src/tally.cpp",
     "engine/src/kernels.h",
     "engine/src/pieces.cpp",
     "lammps/pair_nequip.cpp",
+    "lammps/pair_nequip_comm.cpp",
     "lammps/pair_nequip_model.cpp",
 )
 MUTATIONS = {
@@ -51,7 +52,7 @@ MUTATIONS = {
         "atom_energies[table.centres()[node]] +=\n                energy_factor",
         "atom_energies[table.centres()[node]] +=\n                0.5 * energy_factor",
     ),
-    "no reverse communication": Mutation(PAIR, "  comm->reverse_comm(this);\n", ""),
+    "no reverse communication": Mutation(PAIR_COMM, "  comm->reverse_comm(this);\n", ""),
     "half of each atom's stress": Mutation(
         TALLY,
         "add_array(results.atom_virials, host_virials_, energy_factor)",
@@ -121,7 +122,7 @@ def build_with(tmp_path_factory):
 
 
 def compare(cache: Path, lj_artifact: Path, eam_artifact: Path, folder: Path) -> None:
-    """A short list of the suite's own comparisons: lj/cut on two ranks and in a free cluster on one, and the heat flux."""
+    """Some of the suite's comparisons: lj/cut on two ranks, and on one rank in a free cluster, and the heat flux."""
     env = {"XDG_CACHE_HOME": str(cache)}
     for ranks, name, temperature in ((2, "orthogonal", 400), (1, "cluster in a corner", 60)):
         move = (

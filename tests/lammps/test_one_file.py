@@ -1,4 +1,4 @@
-"""All MPI processes evaluate one and the same file; two that are different under one name are refused."""
+"""All MPI processes must load the same file; different files under one name are refused."""
 
 from __future__ import annotations
 

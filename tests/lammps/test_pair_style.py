@@ -1,4 +1,4 @@
-"""pair_style nequip against LAMMPS' own lj/cut: the same potential, so every number must be the same."""
+"""Comparison of pair_style nequip with LAMMPS' own lj/cut for the same potential: all results must be equal."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def native(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def ours(lj_artifact, tmp_path_factory):
-    """``ours(system, ranks, newton)``: our numbers. One start of LAMMPS does all systems on so many ranks."""
+    """``ours(system, ranks, newton)``: results of pair style nequip. LAMMPS runs all systems in one start for each number of ranks."""
     folders = {}
 
     def get(system: str, ranks: int, newton: str) -> dict:
@@ -330,7 +330,7 @@ def test_verbose(ranks, lj_artifact, plugin_folder, tmp_path):
 
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_energies_for_fix_pair(ranks, lj_artifact, plugin_folder, tmp_path):
-    """fix pair takes the energies of atoms from the pair style, every so many steps; compute pe/atom has the same."""
+    """fix pair takes per-atom energies from the pair style every few steps; they equal those of compute pe/atom."""
     script = (
         SYSTEMS["orthogonal"].start(tmp_path) + nequip(lj_artifact) + "compute e all pe/atom pair\n"
         "fix keep all pair 2 nequip energy 1\nfix move all nve\ntimestep 0.001\n"
@@ -348,7 +348,7 @@ def test_energies_for_fix_pair(ranks, lj_artifact, plugin_folder, tmp_path):
 
 @pytest.mark.parametrize("kind, key", [("nequip", "Batzner2022"), ("allegro", "Musaelian2023"), ("other", None)])
 def test_citation(kind, key, doctored, tmp_path):
-    """LAMMPS' option -cite tells which publication the model stands on."""
+    """LAMMPS' option -cite prints the publication of the model."""
     script = SYSTEMS["orthogonal"].start(tmp_path) + nequip(doctored(kind=kind)) + "run 0\n"
     outcome = run_lammps(script, tmp_path, arguments=("-cite", "references"))
     assert outcome.status == 0, outcome.text

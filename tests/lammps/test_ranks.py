@@ -1,4 +1,4 @@
-"""An Allegro model in float64 on 1 to 8 ranks, in bricks and in tiles: the numbers do not depend on the division."""
+"""An Allegro model in float64 on 1 to 8 ranks, in bricks and in tiles: results do not depend on the decomposition."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Restart files carry the potential: taken up without pair_coeff, and compared with what is given instead."""
+"""Restart files name the potential: it is loaded without pair_coeff, and compared with one that pair_coeff loads instead."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def test_another_potential_is_named(lj_artifact, doctored, tmp_path):
     script = restart(tmp_path, before) + f"pair_coeff * * {after} Ne Ar\nrun 0\n"
     outcome = run_lammps(script, tmp_path)
     assert outcome.status == 0, outcome.text
-    # the first pair_coeff after read_restart finds the file's own model taken up already
+    # read_restart has loaded the file's own model before the first pair_coeff
     assert "SHA-256 was 'aaa' and is 'bbb'" in outcome.text
     assert "precision was 'fp64' and is 'fp32'" in outcome.text
     assert "name of atom type 1 was 'Ar' and is 'Ne'" in outcome.text

@@ -1,4 +1,4 @@
-"""Engine and pair style under AddressSanitizer and UndefinedBehaviorSanitizer: ordinary runs and refusals, all clean."""
+"""Engine and pair style under AddressSanitizer and UndefinedBehaviorSanitizer: ordinary runs and refusals must be clean."""
 
 from __future__ import annotations
 
@@ -166,15 +166,15 @@ def test_refusals(case, clean, lj_artifact, doctored, tmp_path):
 
 FAULTS = {
     "write beyond an array": (
-        "lammps/pair_nequip.cpp",
+        "lammps/pair_nequip_comm.cpp",
         "values.assign(static_cast<size_t>(natoms) * width, 0.0);",
         "values.assign(static_cast<size_t>(natoms), 0.0);",
         "heap-buffer-overflow",
     ),
     "signed overflow": (
-        "lammps/pair_nequip.cpp",
-        "  const int size = n * in_transit->width;",
-        "  volatile int large = 2147483647;\n  const int size = n * in_transit->width + (large + 1 == 7);",
+        "lammps/pair_nequip_comm.cpp",
+        "  const int size = n * communicated->width;",
+        "  volatile int large = 2147483647;\n  const int size = n * communicated->width + (large + 1 == 7);",
         "signed integer overflow",
     ),
 }
@@ -182,7 +182,7 @@ FAULTS = {
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_fault_is_seen(fault, instrumented, lj_artifact, tmp_path):
-    """Otherwise a clean run would say nothing."""
+    """The sanitizers detect a fault; otherwise clean runs would prove nothing."""
     file, before, after, words = FAULTS[fault]
     outcome = instrumented(file, before, after)(
         SYSTEMS["orthogonal"].start(tmp_path, "off") + nequip(lj_artifact) + measurement("x"), tmp_path

@@ -1,4 +1,4 @@
-"""The engine's loops as a GPU runs them: 32 lanes of a warp, here threads that take turns on the CPU, beside the CPU's way and a plain search."""
+"""The engine's kernels with the 32 lanes of a GPU's warp, emulated by threads that take turns, compared with the CPU's and a plain search."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Atoms(ctypes.Structure):
 
 @pytest.fixture(scope="module")
 def ways(tmp_path_factory):
-    """The functions of warp.cpp, by way."""
+    """The functions of warp.cpp, compiled as for a GPU and as for a CPU."""
     folder, found = tmp_path_factory.mktemp("warp"), {}
     for way, options in (("warp", ["-DWARP"]), ("cpu", [])):
         subprocess.run(
@@ -62,7 +62,7 @@ def evaluate(run, positions, types, centres, cells, num_nodes, num_edges, image_
         "shortest": SHORTEST,
     }
     atoms = Atoms(*[a.ctypes.data for a in arrays.values()], 2)
-    # what is not written stays what it is here
+    # elements that a kernel fails to write keep these values
     result = {
         "list_offset": np.full(some + 1, -7),
         "list": np.full(count * count, -7, np.int32),
@@ -132,7 +132,7 @@ def test_lanes(ways, cells, some):
 
 @pytest.mark.parametrize("cells", [0, 4])
 def test_images(ways, cells):
-    """Images are put where the lattice says, and what belongs to them goes to their atoms."""
+    """Images are displaced by lattice vectors, and results of images are added to their atoms."""
     rng = np.random.default_rng(5)
     count, lattice = 150, np.array([[7.0, 0.0, 0.0], [1.0, 7.5, 0.0], [-0.5, 0.7, 8.0]])
     given = rng.uniform(0, 1, (count, 3)) @ lattice

@@ -1,4 +1,4 @@
-"""What a case of the operator table is: an operator and its arguments by name and shape; how they are made and results compared."""
+"""Cases of the operator table: an operator with its arguments by name and shape; creation of arguments and comparison of results."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ DTYPE = {"fp64": torch.float64, "fp32": torch.float32, "tf32": torch.float32}
 
 @dataclass(frozen=True)
 class Graph:
-    """Centres with their edges: the sizes of arrays, and the indices."""
+    """Centres with their edges, which determine the sizes of arrays and the indices."""
 
     counts: tuple[int, ...]
-    """Edges of each centre."""
+    """Number of edges of each centre."""
     more_nodes: int = 3
-    """Nodes that are no centres, only neighbours."""
+    """Number of nodes that are neighbours only."""
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -37,7 +37,7 @@ class Graph:
         return torch.repeat_interleave(torch.arange(len(self.counts)), torch.tensor(self.counts))
 
 
-# ---- numbers that arrays are filled with: of a shape, from a generator -----------------------------------------------
+# ---- fills: functions of shape, generator and graph that return the numbers of an array ------------------------------
 
 
 def normal(shape, generator, graph):
@@ -45,7 +45,7 @@ def normal(shape, generator, graph):
 
 
 def rows_of_all_sizes(shape, generator, graph):
-    """Rows that differ by orders of magnitude, one of them zero."""
+    """Rows whose sizes differ by orders of magnitude; one of them is zero."""
     values = normal(shape, generator, graph) * torch.exp(4 * normal((shape[0], 1), generator, graph))
     values[3:4] = 0.0
     return values
@@ -60,7 +60,7 @@ def scaled(factor: float) -> Callable:
 
 
 def matrix(gain: float = 1.0) -> Callable:
-    """A matrix [..., K, N] that keeps the size of rows, times ``gain``."""
+    """A random matrix [..., K, N] that multiplies the norm of rows by ``gain`` on average."""
     return lambda shape, *others: normal(shape, *others) * gain / shape[-2] ** 0.5
 
 
@@ -72,19 +72,19 @@ def numbers_below(size: str) -> Callable:
 
 
 class Array(NamedTuple):
-    """A tensor that an operator takes."""
+    """A tensor argument of an operator."""
 
     shape: tuple[int | str, ...]
-    """Numbers, and names of sizes of a :class:`Graph`."""
+    """Shape, of numbers and names of sizes of a :class:`Graph`."""
     fill: Callable = normal
     kind: str = "network"
-    """``network``: in the dtype of the precision; ``derivative``: so is silu', but in halves for tf32; ``geometry``: in float64."""
+    """Kind of dtype: ``network`` is that of the precision, ``derivative`` likewise, but fp16 for tf32 (for silu'), ``geometry`` float64."""
     constant: bool = False
-    """The argument belongs to the model, not to the evaluated atoms: a constant of a lowered graph."""
+    """Whether the argument belongs to the model, not to the evaluated atoms; it is then a constant of a lowered graph."""
     strided: bool = False
-    """Every other number of an array twice as large."""
+    """Whether the array is a view of every other number of an array twice as large."""
     about: str = ""
-    """What sets its numbers apart from others of the same shape."""
+    """Text that distinguishes it from arrays of the same name and shape with other numbers."""
 
     def make(self, key: str, graph: Graph, precision: str, device) -> Tensor:
         shape = tuple(graph.sizes[s] if isinstance(s, str) else s for s in self.shape)
@@ -106,7 +106,7 @@ ROW_PTR = Array(("offsets",), lambda shape, generator, graph: graph.row_ptr)
 
 
 class Size(NamedTuple):
-    """The number of something in a graph, as an argument."""
+    """A size of the graph as an argument."""
 
     of: str
 
@@ -116,16 +116,17 @@ class Case:
     """An operator with its arguments.
 
     Attributes:
-        operator: name, in ``torch.ops.nequip_md``.
-        arguments: by the names that the schema has: :class:`Array` or lists of them, :class:`Size`, tensors that are constants of a
-            model, numbers. Equal arrays of the same name in a group are one tensor.
-        tolerance: by backend and precision, of the error relative to the result, in the norm that the backend's test takes.
-        gradients: arguments by which the operator promises a gradient; none: PyTorch warns who differentiates it.
-        second: whether it promises second derivatives, by ``gradients`` and by the cotangents.
-        formula: the same from float64 arguments by other means.
-        about: what sets it apart from other cases of the operator in its group.
-        loose: results that may be ten times less accurate: silu' where its argument is a small difference of numbers a hundred times larger.
-        once: no form depends on the number of rows or multiprocessors.
+        operator: its name in ``torch.ops.nequip_md``.
+        arguments: arguments by their names in the schema: :class:`Array` or lists of them, :class:`Size`, tensors that are
+            constants of a model, numbers. Equal arrays of the same name in a group are one tensor.
+        tolerance: tolerance by backend and precision for the relative error, in the norm that the backend's test uses.
+        gradients: arguments by which the operator has a gradient. If there are none, PyTorch warns when it is differentiated.
+        second: whether it has second derivatives, by ``gradients`` and by the cotangents.
+        formula: function that computes the results from float64 arguments in another way.
+        about: text that distinguishes it from other cases of the operator in its group.
+        loose: indices of results that may be ten times less accurate: silu' of an argument that is a small difference of numbers a
+            hundred times larger.
+        once: whether no form depends on the number of rows or multiprocessors, so that one test suffices.
     """
 
     operator: str
@@ -152,11 +153,11 @@ class Group:
     """Cases that share arrays.
 
     Attributes:
-        graph: what backends evaluate that take one graph only; the others add their own.
-        precisions: those that a model has these operators in.
-        multiprocessors: of the GPUs whose forms are tested: kernels take other tiles, or share out the edges of a centre, where
-            there are few rows for each.
-        derivatives: small enough for derivatives by finite differences; backends differentiate it, too.
+        graph: the graph that all backends evaluate; some evaluate further graphs.
+        precisions: the precisions in which models have these operators.
+        multiprocessors: numbers of multiprocessors of the GPUs whose forms are tested: if there are few rows for each, kernels take
+            other tiles, or several programs share the edges of a centre.
+        derivatives: whether the cases are small enough for derivatives by finite differences; backends differentiate them too.
     """
 
     name: str
@@ -168,7 +169,7 @@ class Group:
 
 
 class Leaf(NamedTuple):
-    """Place of an array in the arguments of a case."""
+    """Placeholder of an array in the arguments of a case."""
 
     key: str
     array: Array
@@ -190,7 +191,7 @@ def tree(group: Group, case: Case) -> list:
 def fill_tree(
     values: list, leaf: Callable[[Leaf], Tensor], constant: Callable[[Tensor], Tensor], size: Callable
 ) -> list:
-    """Arguments from :func:`tree`: what stands for arrays, constants and sizes is asked for."""
+    """Arguments from :func:`tree`, with placeholders for arrays, constants and sizes replaced by results of the given functions."""
     filled = []
     for value in values:
         if isinstance(value, Leaf):
@@ -210,7 +211,7 @@ def fill_tree(
 
 
 def arguments(group: Group, case: Case, graph: Graph, precision: str, device="cpu") -> list:
-    """What the operator is called with."""
+    """The arguments with which the operator is called."""
 
     def constant(value):
         return (value.to(DTYPE[precision]) if value.is_floating_point() else value).to(device)
@@ -224,7 +225,7 @@ def arguments(group: Group, case: Case, graph: Graph, precision: str, device="cp
 
 
 def upcast(value):
-    """The same numbers in float64."""
+    """Tensors converted to float64."""
     if isinstance(value, (list, tuple)):
         return [upcast(v) for v in value]
     return value.double() if isinstance(value, Tensor) and value.is_floating_point() else value
@@ -247,14 +248,14 @@ def at_most(got: Tensor, want: Tensor) -> float:
 
 
 def by_rows(got: Tensor, want: Tensor) -> float:
-    """The median of the rows' errors: in a sum over all, small rows do not count."""
+    """The median of the rows' errors, since small rows would not count in a sum over all."""
     if want.dim() != 2:
         return 0.0
     return float(((got - want).norm(dim=1) / want.norm(dim=1).clamp(1e-300)).median())
 
 
 def wrong(case: Case, got, want, tolerance: float, measures=(in_norm,)) -> Iterator[str]:
-    """A sentence for each result that is not what it should be."""
+    """A sentence for each wrong result."""
     got, want = as_list(got), as_list(want)
     if len(got) != len(want):
         yield f"{case.name}: {len(got)} results, not {len(want)}"

@@ -19,7 +19,7 @@ GRAPH = Graph((3, 0, 5, 1, 0, 7))
 
 
 def form(irreps, x, y, w, g, centre, neighbour):
-    """F(x, y, w, g) by one sum over everything for each path, in terms of blocks."""
+    """F(x, y, w, g) as one sum over all indices for each path."""
     total, first_weight = 0.0, 0
     blocks = {(block.l, block.p): part for block, part in zip(irreps.messages, split(g, irreps.messages))}
     used = dict.fromkeys(blocks, 0)

@@ -19,13 +19,13 @@ TOLERANCE = {
 }
 GRAPH = Graph((5, 0, 37, 1, 130, 0))
 SHARED_OUT = (132, 1)
-"""Multiprocessors of a GPU on which several programs share the edges of one of the six centres, or one has them all."""
+"""Multiprocessors of GPUs on which several programs share the edges of one of the six centres, or one program processes them all."""
 SHARING = {"edge_dot", "edge_spread", "edge_spread_add", "edge_contract"}
-"""Operators whose kernels do so."""
+"""Operators whose kernels share edges in this way."""
 
 
 def case(operator: str, gradients: tuple[str, ...] = (), about: str = "", **arguments) -> Case:
-    """A case of an operator whose derivatives, where it has any, are of any order."""
+    """A case of an operator that has derivatives of any order or none."""
     formula, once = getattr(formulas, operator), operator not in SHARING
     return Case(operator, arguments, TOLERANCE, gradients, bool(gradients), formula, about, once=once)
 
@@ -59,7 +59,7 @@ def sums(orders: int, channels: int) -> list[Case]:
 
 
 def contraction_sums(orders: int, channels: int, layers: tuple[int, ...]) -> list[Case]:
-    """What a lowered graph has for the gradients of contractions in so many layers."""
+    """Fused operators for the gradients of contractions in ``layers`` layers of a lowered graph."""
     components = orders**2
     g, z = Array(("edges", channels)), Array(("centres", components, channels))
     rest = {"w": Array(("edges", orders, channels)), "y": Array(("edges", components))}
@@ -74,7 +74,7 @@ def contraction_sums(orders: int, channels: int, layers: tuple[int, ...]) -> lis
 
 
 def product(table, values, paths: int, components: tuple[int, int, int], channels: int) -> list[Case]:
-    """By a table of coefficients between tensors of so many components (two factors, product)."""
+    """The product for a table of coefficients; ``components`` are those of the two factors and of the product."""
     first, second, dim = components
     x, y = Array(("centres", first, channels)), Array(("centres", second, channels))
     w, z = Array((paths, channels), constant=True), Array(("centres", dim, channels))
@@ -85,7 +85,7 @@ def product(table, values, paths: int, components: tuple[int, int, int], channel
 
 
 def random_product() -> list[Case]:
-    """By 60 coefficients in no order, some of them for the same entry."""
+    """The product for 60 coefficients in random order, some of them for the same entry."""
     generator = torch.Generator().manual_seed(1)
     table = torch.stack([torch.randint(0, n, (60,), generator=generator) for n in (4, 9, 5, 7)])
     return product(table, torch.randn(60, dtype=torch.float64, generator=generator), 4, (9, 5, 7), 20)
@@ -113,7 +113,7 @@ EMBEDDING_TOLERANCE = {"reference": {"fp64": 1e-12}, "triton": {"fp32": 3e-7, "f
 
 
 def vectors_around_the_cutoffs(shape, generator, graph):
-    """About half of them beyond the cutoff of their pair, one far away."""
+    """Vectors of which about half are beyond the cutoff of their pair, one of them far away."""
     vectors = scaled(1.8)(shape, generator, graph)
     if len(vectors) > 20:
         vectors[0] = torch.tensor([0.0, 0.0, 5000.0])
@@ -133,7 +133,7 @@ def roots(shape, generator, graph):
 
 
 def embedding(width: int, bessels: int, l_max: int, types: int, p: float, trained: bool) -> list[Case]:
-    """Types of nodes are kept below ``types`` by a fill of their own."""
+    """The embedding of edges and its gradient; a fill of its own keeps types of nodes below ``types``."""
 
     def types_of_nodes(shape, generator, graph):
         return torch.randint(0, types, shape, generator=generator)
@@ -179,7 +179,7 @@ EMBEDDINGS = {
     "130, 12 trained roots, l_max 3, 4 types": (130, 12, 3, 4, 2.0, True),
 }
 EMBEDDED = Graph((27, 0, 60, 1, 69), 18)
-"""157 edges, which fill no number of programs."""
+"""157 edges, which is no multiple of the edges of a program."""
 
 
 def groups() -> list[Group]:

@@ -1,4 +1,4 @@
-"""The operators once more, from float64 arguments, by loops over components and by automatic differentiation of PyTorch's own functions."""
+"""Independent implementations of the operators in float64, by loops over components and by autograd of PyTorch's own functions."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def differentiable(*tensors: Tensor) -> list[Tensor]:
 
 
 def trilinear(a: Tensor, y: Tensor, z: Tensor, centre: Tensor) -> Tensor:
-    """sum a[e, l(m), c] y[e, m] z[i, m, c]."""
+    """The trilinear form, sum a[e, l(m), c] y[e, m] z[i, m, c]."""
     total = 0.0
     for m in range(y.shape[1]):
         slot = 0 if a.shape[1] == 1 else order_of(m)
@@ -123,7 +123,7 @@ def mix_orders(x, w, transposed):
     return torch.stack(rows, dim=1)
 
 
-# ---- perceptrons -----------------------------------------------------------------------------------------------------
+# ---- multilayer perceptrons ------------------------------------------------------------------------------------------
 
 
 def dense(x, w, transposed):
@@ -160,7 +160,7 @@ def mlp_energy(parts, weights, v, r, factor):
 
 
 def _linear(x, derivatives, weights):
-    """The layers where silu is linear with these slopes."""
+    """The layers with silu replaced by linear functions with these slopes."""
     for w, d in zip(weights, derivatives):
         x = (x @ w) * d
     return x

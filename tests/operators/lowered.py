@@ -1,4 +1,4 @@
-"""Cases as a module that is lowered for a backend, as a model is for an export."""
+"""A module that evaluates cases, and its lowering for a backend as in an export."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def leaves(values) -> Iterator[Leaf]:
 
 
 def with_derivatives(case: Case, arguments: list) -> list[Tensor]:
-    """Results of the operator; gradients of the sum of their squares by what it promises; and gradients of the sum of those' squares."""
+    """Results of the operator; gradients of the sum of their squares; and gradients of the sum of these gradients' squares."""
     arguments, by = list(arguments), []
     for k, name in enumerate(case.arguments):
         if name in case.gradients:
@@ -42,11 +42,11 @@ def with_derivatives(case: Case, arguments: list) -> list[Tensor]:
 
 
 class Module(nn.Module):
-    """Evaluates cases: arrays of the atoms go in, those of a model are its buffers.
+    """Evaluates cases. Arrays of atoms are inputs, arrays of a model are buffers.
 
     Args:
-        chosen: equal arrays of one group and precision are one input or buffer.
-        graph: that it is traced with.
+        chosen: the cases; equal arrays of one group and precision are one input or buffer.
+        graph: the graph that it is traced with.
         derivatives: groups in which :func:`with_derivatives` is evaluated, in float64.
     """
 
@@ -75,7 +75,7 @@ class Module(nn.Module):
         return tuple(leaf.array.make(leaf.key, graph, precision, self.device) for leaf, precision in self.places)
 
     def dynamic_shapes(self, least: int) -> tuple[dict, ...]:
-        """For :func:`torch.export.export`; sizes are no smaller than ``least``."""
+        """Dynamic shapes for :func:`torch.export.export`, with sizes of at least ``least``."""
         dims = {size: torch.export.Dim(size, min=least) for size in ("edges", "centres", "nodes")}
         dims["offsets"] = dims["centres"] + 1
         shapes = [leaf.array.shape for leaf, _ in self.places]
@@ -116,7 +116,7 @@ class Module(nn.Module):
         return group.name in self.derivatives and precision == "fp64" and bool(case.gradients)
 
     def trace_derivatives(self, decompositions: dict) -> None:
-        """Differentiate, before an export that cannot; operators are replaced as in an export."""
+        """Trace the derivatives, which an export could not do, with operators replaced as in an export."""
         inputs = self.inputs(self.graph)
         for number, chosen in enumerate(self.chosen):
             if self.differentiates(chosen):
@@ -132,19 +132,19 @@ class Module(nn.Module):
                 self.traced[number] = trace(*[inputs[place] for place in places]), places
 
     def expected(self, inputs: tuple[Tensor, ...]) -> list[tuple[Chosen, list[Tensor]]]:
-        """The references in float64, for each case."""
+        """Results of the references in float64 for each case."""
         return [(chosen, self.evaluate(chosen, upcast(self.arguments(inputs, chosen)))) for chosen in self.chosen]
 
 
 def exported(module: Module, backend: Backend, least: int = 2) -> torch.export.ExportedProgram:
-    """The module's graph in this package's operators, derivatives in those of the backend; sizes are dynamic, from ``least`` on."""
+    """The module's graph in this package's operators, derivatives in those of the backend, with dynamic sizes of at least ``least``."""
     module.trace_derivatives(backend.decompositions())
     inputs = module.inputs(module.graph)
     return torch.export.export(module, inputs, dynamic_shapes=(module.dynamic_shapes(least),))
 
 
 def lowered(module: Module, backend: Backend, least: int = 2) -> torch.fx.GraphModule:
-    """:func:`exported`, with a backend's kernels, as a model's graph in an export."""
+    """The graph of :func:`exported` in a backend's kernels, as in an export of a model."""
     graph = exported(module, backend, least).run_decompositions(backend.decompositions()).module()
     fold_constants(graph)
     backend.specialize(graph)

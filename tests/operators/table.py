@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from operators import convolution_cases, edge_cases, perceptron_cases
+from operators import convolution_cases, edge_cases, mlp_cases
 
-GROUPS = {group.name: group for cases in (edge_cases, convolution_cases, perceptron_cases) for group in cases.groups()}
+GROUPS = {group.name: group for cases in (edge_cases, convolution_cases, mlp_cases) for group in cases.groups()}
 ELSEWHERE = {"ghost_exchange", "ghost_reduce", "exchange_ghosts_"}
-"""Operators that an engine answers: in tests/test_ghosts.py."""
+"""Operators without cases, as they need an engine; tests/test_ghosts.py tests them."""

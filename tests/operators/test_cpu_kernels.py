@@ -35,11 +35,11 @@ NO_KERNEL = {
     **dict.fromkeys(("edge_embedding", "edge_embedding_backward"), "its time is small beside the rest"),
     "channel_product_weight": "a gradient by weights is of training",
 }
-"""Operators that run as their references, and why."""
+"""Operators that run as their references, with the reason."""
 REFUSED = {"strided": "the kernels take contiguous arrays, and say so"}
-"""What cases are about that the kernels do not take, and why."""
+"""Kinds of cases that the kernels do not take, with the reason."""
 DIFFERENTIATED = ("sums, 2 orders of 2", "product, 2 orders of 2", "derivatives of convolution, vectors")
-"""Groups whose first and second derivatives are compiled, too."""
+"""Groups whose first and second derivatives are compiled too."""
 PRECISIONS = ("fp64", "fp32")
 GRAPHS = (
     Graph((3, 0, 5, 1, 0, 19)),
@@ -47,7 +47,7 @@ GRAPHS = (
     Graph((0, 0, 300, 7), 1),
     Graph((1,) * 33, 7),
 )
-"""Sizes; what the artifact is traced with is the first of them."""
+"""Graphs of various sizes; the artifact is traced with the first one."""
 CASES = [
     (group, case, precision)
     for group in GROUPS.values()
@@ -65,7 +65,7 @@ def test_every_operator_has_a_kernel_or_a_reason():
 
 
 def test_every_signature_has_a_kernel():
-    """An operator that gets a C++ signature but no kernel, or the other way round, would fail at export only."""
+    """Otherwise an operator with a C++ signature but no kernel, or the reverse, would fail at export only."""
     source = (files("nequip_md.kernels.cpu") / "cpu_kernels.cpp").read_text()
     for operator in OPERATORS:
         assert f"{function_name(operator, 'cpu')}(" in source
@@ -73,7 +73,7 @@ def test_every_signature_has_a_kernel():
 
 @pytest.fixture(scope="session")
 def artifact(made_once):
-    """All cases, and the derivatives of those that promise some, in one artifact for the whole run: most of its time is g++'s."""
+    """One artifact for the whole run, with all cases and their derivatives, since most of the time is that of g++."""
 
     def compile_all(path):
         backend = CPUBackend()

@@ -1,4 +1,4 @@
-"""The table in CUDA C++ for Hopper: the operators' references anywhere, the kernels by g++ on threads, and on a GPU in an artifact."""
+"""The table in CUDA C++ for Hopper: references of its operators, kernels compiled by g++ on a CPU, and kernels in an artifact on a GPU."""
 
 from __future__ import annotations
 
@@ -37,19 +37,19 @@ LEFT_TO_TRITON = (
     *((f"sums, {size}", "edge_contract_*", CHANNELS) for size in ("[1235] orders of [12357]", "* of 16", "* of 2[14]")),
     *((f"sums, {size}", "edge_contract_*", CHANNELS) for size in ("* of 8", "* of 35")),
     *((f"contractions, {size}", "edge_contract_*", CHANNELS) for size in ("* of 130", "* of 16", "* of 600")),
-    ("perceptron, 3 and 2", "*", "widths are no multiple of 8"),
-    ("perceptron, large", "*", "the input is wider than four blocks of 64"),
-    ("perceptron, *", "*(one layer*", LAYERS),
-    *((f"perceptron, {sizes}", "*", LAYERS) for sizes in ("292 to *", "48 to *", "32 to *")),
-    ("perceptron, 30 to *", "*", "widths are no multiple of 8"),
+    ("mlp, 3 and 2", "*", "widths are no multiple of 8"),
+    ("mlp, large", "*", "the input is wider than four blocks of 64"),
+    ("mlp, *", "*(one layer*", LAYERS),
+    *((f"mlp, {sizes}", "*", LAYERS) for sizes in ("292 to *", "48 to *", "32 to *")),
+    ("mlp, 30 to *", "*", "widths are no multiple of 8"),
 )
-"""Cases of these operators that have no kernel: patterns of group and case, and why."""
+"""Cases of these operators without a kernel: patterns of group and case, with the reason."""
 ALL_EDGES = "sums and products"
 BATCHES: dict[str, list[Group]] = {}
-"""Groups that are compiled together, by name: perceptrons one by one."""
+"""Groups that are compiled together, by name; each group of MLPs is compiled alone."""
 for group in GROUPS.values():
     if any(case.operator in KERNELS for case in group.cases) and "fp32" in group.precisions:
-        BATCHES.setdefault(group.name if group.name.startswith("perceptron") else ALL_EDGES, []).append(group)
+        BATCHES.setdefault(group.name if group.name.startswith("mlp") else ALL_EDGES, []).append(group)
 
 
 def is_left(group: Group, case: Case) -> bool:
@@ -58,7 +58,7 @@ def is_left(group: Group, case: Case) -> bool:
 
 @cache
 def taken(batch: str) -> list[tuple[Group, Case]]:
-    """Cases that run in these kernels."""
+    """Cases of a batch that run in these kernels."""
     pairs = [(group, case) for group in BATCHES[batch] for case in group.cases]
     return [(group, case) for group, case in pairs if case.operator in KERNELS and not is_left(group, case)]
 
@@ -81,7 +81,7 @@ def example(batch: str) -> Graph:
 
 @cache
 def lowered_once(batch: str, precision: str) -> tuple[HopperBackend, Module, torch.fx.GraphModule]:
-    """For the tests on a CPU."""
+    """The lowered graph of a batch for the tests on a CPU, made once."""
     backend, cases = HopperBackend(precision), module(batch, precision)
     with torch.no_grad():
         return backend, cases, lowered(cases, backend, 0)
@@ -100,7 +100,7 @@ def test_what_is_left_to_triton_is_said():
     for group in GROUPS.values():
         backend = HopperBackend("fp32")
         for case in group.cases:
-            # products are taken when their table is known, in the graph; test_references asserts how many
+            # products are replaced in the lowered graph, where their table is known; test_references counts them
             if "fp32" in group.precisions and case.operator in KERNELS and case.operator != "channel_product":
                 first = backend.forms()[case.overload][0]
                 accepted = first.accepts(*arguments(group, case, group.graph, "fp32"))
@@ -110,17 +110,17 @@ def test_what_is_left_to_triton_is_said():
 COMPILED = {
     (ALL_EDGES, "fp32"): 64,
     **{
-        (f"perceptron, {name}", precision): 400
+        (f"mlp, {name}", precision): 400
         for name in ("medium", "first", "three of 64", "odd", "wide input")
         for precision in ("fp32", "tf32")
     },
 }
-"""Bytes that a thread may spill. The others are compiled where they run, on a GPU."""
+"""Bytes that a thread may spill, for the groups that are compiled here; the others are compiled on a GPU."""
 
 
 @pytest.mark.parametrize(("batch", "precision"), [item for item in ITEMS if item[1] == "fp32" or item in COMPILED])
 def test_references(batch, precision):
-    """The operators that a graph for Hopper has read the weights as the kernels do."""
+    """The references of the Hopper operators, which read weights in the kernels' layout."""
     _, cases, graph = lowered_once(batch, precision)
     calls = Counter(node.target for node in graph.graph.nodes if "nequip_md" in str(node.target))
     assert calls == Counter(KERNELS[case.operator] for _, case in taken(batch))
@@ -131,14 +131,14 @@ def test_references(batch, precision):
 
 EMULATED = {
     (ALL_EDGES, "fp32"),
-    ("perceptron, medium", "fp32"),
-    ("perceptron, odd", "fp32"),
-    ("perceptron, wide input", "fp32"),
-    ("perceptron, limits", "fp32"),
-    ("perceptron, medium", "tf32"),
-    ("perceptron, first", "tf32"),
+    ("mlp, medium", "fp32"),
+    ("mlp, odd", "fp32"),
+    ("mlp, wide input", "fp32"),
+    ("mlp, limits", "fp32"),
+    ("mlp, medium", "tf32"),
+    ("mlp, first", "tf32"),
 }
-"""g++ takes half a minute for the kernels of a perceptron; the others wait for a GPU."""
+"""Batches that run without a GPU: g++ takes half a minute for the kernels of one MLP, so the others run on a GPU only."""
 
 
 @pytest.mark.parametrize(("batch", "precision"), sorted(EMULATED))
@@ -148,7 +148,7 @@ def test_kernels_on_threads(batch, precision, tmp_path):
     if batch == ALL_EDGES:
         runs = [(Graph((1, 0, 85, 2, 16)), {"warps": warps}) for warps in (4, 8)]
     else:
-        # few rows: a warpgroup for each 64 of them; many: two, and a program has two tiles
+        # few rows: one warpgroup computes in each thread block; many rows: two do, and a thread block has two tiles
         rows = ((1, 1, 1), (65, 1, 2), (129, 2, 1))
         runs = [(Graph((count,), 0), {"active": active, "most": most}) for count, active, most in rows]
     for sizes, options in runs:
@@ -161,7 +161,7 @@ def test_kernels_on_threads(batch, precision, tmp_path):
 
 @pytest.mark.parametrize(("batch", "precision"), COMPILED)
 def test_kernels_compile(batch, precision):
-    """ptxas says when it waits for every single product instead of keeping them in flight; and nothing much is spilled."""
+    """ptxas does not report that it serializes products, and threads spill little."""
     instances, said = lowered_once(batch, precision)[0].instances, []
     assert compile_cuda(instances.source(), said.append).startswith(b"\x7fELF")
     assert "wgmma" not in said[0] and "setmaxnreg" not in said[0]
@@ -170,9 +170,9 @@ def test_kernels_compile(batch, precision):
 
 
 ROWS = (500, 1, 0, 63, 64, 65, 8448, 8449, 20000)
-"""One warpgroup for each program up to 8,448 rows on 132 multiprocessors, two above."""
+"""Numbers of rows: one warpgroup computes in each thread block up to 8,448 rows on 132 multiprocessors, two above."""
 CENTRES = ((0,), (500,), (1, 0, 500, 2), (85,) * 100, tuple((7 * i) % 90 for i in range(1000)))
-"""Edges of few centres and many; none, without edges, with hundreds."""
+"""Numbers of edges for few centres and for many, from none to hundreds."""
 
 
 @pytest.mark.gpu

@@ -1,4 +1,4 @@
-"""Parts of the kernels for Hopper: how weights lie in memory, products as statements, what is taken, launches as they are declared."""
+"""Parts of the Hopper kernels: layout of weights, products written out as statements, accepted sizes, declarations of launches."""
 
 from __future__ import annotations
 
@@ -20,26 +20,26 @@ from operators.cases import arguments
 from operators.table import GROUPS
 
 
-@pytest.mark.parametrize("exchanged", [False, True])
-def test_a_block_lies_as_the_tensor_cores_read_it(exchanged):
-    """A 128-byte swizzle exchanges the 16-byte pieces of row n, k // 8, by n mod 8 (PTX manual, asynchronous warpgroup instructions)."""
+@pytest.mark.parametrize("after_product", [False, True])
+def test_a_block_has_the_layout_of_the_tensor_cores(after_product):
+    """A 128-byte swizzle permutes the 16-byte pieces k // 8 of row n by n mod 8 (PTX manual, asynchronous warpgroup instructions)."""
     w = torch.arange(64 * 128, dtype=torch.float32).reshape(1, 64, 128)
-    blocks = layout.to_blocks(w, exchanged)
+    blocks = layout.to_blocks(w, after_product)
     assert blocks.shape == (1, 2, 1, 64, 64)
 
     def place(column):
-        """Thread q holds columns 2 q, 2 q + 1, 2 q + 8 and 2 q + 9 of 16 (PTX manual, wgmma, matrix D): four that are adjacent in w."""
+        """Thread q holds columns 2 q, 2 q + 1, 2 q + 8 and 2 q + 9 of 16 (PTX manual, wgmma, matrix D), which are adjacent in w."""
         q, four = column % 16 // 4, column % 4
         return column // 16 * 16 + (2 * q, 2 * q + 1, 2 * q + 8, 2 * q + 9)[four]
 
     for k, column in ((0, 0), (1, 0), (9, 3), (63, 64), (17, 127), (40, 70)):
-        n, at = place(column), place(k) if exchanged else k
+        n, at = place(column), place(k) if after_product else k
         assert blocks[0, n // 64, 0, n % 64, ((at // 8) ^ (n % 8)) * 8 + at % 8] == w[0, k, column]
-    assert torch.equal(layout.from_blocks(blocks, exchanged), w[0])
+    assert torch.equal(layout.from_blocks(blocks, after_product), w[0])
 
 
 def test_terms_as_statements():
-    """C++ reads them like Python: evaluated here with the same names."""
+    """The C++ statements are valid Python too, and are evaluated here with variables of the same names."""
     group = GROUPS["contractions, 2 orders of 32"]
     case = next(case for case in group.cases if case.operator == "channel_product")
     x, y, w, table, values, dim = arguments(group, case, group.graph, "fp64")
@@ -48,7 +48,7 @@ def test_terms_as_statements():
     offsets = (output < torch.arange(dim + 1).unsqueeze(1)).sum(dim=1)
     text = statements(table[:3, order], values[order], offsets, 32)
     names = {"out": {}, "a": x.flatten(), "b": y.flatten(), "p": w.flatten()}
-    # a literal of C++ ends in f
+    # literals of C++ end in f
     exec(re.sub(r"(?<=\d)f\b", "", text).replace(";", "\n").replace(" out", "out"), names)
     assert list(names["out"]) == [32 * d for d in range(dim)]
     want = case.overload(x, y, w, table, values.double(), dim)
@@ -76,7 +76,7 @@ def test_other_contractions_are_left_to_triton():
 
 
 def test_launches_are_declared_as_they_are_defined(tmp_path):
-    """AOTInductor calls them by declarations that are made from the schemas; C++ refuses a definition that differs."""
+    """AOTInductor uses declarations that are generated from the schemas; a definition that differs does not compile."""
     declarations = "".join(f'extern "C" {declaration(operator, "cuda")};\n' for operator in operators.OPERATORS)
     (tmp_path / "declared.h").write_text(
         "#define USE_CUDA\n#include <torch/csrc/inductor/aoti_torch/c/shim.h>\n" + declarations
@@ -101,6 +101,6 @@ def test_launches_are_declared_as_they_are_defined(tmp_path):
         assert f" T {function_name(operator, 'cuda')}\n" in symbols
 
 
-def test_what_the_compiler_refuses_is_said():
-    with pytest.raises(NequIPMDError, match="(?s)compiling the CUDA kernels failed.*perceptron.cu.*no_such_type"):
+def test_errors_of_the_compiler_are_reported():
+    with pytest.raises(NequIPMDError, match="(?s)compiling the CUDA kernels failed.*kernels.cu.*no_such_type"):
         compile_cuda("no_such_type x;")

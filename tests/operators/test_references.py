@@ -1,4 +1,4 @@
-"""The references: against formulas by other means, their derivatives, and what PyTorch asks of an operator."""
+"""The references: comparison with independent formulas, derivatives, and PyTorch's requirements on operators."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_formulas(name):
 
 
 def differentiated(group, case):
-    """The case as a function of the tensors by which it promises gradients, and these."""
+    """The case as a function of the tensors by which it has gradients, and these tensors."""
     names, values = list(case.arguments), arguments(group, case, group.graph, "fp64")
     tensors = []
     for name, value in zip(names, values):
@@ -74,7 +74,7 @@ def test_first_and_second_derivatives(name):
 
 @pytest.mark.parametrize("name", [name for name, (_, case) in CHECKED.items() if not case.gradients])
 def test_no_derivative_where_none_is_promised(name):
-    """PyTorch warns who differentiates such an operator."""
+    """PyTorch warns when such an operator is differentiated."""
     group, case = CHECKED[name]
     values = arguments(group, case, group.graph, "fp64")
     first = next(v if isinstance(v, Tensor) else v[0] for v in values if isinstance(v, (Tensor, list)))
@@ -98,7 +98,7 @@ def test_schema_and_fake_agree_with_the_reference(name):
 
 @pytest.mark.parametrize(("l_max", "p"), [(0, 6.0), (2, 2.5), (3, 1.0)])
 def test_edge_embedding_is_what_a_model_composes(l_max, p):
-    """The operator and its gradient against autograd through a model's modules; edges beyond the cutoff included."""
+    """Compare the operator and its gradient with autograd through a model's modules, also for edges beyond the cutoff."""
     torch.manual_seed(5)
     bessels = {"kind": "bessel", "num_bessels": 5, "bessel_trainable": True}
     model = build_model(

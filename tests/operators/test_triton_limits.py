@@ -1,4 +1,4 @@
-"""What the Triton kernels keep that a relative error does not show: zeros, limits, what is not a number."""
+"""Properties of the Triton kernels that relative errors do not test: zeros, limits, NaN."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_edges_beyond_the_cutoff_have_no_part(name, precision):
 
 
 def test_edge_embedding_near_the_cutoff_keeps_its_digits(backend):
-    """u_p(x) ends with the third power of 1 - x: rounding of x to fp32 would be seen."""
+    """Near the cutoff u_p(x) is proportional to (1 - x)^3, which would show a rounding of x to fp32."""
     x = 1 - torch.logspace(-6, -1, 40, dtype=torch.float64, device=DEVICE)
     vectors = x.unsqueeze(1) * torch.tensor([[0.0, 1.2, 1.6]], dtype=torch.float64, device=DEVICE)
     index = torch.zeros(2, len(x), dtype=torch.int64, device=DEVICE)
@@ -59,15 +59,15 @@ def test_edge_embedding_near_the_cutoff_keeps_its_digits(backend):
 
 @pytest.mark.parametrize("size", [1e-38, 1e-30, 1e-19, 1e-17])
 def test_rows_near_zero_stay_near_zero(size, backend):
-    """At the cutoff the inputs vanish with high powers of the distance to it."""
+    """Near the cutoff, inputs vanish with a high power of the distance to it."""
     parts, weights = [size * random(40, 64)], [random(64, 64) / 8, random(64, 64) / 8]
     result = backend.call(OPERATORS.mlp_hidden.default, parts, weights)[0]
     assert (result - OPERATORS.mlp_hidden(parts, weights)[0]).abs().max() <= 1e-3 * size + 1e-25
 
 
 def test_limits_of_silu_are_finite(backend):
-    """Where exp overflows; the values are in the table."""
-    group = GROUPS["perceptron, limits"]
+    """Results are finite where exp overflows; the table tests their values."""
+    group = GROUPS["mlp, limits"]
     case = next(case for case in group.cases if case.about == "limits of silu")
     for value in backend.call(case.overload, *arguments(group, case, group.graph, "fp32", DEVICE)):
         assert torch.isfinite(value).all()

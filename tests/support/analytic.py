@@ -1,4 +1,4 @@
-"""Lennard-Jones as a model that obeys the artifact contract: an oracle that LAMMPS has natively."""
+"""Analytic potentials as models with the inputs and outputs of an artifact; LAMMPS has them natively."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class LennardJones(nn.Module):
 
 
 class EmbeddedAtom(nn.Module):
-    """A many-body potential that LAMMPS has as ``eam/alloy``: E_i = s_i + F(rho_i) + 1/2 sum_j phi(r_ij).
+    """A many-body potential, which LAMMPS has as ``eam/alloy``: E_i = s_i + F(rho_i) + 1/2 sum_j phi(r_ij).
 
     rho_i = sum_j w(t_j) (1 - r/r_c)^3 exp(-r), F(rho) = -a(t_i) (sqrt(rho + 0.05) - sqrt(0.05)),
     phi(r) = b(t_i, t_j) exp(-1.8 (r - 2.5)) (1 - r/r_c)^3, for r < r_c.
@@ -87,7 +87,7 @@ class EmbeddedAtom(nn.Module):
         return self.shifts[owned] + self.depths[owned] * self.embedding(rho) + pairs
 
     def write_setfl(self, path, names: list[str], points: int = 20_000, largest_density: float = 3.0) -> None:
-        """The file that ``pair_style eam/alloy`` reads, with tables so dense that their splines are exact to 1e-11."""
+        """Write the file that ``pair_style eam/alloy`` reads, with tables so dense that their splines are exact to 1e-11."""
         r = torch.arange(points, dtype=torch.float64) * (self.cutoff / (points - 1))
         rho = torch.arange(points, dtype=torch.float64) * (largest_density / (points - 1))
         lines = ["tables of a test", "", "", f"{len(names)} {' '.join(names)}"]

@@ -1,8 +1,8 @@
-"""Compile, for a Hopper GPU and without one, every Triton kernel that a preset's export takes: shared memory and spills.
+"""Compile every Triton kernel of a preset's export for a Hopper GPU, without a GPU, and print its shared memory and spills.
 
     python compile_kernels.py PRESET PRECISION     # a line of JSON for each kernel
 
-A process of its own: Triton decides at its first import whether kernels are compiled or interpreted.
+Tests run it in a process of its own, since Triton decides at its first import whether kernels are compiled or interpreted.
 """
 
 from __future__ import annotations

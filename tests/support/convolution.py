@@ -18,11 +18,11 @@ CASES = {
     "last_layer": (2, [2, 3, 1], 2),
     "l4": (4, [1, 2, 1, 1, 1], 1, False),
 }
-"""Arguments of :func:`layer`."""
+"""Arguments of :func:`layer` by name."""
 
 
 def layer(l_max: int, num_features: list[int], index: int = 1, parity: bool = True):
-    """Irreps of one layer of a three-layer model, its paths as the operators take them, its coefficients."""
+    """Irreps of one layer of a three-layer model, its paths as a list of integers, and its coefficients."""
     config = NequIPConfig(
         type_names=["H"], cutoff=1.0, l_max=l_max, num_features=num_features, num_layers=3, parity=parity
     )
@@ -32,7 +32,7 @@ def layer(l_max: int, num_features: list[int], index: int = 1, parity: bool = Tr
 
 
 def inputs(irreps, counts=COUNTS, nodes=NODES, dtype=torch.float64, grad=False):
-    """x, y, w, g, centre, neighbour, row_ptr."""
+    """Random inputs x, y, w, g, centre, neighbour and row_ptr."""
     generator = torch.Generator().manual_seed(len(counts))
     counts = torch.tensor(counts)
     row_ptr = torch.cat([torch.zeros(1, dtype=torch.int64), counts.cumsum(0)])

@@ -1,4 +1,4 @@
-"""Artifacts that are not as they were written, for tests of refusals."""
+"""Damaged artifacts for tests of refusals."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ def _flipped(content: bytes, at: int) -> bytes:
 
 
 def _member(content: bytes, end: str) -> tuple[int, int]:
-    """First byte and number of bytes of the first member whose name ends so."""
+    """Offset and size of the first member whose name ends in ``end``."""
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
         member = next(m for m in archive.infolist() if m.filename.endswith(end))
     header = content[member.header_offset : member.header_offset + 30]
@@ -67,7 +67,7 @@ METADATA = {
     "deep": "[" * 100_000 + "]" * 100_000,
     "cut": '{"format_version": "1',
 }
-"""Text in the place of the metadata that no loader can use."""
+"""Texts in place of the metadata that loaders must refuse."""
 
 
 def rewritten(
@@ -78,7 +78,7 @@ def rewritten(
     library: bytes | None = None,
     compression: int = zipfile.ZIP_STORED,
 ) -> Path:
-    """Copy an artifact with other contents and right checksums."""
+    """Copy an artifact with other contents and valid checksums."""
     with zipfile.ZipFile(source) as old, zipfile.ZipFile(target, "w", compression) as new:
         for item in old.infolist():
             content = old.read(item)

@@ -1,4 +1,4 @@
-"""An eager model with the face of an artifact: what an artifact is tested for can be tested without compiling."""
+"""An eager model with the interface of an artifact, so that checks of artifacts can run without compilation."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class EagerArtifact:
 class SmoothLennardJones(nn.Module):
     """Half of 4 eps ((sigma/r)^12 - (sigma/r)^6) (1 - (r/r_c)^2)^3 for each edge: smooth at the cutoff.
 
-    Times 1 + 0.5 t_i + 0.3 t_j for types t = 0, 1, ..., so that types and the direction of an edge matter.
+    The energy is multiplied by 1 + 0.5 t_i + 0.3 t_j for types t = 0, 1, ..., so that types and the direction of an edge matter.
     """
 
     def __init__(self, epsilon: float = 0.0104, sigma: float = 3.4, cutoff: float = 8.0, shift: float = -2.0):

@@ -107,7 +107,7 @@ def open_engine(folder: Path) -> ctypes.CDLL:
 
 
 def load_model(library: ctypes.CDLL, path: Path, **options) -> c_void_p | tuple[int, str]:
-    """A handle of the artifact; or the status and the sentence with which it is refused."""
+    """A handle of the artifact, or the status and message if it is refused."""
     handle, message = c_void_p(), ctypes.create_string_buffer(1000)
     status = library.nequip_md_load(str(path).encode(), byref(Options(**options)), byref(handle), message, len(message))
     if status == OK:

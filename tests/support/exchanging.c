@@ -1,7 +1,7 @@
-/* Stands for the code of a message-passing artifact that was exported for several processes: it asks for the features
- * of ghosts once, and adds them up once, before it runs the code of another artifact, which this library is linked to.
+/* Simulates the code of a message-passing artifact: exchanges features of ghosts once in each direction, then runs the
+ * code of another artifact, to which this library is linked.
  *
- * Both features of a row are its number, counted from 1; those of ghosts are NaN. */
+ * Each row has two features, both equal to the number of the row, counted from 1; those of ghosts are NaN. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <math.h>

@@ -1,4 +1,4 @@
-"""Folders for temporary files with something wrong about them."""
+"""Unusable folders for temporary files."""
 
 from __future__ import annotations
 

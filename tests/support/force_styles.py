@@ -3,8 +3,8 @@
 The keys of a file: how the artifact is made (``model``), LAMMPS input (``pre_commands``, ``pair_style``, ``pair_coeff``,
 ``data``, ``timestep`` in ps, ``steps``), what ``extract`` must find, a relative ``tolerance``, and the numbers to expect at the
 start (``init``) and after ``steps`` steps of NVE from rest (``run``): energy (eV), stress (virial part of the pressure tensor,
-bar, xx yy zz xy xz yz) and forces (eV/angstrom, sorted by atom ID). ``reference`` tells what these numbers come from: LAMMPS'
-own style by its input lines, or the eager model in float64.
+bar, xx yy zz xy xz yz) and forces (eV/angstrom, sorted by atom ID). ``reference`` is the source of these numbers: input lines of
+LAMMPS' own style, or the eager model in float64.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ $(c_stress[6]:%.17g)" file {name}.thermo
 
 @dataclass(frozen=True)
 class ForceStyle:
-    """One file; see the module's text for the keys."""
+    """One YAML file; the docstring of the module explains its keys."""
 
     name: str
     model: dict
@@ -62,7 +62,7 @@ class ForceStyle:
         return getattr(analytic, self.model["analytic"])(**self.model["arguments"])
 
     def write_artifact(self, path: Path) -> None:
-        """Make the artifact by the export that users have."""
+        """Export the artifact as users do."""
         from nequip_md.export import artifact_metadata, export_checkpoint, write_artifact
 
         if "checkpoint" in self.model:

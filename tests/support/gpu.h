@@ -1,5 +1,7 @@
-// A GPU's threads on a CPU, and what CUDA C++ brings along: for one program at a time, whose threads take turns. Each
-// runs until it waits for others, so that a run is always the same; if all wait, it is given up.
+// Emulates a GPU's threads and the built-in functions of CUDA C++ on a CPU.
+//
+// Thread blocks run one after the other. The threads of a block take turns, each until it waits for others, so every
+// run is the same. If all threads wait, the run is abandoned.
 #pragma once
 #include <ucontext.h>
 
@@ -73,23 +75,24 @@ void wait_until(Condition condition) {
   while (!condition()) take_turns();
 }
 
-// Threads that meet: each goes on when ``count`` have come.
-struct Meeting {
-  int come = 0, times = 0;
-  void meet(int count) {
-    if (++come == count) {
-      come = 0;
-      ++times;
+// A barrier of threads: each goes on when ``count`` threads have arrived.
+struct ThreadBarrier {
+  int arrived = 0, generation = 0;
+  void wait(int count) {
+    if (++arrived == count) {
+      arrived = 0;
+      ++generation;
       progress = true;
       return;
     }
-    wait_until([this, now = times] { return times != now; });
+    wait_until([this, now = generation] { return generation != now; });
   }
 };
-std::map<int, Meeting> meetings;  // by number; those of warps from 16 on
+std::map<int, ThreadBarrier> thread_barriers;  // by number: 0 to 15 as in PTX, a warp's own from 16 on
 
-inline void warp_meets() { meetings[16 + threadIdx.x / 32].meet(32); }
+inline void warp_barrier() { thread_barriers[16 + threadIdx.x / 32].wait(32); }
 
+// An mbarrier in shared memory.
 struct Barrier {
   int arrivals, missing, phase;
   void arrive() {
@@ -108,11 +111,11 @@ inline void entry() {
   swapcontext(&threads[threadIdx.x].context, &scheduler);
 }
 
-// One program; false: its threads wait for each other and none can go on.
-inline bool run_program(int count, void (*what)(void*), void* arguments) {
+// Runs one thread block; returns false if its threads wait for each other and none can go on.
+inline bool run_thread_block(int count, void (*what)(void*), void* arguments) {
   body = what;
   body_arguments = arguments;
-  meetings.clear();
+  thread_barriers.clear();
   barriers.clear();
   std::memset(shared, 0xff, sizeof shared);  // NaN
   threads.resize(count);
@@ -138,13 +141,13 @@ inline bool run_program(int count, void (*what)(void*), void* arguments) {
 }
 
 template <class... A, size_t... I>
-bool launch(void (*kernel)(A...), void** arguments, int programs, int count, std::index_sequence<I...>) {
+bool launch(void (*kernel)(A...), void** arguments, int blocks, int count, std::index_sequence<I...>) {
   using All = std::pair<void (*)(A...), void**>;
   All all(kernel, arguments);
-  gridDim.x = programs;
+  gridDim.x = blocks;
   blockDim.x = count;
-  for (blockIdx.x = 0; blockIdx.x < programs; ++blockIdx.x)
-    if (!run_program(
+  for (blockIdx.x = 0; blockIdx.x < blocks; ++blockIdx.x)
+    if (!run_thread_block(
             count,
             [](void* data) {
               const All& given = *static_cast<All*>(data);
@@ -156,33 +159,33 @@ bool launch(void (*kernel)(A...), void** arguments, int programs, int count, std
 }
 
 template <class... A>
-int launch(void (*kernel)(A...), void** arguments, int programs, int count) {
-  return launch(kernel, arguments, programs, count, std::index_sequence_for<A...>());
+int launch(void (*kernel)(A...), void** arguments, int blocks, int count) {
+  return launch(kernel, arguments, blocks, count, std::index_sequence_for<A...>());
 }
 
 }  // namespace emulated
 
-// As CUDA's driver takes them; 0: given up.
-#define EMULATED(name)                                                     \
-  extern "C" int run_##name(void** arguments, int programs, int threads) { \
-    return emulated::launch(name, arguments, programs, threads);           \
+// Launches a kernel with arguments as cuLaunchKernel takes them; returns 0 if the run was abandoned.
+#define EMULATED(name)                                                   \
+  extern "C" int run_##name(void** arguments, int blocks, int threads) { \
+    return emulated::launch(name, arguments, blocks, threads);           \
   }
 
-// ---- of CUDA C++
+// ---- built-in functions of CUDA C++
 // -------------------------------------------------------------------------------------------------------------
 
-inline void __syncthreads() { emulated::meetings[0].meet(blockDim.x); }
-inline void __syncwarp() { emulated::warp_meets(); }
+inline void __syncthreads() { emulated::thread_barriers[0].wait(blockDim.x); }
+inline void __syncwarp() { emulated::warp_barrier(); }
 
 template <class Value>
 Value __shfl_xor_sync(unsigned, Value value, int lanes) {
-  static std::map<int, std::vector<Value>> of_warp;
-  std::vector<Value>& values = of_warp[threadIdx.x / 32];
+  static std::map<int, std::vector<Value>> by_warp;
+  std::vector<Value>& values = by_warp[threadIdx.x / 32];
   values.resize(32);
   values[threadIdx.x % 32] = value;
-  emulated::warp_meets();
+  emulated::warp_barrier();
   value = values[(threadIdx.x % 32) ^ lanes];
-  emulated::warp_meets();
+  emulated::warp_barrier();
   return value;
 }
 

@@ -1,4 +1,4 @@
-"""Structures of every kind that graphs are tested on, and their edges by a loop over images."""
+"""Structures of many kinds for tests of graphs, and their edges by a loop over images."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ PAIR_CUTOFFS = np.array([[4.0, 2.0, 3.0], [3.5, 1.7, 2.9], [4.6, 3.9, 4.3]])  # 
 
 
 def mixed_cell() -> Atoms:
-    """Periodic in y alone; the x and z vectors are there but parallel to nothing useful."""
+    """A structure that is periodic along y only, though all three cell vectors are set."""
     atoms = small_molecule()
     atoms.set_cell([[6.0, 1.0, 0.0], [0.5, 3.0, 0.0], [6.0, 1.0, 0.0]])
     atoms.pbc = (False, True, False)

@@ -1,7 +1,7 @@
-"""The CUDA C++ kernels for Hopper on a CPU: compiled by g++ with hopper.h in the place of ptx.cuh, on threads that take turns.
+"""The CUDA C++ kernels for Hopper on a CPU: compiled by g++ with hopper.h in place of ptx.cuh, run on threads that take turns.
 
-So they are tested where there is no GPU, too: indices, the order of blocks, barriers, scales. What a GPU does at the same time, and whether
-ptx.cuh says what it means, is left to a GPU.
+This tests indices, the order of weight blocks, barriers and scales where there is no GPU. Races, and the PTX itself, can be tested on a
+GPU only.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ SUPPORT = Path(__file__).resolve().parent
 
 
 def compile_kernels(instances: Instances, folder: Path) -> ctypes.CDLL:
-    """A library with the function ``run_<kernel>`` for each instance."""
+    """Compile a library with a function ``run_<kernel>`` for each instance."""
     source = folder / "kernels.cpp"
     text, ptx = instances.source(), (files("nequip_md.kernels.hopper") / "ptx.cuh").read_text()
     assert text.count(ptx) == 1
@@ -47,12 +47,12 @@ def compile_kernels(instances: Instances, folder: Path) -> ctypes.CDLL:
 
 
 class OnThreads(torch.fx.Interpreter):
-    """Runs a graph with the kernels in the place of the operators' references, launched as launch.cpp does.
+    """Runs a graph with the kernels in place of the operators' references, launched as launch.cpp does.
 
     Args:
-        active: warpgroups of a perceptron that have rows of their own.
-        most: programs of a perceptron; each has several tiles if they are too few.
-        warps: that share the edges of a centre.
+        active: number of warpgroups of an MLP kernel that compute.
+        most: most thread blocks of an MLP kernel; each has several tiles if they are too few.
+        warps: number of warps that share the edges of a centre.
     """
 
     def __init__(self, module, instances, library, active=1, most=1, warps=8):
@@ -64,12 +64,12 @@ class OnThreads(torch.fx.Interpreter):
         expected = super().call_function(target, args, kwargs)
         if target not in operators.OPERATORS:
             return expected
-        # what is not written stays what it is here
+        # elements that a kernel fails to write stay NaN
         single = isinstance(expected, torch.Tensor)
         results = [torch.full_like(result, float("nan")) for result in ([expected] if single else expected)]
         args = [arg.contiguous() if isinstance(arg, torch.Tensor) else arg for arg in args]
         four, rows = Pointers.of(args[:4]), args[0].shape[0]
-        # arguments, rows of a perceptron's tiles or None, programs, threads
+        # arguments, rows of an MLP or None, thread blocks, threads
         if target == operators.ENERGY:
             energy, *gradients = results
             scratch = torch.empty(2 * self.most * -(-args[11] // SIDE), SIDE, SIDE)

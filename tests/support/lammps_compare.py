@@ -1,4 +1,4 @@
-"""What LAMMPS measured with our pair style against what it measured with its own."""
+"""Comparison of measurements by LAMMPS with pair style nequip and with its own pair styles."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from support.lammps_systems import SYSTEMS, nequip
 RELATIVE = 1e-11
 """Tolerance relative to the largest value of a quantity; both sides sum in float64, in different orders."""
 SHIFTS = {1: -1.5, 2: -0.25}
-"""Energies of isolated atoms by LAMMPS type: analytic artifacts have them, LAMMPS' own styles do not."""
+"""Energies of isolated atoms by LAMMPS type, which analytic artifacts include and LAMMPS' own styles do not."""
 QUANTITIES = ("energy", "pressure", "forces", "energies", "virials", "centroid")
 
 
@@ -24,7 +24,7 @@ def assert_same(
     quantities=QUANTITIES,
     shifts: dict = SHIFTS,
 ):
-    """Every quantity equal, relative to its largest value; the isolated atoms' energies are taken off first."""
+    """Assert that every quantity is equal, relative to its largest value, after subtraction of the isolated atoms' energies."""
     shifts = np.array([shifts[t] for t in ours["types"]])
     for key in quantities:
         value = ours[key] - {"energy": shifts.sum(), "energies": shifts[:, None]}.get(key, 0.0)

@@ -35,7 +35,7 @@ print "{" ".join(f"$({key}:%.17g)" for key in GLOBAL)}" file NAME.thermo
 
 @dataclass
 class Outcome:
-    """What a finished run left: exit status, everything that it printed, the folder that it ran in."""
+    """Result of a finished run: exit status, all output, and the folder in which it ran."""
 
     status: int
     text: str
@@ -45,7 +45,7 @@ class Outcome:
 def run_program(
     command: list, folder: Path, *, ranks: int = 1, limit: float = 120, threads: int = 1, env: dict | None = None
 ) -> Outcome:
-    """Run ``command`` on some ranks; a run that exceeds ``limit`` seconds fails the test, as a rank hangs."""
+    """Run ``command`` on some ranks. A run that takes more than ``limit`` seconds fails the test, since a rank hangs."""
     folder.mkdir(parents=True, exist_ok=True)
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads), **(env or {})}
     process = subprocess.run(
@@ -74,7 +74,7 @@ def measurement(name: str) -> str:
 
 
 def read_measurement(folder: Path, name: str) -> dict[str, np.ndarray]:
-    """What :func:`measurement` wrote: global values, per-atom arrays sorted by atom ID, ``types`` and ``positions``."""
+    """Read the files of :func:`measurement`: global values, per-atom arrays sorted by atom ID, ``types`` and ``positions``."""
     lines = (folder / f"{name}.dump").read_text().splitlines()
     start = next(k for k, line in enumerate(lines) if line.startswith("ITEM: ATOMS"))
     columns = lines[start].split()[2:]

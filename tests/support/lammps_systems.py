@@ -53,7 +53,7 @@ class System:
 def _fcc(
     spacing: float, cells: tuple[int, int, int], tilts=(0.0, 0.0, 0.0), corner=0.0, lengths=None, **options
 ) -> System:
-    """A face-centred cubic crystal, sheared, shaken, with about 40 % of type 2."""
+    """A sheared and randomly displaced face-centred cubic crystal with about 40 % of type 2."""
     generator = np.random.default_rng(7)
     base = np.array([[0, 0, 0], [0.5, 0.5, 0], [0.5, 0, 0.5], [0, 0.5, 0.5]])
     corners = np.stack(np.meshgrid(*map(np.arange, cells), indexing="ij"), -1).reshape(-1, 1, 3)

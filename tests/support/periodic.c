@@ -1,4 +1,4 @@
-/* What a program without periodic images of its own does with the engine, for test_engine_periodic.py.
+/* A program that has no periodic images of its own and uses the engine, for test_engine_periodic.py.
  *
  * usage: periodic MODEL INPUT
  *

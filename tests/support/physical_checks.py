@@ -1,4 +1,4 @@
-"""What holds for the exact energy of atoms, whatever the model: checks that take a way of evaluating structures.
+"""Checks of properties that the exact energy of atoms has, for any model.
 
 ``evaluate(atoms)`` gives the energy (eV), the energies of the atoms [N], the forces (eV/angstrom [N, 3]) and the stress
 (eV/angstrom^3 [3, 3], or None without periodicity). Every check asserts a minimum signal: zeros cannot pass.
@@ -21,7 +21,7 @@ MINIMUM_SIGNAL = 1e-3  # eV/angstrom
 
 
 class Result(NamedTuple):
-    """Energy, energies of atoms, forces, stress."""
+    """Results of one structure: energy, energies of atoms, forces, stress."""
 
     energy: float
     energies: np.ndarray
@@ -33,7 +33,7 @@ Evaluate = Callable[[Atoms], Result]
 
 
 def evaluator(model: torch.nn.Module, config) -> Evaluate:
-    """The eager model on structures."""
+    """A function that evaluates the eager model on structures."""
 
     def evaluate(atoms: Atoms) -> Result:
         graph = build_graph(Structure.from_ase(atoms, config.type_names), config.cutoff_matrix())
@@ -46,7 +46,7 @@ def evaluator(model: torch.nn.Module, config) -> Evaluate:
 
 
 def close(actual, expected, tolerance: float) -> None:
-    """Difference relative to the largest number expected."""
+    """Assert that the difference is small relative to the largest expected number."""
     scale = max(np.abs(expected).max(), MINIMUM_SIGNAL)
     np.testing.assert_allclose(actual, expected, rtol=0, atol=tolerance * scale)
 
@@ -68,7 +68,7 @@ def check_rotation(evaluate: Evaluate, atoms: Atoms, seed: int = 0) -> None:
 
 
 def check_permutation(evaluate: Evaluate, atoms: Atoms, seed: int = 0) -> None:
-    """The order of the atoms does not matter, nor does a common shift, nor the choice of periodic images."""
+    """Results do not depend on the order of atoms, on a common translation, or on the choice of periodic images."""
     rng = np.random.default_rng(seed)
     plain, order = evaluate(atoms), rng.permutation(len(atoms))
     moved = atoms[order]
@@ -81,7 +81,7 @@ def check_permutation(evaluate: Evaluate, atoms: Atoms, seed: int = 0) -> None:
 
 
 def check_size_consistency(evaluate: Evaluate, first: Atoms, second: Atoms, both: Atoms) -> None:
-    """Parts beyond each other's reach do not know of each other."""
+    """Parts that are far apart have the same results together as alone."""
     parts, whole = [evaluate(first), evaluate(second)], evaluate(both)
     close(whole.energy, sum(part.energy for part in parts), 1e-11)
     close(whole.forces, np.concatenate([part.forces for part in parts]), 1e-11)
@@ -97,7 +97,7 @@ def check_finite_differences(evaluate: Evaluate, atoms: Atoms, tolerance: float 
         energies = [evaluate(move(k * step)).energy for k in (-2, -1, 1, 2)]
         return (energies[0] - 8 * energies[1] + 8 * energies[2] - energies[3]) / (12 * step)
 
-    # partly along the forces and the stress, so that there is something to see
+    # partly along the forces and the stress, so that the derivatives are not small
     direction = rng.normal(size=(len(atoms), 3)) + plain.forces / np.sqrt(np.mean(plain.forces**2))
 
     def displaced(step: float) -> Atoms:

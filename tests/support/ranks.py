@@ -1,4 +1,4 @@
-"""One structure as several ranks see it: each owns some atoms, and has a ghost for every other end of an edge."""
+"""Division of a structure among ranks: each owns some atoms, and has ghosts for the other neighbours."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from nequip_md.graph import Graph, Structure, build_graph, forces_from_gradient
 
 
 class Rank:
-    """What one rank has.
+    """The part of a structure on one rank.
 
     Attributes:
         atoms: the atoms that it owns, in its order.
-        edges: the edges of the whole graph that start at these, in their order.
-        graph: of these atoms and its ghosts; no two nodes are images of one atom.
+        edges: the edges of the whole graph that start at these atoms, in their order.
+        graph: the graph of these atoms and the ghosts; no two nodes are images of one atom.
         ghost_atoms: the atom of which each ghost is an image.
     """
 
@@ -51,7 +51,7 @@ class Rank:
         )
 
     def forces(self, gradient: Tensor, total: Tensor) -> None:
-        """Add the forces on owned atoms and ghosts to those of the atoms that they are, [atoms, 3]."""
+        """Add the forces on owned atoms and ghosts to ``total`` [atoms, 3]."""
         total.index_add_(0, torch.cat([self.atoms, self.ghost_atoms]), forces_from_gradient(self.graph, gradient))
 
 
@@ -94,7 +94,7 @@ class Communicator:
                     everywhere.index_add_(0, other.ghost_atoms, theirs[theirs.shape[0] - len(other.ghost_atoms) :])
                 else:
                     everywhere[other.atoms] = theirs[: len(other.atoms)]
-            # nobody changes anything before all have read
+            # no rank writes before all have read
             self._barrier.wait()
             if reduce:
                 features[: len(mine)] += everywhere[mine]

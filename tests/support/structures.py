@@ -1,4 +1,4 @@
-"""Small structures that tests share, as ase.Atoms. Each call gives a new object, the same one every time."""
+"""Small structures that tests share, as ase.Atoms. Each call returns a new object with the same atoms."""
 
 from __future__ import annotations
 

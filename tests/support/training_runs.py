@@ -51,6 +51,8 @@ def write_config(folder, output, **sections):
         "schedule": {"kind": "plateau", "patience": 0, "factor": 0.5},
         "stop": {"max_epochs": 3},
         "seed": 5,
+        "compile": "no",  # these runs have few steps
+        "report_page": False,  # drawing takes longer than these runs
     }
     for name, change in sections.items():
         merge = isinstance(change, dict) and "kind" not in change
@@ -66,7 +68,7 @@ def run(folder, output, *flags, **sections):
 
 
 def assert_same_end(one, other):
-    """Two output folders hold the same weights, optimizer, schedule, random state and best model, to the last bit."""
+    """Assert that two output folders have bit-identical weights, optimizer, schedule, random state and best model."""
     a, b = (torch.load(path / "last.ckpt", weights_only=True) for path in (one, other))
     assert a["epoch"] == b["epoch"] and a["global_step"] == b["global_step"]
     for key in ("state_dict", "optimizer_states"):

@@ -1,6 +1,6 @@
-"""Upstream's own models, built from our configurations: the oracle of the model tests.
+"""Upstream's models, built from this package's configurations, as the reference of the model tests.
 
-Only ``nequip`` 0.19 and ``nequip-allegro`` 0.8 from PyPI do the computing here; neighbour lists are theirs as well.
+All computations are done by ``nequip`` 0.19 and ``nequip-allegro`` 0.8 from PyPI, neighbour lists included.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from nequip_md.model.config import AllegroConfig, NequIPConfig, PotentialConfig
 
 @dataclass
 class Reference:
-    """What upstream computes for one structure."""
+    """Upstream's results for one structure."""
 
     energy: float
     """eV"""
     energies: np.ndarray
-    """of each atom, eV [N]"""
+    """energy of each atom, eV [N]"""
     forces: np.ndarray
     """eV/angstrom [N, 3]"""
     stress: np.ndarray | None
@@ -33,7 +33,7 @@ class Reference:
 
 
 def upstream_options(config: PotentialConfig) -> dict[str, Any]:
-    """The ``model`` section of an upstream configuration that means the same as ``config``."""
+    """The ``model`` section of an upstream configuration that is equivalent to ``config``."""
     options = {
         "seed": 1,
         "model_dtype": config.dtype,

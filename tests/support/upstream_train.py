@@ -1,9 +1,9 @@
-"""Really run upstream's ``nequip-train``, tiny, and record what upstream makes of each resulting checkpoint.
+"""Run upstream's ``nequip-train`` on tiny models, and record upstream's results for each checkpoint.
 
     python upstream_train.py OUTPUT_FOLDER CASE [CASE ...] [--package CASE [CASE ...]]
 
 For each case this writes ``CASE.ckpt``, where asked also ``CASE.nequip.zip``, and ``CASE.json`` with the energies (eV)
-and forces (eV/angstrom) of upstream's own evaluation of that checkpoint. The script uses whatever versions
+and forces (eV/angstrom) of upstream's own evaluation of that checkpoint. The script uses the versions
 of ``nequip`` and ``nequip-allegro`` Python finds, so that checkpoints of older versions are made by putting those first
 on ``PYTHONPATH``. Needs neither pytest nor this package.
 """
@@ -234,7 +234,7 @@ def _call(main, arguments: list[str]) -> None:
 
 
 def train(case: str, folder: Path) -> Path:
-    """Run ``nequip-train`` on a case; the checkpoint that it leaves."""
+    """Run ``nequip-train`` on a case; returns its checkpoint."""
     from nequip.scripts.train import main
     from omegaconf import OmegaConf
 
@@ -274,7 +274,7 @@ def package(checkpoint: Path) -> Path:
 
 
 def reference(checkpoint: Path) -> dict:
-    """Upstream's own evaluation of a checkpoint on the first and last frame, and on a molecule."""
+    """Upstream's results for a checkpoint on the first and last frame, and on a molecule."""
     from nequip.data import AtomicDataDict, from_ase
     from nequip.data.transforms import ChemicalSpeciesToAtomTypeMapper, NeighborListTransform
 

@@ -1,5 +1,5 @@
-// The engine's loops (kernels.h) behind one C function, for test_warp.py: as a GPU runs them, with 32 threads for a
-// warp, if WARP is defined, and else as a CPU does.
+// C functions that run the engine's kernels (kernels.h) for test_warp.py: with 32 threads for each warp, as on a GPU,
+// if WARP is defined; otherwise as on a CPU.
 #include <algorithm>
 #include <numeric>
 #include <vector>
@@ -28,8 +28,8 @@ bool launch(void (*kernel)(Arguments, long long), Arguments arguments, long long
 
 using nequip_md::Int64;
 
-// cells: along every axis; 0: without. Arrays as in kernels.h; list has room for all pairs. gradient = 0.1 vectors.
-// False: threads of a GPU wait for each other.
+// cells: number of cells along every axis, 0 for a search without cells. Arrays are as in kernels.h; list has room for
+// all pairs. The gradients are 0.1 times the vectors. Returns false if the threads of a GPU wait for each other.
 extern "C" bool run(const nequip_md::Atoms* atoms, int num_atoms, int num_centres, int cells, double extent,
                     double skin, Int64* list_offset, int* list, Int64 num_nodes, Int64 num_edges, double padding,
                     double* vectors, Int64* nodes, int* neighbour_atom, Int64* row_ptr, Int64* forces, double* sums,
@@ -93,7 +93,7 @@ extern "C" bool run(const nequip_md::Atoms* atoms, int num_atoms, int num_centre
   return true;
 }
 
-// Positions of atoms and images, as in kernels.h.
+// Computes positions of atoms and images; arrays are as in kernels.h.
 extern "C" bool place(const double* given, const int* atom, const int* shift, const double* lattice,
                       Int64 num_positions, double* positions) {
   nequip_md::ImageArguments i{};

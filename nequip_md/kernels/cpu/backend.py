@@ -1,8 +1,8 @@
 """The C++ kernels: which operators have one, and how they get into a compiled artifact.
 
-AOTInductor calls a custom operator through a C function. That function normally belongs to a library which must be
-loaded beside the artifact; here it comes from a static library that is linked into the artifact's own code, so that the
-``.pt2`` file needs PyTorch and nothing else.
+AOTInductor calls a custom operator through a C function. That function usually belongs to a library which must be loaded
+beside the artifact. Here it belongs to a static library that is linked into the artifact's own code, so the ``.pt2`` file
+needs PyTorch and nothing else.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 // Loops of the tensor-product convolution, vectorised over channels.
 //
 // F(x, y, w, g) = sum over edges e, paths p, channels u of C^p_abc x[j(e), a, u] y[e, b] w[e, p, u] g[i(e), c, p, u].
-// For each edge the coefficients are contracted with y first, to a sparse matrix [a, c] for each path; it multiplies
-// the channels. Layouts as in nequip_md/ops/tensor_product_convolution.py, whose ConvolutionPath has the fields that
-// `paths` holds. Sums run in the order of the edges, on one thread for each row of the result: results do not depend on
-// the number of threads.
+// For each edge the coefficients are contracted with y first. The result is a sparse matrix [a, c] for each path, which
+// multiplies the channels. Layouts are those of nequip_md/ops/tensor_product_convolution.py; `paths` holds the fields
+// of its ConvolutionPath. One thread computes each row of the result, adding edges in their order, so results do not
+// depend on the number of threads.
 #pragma once
 
 #include <cstdint>

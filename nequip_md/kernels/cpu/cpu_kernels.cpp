@@ -1,7 +1,6 @@
-// CPU kernels of the operators nequip_md::*, behind the C functions that AOTInductor calls for an operator of that
-// name.
+// CPU kernels of the operators nequip_md::*, in the C functions that AOTInductor calls for operators of these names.
 //
-// This file is compiled into a static library at export and linked into the artifact: the artifact carries its kernels.
+// At export this file is compiled into a static library, which is linked into the artifact.
 #include <utility>
 
 #include "convolution.h"
@@ -20,7 +19,7 @@ Array allocate(std::initializer_list<std::int64_t> sizes, std::int32_t dtype, At
   return nequip_md::allocate(sizes, dtype, aoti_torch_device_type_cpu(), 0, out);
 }
 
-// Calls body(std::type_identity-like value) with the element type of a floating-point tensor.
+// Calls body with a value of the element type of a floating-point tensor.
 template <typename Body>
 void with_dtype(std::int32_t dtype, Body body) {
   if (dtype == aoti_torch_dtype_float32()) {
@@ -32,7 +31,7 @@ void with_dtype(std::int32_t dtype, Body body) {
   }
 }
 
-// Calls body(Segments<T, M, L>{}) for the sizes at hand, l_max <= 4.
+// Calls body(Segments<T, M, L>{}) for M = components and L = orders, l_max <= 4.
 template <typename T, typename Body>
 void with_orders(std::int64_t components, std::int64_t orders, Body body) {
   if (components == 1 && orders == 1) return body(Segments<T, 1, 1>{});
@@ -47,7 +46,7 @@ void with_orders(std::int64_t components, std::int64_t orders, Body body) {
   throw Failure{"the number of components is not (l_max + 1)^2 with l_max <= 4"};
 }
 
-// Calls body(i) for every centre, on all threads.
+// Calls body(row_ptr, i) for every centre i, on all threads.
 template <typename Body>
 void for_each_centre(const Array& row_ptr, Body body) {
   const std::int64_t centres = row_ptr.size(0) - 1;

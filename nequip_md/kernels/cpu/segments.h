@@ -1,9 +1,9 @@
 // Loops over the edges of a centre, vectorised over channels.
 //
 // Layouts (row-major, contiguous): a, w [E, L, C]; y [E, M]; z [N, M, C]; row_ptr [N + 1]. M = (l_max + 1)^2, and L is
-// l_max + 1 or 1 (one factor for every l). A block of channels is one vector register; its sums over edges or
-// components stay in registers, so each array is read or written once and no [E, M, C] array exists. Sums run in edge
-// order, on one thread for each centre: results do not depend on the number of threads.
+// l_max + 1, or 1 if one factor serves every l. A block of channels fills one vector register, and its sums over edges
+// or components stay in registers. So each array is read or written once, and there is no array [E, M, C]. One thread
+// adds the edges of a centre in their order, so results do not depend on the number of threads.
 #pragma once
 
 #include <cstdint>

@@ -1,7 +1,7 @@
-// The features of ghosts in an artifact: the C function that compiled code calls for nequip_md::exchange_ghosts_, and
-// the one by which an engine says who answers it.
+// Exchange of ghosts' features in an artifact: the C function that compiled code calls for nequip_md::exchange_ghosts_,
+// and the function by which an engine registers its callback.
 //
-// Both are in this one file, which becomes a static library at export: an artifact that calls the first has the second.
+// Both are in one file, which becomes a static library at export, so an artifact that calls the first has the second.
 #ifdef ON_CUDA
 #define USE_CUDA
 #endif
@@ -24,7 +24,7 @@ AOTITorchError exchange_ghosts(AtenTensorHandle features_, std::int64_t owned, b
       throw nequip_md::Failure{
           "there are ghosts, and nobody exchanges their features: call nequip_md_artifact_set_exchange first"};
     }
-    // also without ghosts: other ranks may wait for what this one has to send
+    // called without ghosts too, since other ranks may wait for features of this one
     void* stream = nullptr;
 #ifdef ON_CUDA
     std::int32_t device = 0;
@@ -41,7 +41,7 @@ AOTITorchError exchange_ghosts(AtenTensorHandle features_, std::int64_t owned, b
 
 extern "C" {
 
-// The last argument is a result that there is none of; see nequip_md/kernels/shims.py.
+// The last argument stands for a result, of which there is none; see nequip_md/kernels/shims.py.
 #ifdef ON_CUDA
 AOTITorchError aoti_torch_cuda_exchange_ghosts_(AtenTensorHandle features, std::int64_t owned, std::int32_t reduce,
                                                 void*) {
@@ -52,7 +52,7 @@ AOTITorchError aoti_torch_cpu_exchange_ghosts_(AtenTensorHandle features, std::i
   return exchange_ghosts(features, owned, reduce != 0);
 }
 
-// Who answers from now on; see docs/artifact.md.
+// Registers the function that exchanges features from now on; see docs/artifact.md.
 __attribute__((visibility("default"))) void nequip_md_artifact_set_exchange(Exchange function, void* its_context) {
   exchange = function;
   context = its_context;

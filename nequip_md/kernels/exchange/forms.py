@@ -1,7 +1,7 @@
-"""How an artifact exchanges ghosts' features: in place, by a C function that calls the engine.
+"""Exchange of ghosts' features in an artifact: in place, by a C function that calls the engine.
 
-``ghost_exchange`` becomes a padding of the owned rows, which Inductor fuses with what comes before it, and an operator that
-fills the ghosts' rows where they lie. ``ghost_reduce`` becomes the same operator, which adds the ghosts' rows to the owned
+``ghost_exchange`` becomes a padding of the owned rows, which Inductor fuses with the operation before it, and an operator that
+fills the ghosts' rows in place. ``ghost_reduce`` becomes the same operator, which then adds the ghosts' rows to the owned
 rows, and a view of the latter. The operator is the C function in ``exchange.cpp``; in one process without ghosts it
 returns at once.
 """
@@ -16,7 +16,7 @@ from nequip_md.ops._operator import define
 
 
 def _reference(features: Tensor, owned: int, reduce: bool) -> None:
-    """Outside of an artifact no engine answers: what a ghost's row would hold is not known, and nothing is added."""
+    """Fill the ghosts' rows with NaN and add nothing, since outside of an artifact no engine exchanges features."""
     if not reduce:
         features.narrow(0, owned, features.shape[0] - owned).fill_(float("nan"))
 
@@ -29,7 +29,7 @@ EXCHANGE_GHOSTS = define(
 
 
 def exchange(owned: Tensor, node_types: Tensor) -> Tensor:
-    """``ghost_exchange`` in an artifact."""
+    """Form of ``ghost_exchange`` in an artifact."""
     ghosts = node_types.shape[0] - owned.shape[0]
     features = pad(owned, (0, 0, 0, ghosts), value=float("nan"))
     EXCHANGE_GHOSTS(features, owned.shape[0], False)
@@ -37,8 +37,8 @@ def exchange(owned: Tensor, node_types: Tensor) -> Tensor:
 
 
 def reduce(values: Tensor, node_types: Tensor, owned: int) -> Tensor:
-    """``ghost_reduce`` in an artifact."""
-    # autograd may have given the values to another reader; where it has not, Inductor leaves this copy out
+    """Form of ``ghost_reduce`` in an artifact."""
+    # other operations may read the values too; if none does, Inductor removes this copy
     values = values.clone(memory_format=torch.contiguous_format)
     EXCHANGE_GHOSTS(values, owned, True)
     return values.narrow(0, 0, owned)

@@ -1,6 +1,6 @@
-"""The CUDA C++ kernels for Hopper GPUs: what they take, and how they get into an artifact.
+"""The CUDA C++ kernels for Hopper GPUs: which operators and sizes they accept, and how they get into an artifact.
 
-They stand before the Triton kernels, which serve what they do not take. AOTInductor calls them through C functions
+They take precedence over the Triton kernels, which run what they do not accept. AOTInductor calls them through C functions
 (``launch.cpp``) that are linked into the artifact together with the compiled kernels, as the C++ kernels are on a CPU
 (:mod:`nequip_md.kernels.cpu`).
 """
@@ -29,7 +29,7 @@ from nequip_md.kernels.triton.mlp_forms import MAX_PARTS, part_widths, served
 
 _LIBRARY = "nequip_md_hopper"
 _MOST_TERMS = 800
-"""Most terms of a product of an atom's tensors, which are one statement each."""
+"""Most terms of a product of an atom's two tensors, all of which are written out in the source."""
 OPERATORS = torch.ops.nequip_md
 
 
@@ -68,7 +68,7 @@ class HopperBackend(TritonBackend):
             for operator, forms in super().forms().items()
         }
 
-    # ---- perceptrons ------------------------------------------------------------------------------------------------
+    # ---- multilayer perceptrons -------------------------------------------------------------------------------------
 
     def _takes(self, widths, w1, w2, w3=None):
         small = served([w1, w2]) and len(widths) <= MAX_PARTS
@@ -88,7 +88,7 @@ class HopperBackend(TritonBackend):
         return self._layers(parts, w1, w2, w3)
 
     def _layers(self, parts: list[Tensor], w1: Tensor, w2: Tensor, w3: Tensor | None) -> tuple[Tensor, ...]:
-        """h, h w3 (empty without w3), and the derivatives of silu."""
+        """The second layer h, h w3 (empty without w3), and the derivatives of silu in both layers."""
         widths = part_widths(parts)
         constants, instance = self.instances.hidden_constants(widths, w1, w2, w3)
         sizes = (widths, *w2.shape, matrix_width(w3), self.products, instance)
@@ -128,7 +128,7 @@ class HopperBackend(TritonBackend):
         return self.instances.takes_contraction(w, len(g))
 
     def _contract_gradient(self, g, w, y, z, centre, row_ptr):
-        # unused pointers repeat w: Inductor writes some arrays, such as z, once for every time they are named
+        # unused pointers repeat w: Inductor materializes some arrays, such as z, once for each mention among the arguments
         cotangents, vectors = ([*tensors, *[w] * (4 - len(tensors))] for tensors in (g, z))
         instance = self.instances.contraction("contract_gradient", w, len(g))
         return operators.CONTRACT_GRADIENT(*cotangents, w, y, *vectors, row_ptr, len(g), instance)
@@ -142,7 +142,7 @@ class HopperBackend(TritonBackend):
     # ---- products of atoms' tensors ---------------------------------------------------------------------------------
 
     def specialize(self, graph: torch.fx.GraphModule) -> None:
-        """Give products of atoms' tensors kernels with their tables written out as statements, now that the constants are known."""
+        """Replace products of atoms' tensors by kernels with their tables written out as statements, now that the constants are known."""
         operator = OPERATORS.channel_product_triton.default
         for node in graph.graph.find_nodes(op="call_function", target=operator):
             x, y, w, table, values, offsets, dim = node.args
@@ -189,7 +189,7 @@ class HopperBackend(TritonBackend):
 
 
 def statements(table: Tensor, values: Tensor, offsets: Tensor, channels: int) -> str:
-    """C++ that sums the terms of each component of a product, for NQ_CHANNEL_PRODUCT."""
+    """C++ statements that sum the terms of each component of a product, for NQ_CHANNEL_PRODUCT."""
     terms = [
         f"a[{first}] * b[{second}] * ({value!r}f * p[{path}])"
         for (path, first, second), value in zip(table.T.tolist(), values.tolist())

@@ -1,10 +1,7 @@
-// The contraction's gradient over the edges of one centre, and products of tensors of one atom, in fp32.
+// Gradient of the contraction over the edges of one centre, and products of two tensors of one atom, in fp32.
 //
-// No atomics, a fixed order of every sum, 64-bit offsets. What a program of Triton would read again for every edge, or
-// find by a table, is in registers here: the centre's vectors, the components of an atom.
-//
-// NVRTC compiles this file at export, after ptx.cuh and with one line that names an instance; it includes nothing for
-// that reason.
+// Sums have a fixed order and use no atomics; offsets are 64-bit. The centre's vectors and the components of an atom
+// stay in registers, where a Triton kernel would read them again for every edge, or look them up in a table.
 
 namespace contraction {
 
@@ -18,15 +15,14 @@ struct Pointers {
   const float* part[4];
 };
 
-// ---- the gradient
-// -----------------------------------------------------------------------------------------------------------
+// ---- gradient of the contraction ----
 
-// U channels, L orders, K layers that contract the same w and y. A warp holds all channels of an edge, a lane CHANNELS
-// of them.
+// Sizes: U channels, L orders, K layers that contract the same w and y. A warp processes all channels of an edge, each
+// lane CHANNELS of them.
 template <int U_, int L_, int K_>
 struct Shape {
   static constexpr int U = U_, L = L_, K = K_, M = L * L, CHANNELS = U / LANES;
-  static constexpr int WEIGHTS = L * U, LAYERS = K * U, HARMONICS = (M + 3) / 4 * 4;  // numbers of an edge
+  static constexpr int WEIGHTS = L * U, LAYERS = K * U, HARMONICS = (M + 3) / 4 * 4;  // floats of an edge
   static constexpr int EDGE = WEIGHTS + LAYERS + HARMONICS;
   static constexpr int WARP = STAGES * EDGE > M* U ? STAGES * EDGE : M * U;
   static constexpr int PADDED_M = M <= 16 ? 16 : 32;
@@ -55,23 +51,24 @@ __device__ __forceinline__ void store_channels(const float (&values)[C], float* 
   }
 }
 
+// Starts to copy the weights, cotangents and harmonics of edge e into shared memory.
 template <class S>
 __device__ __forceinline__ void fetch_edge(float* to, const Pointers& g, const float* w, const float* y, long long e,
                                            int lane) {
 #pragma unroll
   for (int i = 0; i < S::WEIGHTS / 4; i += LANES)
-    if (i + lane < S::WEIGHTS / 4) copy16(to + 4 * (i + lane), w + e * S::WEIGHTS + 4 * (i + lane));
+    if (i + lane < S::WEIGHTS / 4) cp_async_16(to + 4 * (i + lane), w + e * S::WEIGHTS + 4 * (i + lane));
 #pragma unroll
   for (int k = 0; k < S::K; ++k)
-    if (lane < S::U / 4) copy16(to + S::WEIGHTS + k * S::U + 4 * lane, g.part[k] + e * S::U + 4 * lane);
-  if (lane < S::M) copy4(to + S::WEIGHTS + S::LAYERS + lane, y + e * S::M + lane);
+    if (lane < S::U / 4) cp_async_16(to + S::WEIGHTS + k * S::U + 4 * lane, g.part[k] + e * S::U + 4 * lane);
+  if (lane < S::M) cp_async_4(to + S::WEIGHTS + S::LAYERS + lane, y + e * S::M + lane);
 }
 
-// Sums each of 2 COUNT values over the lanes of a warp, which are in groups of 2 WIDTH; then values[0] is the sum of
-// one of them.
+// Sums each of 2 COUNT values over the 2 WIDTH lanes of a group; afterwards each lane has the sum of one of them in
+// values[0].
 //
-// Half of the values go to the other half of the lanes in every step, so it takes as many shuffles as values, not five
-// times that.
+// In every step a lane sends half of its values to a lane of the other half of its group. So it takes as many shuffles
+// as there are values, not five times as many.
 template <int COUNT, int WIDTH, int N>
 __device__ __forceinline__ void sum_over_lanes(float (&values)[N], int lane) {
   if constexpr (COUNT > 0) {
@@ -88,8 +85,8 @@ __device__ __forceinline__ void sum_over_lanes(float (&values)[N], int lane) {
   }
 }
 
-// Calls body(e, edge) for those edges of a centre that are this warp's; ``edge`` has weights, layers and harmonics in
-// shared memory. Three edges are on their way while one is worked on.
+// Calls body(e, edge) for each edge of the centre that belongs to this warp; ``edge`` points to its weights, cotangents
+// and harmonics in shared memory. Three edges are being copied while one is processed.
 template <class S, class Body>
 __device__ __forceinline__ void for_each_edge(const Pointers& g, const float* w, const float* y,
                                               const long long* row_ptr, float* mine, Body body) {
@@ -98,19 +95,19 @@ __device__ __forceinline__ void for_each_edge(const Pointers& g, const float* w,
 #pragma unroll
   for (int s = 0; s < STAGES - 1; ++s) {
     if (first + s * warps < end) fetch_edge<S>(mine + s * S::EDGE, g, w, y, first + s * warps, lane);
-    copies_end();
+    cp_async_commit();
   }
   int stage = 0;
   for (long long e = first; e < end; e += warps) {
-    copies_wait<STAGES - 2>();
+    cp_async_wait<STAGES - 2>();
     __syncwarp();
     const int free = stage == 0 ? STAGES - 1 : stage - 1;
     if (e + (STAGES - 1) * warps < end) fetch_edge<S>(mine + free * S::EDGE, g, w, y, e + (STAGES - 1) * warps, lane);
-    copies_end();
+    cp_async_commit();
     body(e, mine + stage * S::EDGE);
     stage = stage == STAGES - 1 ? 0 : stage + 1;
   }
-  copies_wait<0>();
+  cp_async_wait<0>();
   __syncwarp();
 }
 
@@ -126,7 +123,7 @@ __device__ __forceinline__ void load_harmonics(float (&harmonics)[S::HARMONICS],
   }
 }
 
-// Sums over all warps of a program, of each component and channel.
+// Sums each component and channel over all warps of the thread block, and stores the sums.
 template <class S>
 __device__ __forceinline__ void store_sums(const float (&sums)[S::M][S::CHANNELS], float* dz, float* shared) {
   const int warps = blockDim.x / LANES;
@@ -141,7 +138,8 @@ __device__ __forceinline__ void store_sums(const float (&sums)[S::M][S::CHANNELS
   }
 }
 
-// dw and dy summed over the layers, and dz of the first; the edges of centre i are row_ptr[i] ... row_ptr[i + 1].
+// Computes dw and dy, summed over the layers, and dz of the first layer. The edges of centre i are row_ptr[i] to
+// row_ptr[i + 1] - 1.
 //
 // With t_m = sum over k of g_k z_k,m: dw_l = sum over m in l of y_m t_m, dy_m = sum over channels of w_l(m) t_m, and
 // dz_m = sum over edges of g_0 w_l(m) y_m. The vectors z of the centre and the sums dz stay in registers.
@@ -159,7 +157,7 @@ __device__ __forceinline__ void gradient(const Pointers& g, const float* w, cons
 #pragma unroll
     for (int c = 0; c < C; ++c) sums[m][c] = 0;
   }
-  // the first halving is by the highest bit of both, and so on
+  // sum_over_lanes() divides first by the highest bit of lane and component, then by the next one, and so on
   const int component = lane / (LANES / S::PADDED_M);
   const bool writes = lane % (LANES / S::PADDED_M) == 0 && component < M;
   for_each_edge<S>(g, w, y, row_ptr, shared + threadIdx.x / LANES * S::WARP, [&](long long e, const float* edge) {
@@ -199,7 +197,7 @@ __device__ __forceinline__ void gradient(const Pointers& g, const float* w, cons
   store_sums<S>(sums, dz, shared);
 }
 
-// dz alone, of a layer after the first.
+// Computes dz of a layer after the first.
 template <class S>
 __device__ __forceinline__ void moment(const Pointers& g, const float* w, const float* y, const long long* row_ptr,
                                        float* dz, float* shared) {
@@ -229,8 +227,7 @@ __device__ __forceinline__ void moment(const Pointers& g, const float* w, const 
 
 }  // namespace contraction
 
-// ---- instances
-// ---------------------------------------------------------------------------------------------------------------
+// ---- instances: one line for each, appended by instances.py ----
 
 #define NQ_CONTRACTION(name, blocks) \
   extern "C" __global__ void __launch_bounds__(contraction::MOST_WARPS* contraction::LANES, blocks) name
@@ -253,8 +250,8 @@ __device__ __forceinline__ void moment(const Pointers& g, const float* w, const 
     contraction::moment<S>(g, w, y, row_ptr, dz, numbers);                                                   \
   }
 
-// Of x [N, A, U], y [N, B, U] and w [P, U], a thread for each atom and channel: ``...`` are the statements that write
-// its results into out[0], out[U] ..., from a, b and p.
+// Products of x [N, A, U] and y [N, B, U] with path weights w [P, U], one thread for each atom and channel. ``...`` are
+// statements that compute out[0], out[U] and so on from the thread's a, b and p; backend.py writes them.
 #define NQ_CHANNEL_PRODUCT(name, bytes, A, B, P, D, U, ...)                                       \
   extern "C" __global__ void __launch_bounds__(128)                                               \
       name(const float* x, const float* y, const float* w, float* out, long long count) {         \

@@ -1,8 +1,8 @@
-// Launches the kernels of perceptron.cuh and contraction.cuh, behind the C functions that AOTInductor calls for the
+// Launches the kernels of mlp_kernels.cuh and contraction.cuh from the C functions that AOTInductor calls for the
 // operators of kernels/hopper/operators.py.
 //
-// This file and the compiled kernels become a static library at export, which is linked into the artifact. INSTANCES
-// names a file with a line {"kernel", bytes of shared memory} for each instance, KERNELS the compiled ones.
+// At export this file and the compiled kernels become a static library, which is linked into the artifact. INSTANCES
+// names a file with a line {"kernel", bytes of shared memory} for each instance; KERNELS names the cubin.
 #ifndef USE_CUDA
 #define USE_CUDA
 #endif
@@ -32,7 +32,7 @@ using nequip_md::Failure;
 using nequip_md::guarded;
 
 constexpr int MAX_DYNAMIC_SHARED = 8, MULTIPROCESSORS = 16;  // attributes of a function, of a device
-constexpr int SIDE = 64, PERCEPTRON_THREADS = 384;           // as in perceptron.cuh
+constexpr int SIDE = 64, MLP_THREADS = 384;                  // as in mlp_arithmetic.cuh
 constexpr int LANES = 32, MOST_WARPS = 8;                    // as in contraction.cuh
 
 struct Instance {
@@ -47,8 +47,9 @@ void check_driver(int code, const char* what) {
   if (code != 0) throw Failure{what, code};
 }
 
-// From the documentation of CUDA's driver interface, whose header not every installation of PyTorch brings along. Found
-// by name: the linker forgets a library that stands before what needs it, and Inductor puts this one first.
+// Functions of CUDA's driver, declared as in its documentation, since not every installation of PyTorch includes the
+// header. They are found by name: Inductor would put the library first on the linker's command line, and the linker
+// drops a library that stands before what needs it.
 struct Driver {
   int (*load)(void** module, const void* image);
   int (*get)(void** function, void* module, const char* name);
@@ -80,7 +81,7 @@ const Driver& driver() {
   return found;
 }
 
-// The GPU that a tensor is on: where results are allocated and kernels launched.
+// The GPU that holds a tensor. Results are allocated and kernels are launched there.
 class Device {
  public:
   explicit Device(const Array& tensor) { check(aoti_torch_get_device_index(tensor.handle, &index_)); }
@@ -129,7 +130,8 @@ class Device {
   std::int32_t index_ = 0;
 };
 
-// A tensor that goes when the function ends: its memory is used again in the order of the stream only.
+// A temporary tensor. It is deleted at the end of the scope, while kernels may still use it: the allocator reuses its
+// memory in the order of the stream only.
 class Scratch {
  public:
   Scratch(const Device& device, std::initializer_list<std::int64_t> sizes) : data_(device.floats(sizes, &handle_)) {}
@@ -166,24 +168,24 @@ Pointers allocate_parts(std::int64_t count, const std::int64_t* widths, std::int
   return result;
 }
 
-// One warpgroup computes in each program while that leaves a multiprocessor for every program: a tile then takes half
-// as long.
+// How rows are distributed over thread blocks. While every thread block has a multiprocessor of its own, only one
+// warpgroup of each computes, since a tile then takes half as long.
 struct Tiles {
   int active;
-  std::int64_t programs;
+  std::int64_t blocks;
 
   Tiles(std::int64_t count, const Device& device) {
     const std::int64_t most = device.multiprocessors();
     active = count <= most * SIDE ? 1 : 2;
-    programs = std::min(most, (count + active * SIDE - 1) / (active * SIDE));
+    blocks = std::min(most, (count + active * SIDE - 1) / (active * SIDE));
   }
 
   void launch(const Device& device, std::int64_t instance, void** arguments) const {
-    device.launch(instance, programs, PERCEPTRON_THREADS, instances[instance].shared_bytes, arguments);
+    device.launch(instance, blocks, MLP_THREADS, instances[instance].shared_bytes, arguments);
   }
 };
 
-// What the kernels over the edges of a centre read: weights [E, L, U], harmonics [E, M], row_ptr [N + 1].
+// Arguments of the kernels over the edges of each centre: weights [E, L, U], harmonics [E, M], row_ptr [N + 1].
 struct Centres {
   Device device;
   std::int64_t edges, orders, channels, components, count;
@@ -202,7 +204,7 @@ struct Centres {
         harmonics(y.as<float>()),
         row_ptr(rows.as<std::int64_t>()) {}
 
-  // A program for each centre; more warps share its edges where there are not centres enough to fill the GPU.
+  // Launches a thread block for each centre, with more warps if there are too few centres to fill the GPU.
   void launch(std::int64_t instance, void** arguments) const {
     if (count == 0) return;
     const int warps = count <= 2 * device.multiprocessors() ? MOST_WARPS : MOST_WARPS / 2;
@@ -231,7 +233,7 @@ AOTITorchError aoti_torch_cuda_hopper_energy(AtenTensorHandle x0, AtenTensorHand
     Pointers dx = allocate_parts(count, widths, parts, device, {dx0, dx1, dx2, dx3});
     if (count == 0) return;
     const Tiles tiles(count, device);
-    const Scratch scratch(device, {tiles.programs * 2 * chunks * SIDE, SIDE});
+    const Scratch scratch(device, {tiles.blocks * 2 * chunks * SIDE, SIDE});
     const float *blocks = Array(stream).as<float>(), *info1 = Array(w1_info).as<float>(),
                 *info2 = Array(w2_info).as<float>(), *v_data = Array(v).as<float>(), *r_data = Array(r).as<float>(),
                 *factor_data = Array(factor).as<float>();
@@ -335,7 +337,7 @@ AOTITorchError aoti_torch_cuda_hopper_channel_product(AtenTensorHandle x, AtenTe
     float* result = device.floats({count, dim, channels}, out);
     if (count == 0) return;
     const float *x_data = first.as<float>(), *y_data = second.as<float>(), *w_data = weights.as<float>();
-    // as many threads for a block as fill the GPU with few atoms, too
+    // small thread blocks spread few atoms over more multiprocessors
     const int threads = count * channels <= device.multiprocessors() * 256 ? LANES : 4 * LANES;
     void* arguments[] = {&x_data, &y_data, &w_data, &result, &count};
     device.launch(instance, (count * channels + threads - 1) / threads, threads, 0, arguments);

@@ -1,4 +1,4 @@
-"""CUDA C++ to machine code for Hopper GPUs, by NVRTC."""
+"""Compilation of CUDA C++ to machine code for Hopper GPUs, by NVRTC."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ _ARCHITECTURE = "sm_90a"
 
 
 def _nvrtc() -> ctypes.CDLL:
-    """CUDA's compiler: that of PyTorch, or of the package nvidia-cuda-nvrtc where PyTorch is without CUDA."""
+    """Load CUDA's run-time compiler: that of PyTorch, or of the package nvidia-cuda-nvrtc if PyTorch is built without CUDA."""
     try:
         if torch.version.cuda:
-            # it finds NVRTC, which then can be had by its name
+            # loads NVRTC, which can then be opened by its name
             ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libcaffe2_nvrtc.so"))
             return ctypes.CDLL(f"libnvrtc.so.{torch.version.cuda.split('.')[0]}")
         libraries = [
             f for f in distribution("nvidia-cuda-nvrtc").files or [] if ".so" in f.name and ".alt." not in f.name
         ]
-        # NVRTC opens the other one by its name, so that has to be there before
+        # NVRTC opens the library of built-in functions by its name, so that one must be loaded first
         *_, nvrtc = [ctypes.CDLL(str(f.locate())) for f in sorted(libraries, key=lambda f: "builtins" not in f.name)]
         return nvrtc
     except (OSError, PackageNotFoundError, ValueError) as error:
@@ -34,18 +34,18 @@ def _nvrtc() -> ctypes.CDLL:
 
 
 def compile_cuda(source: str, report: Callable[[str], None] | None = None) -> bytes:
-    """A cubin.
+    """Compile CUDA C++ to a cubin.
 
     Args:
-        report: takes what the assembler says of each kernel: its registers, what it spills, what it warns of.
+        report: called with the assembler's messages on each kernel: registers, spilled bytes, warnings.
 
     Raises:
-        NequIPMDError: there is no NVRTC, or it refuses.
+        NequIPMDError: NVRTC is missing, or the code does not compile.
     """
     nvrtc = _nvrtc()
     program, size = ctypes.c_void_p(), ctypes.c_size_t()
     options = [f"--gpu-architecture={_ARCHITECTURE}", "--std=c++17", *["--ptxas-options=-v"] * bool(report)]
-    nvrtc.nvrtcCreateProgram(ctypes.byref(program), source.encode(), b"perceptron.cu", 0, None, None)
+    nvrtc.nvrtcCreateProgram(ctypes.byref(program), source.encode(), b"kernels.cu", 0, None, None)
     try:
         failed = nvrtc.nvrtcCompileProgram(
             program, len(options), (ctypes.c_char_p * len(options))(*map(str.encode, options))

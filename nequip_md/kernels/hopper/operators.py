@@ -1,4 +1,4 @@
-"""Operators behind the kernels for Hopper; their references read the same arrays of weights as the kernels do."""
+"""Operators that the Hopper kernels implement. Their references read the same arrays of weights as the kernels."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from nequip_md.ops.edge_moment import edge_moment
 def _pairs(
     stream: Tensor, w1_info: Tensor, w2_info: Tensor, widths: list[int], inner: int, outer: int, transposed: bool
 ):
-    """W1 and W2 as they are in the part of a stream that has both."""
+    """W1 and W2 from the part of a stream that holds both."""
     panels, chunks, columns = sum(map(layout.num_blocks, widths)), layout.num_blocks(inner), layout.num_blocks(outer)
     if transposed:
         w2, w1 = (layout.from_blocks(b, True).T for b in layout.split_joined(stream, columns, chunks, panels))
@@ -29,7 +29,7 @@ def _pairs(
 
 
 def _with_empty(tensors: list[Tensor]) -> list[Tensor]:
-    """Four results, as a schema has them; those of parts that are not there are empty."""
+    """Fill up to the four results of a schema, with empty tensors for parts that the input does not have."""
     return [*tensors, *[tensors[0].new_empty((0, 0))] * (4 - len(tensors))]
 
 

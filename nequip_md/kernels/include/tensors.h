@@ -1,4 +1,4 @@
-// Tensors and errors in C functions that AOTInductor calls for an operator, by PyTorch's stable C interface only.
+// Tensors and errors in C functions that AOTInductor calls for an operator. Uses PyTorch's stable C interface only.
 #pragma once
 
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
@@ -9,7 +9,7 @@
 
 namespace nequip_md {
 
-// ``code``: what CUDA returned, 0 if it was not CUDA.
+// Thrown within this file's guarded() functions. ``code`` is the error code of CUDA, 0 if the error is another one.
 struct Failure {
   const char* reason;
   int code = 0;
@@ -19,7 +19,7 @@ inline void check(AOTITorchError code) {
   if (code != AOTI_TORCH_SUCCESS) throw Failure{"a call into PyTorch failed"};
 }
 
-// A contiguous tensor, borrowed.
+// A contiguous tensor, which the caller owns.
 struct Array {
   AtenTensorHandle handle;
   void* data;
@@ -61,7 +61,8 @@ inline Array allocate(std::initializer_list<std::int64_t> sizes, std::int32_t dt
   return Array(*out);
 }
 
-// Runs the body of such a function; a failure is printed and becomes the error code, which the compiled model throws.
+// Runs the body of such a function. A failure is printed and returned as an error code, which makes the compiled model
+// throw an exception.
 template <typename Body>
 AOTITorchError guarded(const char* name, Body body) {
   try {

@@ -1,7 +1,7 @@
 """The Triton kernels: which operators have one, and how a traced graph calls it.
 
-Every kernel is wrapped as a ``torch.library.triton_op`` of the same name with the suffix ``_triton``, which AOTInductor
-opens and compiles into the artifact. Importing this module needs Triton.
+Each operator is wrapped as a ``torch.library.triton_op`` of the same name with the suffix ``_triton``. AOTInductor traces
+through it and compiles the kernel into the artifact. Importing this module requires Triton.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class TritonBackend(Backend):
     """Triton kernels for NVIDIA GPUs.
 
     Args:
-        precision: ``fp64``; ``fp32``, whose products of matrices take three of halves; or ``tf32``, which takes one.
+        precision: ``fp64``; ``fp32``, which computes a matrix product as three fp16 products; or ``tf32``, which takes one.
     """
 
     device = "cuda"
@@ -40,7 +40,7 @@ class TritonBackend(Backend):
         super().__init__()
 
     def two_layers_in_one_kernel(self, widths: list[int], inner: int, outer: int) -> bool:
-        """Whether one kernel makes two layers of a perceptron from input parts of these widths."""
+        """Whether one kernel computes two layers of an MLP from input parts of these widths."""
         return two_layers_fit("hidden", widths, inner, outer, self.products)
 
     def forms(self) -> dict[OpOverload, list[Form]]:
@@ -70,11 +70,9 @@ class TritonBackend(Backend):
         if operator == OPERATORS.mlp_hidden.default:
             dtype, widths = arguments[1][0].dtype, [w.shape[1] for w in arguments[1]]
             if dtype != torch.float32:
-                self.note(f"perceptrons in {dtype} run as PyTorch's matrix products; there are kernels for float32")
+                self.note(f"MLPs in {dtype} run as PyTorch's matrix products; there are kernels for float32")
             elif max(widths) > MAX_WIDTH:
-                self.note(
-                    f"a perceptron runs as PyTorch's matrix products: a width of {max(widths)} exceeds {MAX_WIDTH}"
-                )
+                self.note(f"an MLP runs as PyTorch's matrix products: a width of {max(widths)} exceeds {MAX_WIDTH}")
 
     def _edge_moment(self, a, y, centre, row_ptr):
         return edge_moment.edge_moment(a, y, row_ptr, self.dot_precision)
@@ -99,7 +97,7 @@ class TritonBackend(Backend):
 
 
 def _channel_product(x, y, w, table, values, dim):
-    # of constants, and evaluated once: the terms by output component
+    # sorts the terms by output component; all inputs are constants, so it is evaluated once, at export
     output, order = table[3].sort(stable=True)
     offsets = (output.unsqueeze(0) < torch.arange(dim + 1, device=output.device).unsqueeze(1)).sum(dim=1)
     terms = table[:3].index_select(1, order), values.index_select(0, order)
@@ -116,7 +114,7 @@ def _takes_embedding_backward(dg, dharmonics, *arguments):
 
 def _edge_embedding(vectors, edge_index, node_types, cutoffs, roots, centre, neighbour, *rest):
     table = torch.cat([centre, neighbour])
-    # of two dimensions for the reason given at weights.split
+    # a second dimension, for the reason given in weights.split()
     roots = roots.unsqueeze(1)
     return tuple(edge_embedding.edge_embedding(vectors, edge_index, node_types, cutoffs, roots, table, *rest))
 

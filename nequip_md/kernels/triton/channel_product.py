@@ -29,8 +29,11 @@ def channel_product_kernel(
     ATOMS: tl.constexpr,
     UNROLL: tl.constexpr,
 ):
-    """The terms are sorted by output component; those of component d are ``offsets[d] ... offsets[d + 1]``."""
-    # the components of one block of atoms run side by side: they read the same x and y
+    """Sum the terms of one output component for a block of atoms.
+
+    The terms are sorted by output component; those of component d are ``offsets[d]`` to ``offsets[d + 1] - 1``.
+    """
+    # programs for the components of one block of atoms are adjacent, since they read the same x and y
     n0 = (tl.program_id(0) // D).to(tl.int64) * ATOMS
     n = tl.arange(0, ATOMS)
     component = tl.program_id(0) % D
@@ -41,7 +44,7 @@ def channel_product_kernel(
     total = tl.zeros([ATOMS, BLOCK_U], dtype=out.dtype.element_ty)
     end = tl.load(offsets + component + 1)
     for t0 in range(tl.load(offsets + component), end, UNROLL):
-        # several terms at a time, so that their loads are in flight together
+        # unrolled, so that the loads of several terms are in flight together
         for k in tl.static_range(UNROLL):
             t = t0 + k
             valid = t < end

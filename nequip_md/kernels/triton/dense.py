@@ -1,4 +1,7 @@
-"""Products with one matrix, and with one for each order (:mod:`nequip_md.ops.mlp`); arithmetic: :mod:`.mlp_arithmetic`."""
+"""Products with one matrix, and with one matrix for each order l (:mod:`nequip_md.ops.mlp`).
+
+:mod:`.mlp_arithmetic` describes the arithmetic.
+"""
 
 from __future__ import annotations
 
@@ -11,13 +14,13 @@ from torch.library import triton_op
 
 from nequip_md.kernels.triton import launcher, tiles, weights
 from nequip_md.kernels.triton.mlp_arithmetic import (
-    halves,
     load_rows,
     power_of_two,
     product,
     silu_and_derivative,
+    split_fp16,
     store_fragment,
-    unscaled,
+    unscale_factor,
     weight_tile,
 )
 
@@ -42,9 +45,10 @@ def dense_kernel(
     CHUNK: tl.constexpr,
     PRODUCTS: tl.constexpr,
 ):
-    """out [count, N] = x [count, K] W, or x W^T with ``TRANSPOSED``; W is stored [PADDED_K, PADDED_N] ([PADDED_N, PADDED_K]).
+    """Compute out [count, N] = x [count, K] W, with W stored as [PADDED_K, PADDED_N].
 
-    ``THEN`` is what comes after: "silu" writes silu of the product and, into d [count, N], silu'.
+    With ``TRANSPOSED`` it is x W^T, with W stored as [PADDED_N, PADDED_K]. With ``THEN`` "silu", out is silu of the product, and
+    d [count, N] is silu'.
     """
     row0 = tl.program_id(0).to(tl.int64) * ROWS
     column0 = tl.program_id(1) * BLOCK_N
@@ -56,7 +60,7 @@ def dense_kernel(
     total = tl.zeros([ROWS, BLOCK_N], dtype=tl.float32)
     for k0 in range(0, PADDED_K, CHUNK):
         part = load_rows(x, row0, count, K, k0, ROWS, CHUNK)
-        x_hi, x_lo = halves(part * scale[:, None])
+        x_hi, x_lo = split_fp16(part * scale[:, None])
         if TRANSPOSED:
             b_hi = tl.trans(weight_tile(w_hi, column0, BLOCK_N, k0, CHUNK, PADDED_K))
             b_lo = tl.trans(weight_tile(w_lo, column0, BLOCK_N, k0, CHUNK, PADDED_K))
@@ -64,7 +68,7 @@ def dense_kernel(
             b_hi = weight_tile(w_hi, k0, CHUNK, column0, BLOCK_N, PADDED_N)
             b_lo = weight_tile(w_lo, k0, CHUNK, column0, BLOCK_N, PADDED_N)
         total = product(x_hi, x_lo, b_hi, b_lo, total, PRODUCTS)
-    total *= unscaled(scale, w_info, K, PRODUCTS)[:, None]
+    total *= unscale_factor(scale, w_info, K, PRODUCTS)[:, None]
     if THEN == "silu":
         total, derivative = silu_and_derivative(total)
         store_fragment(d, derivative, row0, count, N, column0, ROWS, BLOCK_N)
@@ -90,9 +94,9 @@ def mix_kernel(
     CHUNK: tl.constexpr,
     PRODUCTS: tl.constexpr,
 ):
-    """out [N, M, U] = x [N, M, K] W_l, each order l with its own matrix; W [L, PADDED_K, PADDED_U], or its transpose.
+    """Compute out [N, M, U] = x [N, M, K] W_l with a matrix for each order l: W [L, PADDED_K, PADDED_U], or its transpose.
 
-    The second index of the grid is l; the rows of order l are the pairs (n, m) with m in l. The third is a block of columns.
+    The second index of the grid is l, whose rows are the pairs (n, m) with m in l; the third is a block of columns.
     """
     l = tl.program_id(1)
     column0 = tl.program_id(2) * BLOCK_U
@@ -113,7 +117,7 @@ def mix_kernel(
     for k0 in range(0, PADDED_K, CHUNK):
         k = k0 + tl.arange(0, CHUNK)
         part = tl.load(x + at[:, None] * K + k[None, :], mask=valid & (k < K)[None, :], other=0.0)
-        x_hi, x_lo = halves(part * scale[:, None])
+        x_hi, x_lo = split_fp16(part * scale[:, None])
         if TRANSPOSED:
             b_hi = tl.trans(weight_tile(w_hi, l * PADDED_U + column0, BLOCK_U, k0, CHUNK, PADDED_K))
             b_lo = tl.trans(weight_tile(w_lo, l * PADDED_U + column0, BLOCK_U, k0, CHUNK, PADDED_K))
@@ -121,7 +125,7 @@ def mix_kernel(
             b_hi = weight_tile(w_hi, l * PADDED_K + k0, CHUNK, column0, BLOCK_U, PADDED_U)
             b_lo = weight_tile(w_lo, l * PADDED_K + k0, CHUNK, column0, BLOCK_U, PADDED_U)
         total = product(x_hi, x_lo, b_hi, b_lo, total, PRODUCTS)
-    total *= unscaled(scale, w_info, K, PRODUCTS)[:, None]
+    total *= unscale_factor(scale, w_info, K, PRODUCTS)[:, None]
     u = column0 + tl.arange(0, BLOCK_U)
     tl.store(out + at[:, None] * U + u[None, :], total, mask=valid & (u < U)[None, :])
 

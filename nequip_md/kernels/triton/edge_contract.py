@@ -1,13 +1,14 @@
-"""Gradient of the contraction over the edges of one centre: no atomics, a fixed order of every sum, 64-bit offsets.
+"""The contraction and its gradient over the edges of one centre.
 
-One program has one centre and all of its channels; names and pointers as in ``edge_moment.py``, K is the number of layers
-that contract the same w and y, and a numbered argument belongs to one of them (those beyond K are not read).
+Sums have a fixed order and use no atomics; offsets are 64-bit. In the kernels of the gradient a program processes one centre.
+Names and pointers are as in ``edge_moment.py``. K is the number of layers that contract the same w and y; a numbered
+argument belongs to one of these layers, and those beyond K are not read.
 
-Every thread holds some channels of one edge at a time, and the sums over edges stay in its registers until the last edge.
-EDGES and the number of warps should be such that a tile [EDGES, BLOCK_U] has 16 bytes for each thread, and a row or a
-column of it fewer elements than there are threads: Triton then loads y and z into the layout of the tile, without shared
-memory. With TOGETHER, the sums of all threads meet in EDGES * BLOCK_U * BLOCK_M numbers of shared memory, else one component
-after the other.
+Each thread processes some channels of one edge at a time, and keeps its sums over edges in registers until the last edge.
+EDGES and the number of warps should be such that a tile [EDGES, BLOCK_U] has 16 bytes for each thread, and that a row or a
+column of it has fewer elements than there are threads: Triton then loads y and z in the layout of the tile, without shared
+memory. With TOGETHER, the sums of all threads are reduced at once, through EDGES * BLOCK_U * BLOCK_M numbers of shared
+memory; without, one component after the other.
 """
 
 from __future__ import annotations
@@ -47,8 +48,8 @@ def contract_kernel(
 
 
 @triton.jit
-def join_halves(tiles, COUNT: tl.constexpr):
-    """The first 2 COUNT tiles joined two by two, m with m + COUNT."""
+def join_pairs(tiles, COUNT: tl.constexpr):
+    """Join the first 2 COUNT tiles in pairs, tile m with tile m + COUNT."""
     out = ()
     for m in tl.static_range(COUNT):
         out = out + (tl.join(tiles[m], tiles[m + COUNT]),)
@@ -57,19 +58,19 @@ def join_halves(tiles, COUNT: tl.constexpr):
 
 @triton.jit
 def sum_rows(tiles, M: tl.constexpr, BLOCK_M: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr):
-    """M tiles [ROWS, WIDTH], each summed over its rows, as [BLOCK_M, WIDTH]: one exchange between warps for all of them."""
+    """Sum each of M tiles [ROWS, WIDTH] over its rows: [BLOCK_M, WIDTH]. All of them take one exchange between warps."""
     for _ in tl.static_range(BLOCK_M - M):
         tiles = tiles + (tl.zeros_like(tiles[0]),)
     if BLOCK_M >= 32:
-        tiles = join_halves(tiles, 16)
+        tiles = join_pairs(tiles, 16)
     if BLOCK_M >= 16:
-        tiles = join_halves(tiles, 8)
+        tiles = join_pairs(tiles, 8)
     if BLOCK_M >= 8:
-        tiles = join_halves(tiles, 4)
+        tiles = join_pairs(tiles, 4)
     if BLOCK_M >= 4:
-        tiles = join_halves(tiles, 2)
+        tiles = join_pairs(tiles, 2)
     if BLOCK_M >= 2:
-        tiles = join_halves(tiles, 1)
+        tiles = join_pairs(tiles, 1)
     return tl.trans(tl.sum(tl.reshape(tiles[0], [ROWS, WIDTH, BLOCK_M]), axis=0))
 
 
@@ -132,7 +133,7 @@ def contract_moment_kernel(
     EDGES: tl.constexpr,
     TOGETHER: tl.constexpr,
 ):
-    """dz alone; the second index of the grid is a block of channels."""
+    """Compute dz only; the second index of the grid is a block of channels."""
     M: tl.constexpr = L * L
     i = tl.program_id(0).to(tl.int64)
     u = tl.program_id(1) * BLOCK_U + tl.arange(0, BLOCK_U)
@@ -141,7 +142,7 @@ def contract_moment_kernel(
     end = tl.load(row_ptr + i + 1)
     sums = zero_tiles(M, EDGES, BLOCK_U, dz.dtype.element_ty)
     for e0 in range(begin, end, EDGES):
-        # all loads before all arithmetic, so that they are in flight together
+        # all loads come before the arithmetic, so that they are in flight together
         valid = e < end - e0
         inside = valid[:, None] & (u < U)[None, :]
         g_e = tl.load(g + e0 * U + e[:, None] * U + u[None, :], mask=inside, other=0.0)
@@ -180,9 +181,9 @@ def contract_gradient_kernel(
     EDGES: tl.constexpr,
     TOGETHER: tl.constexpr,
 ):
-    """dw and dy summed over the layers, and dz of the first. BLOCK_U is at least M.
+    """Compute dw and dy, summed over the layers, and dz of the first layer. BLOCK_U is at least M.
 
-    With t_m = sum over k of g_k z_k,m, the sum over layers costs one multiplication a layer:
+    With t_m = sum over k of g_k z_k,m, the sum over layers costs one multiplication for each layer:
     dw_l = sum over m in l of y_m t_m, and dy_m = sum over channels of w_l(m) t_m.
     """
     M: tl.constexpr = L * L
@@ -202,14 +203,14 @@ def contract_gradient_kernel(
         for k in tl.static_range(K):
             g_e = g_e + (tl.load(g[k] + e0 * U + e[:, None] * U + u[None, :], mask=inside, other=0.0),)
         w_e = load_orders(w + e0 * (L * U), at, inside, U, L)
-        # in the layout of the other tiles, though only M columns of it are used
+        # this tile has the layout of the others, though only M of its columns are used
         dy_e = tl.zeros([EDGES, BLOCK_U], dtype=dy.dtype.element_ty)
         new = ()
         for l in tl.static_range(L):
             scaled = g_e[0] * w_e[l]
             dw_l = tl.zeros([EDGES, BLOCK_U], dtype=dw.dtype.element_ty)
             for m in tl.static_range(l * l, (l + 1) * (l + 1)):
-                # not before the loop: the registers decide how many programs run side by side
+                # loaded here and not before the loop, as the number of registers limits how many programs run at a time
                 y_m = tl.load(y + e0 * M + e * M + m, mask=valid, other=0.0)[:, None]
                 new = new + (sums[m] + scaled * y_m,)
                 t = g_e[0] * tl.load(z[0] + m * U + u, mask=u < U, other=0.0)[None, :]
@@ -247,7 +248,7 @@ def edge_contract(w: Tensor, y: Tensor, z: Tensor, row_ptr: Tensor) -> Tensor:
 
 
 def _contract_constants(w: Tensor, block: int, warps: int) -> dict:
-    """Sizes of the tiles of a contraction's gradient: 16 bytes for each thread, at least two threads for each channel."""
+    """Tile sizes of a contraction's gradient: 16 bytes for each thread, at least two threads for each channel."""
     orders, channels = w.shape[1:]
     components = triton.next_power_of_2(orders**2)
     edges = max(1, 512 * warps // (block * w.element_size()))
@@ -284,7 +285,7 @@ def edge_contract_moment(g: Tensor, w: Tensor, y: Tensor, row_ptr: Tensor) -> Te
 def edge_contract_gradient(g: list[Tensor], w: Tensor, y: Tensor, z: list[Tensor], row_ptr: Tensor) -> list[Tensor]:
     dw, dy, dz = w.new_empty(w.shape), torch.empty_like(y), z[0].new_empty(z[0].shape)
     block = max(launcher.tile_width(w.shape[2]), triton.next_power_of_2(y.shape[1]))
-    # unused pointers repeat w: Inductor writes some arrays, such as z, once for every time they are named
+    # unused pointers repeat w: Inductor materializes some arrays, such as z, once for each mention among the arguments
     pointers = [*g, *[w] * (4 - len(g)), w, y, *z, *[w] * (4 - len(z))]
     launcher.launch(
         contract_gradient_kernel,

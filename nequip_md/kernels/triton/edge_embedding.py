@@ -1,11 +1,11 @@
-"""Kernels of the edges' embedding: lengths, directions, Bessel functions and harmonics, and their gradient.
+"""Kernels of the edge embedding: lengths, directions, Bessel functions and harmonics, and their gradient.
 
-One program has EDGES edges, one for each lane in what is float64; the embedding of width W is made in tiles
-[EDGES, BLOCK_W], the harmonics up to l_max = L - 1 <= 3 are one tile [EDGES, 16]. The type embeddings lie one below the
-other: ``table`` is [2 T, W / 2]. What depends on the length is float64 until it meets the weights; directions are rounded to
-the network's dtype before the harmonics, which are polynomials of them.
+A program processes EDGES edges, one in each lane for the float64 part. It computes the embedding of width W in tiles
+[EDGES, BLOCK_W], and the harmonics up to l_max = L - 1 <= 3 as one tile [EDGES, 16]. ``table`` [2 T, W / 2] holds the type
+embeddings of centres, then those of neighbours. Functions of the length are float64 until they are multiplied by weights;
+directions are rounded to the network's dtype before the harmonics, which are polynomials of them.
 
-Pointers are moved by 64-bit scalars to the first edge of a program, and 32-bit offsets lead on from there.
+A 64-bit offset leads to the first edge of a program; all offsets from there are 32-bit.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ MAX_ORDER = 3
 
 @triton.jit
 def load_edges(vectors, edge_index, node_types, cutoffs, row0, count, T: tl.constexpr, EDGES: tl.constexpr):
-    """Direction, 1 / length, cutoff and the two types."""
+    """Load edges: direction, 1 / length, cutoff and the two types."""
     e = tl.arange(0, EDGES)
     valid = e < count - row0
     at = vectors + row0 * 3 + e * 3
@@ -41,14 +41,14 @@ def load_edges(vectors, edge_index, node_types, cutoffs, row0, count, T: tl.cons
 
 @triton.jit
 def load_types(table, first, second, w, W: tl.constexpr, T: tl.constexpr):
-    """[C of the centre | N of the neighbour], [EDGES, BLOCK_W]."""
-    # row T + second begins W / 2 before its first column here
+    """Load the type embeddings [C of the centre | N of the neighbour] of each edge: [EDGES, BLOCK_W]."""
+    # the neighbour's row T + second is read from column W / 2 on, so its address is one row of W / 2 numbers back
     row = tl.where((w < W // 2)[None, :], first[:, None], second[:, None] + (T - 1))
     return tl.load(table + row * (W // 2) + w[None, :], mask=(w < W)[None, :], other=0.0)
 
 
 @triton.jit
-def natural_power(x, N: tl.constexpr):
+def integer_power(x, N: tl.constexpr):
     result = tl.full(x.shape, 1.0, x.dtype)
     for _ in tl.static_range(N):
         result *= x
@@ -57,9 +57,9 @@ def natural_power(x, N: tl.constexpr):
 
 @triton.jit
 def envelope(x, P: tl.constexpr):
-    """u_p(x) and its derivative, for a natural P by products."""
+    """u_p(x) and its derivative; an integer P takes multiplications only."""
     if P % 1 == 0:
-        lower = natural_power(x, P - 1)
+        lower = integer_power(x, P - 1)
     else:
         lower = tl.exp(tl.log(x) * (P - 1))
     value = 1.0 + lower * x * (x * (P * (P + 2) - x * (P * (P + 1) / 2)) - (P + 1) * (P + 2) / 2)
@@ -69,10 +69,10 @@ def envelope(x, P: tl.constexpr):
 
 @triton.jit
 def sine_cosine(t):
-    """sin and cos of 2 pi t in float64, to 1e-12.
+    """sin(2 pi t) and cos(2 pi t) in float64, accurate to 1e-12.
 
-    With t in [-1/2, 1/2] the series of sin(pi t) and cos(pi t) are short; the double angle does the rest. The library's
-    functions cost three times as much, and have a slow path for large arguments.
+    For t in [-1/2, 1/2] the series of sin(pi t) and cos(pi t) are short; double-angle formulas give the results. The
+    functions of CUDA's library cost three times as much, and have a slow path for large arguments.
     """
     t -= tl.floor(t + 0.5)
     q = t * t
@@ -89,14 +89,14 @@ def sine_cosine(t):
 
 @triton.jit
 def azimuth(x, y, z):
-    """Imaginary and real parts of (z + i x)^m for m = 2 and 3."""
+    """Imaginary and real parts of (z + i x)^2, then those of (z + i x)^3."""
     s2, c2 = 2.0 * z * x, z * z - x * x
     return s2, c2, z * s2 + x * c2, z * c2 - x * s2
 
 
 @triton.jit
 def harmonics_tile(x, y, z, L: tl.constexpr):
-    """Y_lm of unit vectors, e3nn's convention (polar axis y), as [EDGES, 16]; zero beyond order L - 1."""
+    """Y_lm of unit vectors in e3nn's convention (polar axis y): [EDGES, 16], zero beyond order L - 1."""
     zero = tl.zeros_like(x)
     y1, y2, y3, y4, y5, y6, y7 = zero, zero, zero, zero, zero, zero, zero
     y8, y9, y10, y11, y12, y13, y14, y15 = zero, zero, zero, zero, zero, zero, zero, zero
@@ -113,23 +113,23 @@ def harmonics_tile(x, y, z, L: tl.constexpr):
         q = 1.6201851746019651 * (5.0 * y * y - 1.0)
         y11, y13 = q * x, q * z
         y12 = 1.3228756555322954 * y * (5.0 * y * y - 3.0)
-    # a join appends the lowest bit of the column's number
+    # the last join supplies the lowest bit of the column's index
     even = tl.join(tl.join(tl.join(zero + 1.0, y8), tl.join(y4, y12)), tl.join(tl.join(y2, y10), tl.join(y6, y14)))
     odd = tl.join(tl.join(tl.join(y1, y9), tl.join(y5, y13)), tl.join(tl.join(y3, y11), tl.join(y7, y15)))
     return tl.reshape(tl.join(even, odd), [x.shape[0], 16])
 
 
 @triton.jit
-def halves(tile, N: tl.constexpr):
-    """Even and odd columns of [EDGES, 2 N]."""
+def split_even_odd(tile, N: tl.constexpr):
+    """Split a tile [EDGES, 2 N] into its even and odd columns."""
     even, odd = tl.split(tl.reshape(tile, [tile.shape[0], N, 2]))
     return even, odd
 
 
 @triton.jit
-def quarters(tile):
-    """The four columns of [EDGES, 4]."""
-    even, odd = halves(tile, 2)
+def split_columns(tile):
+    """Split a tile [EDGES, 4] into its columns."""
+    even, odd = split_even_odd(tile, 2)
     g0, g2 = tl.split(even)
     g1, g3 = tl.split(odd)
     return g0, g1, g2, g3
@@ -137,14 +137,14 @@ def quarters(tile):
 
 @triton.jit
 def harmonics_gradient(g, x, y, z, L: tl.constexpr):
-    """Gradient by x, y and z of the sum of g Y, for g [EDGES, 16]; its part along the direction has no meaning."""
-    even, odd = halves(g, 8)
-    first, second = halves(even, 4)
-    _, g4, g8, g12 = quarters(first)
-    g2, g6, g10, g14 = quarters(second)
-    first, second = halves(odd, 4)
-    g1, g5, g9, g13 = quarters(first)
-    g3, g7, g11, g15 = quarters(second)
+    """Gradient of the sum of g Y by x, y and z, for g [EDGES, 16]. Its component along the direction has no meaning."""
+    even, odd = split_even_odd(g, 8)
+    first, second = split_even_odd(even, 4)
+    _, g4, g8, g12 = split_columns(first)
+    g2, g6, g10, g14 = split_columns(second)
+    first, second = split_even_odd(odd, 4)
+    g1, g5, g9, g13 = split_columns(first)
+    g3, g7, g11, g15 = split_columns(second)
     dx, dy, dz = tl.zeros_like(x), tl.zeros_like(x), tl.zeros_like(x)
     s2, c2, s3, c3 = azimuth(x, y, z)
     if L > 1:
@@ -239,7 +239,7 @@ def embedding_backward_kernel(
     EDGES: tl.constexpr,
     UNROLL: tl.constexpr,
 ):
-    """The harmonics' gradient is the sum of the first ``READERS`` of dharmonics0 ... dharmonics3."""
+    """Compute the gradient by the vectors. The gradient by the harmonics is the sum of the first ``READERS`` of dharmonics0 to 3."""
     M: tl.constexpr = L * L
     row0 = tl.program_id(0).to(tl.int64) * EDGES
     ux, uy, uz, inverse, cutoff, first, second = load_edges(
@@ -249,7 +249,7 @@ def embedding_backward_kernel(
     e = tl.arange(0, EDGES)[:, None]
     m = tl.arange(0, 16)[None, :]
 
-    # the derivative of g by x has the form of g, with another number in place of each Bessel function
+    # dg / dx has the form of g, with another factor in place of each Bessel function
     inverse_x = inverse * cutoff
     x = 1.0 / inverse_x
     u, du = envelope(x, P)
@@ -284,7 +284,7 @@ def embedding_backward_kernel(
 
 def _embedding_constants(table: Tensor, weights: Tensor, p: float, l_max: int) -> dict:
     bessels, width = weights.shape
-    # 32 edges for each warp: with fewer, the compiler repeats the float64 part in every lane of a row
+    # 32 edges for each warp; with fewer, the compiler repeats the float64 part in every lane of a row
     return {
         "T": table.shape[0] // 2,
         "B": bessels,

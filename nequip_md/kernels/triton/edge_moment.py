@@ -1,4 +1,4 @@
-"""Kernels over the edges of one centre: no atomics, a fixed order of every sum, 64-bit offsets.
+"""Kernels over the edges of one centre. Sums have a fixed order and use no atomics; offsets are 64-bit.
 
 One program has one centre i (and, where channels are independent, one block of them); its edges are
 ``row_ptr[i] ... row_ptr[i + 1]``. Where edges are independent, the last index of the grid shares them out: program k of K takes
@@ -43,7 +43,7 @@ def moment_kernel(
     end = tl.load(row_ptr + i + 1)
     total = tl.zeros([BLOCK_M, BLOCK_C], dtype=out.dtype.element_ty)
     for e0 in range(begin, end, UNROLL):
-        # several edges at a time, so that their loads are in flight together
+        # unrolled, so that the loads of several edges are in flight together
         for k in tl.static_range(UNROLL):
             e = e0 + k
             y_e = tl.load(y + e * M + m, mask=(m < M) & (e < end), other=0.0)
@@ -82,7 +82,7 @@ def spread_kernel(
     EDGES: tl.constexpr,
     STARTS: tl.constexpr,
 ):
-    """For one slot, the first ``STARTS`` of start0 ... start3 are added to the result."""
+    """Compute the derivative by ``a``. For one slot, the first ``STARTS`` of start0 to start3 are added to it."""
     M: tl.constexpr = L * L
     i = tl.program_id(0).to(tl.int64)
     c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
@@ -126,7 +126,7 @@ def spread_product_kernel(
     STARTS: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """spread_kernel for one slot and fp32 as a matrix product, [EDGES, M] by [M, C], for the tensor cores."""
+    """The same as spread_kernel for one slot in fp32, as a product [EDGES, M] by [M, C] on the tensor cores."""
     i = tl.program_id(0).to(tl.int64)
     c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     m = tl.arange(0, BLOCK_M)
@@ -191,7 +191,7 @@ def dot_product_kernel(
     EDGES: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """dot_kernel for one slot and fp32 as a matrix product, [EDGES, C] by [C, M], for the tensor cores; BLOCK_C channels at a time."""
+    """The same as dot_kernel for one slot in fp32, as a product [EDGES, C] by [C, M] on the tensor cores, BLOCK_C channels at a time."""
     i = tl.program_id(0).to(tl.int64)
     m = tl.arange(0, BLOCK_M)
     e = tl.arange(0, EDGES)
@@ -204,7 +204,7 @@ def dot_product_kernel(
         for c0 in tl.static_range(0, C, BLOCK_C):
             c = c0 + tl.arange(0, BLOCK_C)
             a_e = tl.load(a + e0 * C + e[:, None] * C + c[None, :], mask=valid[:, None] & (c < C)[None, :], other=0.0)
-            # as rows and turned: the other way round its loads are not coalesced
+            # loaded by rows and then transposed, as loads by columns would not be coalesced
             z_i = tl.trans(
                 tl.load(z + m[:, None] * C + c[None, :], mask=(m < M)[:, None] & (c < C)[None, :], other=0.0)
             )
@@ -226,7 +226,7 @@ def moment_product_kernel(
     EDGES: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """moment_kernel for one slot and fp32 as a matrix product, [M, EDGES] by [EDGES, C], for the tensor cores."""
+    """The same as moment_kernel for one slot in fp32, as a product [M, EDGES] by [EDGES, C] on the tensor cores."""
     i = tl.program_id(0).to(tl.int64)
     c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     m = tl.arange(0, BLOCK_M)

@@ -1,4 +1,4 @@
-"""How Triton kernels are launched in a traced graph, and sizes that all of them share."""
+"""Launching of Triton kernels in a traced graph, and sizes that all of them share."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.library import wrap_triton
 
 MULTIPROCESSORS = 132
-"""Multiprocessors of an H100 or H200. Sizes up to which a kernel takes another form count in these."""
+"""Multiprocessors of an H100 or H200. The sizes below which a kernel takes another form are multiples of this number."""
 
 
 PROGRAMS = 2 * MULTIPROCESSORS
-"""Programs of the kernel that keeps a scratch tile."""
+"""Programs of the kernel in which each program has a scratch tile."""
 
 
 def launch(kernel, grid, *arguments, **constants) -> None:
     if isinstance(kernel, triton.runtime.JITFunction):
         wrap_triton(kernel)[grid](*arguments, **constants)
     elif not any(isinstance(a, FakeTensor) for a in arguments):
-        # Triton's interpreter (TRITON_INTERPRET=1): nothing to trace, and nothing to do where there are only shapes
+        # Triton's interpreter (TRITON_INTERPRET=1) is not traced, and has nothing to do for fake tensors
         kernel[grid](*arguments, **constants)
 
 
@@ -30,20 +30,20 @@ def tile_width(width: int) -> int:
 
 
 def edges_at_once(width: int) -> int:
-    """Edges at a time, for tiles of about 2,048 numbers."""
+    """Number of edges at a time for which a tile has about 2,048 numbers."""
     return max(8, min(64, 2048 // width))
 
 
 def one_up_to(most: int, count: int) -> int:
-    """1 if ``count`` <= ``most``, else 0; of sizes that an export does not know, which no branch may look at."""
+    """1 if ``count`` <= ``most``, else 0. It takes no branch, as an export does not know the sizes."""
     return torch.sym_min(1, most // torch.sym_max(count, 1))
 
 
 def shares(count: int, most: int) -> int:
-    """Programs, at most ``most``, that share out the edges of one centre where there are ``count`` centres, too few to fill a GPU."""
+    """Number of programs, at most ``most``, that share the edges of a centre; more than 1 if ``count`` centres are too few to fill a GPU."""
     return torch.sym_max(1, torch.sym_min(most, 8 * MULTIPROCESSORS // torch.sym_max(count, 1)))
 
 
 def four(tensors: list[Tensor]) -> list[Tensor]:
-    """A kernel has four pointers for the parts; those it does not use repeat the first."""
+    """The four pointers that a kernel takes for the parts of an array; those that it does not use repeat the first."""
     return [*tensors, *[tensors[0]] * (4 - len(tensors))]

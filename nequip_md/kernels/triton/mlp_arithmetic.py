@@ -1,28 +1,28 @@
 """Kernels of multilayer perceptrons on edges, with fp32-accurate products on the tensor cores.
 
 Arithmetic
-    A product C = A B of fp32 matrices is computed from halves (Ootomo and Yokota, Int. J. High Perform. Comput. Appl. 36,
-    475 (2022)): s a = a_hi + a_lo and t b = b_hi + b_lo, each half fp16, and
-    C = (a_lo b_hi + a_hi b_lo + a_hi b_hi) / (s t), accumulated in fp32. With ``PRODUCTS`` = 1 only a_hi b_hi is taken,
+    Each fp32 matrix is split into two fp16 matrices, its high and low parts (Ootomo and Yokota, Int. J. High Perform.
+    Comput. Appl. 36, 475 (2022)): s A = A_hi + A_lo and t B = B_hi + B_lo. The product is
+    A B = (A_lo B_hi + A_hi B_lo + A_hi B_hi) / (s t), accumulated in fp32. With ``PRODUCTS`` = 1 only A_hi B_hi is computed,
     whose error is that of TF32.
 
 Scales
-    fp16 ends at 65,504, so each row of A has its own power of two s, from a bound on its entries: the row's Euclidean
-    norm for what is read from memory, and for what a layer makes, the norm of its input row times the largest column norm
-    of its matrix (Cauchy-Schwarz; |silu(x)| <= |x| and |silu'(x)| < 1.1). The bound is strict, so nothing can overflow,
-    and it may be loose: the two halves span 40 binary digits, of which 24 are needed. A row that is not finite gives NaN;
-    a row smaller than 1e-15 loses relative accuracy by and by.
+    The largest fp16 number is 65,504. So each row of A has its own power of two s, which follows from a bound on the row's
+    entries: the Euclidean norm for a row read from memory; for the output of a layer, the norm of its input row times the
+    largest column norm of its matrix (Cauchy-Schwarz; |silu(x)| <= |x| and |silu'(x)| < 1.1). The bound is strict, so
+    nothing can overflow. It may be loose, since the two parts span 40 bits, of which 24 are needed. A row that is not finite
+    gives NaN. Rows smaller than 1e-15 gradually lose relative accuracy.
 
 Tiles
-    ``ROWS`` edges for each program. The hidden layer is made ``CHUNK`` columns at a time and multiplied into the next
-    layer's sum at once, so a two-layer network needs one pass and only its input and output tiles are held.
-    Inputs come in up to four parts, side by side, which spares their concatenation. All widths are powers of two here;
-    the weights are padded with zeros (:func:`nequip_md.kernels.triton.weights.split`).
+    A program processes ``ROWS`` edges. It computes the hidden layer ``CHUNK`` columns at a time and multiplies them into the
+    next layer's accumulator at once, so two layers take one pass and only input and output tiles are kept. The input
+    consists of up to four parts side by side, which need not be concatenated. All widths are powers of two here; the
+    weights are padded with zeros (:func:`nequip_md.kernels.triton.weights.split`).
 
 Results
-    A result of the tensor cores is written, and what multiplies one is read, as its threads hold it (:func:`fragment`):
-    otherwise Triton brings it into another order through shared memory, with two barriers for every chunk.
-    The forward kernels leave silu' for the backward ones, which then need no exponential; with ``PRODUCTS`` = 1 as fp16.
+    An accumulator of the tensor cores is stored, and its factors and summands are loaded, in the layout in which threads
+    hold it (:func:`fragment`); otherwise Triton changes the layout through shared memory, with two barriers for every chunk.
+    The forward kernels store silu' for the backward kernels, which then need no exponential; with ``PRODUCTS`` = 1 in fp16.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ import triton
 import triton.language as tl
 
 TOWARDS_ZERO: tl.constexpr = tl.constexpr(os.environ.get("TRITON_INTERPRET") != "1")
-"""How tensor cores round; the interpreter's products on the CPU round to the nearest number."""
+"""Whether products round towards zero, as tensor cores do; the interpreter's products on the CPU round to the nearest number."""
 
 
 THREADS_FROM_LAST_AXIS: tl.constexpr = tl.constexpr(tuple(map(int, triton.__version__.split(".")[:2])) >= (3, 7))
@@ -43,7 +43,7 @@ THREADS_FROM_LAST_AXIS: tl.constexpr = tl.constexpr(tuple(map(int, triton.__vers
 def power_of_two(bound):
     """The power of two s with 2^14 <= s bound < 2^15, as fp32, at most 2^64.
 
-    A norm below 1e-19 is made of squares that vanish, so it bounds nothing; 2^64 is small enough for such a row.
+    The squares in a norm below 1e-19 underflow, so it is no bound; 2^64 is small enough for such a row.
     """
     exponent = (bound.to(tl.int32, bitcast=True) >> 23) & 255
     field = tl.minimum(tl.maximum(268 - exponent, 1), 127 + 64)
@@ -57,11 +57,12 @@ def inverse_power_of_two(s):
 
 
 @triton.jit
-def unscaled(scale, info, K: tl.constexpr, PRODUCTS: tl.constexpr):
-    """What a product over ``K`` columns of rows times ``scale`` has to be multiplied by.
+def unscale_factor(scale, info, K: tl.constexpr, PRODUCTS: tl.constexpr):
+    """Factor for the product over ``K`` columns of rows that were multiplied by ``scale``.
 
-    Tensor cores round towards zero whenever they add to a sum (Fasi, Higham, Mikaitis and Pranesh, PeerJ Comput. Sci. 7, e330 (2021)), as
-    they do for every 16 columns. On average over numbers of either sign that takes a third of 2^-24 of the sum, each time.
+    It undoes the scaling and compensates for rounding: tensor cores round towards zero whenever they add to an accumulator (Fasi, Higham,
+    Mikaitis and Pranesh, PeerJ Comput. Sci. 7, e330 (2021)), once for every 16 columns. For terms of either sign, each addition takes
+    on average a third of 2^-24 of the sum.
     """
     if TOWARDS_ZERO:
         return inverse_power_of_two(scale) * (tl.load(info) * (1.0 + K * PRODUCTS / 48.0 / 16777216.0))
@@ -69,7 +70,7 @@ def unscaled(scale, info, K: tl.constexpr, PRODUCTS: tl.constexpr):
 
 
 @triton.jit
-def halves(a):
+def split_fp16(a):
     hi = a.to(tl.float16)
     return hi, (a - hi.to(tl.float32)).to(tl.float16)
 
@@ -84,9 +85,10 @@ def product(a_hi, a_lo, b_hi, b_lo, total, PRODUCTS: tl.constexpr):
 
 @triton.jit
 def silu_and_derivative(x):
-    """silu(x) and silu'(x) of s = 1 / (1 + e), e = exp(-x): x s and s + x s (1 - s), with 1 - s = e s.
+    """silu(x) = x s and silu'(x) = s + x s (1 - s), where s = 1 / (1 + e), e = exp(-x) and 1 - s = e s.
 
-    The quotient is made as a square, since a division takes many instructions. e stays finite, so e s has no NaN.
+    s is computed as the square of a reciprocal square root, since a division takes many instructions. e is kept finite, so that e s
+    cannot be NaN.
     """
     e = tl.exp2(tl.minimum(x * -1.4426950408889634, 126.0))
     root = tl.rsqrt(1.0 + e)
@@ -97,7 +99,7 @@ def silu_and_derivative(x):
 
 @triton.jit
 def load_rows(x, row0, count, WIDTH: tl.constexpr, column0, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    """[ROWS, COLUMNS] of x [count, WIDTH] from (row0, column0) on, zero outside. row0 is 64-bit, all else 32-bit offsets."""
+    """Load a tile [ROWS, COLUMNS] of x [count, WIDTH] from (row0, column0) on, zero outside; row0 is 64-bit, other offsets are 32-bit."""
     row = tl.arange(0, ROWS)
     column = column0 + tl.arange(0, COLUMNS)
     inside = (row < count - row0)[:, None] & (column < WIDTH)[None, :]
@@ -123,9 +125,9 @@ def load_parts(
     B2: tl.constexpr,
     B3: tl.constexpr,
 ):
-    """A tile of each part of an input, and the sums of squares of its rows.
+    """Load a tile of each part of an input, and compute the sum of squares of each row.
 
-    Parts that are not there repeat the first; what is made of them is never used.
+    Parts beyond ``PARTS`` repeat the first one; no result depends on them.
     """
     part0 = load_rows(x0, row0, count, K0, 0, ROWS, B0)
     part1, part2, part3 = part0, part0, part0
@@ -144,11 +146,11 @@ def load_parts(
 
 @triton.jit
 def fragment(values, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    """[ROWS, COLUMNS] with six axes, in an order for which Triton gives a store to the threads that hold the values.
+    """Reshape a tile [ROWS, COLUMNS] to six axes, so that Triton lets each thread store the values that it holds.
 
-    A warp holds 16 rows of a result: lane 4 a + b the rows a and a + 8, and of every 8 columns 2 b and 2 b + 1. Threads of
-    a store go along the last axis, then along those whose addresses are not adjacent: from the last one on or, before
-    Triton 3.7, from the first one on.
+    A warp holds 16 rows of an accumulator: lane 4 a + b has rows a and a + 8, and of every 8 columns 2 b and 2 b + 1. Triton
+    distributes a store over threads along the last axis first, then along those whose addresses are not adjacent: beginning
+    with the last of them or, before Triton 3.7, with the first.
     """
     values = tl.reshape(values, [ROWS // 16, 2, 8, COLUMNS // 8, 4, 2])
     return tl.permute(values, (3, 1, 0, 2, 4, 5) if THREADS_FROM_LAST_AXIS else (4, 2, 0, 1, 3, 5))
@@ -164,11 +166,11 @@ def from_fragment(values, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
 @triton.jit
 def fragment_rows(ROWS: tl.constexpr):
     """Row of each element of a :func:`fragment`."""
-    half, lane = tl.arange(0, 2) * 8, tl.arange(0, 8)
+    group, lane = tl.arange(0, 2) * 8, tl.arange(0, 8)
     if THREADS_FROM_LAST_AXIS:
-        within = half[None, :, None, None, None, None] + lane[None, None, None, :, None, None]
+        within = group[None, :, None, None, None, None] + lane[None, None, None, :, None, None]
     else:
-        within = lane[None, :, None, None, None, None] + half[None, None, None, :, None, None]
+        within = lane[None, :, None, None, None, None] + group[None, None, None, :, None, None]
     return within + tl.arange(0, ROWS // 16)[None, None, :, None, None, None] * 16
 
 
@@ -184,7 +186,7 @@ def fragment_columns(COLUMNS: tl.constexpr):
 
 @triton.jit
 def load_fragment(x, row0, count, WIDTH: tl.constexpr, column0, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    """As :func:`load_rows`, for what multiplies or adds to a result of the tensor cores."""
+    """The same as :func:`load_rows`, for a factor or summand of an accumulator of the tensor cores."""
     row, column = fragment_rows(ROWS), column0 + fragment_columns(COLUMNS)
     inside = (row < count - row0) & (column < WIDTH)
     values = tl.load(x + row0 * WIDTH + (row * WIDTH + column), mask=inside, other=0.0)

@@ -1,4 +1,4 @@
-"""A perceptron with a scalar result, and its gradient, in one pass (:mod:`nequip_md.ops.mlp`)."""
+"""An MLP with a scalar result, and its gradient, in one pass (:mod:`nequip_md.ops.mlp`)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch.library import triton_op
 
 from nequip_md.kernels.triton import launcher, tiles
 from nequip_md.kernels.triton.mlp_arithmetic import load_rows, silu_and_derivative
-from nequip_md.kernels.triton.mlp_two_layers import input_gradients, second_sum, store_parts
+from nequip_md.kernels.triton.mlp_two_layers import input_gradients, second_preactivation, store_parts
 
 
 @triton.jit
@@ -56,12 +56,12 @@ def energy_kernel(
     PRODUCTS: tl.constexpr,
     SCALED: tl.constexpr,
 ):
-    """energy = v silu(silu(x W1) W2) + r x and its gradient by x, in one pass; r [B0 + B1 + ...], v [P2], padded with zeros.
+    """Compute energy = v silu(silu(x W1) W2) + r x and its gradient by x in one pass.
 
-    With ``SCALED``, both are multiplied by ``factor`` [count].
+    r [B0 + B1 + ...] and v [P2] are padded with zeros. With ``SCALED``, both results are multiplied by ``factor`` [count].
 
-    Each program takes every num_programs-th block of rows and keeps silu'(x W1) in its own [ROWS, P1 + P2] of ``scratch``, which
-    never leaves the second-level cache.
+    Each program processes every num_programs-th block of rows. It keeps silu'(x W1) in its own tile [ROWS, P1 + P2] of ``scratch``,
+    which never leaves the L2 cache.
     """
     lane = tl.arange(0, ROWS)
     mine = scratch + tl.program_id(0).to(tl.int64) * ROWS * (P1 + P2)
@@ -74,7 +74,7 @@ def energy_kernel(
             result += tl.sum(load_rows(x2, row0, count, K2, 0, ROWS, B2) * readout_row(r, B0 + B1, B2), axis=1)
         if PARTS > 3:
             result += tl.sum(load_rows(x3, row0, count, K3, 0, ROWS, B3) * readout_row(r, B0 + B1 + B2, B3), axis=1)
-        total = second_sum(
+        total = second_preactivation(
             x0,
             x1,
             x2,
@@ -115,7 +115,7 @@ def energy_kernel(
             result *= scale
         tl.store(energy + row0 + lane, result, mask=inside)
 
-        # backward: v is the gradient of the hidden layer; the derivative was written by other threads of this program
+        # backward: v is the gradient of the hidden layer. The barrier is needed since other threads of this program stored silu'
         tl.debug_barrier()
         total0, total1, total2, total3 = input_gradients(
             v_n * d,

@@ -1,4 +1,4 @@
-"""Perceptrons in Triton: one kernel for two layers where they fit, a kernel for each layer where they do not."""
+"""MLPs in Triton: one kernel for two layers where they fit, a kernel for each layer where they do not."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ OPERATORS = torch.ops.nequip_md
 
 
 MAX_PARTS = 4
-"""Parts of an input that a kernel takes."""
+"""Most parts of an input that a kernel takes."""
 MAX_WIDTH = 512
-"""Widest layer that the kernels take."""
+"""Width of the widest layer that the kernels take."""
 
 
 def mlp_forms(backend: TritonBackend) -> dict[OpOverload, list[Form]]:
@@ -97,18 +97,18 @@ class _Forms:
 
     def dense(self, x, w, transposed):
         if transposed:
-            halves = split(w, [w.shape[0]], weights.dense_columns, weights.multiple_of_64)
-            return dense.dense(x, *halves, *w.shape[::-1], True, self.products)
-        halves = split(w, [w.shape[0]], weights.multiple_of_64, weights.dense_columns)
-        return dense.dense(x, *halves, *w.shape, False, self.products)
+            split_w = split(w, [w.shape[0]], weights.dense_columns, weights.multiple_of_64)
+            return dense.dense(x, *split_w, *w.shape[::-1], True, self.products)
+        split_w = split(w, [w.shape[0]], weights.multiple_of_64, weights.dense_columns)
+        return dense.dense(x, *split_w, *w.shape, False, self.products)
 
     def _product(self, x, w):
         return self.dense(x.contiguous(), w.contiguous(), False)
 
     def mix_orders(self, x, w, transposed):
         orders, inner, outer = w.shape
-        halves = split(w.flatten(0, 1), [inner] * orders)
-        return dense.mix_orders(x, *halves, inner if transposed else outer, transposed, self.products)
+        split_w = split(w.flatten(0, 1), [inner] * orders)
+        return dense.mix_orders(x, *split_w, inner if transposed else outer, transposed, self.products)
 
     # ---- inputs of many parts -------------------------------------------------------------------------------------------
 
@@ -124,8 +124,8 @@ class _Forms:
 
     def one_layer(self, parts, matrices):
         x, w = torch.cat(parts, dim=-1), matrices[0]
-        halves = split(w, [w.shape[0]], weights.multiple_of_64, weights.dense_columns)
-        return dense.dense_silu(x, *halves, *w.shape, self.products)
+        split_w = split(w, [w.shape[0]], weights.multiple_of_64, weights.dense_columns)
+        return dense.dense_silu(x, *split_w, *w.shape, self.products)
 
     def one_layer_backward(self, g, derivatives, matrices, widths):
         dx = self.dense((g * derivatives[0]).contiguous(), matrices[0], True)
@@ -188,7 +188,7 @@ class _Forms:
         g = g + self._product(dy, w3.T)
         return self.backend.call(OPERATORS.mlp_hidden_backward.default, g, [d1, d2], [w1, w2], widths)
 
-    # ---- a readout, apart from its gradient: where that is differentiated again -----------------------------------------
+    # ---- a readout without its gradient, in graphs of second derivatives ------------------------------------------------
 
     def readout(self, parts, matrices, v, r):
         h, *derivatives = self.backend.call(OPERATORS.mlp_hidden.default, parts, matrices)
@@ -237,7 +237,7 @@ class _Forms:
     # ---- layer by layer -----------------------------------------------------------------------------------------------
 
     def _layer_matrix(self, w, rows):
-        """Halves of w, its rows in parts of these widths; and what scales and bounds it."""
+        """High and low parts of w, whose rows belong to input parts of these widths; and its scale and norms (:func:`split`)."""
         block = tiles.layer_block(w.shape[1], self.products)
         hi, lo, info = split(w, rows, tiles.deep, lambda width: block * triton.cdiv(width, block))
         return [torch.stack([hi, lo] if self.products == 3 else [hi]), info]
@@ -245,14 +245,14 @@ class _Forms:
     def _note_width(self, widths, matrices):
         layers = ", ".join(str(w.shape[0]) for w in matrices[1:])
         self.backend.note(
-            f"a perceptron of widths {sum(widths)}, {layers} and {matrices[-1].shape[1]} runs as separate matrix products, as "
+            f"an MLP of widths {sum(widths)}, {layers} and {matrices[-1].shape[1]} runs as separate matrix products, as "
             "it is too wide for one kernel"
         )
 
     def each_layer(self, parts, matrices, v=None):
-        """h, or h v, and the derivatives of silu."""
+        """The last layer h, or h v, and the derivatives of silu in every layer."""
         self._note_width(part_widths(parts), matrices)
-        x, derivatives, rows = mlp_layers.divide(parts, [], False, self.products), [], part_widths(parts)
+        x, derivatives, rows = mlp_layers.split_parts(parts, [], False, self.products), [], part_widths(parts)
         for k, w in enumerate(matrices):
             matrix, last = self._layer_matrix(w, rows), k + 1 == len(matrices)
             if last and v is not None:
@@ -266,9 +266,14 @@ class _Forms:
         return [*x, *derivatives]
 
     def each_layer_backward(self, g, derivatives, matrices, widths, one_row=False, add=None):
-        """``one_row``: g is the same for all rows; ``add``: a row to add to the result."""
+        """Gradient by the input.
+
+        Args:
+            one_row: g is [1, N], the same for all rows.
+            add: a row that is added to every row of the result.
+        """
         self._note_width(widths, matrices)
-        x = mlp_layers.divide([g], [derivatives[-1]], one_row, self.products)
+        x = mlp_layers.split_parts([g], [derivatives[-1]], one_row, self.products)
         for w, d in list(zip(matrices[1:], derivatives))[::-1]:
             x = mlp_layers.layer_times(x, self._layer_matrix(w.T, [w.shape[1]]), d, self.products)
         w = matrices[0].T

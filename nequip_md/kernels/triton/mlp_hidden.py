@@ -1,4 +1,4 @@
-"""Two hidden layers of a perceptron, the matrix that may read them, and their gradient (:mod:`nequip_md.ops.mlp`)."""
+"""Two hidden layers of an MLP, the matrix that may read them, and their gradient (:mod:`nequip_md.ops.mlp`)."""
 
 from __future__ import annotations
 
@@ -9,17 +9,22 @@ from torch.library import triton_op
 
 from nequip_md.kernels.triton import launcher, tiles
 from nequip_md.kernels.triton.mlp_arithmetic import (
-    halves,
     load_fragment,
     load_rows,
     power_of_two,
     product,
     silu_and_derivative,
+    split_fp16,
     store_fragment,
-    unscaled,
+    unscale_factor,
     weight_tile,
 )
-from nequip_md.kernels.triton.mlp_two_layers import input_gradients, second_sum, store_parts, through_transposed
+from nequip_md.kernels.triton.mlp_two_layers import (
+    add_product_transposed,
+    input_gradients,
+    second_preactivation,
+    store_parts,
+)
 
 
 @triton.jit
@@ -62,12 +67,13 @@ def hidden_kernel(
     CHUNK: tl.constexpr,
     PRODUCTS: tl.constexpr,
 ):
-    """out = silu(p2), p2 = silu(p1) W2, p1 = x W1; x [count, K0 + K1 + ...], W1 [B0 + B1 + ..., P1], W2 [P1, P2].
+    """Compute out = silu(p2), p2 = silu(p1) W2, p1 = x W1 for x [count, K0 + K1 + ...], W1 [B0 + B1 + ..., P1], W2 [P1, P2].
 
-    Beside it d1 = silu'(p1) [count, N1], d2 = silu'(p2) [count, N2] and, unless N3 = 0, y = out W3 [count, N3], W3 [P2, P3].
+    Further results are d1 = silu'(p1) [count, N1], d2 = silu'(p2) [count, N2] and, unless N3 = 0, y = out W3 [count, N3] with
+    W3 [P2, P3].
     """
     row0 = tl.program_id(0).to(tl.int64) * ROWS
-    total = second_sum(
+    total = second_preactivation(
         x0,
         x1,
         x2,
@@ -104,8 +110,8 @@ def hidden_kernel(
     store_fragment(out, h, row0, count, N2, 0, ROWS, P2)
     if N3 > 0:
         scale = power_of_two(tl.sqrt(tl.sum(h * h, axis=1)))
-        unscale = unscaled(scale, w3_info, N2, PRODUCTS)[:, None]
-        h_hi, h_lo = halves(h * scale[:, None])
+        unscale = unscale_factor(scale, w3_info, N2, PRODUCTS)[:, None]
+        h_hi, h_lo = split_fp16(h * scale[:, None])
         for n0 in range(0, P3, BLOCK3):
             part = tl.zeros([ROWS, BLOCK3], dtype=tl.float32)
             part = product(
@@ -159,7 +165,7 @@ def hidden_backward_kernel(
     CHUNK: tl.constexpr,
     PRODUCTS: tl.constexpr,
 ):
-    """dx = ((g2 * d2) W2^T * d1) W1^T, in the parts of x; g2 = g or, unless N3 = 0, g + dy W3^T."""
+    """Compute dx = ((g2 * d2) W2^T * d1) W1^T in the parts of x, with g2 = g + dy W3^T, or g if N3 = 0."""
     row0 = tl.program_id(0).to(tl.int64) * ROWS
     if N3 > 0:
         square = tl.zeros([ROWS], dtype=tl.float32)
@@ -170,9 +176,9 @@ def hidden_backward_kernel(
         total = tl.zeros([ROWS, P2], dtype=tl.float32)
         for n0 in range(0, P3, BLOCK3):
             part = load_rows(dy, row0, count, N3, n0, ROWS, BLOCK3)
-            y_hi, y_lo = halves(part * scale[:, None])
-            total = through_transposed(y_hi, y_lo, w3_hi, w3_lo, 0, P2, n0, BLOCK3, P3, total, PRODUCTS)
-        total *= unscaled(scale, w3_info, N3, PRODUCTS)[:, None]
+            y_hi, y_lo = split_fp16(part * scale[:, None])
+            total = add_product_transposed(y_hi, y_lo, w3_hi, w3_lo, 0, P2, n0, BLOCK3, P3, total, PRODUCTS)
+        total *= unscale_factor(scale, w3_info, N3, PRODUCTS)[:, None]
         g2 = (total + load_fragment(g, row0, count, N2, 0, ROWS, P2)) * load_fragment(d2, row0, count, N2, 0, ROWS, P2)
     else:
         g2 = load_rows(g, row0, count, N2, 0, ROWS, P2) * load_rows(d2, row0, count, N2, 0, ROWS, P2)

@@ -1,18 +1,18 @@
-"""Layers of a perceptron one by one, with everything between them kept as halves.
+"""Layers of an MLP one by one; arrays between them are stored as scaled fp16 parts.
 
-A layer too wide for the fused kernels (:mod:`.mlp_arithmetic`, which describes the arithmetic) is a matrix product of its own. To keep the
-tensor cores busy, both operands have to come from memory as they are multiplied. So what one layer writes is already scaled and
-divided for the next:
+A layer that is too wide for the fused kernels is a matrix product of its own (:mod:`.mlp_arithmetic` describes the arithmetic). To keep
+the tensor cores busy, both operands must be read from memory as they are multiplied. So each layer writes its output scaled
+and split for the next one, as three arrays:
 
 ``x``
-    fp16 [2, E, K], upper and lower halves, or [1, E, K] with one product: x s = hi + lo. Parts of an input are side by side, each
-    padded with zeros to a multiple of the products' depth.
+    fp16 [2, E, K], high and low parts, or [1, E, K] with one product: x s = hi + lo. Parts of an input are side by side, each
+    padded with zeros to a multiple of the depth of the products.
 ``scale``
-    fp32 [E]: s, a power of two for each row.
+    fp32 [E], the power of two s of each row.
 ``squares``
-    fp32 [blocks, E]: the sum of squares of x over a block of columns. The root of their sum bounds what the next layer makes.
+    fp32 [blocks, E], the sum of squares of x over each block of columns. The root of their sum bounds the output of the next layer.
 
-The three products of halves are one sum over three times the inner dimension, so that their loop is that of any matrix product.
+The three products of parts are one sum over three times the inner dimension, so their loop is that of an ordinary matrix product.
 """
 
 from __future__ import annotations
@@ -28,20 +28,20 @@ from nequip_md.kernels.triton.mlp_arithmetic import (
     fragment,
     fragment_columns,
     fragment_rows,
-    halves,
     load_fragment,
     load_parts,
     load_rows,
     power_of_two,
     silu_and_derivative,
+    split_fp16,
     store_fragment,
-    unscaled,
+    unscale_factor,
 )
 
 
 @triton.jit
 def wide(count, row0):
-    """``count`` in 64 bits, as ``row0`` is. It has no method for that where an export looks at the kernel: there it is a number."""
+    """``count`` in 64 bits, as ``row0`` is. While an export analyses the kernel, ``count`` is a Python number without a method ``to``."""
     return row0 * 0 + count
 
 
@@ -59,8 +59,8 @@ def store_part(
     ROWS: tl.constexpr,
     PRODUCTS: tl.constexpr,
 ):
-    """Columns start ... start + P of x from a part [ROWS, B] of the input, which is zero where it pads."""
-    hi, lo = halves(part * scale[:, None])
+    """Store a part [ROWS, B] of the input, zero in its padding, as columns ``start`` to ``start + P - 1`` of x."""
+    hi, lo = split_fp16(part * scale[:, None])
     row, column = tl.arange(0, ROWS), tl.arange(0, B)
     inside = (row < count - row0)[:, None] & (column < P)[None, :]
     at = row0 * WIDTH + row[:, None] * WIDTH + (start + column)[None, :]
@@ -70,7 +70,7 @@ def store_part(
 
 
 @triton.jit
-def halves_kernel(
+def split_kernel(
     x0,
     x1,
     x2,
@@ -99,7 +99,7 @@ def halves_kernel(
     ROWS: tl.constexpr,
     PRODUCTS: tl.constexpr,
 ):
-    """The halves of [x0 | x1 ...] [count, K0 + K1 + ...], or of x0 d with ``TIMES``; with ``ONE_ROW``, x0 is [K0] then."""
+    """Scale and split [x0 | x1 ...] [count, K0 + K1 + ...], or x0 d with ``TIMES``; with ``ONE_ROW`` as well, x0 is [K0]."""
     row0 = tl.program_id(0).to(tl.int64) * ROWS
     if ONE_ROW:
         column = tl.arange(0, B0)
@@ -130,7 +130,7 @@ def halves_kernel(
 def store_columns(
     out, values, row0, count, start: tl.constexpr, K: tl.constexpr, column0, ROWS: tl.constexpr, COLUMNS: tl.constexpr
 ):
-    """What belongs to a part [count, K], whose columns begin at ``start``, of a tile that begins at ``column0``."""
+    """Store those columns of a tile, which begins at ``column0``, that belong to the part [count, K] beginning at column ``start``."""
     if (column0 < start + K) & (column0 + COLUMNS > start):
         row, column = fragment_rows(ROWS), column0 - start + fragment_columns(COLUMNS)
         inside = (row < count - row0) & (column >= 0) & (column < K)
@@ -159,7 +159,7 @@ def layer_kernel(
     BLOCK_N: tl.constexpr,
     BLOCKS_IN: tl.constexpr,
     THEN: tl.constexpr,
-    TO_HALVES: tl.constexpr,
+    TO_FP16: tl.constexpr,
     WIDTH: tl.constexpr,
     PARTS: tl.constexpr,
     K0: tl.constexpr,
@@ -170,39 +170,41 @@ def layer_kernel(
     CHUNK: tl.constexpr,
     PRODUCTS: tl.constexpr,
 ):
-    """x W for halves x [.., count, K] and W, halves [.., K, PADDED_N], in ``steps`` = PRODUCTS K / CHUNK products.
+    """Compute x W for fp16 parts x [.., count, K] and W [.., K, PADDED_N], in ``steps`` = PRODUCTS K / CHUNK products.
 
-    ``THEN`` is what comes after: "silu" takes silu of the product and writes silu' into d [count, N]; "silu dot" does so and leaves
-    but the product with a vector, ``out1`` [PADDED_N], a sum for each block of columns, in ``out`` [blocks, count]; "times d" multiplies
-    by d; "add d" adds the row d [PADDED_N]. Else the result is written as halves of ``WIDTH`` columns with ``out_scales`` and
-    ``out_squares``, or without ``TO_HALVES`` as fp32 in up to four parts [count, K0], [count, K1] ...
+    ``THEN`` says what follows the product: "silu" takes silu and writes silu' into d [count, N]; "silu dot" does the same, but stores only
+    the product with a vector ``out1`` [PADDED_N], a sum for each block of columns, in ``out`` [blocks, count]; "times d" multiplies by d;
+    "add d" adds the row d [PADDED_N]. Otherwise the result is written as fp16 parts of ``WIDTH`` columns with ``out_scales`` and
+    ``out_squares`` or, without ``TO_FP16``, as fp32 in up to four parts [count, K0], [count, K1] and so on.
     """
     blocks: tl.constexpr = PADDED_N // BLOCK_N
     row0 = (tl.program_id(0) // blocks).to(tl.int64) * ROWS
     block = tl.program_id(0) % blocks
     column0 = block * BLOCK_N
-    # rows beyond the last one repeat it, and are not written
+    # rows beyond the last one repeat it and are not stored
     row = tl.minimum(row0 + tl.arange(0, ROWS), count - 1)
     depth = tl.arange(0, CHUNK)
     from_x = x + (row[:, None] * K + depth[None, :])
     from_w = w + (depth[:, None] * PADDED_N + (column0 + tl.arange(0, BLOCK_N))[None, :])
-    lower_x = wide(count, row0) * K
-    lower_w: tl.constexpr = K * PADDED_N
+    low_x = wide(count, row0) * K
+    low_w: tl.constexpr = K * PADDED_N
     total = tl.zeros([ROWS, BLOCK_N], dtype=tl.float32)
     for step in range(steps):
         if PRODUCTS == 3:
-            # lo hi and hi lo for each piece of the inner dimension, then hi hi: what the small ones are added to is small
+            # first lo hi and hi lo over the inner dimension, then hi hi: additions to a small sum have small rounding errors
             first = step < 2 * (K // CHUNK)
             k0 = tl.where(first, step // 2, step - 2 * (K // CHUNK)) * CHUNK
-            a = from_x + k0 + tl.where(first & (step % 2 == 0), lower_x, 0)
-            b = from_w + k0 * PADDED_N + tl.where(first & (step % 2 == 1), lower_w, 0)
+            a = from_x + k0 + tl.where(first & (step % 2 == 0), low_x, 0)
+            b = from_w + k0 * PADDED_N + tl.where(first & (step % 2 == 1), low_w, 0)
         else:
             a, b = from_x + step * CHUNK, from_w + step * CHUNK * PADDED_N
         total = tl.dot(tl.load(a), tl.load(b), total)
 
     lane = tl.arange(0, ROWS)
     inside = lane < count - row0
-    total *= unscaled(tl.load(scales + row), w_info, K, 1)[:, None]  # of three sums, two are added to little
+    total *= unscale_factor(tl.load(scales + row), w_info, K, 1)[
+        :, None
+    ]  # one product: two of the three have small sums
     if THEN == "silu" or THEN == "silu dot":
         total, derivative = silu_and_derivative(total)
         store_fragment(d, derivative, row0, count, N, column0, ROWS, BLOCK_N)
@@ -210,13 +212,13 @@ def layer_kernel(
         total *= load_fragment(d, row0, count, N, column0, ROWS, BLOCK_N)
     if THEN == "add d":
         total += tl.load(d + column0 + tl.arange(0, BLOCK_N))[None, :]
-    if TO_HALVES:
+    if TO_FP16:
         square = tl.zeros([ROWS], dtype=tl.float32)
         for b in tl.static_range(BLOCKS_IN):
             square += tl.load(squares + b * wide(count, row0) + row)
-        # |silu(p)| <= |p|, and a derivative of silu is less than 1.1
+        # |silu(p)| <= |p| and |silu'(p)| < 1.1
         scale = power_of_two(tl.sqrt(square) * tl.load(w_info + 1) * 1.1)
-        hi, lo = halves(total * scale[:, None])
+        hi, lo = split_fp16(total * scale[:, None])
         store_fragment(out, hi, row0, count, WIDTH, column0, ROWS, BLOCK_N)
         if PRODUCTS == 3:
             store_fragment(out + wide(count, row0) * WIDTH, lo, row0, count, WIDTH, column0, ROWS, BLOCK_N)
@@ -240,18 +242,19 @@ def _layer(
     w: list[Tensor],
     widths: list[int],
     then: str,
-    to_halves: bool,
+    to_fp16: bool,
     products: int,
     d: Tensor | None = None,
     v: Tensor | None = None,
 ) -> list[Tensor]:
-    """Halves, scales and squares, or fp32 parts of ``widths``, or what each block of columns gives to the product with ``v``."""
-    x_halves, scales, squares = x
-    count, outer, width, rows = x_halves.shape[1], sum(widths), tiles.deep(widths[0]), 128
+    """Run one layer: returns fp16 parts, scales and squares, or fp32 parts of ``widths``, or the product with ``v`` for each block of
+    columns."""
+    x_fp16, scales, squares = x
+    count, outer, width, rows = x_fp16.shape[1], sum(widths), tiles.deep(widths[0]), 128
     columns, block = w[0].shape[2], tiles.layer_block(outer, products)
-    if to_halves:
+    if to_fp16:
         out = [
-            x_halves.new_empty((x_halves.shape[0], count, width)),
+            x_fp16.new_empty((x_fp16.shape[0], count, width)),
             scales.new_empty((count,)),
             scales.new_empty((columns // block, count)),
         ]
@@ -264,8 +267,8 @@ def _layer(
         pointers = [out[0], scales, scales, *launcher.four(out)[1:]]
     parts = {f"K{j}": k for j, k in enumerate([*widths, 0, 0, 0][:4])}
     _, warps, stages = tiles.LAYER_TILES[products]
-    # the number of steps is not a constant, or the loop would be unrolled, which takes long to compile
-    steps = products * x_halves.shape[2] // tiles.DEPTH
+    # the number of steps is no constexpr, or the loop would be unrolled, which takes long to compile
+    steps = products * x_fp16.shape[2] // tiles.DEPTH
     launcher.launch(
         layer_kernel,
         (triton.cdiv(count, rows) * (columns // block),),
@@ -275,13 +278,13 @@ def _layer(
         *pointers,
         count,
         steps,
-        K=x_halves.shape[2],
+        K=x_fp16.shape[2],
         N=outer,
         PADDED_N=columns,
         BLOCK_N=block,
         BLOCKS_IN=squares.shape[0],
         THEN=then,
-        TO_HALVES=to_halves,
+        TO_FP16=to_fp16,
         WIDTH=width,
         PARTS=len(widths),
         **parts,
@@ -295,7 +298,7 @@ def _layer(
 
 
 @triton_op("nequip_md::halves_triton", mutates_args={})
-def divide(parts: list[Tensor], d: list[Tensor], one_row: bool, products: int) -> list[Tensor]:
+def split_parts(parts: list[Tensor], d: list[Tensor], one_row: bool, products: int) -> list[Tensor]:
     count, widths, rows = (d if one_row else parts)[0].shape[0], [p.shape[1] for p in parts], 16
     padded = [tiles.deep(k) for k in widths]
     out = [
@@ -309,7 +312,7 @@ def divide(parts: list[Tensor], d: list[Tensor], one_row: bool, products: int) -
         for j, k in enumerate([*values, *[tiles.DEPTH] * (4 - len(widths))])
     }
     launcher.launch(
-        halves_kernel,
+        split_kernel,
         (triton.cdiv(count, rows),),
         *launcher.four(parts),
         *(d or parts[:1]),
@@ -328,9 +331,9 @@ def divide(parts: list[Tensor], d: list[Tensor], one_row: bool, products: int) -
 
 
 @triton_op("nequip_md::layer_silu_triton", mutates_args={})
-def layer_silu(x: list[Tensor], w: list[Tensor], outer: int, to_halves: bool, products: int) -> list[Tensor]:
+def layer_silu(x: list[Tensor], w: list[Tensor], outer: int, to_fp16: bool, products: int) -> list[Tensor]:
     d = x[1].new_empty((x[1].shape[0], outer), dtype=tiles.derivative_dtype(products))
-    return [*_layer(x, w, [outer], "silu", to_halves, products, d), d]
+    return [*_layer(x, w, [outer], "silu", to_fp16, products, d), d]
 
 
 @triton_op("nequip_md::layer_dot_triton", mutates_args={})

@@ -1,4 +1,4 @@
-"""Two layers of a perceptron in one pass over its rows: what the kernels of hidden layers and of energies share."""
+"""Two layers of an MLP in one pass over its rows: functions that the kernels of hidden layers and of energies share."""
 
 from __future__ import annotations
 
@@ -6,21 +6,21 @@ import triton
 import triton.language as tl
 
 from nequip_md.kernels.triton.mlp_arithmetic import (
-    halves,
     load_fragment,
     load_parts,
     load_rows,
     power_of_two,
     product,
     silu_and_derivative,
+    split_fp16,
     store_fragment,
-    unscaled,
+    unscale_factor,
     weight_tile,
 )
 
 
 @triton.jit
-def second_sum(
+def second_preactivation(
     x0,
     x1,
     x2,
@@ -52,7 +52,7 @@ def second_sum(
     CHUNK: tl.constexpr,
     PRODUCTS: tl.constexpr,
 ):
-    """silu(x W1) W2 for one tile of rows; silu'(x W1) is stored in ``d1`` [d_count, N1] from row ``d_row0`` on."""
+    """Compute silu(x W1) W2 for one tile of rows; silu'(x W1) is stored in ``d1`` [d_count, N1] from row ``d_row0`` on."""
     part0, part1, part2, part3, square = load_parts(
         x0, x1, x2, x3, row0, count, PARTS, K0, K1, K2, K3, ROWS, B0, B1, B2, B3
     )
@@ -60,12 +60,12 @@ def second_sum(
     scale1 = power_of_two(norm)
     scale2 = power_of_two(norm * tl.load(w1_info + 1))
     columns: tl.constexpr = K0 + (K1 if PARTS > 1 else 0) + (K2 if PARTS > 2 else 0) + (K3 if PARTS > 3 else 0)
-    unscale1 = unscaled(scale1, w1_info, columns, PRODUCTS)[:, None]
-    unscale2 = unscaled(scale2, w2_info, N1, PRODUCTS)[:, None]
-    x0_hi, x0_lo = halves(part0 * scale1[:, None])
-    x1_hi, x1_lo = halves(part1 * scale1[:, None])
-    x2_hi, x2_lo = halves(part2 * scale1[:, None])
-    x3_hi, x3_lo = halves(part3 * scale1[:, None])
+    unscale1 = unscale_factor(scale1, w1_info, columns, PRODUCTS)[:, None]
+    unscale2 = unscale_factor(scale2, w2_info, N1, PRODUCTS)[:, None]
+    x0_hi, x0_lo = split_fp16(part0 * scale1[:, None])
+    x1_hi, x1_lo = split_fp16(part1 * scale1[:, None])
+    x2_hi, x2_lo = split_fp16(part2 * scale1[:, None])
+    x3_hi, x3_lo = split_fp16(part3 * scale1[:, None])
 
     total = tl.zeros([ROWS, P2], dtype=tl.float32)
     for c0 in range(0, P1, CHUNK):
@@ -108,7 +108,7 @@ def second_sum(
         p *= unscale1
         h, d = silu_and_derivative(p)
         store_fragment(d1, d, d_row0, d_count, N1, c0, ROWS, CHUNK)
-        h_hi, h_lo = halves(h * scale2[:, None])
+        h_hi, h_lo = split_fp16(h * scale2[:, None])
         total = product(
             h_hi,
             h_lo,
@@ -121,7 +121,7 @@ def second_sum(
 
 
 @triton.jit
-def through_transposed(
+def add_product_transposed(
     t_hi,
     t_lo,
     w_hi,
@@ -134,7 +134,7 @@ def through_transposed(
     total,
     PRODUCTS: tl.constexpr,
 ):
-    """total + t W^T for ``rows`` rows of W, of ``CHUNK`` columns each; W has ``P1`` columns."""
+    """total + t W^T for ``rows`` rows and ``CHUNK`` columns of W [.., P1]."""
     return product(
         t_hi,
         t_lo,
@@ -157,7 +157,7 @@ def input_gradients(
     w2_hi,
     w2_lo,
     w2_info,
-    spare,
+    scratch,
     LOW_TO_SHARED: tl.constexpr,
     PARTS: tl.constexpr,
     B0: tl.constexpr,
@@ -171,20 +171,20 @@ def input_gradients(
     CHUNK: tl.constexpr,
     PRODUCTS: tl.constexpr,
 ):
-    """(g2 W2^T * d1) W1^T for one tile of rows, in the parts of x; those that are not there are zeros.
+    """Compute (g2 W2^T * d1) W1^T for one tile of rows, in the parts of x; parts beyond ``PARTS`` are zero.
 
-    With ``LOW_TO_SHARED`` the lower half of g2 goes through ``spare``, fp32 [ROWS, P2] or more, which makes Triton put it into
-    shared memory. In registers, both halves may leave too few of them: the compiler then waits for every single instruction
-    of the tensor cores (ptxas says so, C7512).
+    With ``LOW_TO_SHARED`` the low part of g2 goes through ``scratch``, fp32 [ROWS, P2] or more, which makes Triton keep it in
+    shared memory. If both parts are in registers, these may not suffice: the compiler then serializes the instructions of
+    the tensor cores (warning C7512 of ptxas).
     """
     norm = tl.sqrt(tl.sum(g2 * g2, axis=1))
     scale2 = power_of_two(norm)
     scale1 = power_of_two(norm * tl.load(w2_info + 2) * 1.1)
-    unscale2 = (unscaled(scale2, w2_info, P2, PRODUCTS) * scale1)[:, None]
-    unscale1 = unscaled(scale1, w1_info, N1, PRODUCTS)[:, None]
-    g_hi, g_lo = halves(g2 * scale2[:, None])
+    unscale2 = (unscale_factor(scale2, w2_info, P2, PRODUCTS) * scale1)[:, None]
+    unscale1 = unscale_factor(scale1, w1_info, N1, PRODUCTS)[:, None]
+    g_hi, g_lo = split_fp16(g2 * scale2[:, None])
     if LOW_TO_SHARED:
-        low = spare.to(tl.pointer_type(tl.float16))
+        low = scratch.to(tl.pointer_type(tl.float16))
         store_fragment(low, g_lo, 0, ROWS, P2, 0, ROWS, P2)
         tl.debug_barrier()
         g_lo = load_rows(low, 0, ROWS, P2, 0, ROWS, P2)
@@ -203,14 +203,14 @@ def input_gradients(
             PRODUCTS,
         )
         d = load_fragment(d1, d_row0, d_count, N1, c0, ROWS, CHUNK)
-        t_hi, t_lo = halves(t * unscale2 * d)
-        total0 = through_transposed(t_hi, t_lo, w1_hi, w1_lo, 0, B0, c0, CHUNK, P1, total0, PRODUCTS)
+        t_hi, t_lo = split_fp16(t * unscale2 * d)
+        total0 = add_product_transposed(t_hi, t_lo, w1_hi, w1_lo, 0, B0, c0, CHUNK, P1, total0, PRODUCTS)
         if PARTS > 1:
-            total1 = through_transposed(t_hi, t_lo, w1_hi, w1_lo, B0, B1, c0, CHUNK, P1, total1, PRODUCTS)
+            total1 = add_product_transposed(t_hi, t_lo, w1_hi, w1_lo, B0, B1, c0, CHUNK, P1, total1, PRODUCTS)
         if PARTS > 2:
-            total2 = through_transposed(t_hi, t_lo, w1_hi, w1_lo, B0 + B1, B2, c0, CHUNK, P1, total2, PRODUCTS)
+            total2 = add_product_transposed(t_hi, t_lo, w1_hi, w1_lo, B0 + B1, B2, c0, CHUNK, P1, total2, PRODUCTS)
         if PARTS > 3:
-            total3 = through_transposed(t_hi, t_lo, w1_hi, w1_lo, B0 + B1 + B2, B3, c0, CHUNK, P1, total3, PRODUCTS)
+            total3 = add_product_transposed(t_hi, t_lo, w1_hi, w1_lo, B0 + B1 + B2, B3, c0, CHUNK, P1, total3, PRODUCTS)
     return total0 * unscale1, total1 * unscale1, total2 * unscale1, total3 * unscale1
 
 

@@ -1,13 +1,14 @@
 """Kernels of NequIP's convolution (:mod:`nequip_md.ops.tensor_product_convolution`), over the edges of one centre.
 
-One launch is for all paths from one irrep of the features, with A components a and U channels. The components of all their
-messages stand side by side, C in number, padded to ``BLOCK_C``. What couples a with c is a matrix for each edge, made before:
+One launch computes all paths from one irrep of the features, which has A components a and U channels. The C components of
+all their messages are side by side, padded to ``BLOCK_C``. For each edge a matrix, computed beforehand, couples a with c:
 ``coupling`` [E, ``COUPLING_WIDTH``] holds it from column ``COUPLING_FIRST`` on as [A, BLOCK_C], zero in the padding. ``table``,
-[2, BLOCK_C] from ``TABLE`` on, says where a component finds its path's weights, counted from ``W_FIRST``, and its columns in a
-row of messages.
+[2, BLOCK_C] from ``TABLE`` on, holds for each component the first weight of its path, counted from ``W_FIRST``, and its
+first column in a row of messages.
 
-One program has one centre and ``BLOCK_U`` channels; both kinds of components stay in its threads' registers. Where edges are
-independent, the last index of the grid shares them out; a sum takes ``UNROLL`` at a time, so that their loads are in flight together.
+One program processes one centre and ``BLOCK_U`` channels; features and messages stay in registers. Where edges are
+independent, they are divided among the programs along the last index of the grid. A sum over edges processes ``UNROLL`` edges at a
+time, so that their loads are in flight together.
 """
 
 from __future__ import annotations
@@ -104,7 +105,7 @@ def nodes_kernel(
     U: tl.constexpr,
     BLOCK_U: tl.constexpr,
 ):
-    """Added to dx of each edge's neighbour: dx[a, u] = sum over c of coupling[a, c] g[c, u] w[c, u]."""
+    """Add to dx of each edge's neighbour: dx[a, u] += sum over c of coupling[a, c] g[c, u] w[c, u]."""
     i = tl.program_id(0).to(tl.int64)
     u, c, inside, first, column = tile(table, TABLE, C, BLOCK_C, U, BLOCK_U)
     weight = first[:, None] + u[None, :]
@@ -173,15 +174,15 @@ def edges_kernel(
 
 
 class ConvolutionSource(NamedTuple):
-    """Adjacent paths from one irrep of the features, which one launch takes together."""
+    """Adjacent paths from one irrep of the features, which one launch computes together."""
 
     paths: list[ConvolutionPath]
     coupling: int
-    """First column of its couplings, [2 l_in + 1, block] in a row of all sources' couplings."""
+    """First column of its matrix [2 l_in + 1, block] in a row of all sources' couplings."""
     dcoupling: int
-    """First column of their gradients, which have such a matrix for each block of channels."""
+    """First column of its gradients, which have such a matrix for each block of channels."""
     table: int
-    """Where its tables begin (:func:`component_tables`)."""
+    """Offset of its tables (:func:`component_tables`)."""
 
     @property
     def first(self) -> ConvolutionPath:
@@ -189,31 +190,31 @@ class ConvolutionSource(NamedTuple):
 
     @property
     def components(self) -> list[tuple[ConvolutionPath, int]]:
-        """Components of the messages of all paths."""
+        """Components of the messages of all paths, as (path, component)."""
         return [(path, c) for path in self.paths for c in range(2 * path.l_out + 1)]
 
     @property
     def block(self) -> int:
-        """Components of a tile."""
+        """Number of components in a tile."""
         return max(4, triton.next_power_of_2(len(self.components)))
 
     @property
     def channels(self) -> int:
-        """At a time, for tiles of about 2,048 numbers."""
+        """Number of channels at a time, for tiles of about 2,048 numbers."""
         return min(launcher.tile_width(self.first.mul), 128, max(16, 2048 // self.block))
 
     @property
     def programs(self) -> int:
-        """For a centre."""
+        """Number of programs for a centre."""
         return triton.cdiv(self.first.mul, self.channels)
 
     @property
     def width(self) -> int:
-        """Numbers of a coupling."""
+        """Number of elements of its coupling matrix."""
         return (2 * self.first.l_in + 1) * self.block
 
     def constants(self) -> dict:
-        """Constants of all three kernels; none takes every one."""
+        """Constants of the three kernels, each of which takes some of them."""
         return {
             "X_FIRST": self.first.x_offset,
             "W_FIRST": self.first.w_offset,
@@ -257,7 +258,7 @@ def convolution_sources(paths: list[int]) -> list[ConvolutionSource]:
 
 
 def _coupling_matrices(sources: list[ConvolutionSource], cg: Tensor, components: int, gradient: bool) -> Tensor:
-    """[components of the harmonics, all sources' couplings], or as many as there are in their gradients."""
+    """Matrix that gives all sources' couplings, or their gradients, from the harmonics: [components of the harmonics, couplings]."""
     matrices = []
     for source in sources:
         parts = []
@@ -270,7 +271,7 @@ def _coupling_matrices(sources: list[ConvolutionSource], cg: Tensor, components:
 
 
 def component_tables(sources: list[ConvolutionSource], device: torch.device) -> Tensor:
-    """For each source the first weight of each component, then its first column in the messages."""
+    """The kernels' tables: for each source the first weight of each component, then its first column in the messages."""
     table = []
     for source in sources:
         filling = [0] * (source.block - len(source.components))
@@ -282,7 +283,7 @@ def component_tables(sources: list[ConvolutionSource], device: torch.device) -> 
 def _convolve(
     kernel, nodes: int, shares: int, pointers: list[Tensor], sources: list[ConvolutionSource], widths: dict
 ) -> None:
-    """``shares``: programs that share the edges of a centre."""
+    """Launch a kernel for each source; ``shares`` is the number of programs that share the edges of a centre."""
     for source in sources:
         constants = {name: value for name, value in source.constants().items() if name in kernel.arg_names}
         launcher.launch(
@@ -291,13 +292,13 @@ def _convolve(
 
 
 def couplings(y: Tensor, cg: Tensor, paths: list[int]) -> tuple[Tensor, Tensor]:
-    """What couples features with messages along each edge, and the kernels' tables."""
+    """The matrices that couple features with messages along each edge, and the kernels' tables."""
     sources = convolution_sources(paths)
     return y @ _coupling_matrices(sources, cg, y.shape[1], gradient=False), component_tables(sources, y.device)
 
 
 def gradient_couplings(cg: Tensor, paths: list[int], components: int) -> Tensor:
-    """[components of the harmonics, gradients of the couplings]: a product with its transpose gives the gradient by the harmonics."""
+    """Matrix [components of the harmonics, gradients of the couplings]; its transpose gives the gradient by the harmonics."""
     return _coupling_matrices(convolution_sources(paths), cg, components, gradient=True)
 
 

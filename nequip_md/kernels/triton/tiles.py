@@ -1,4 +1,4 @@
-"""Tile sizes of the kernels of perceptrons: which fit a multiprocessor, and which were fastest on an H200."""
+"""Tile sizes of the MLP kernels: those that fit a multiprocessor, and of these the fastest on an H200."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ SHARED_MEMORY = 227 * 1024
 
 
 WIDEST_OUTER = 256
-"""Widest second layer of a kernel that holds its sums in registers."""
+"""Width of the widest second layer whose accumulators a kernel can hold in registers."""
 
 
 TILES = {
-    # rows, chunk, warps, stages, by products; the first that fits is taken. From timings on an H200 (benchmarks/NOTEBOOK.md)
+    # (rows, chunk, warps, stages) by the number of products; the first that fits is taken. From timings on an H200 (benchmarks/NOTEBOOK.md)
     3: {
         "hidden": ((128, 32, 8, 3), (128, 32, 8, 2), (64, 16, 4, 3), (64, 16, 4, 2)),
         "narrow": (
             (64, 32, 4, 3),
             (64, 16, 4, 2),
-        ),  # as hidden, for layers of 64: four programs for each multiprocessor
+        ),  # hidden layers of width 64 or less: four programs for each multiprocessor
         "backward": ((64, 32, 4, 3), (64, 16, 4, 2)),
         "backward_dense": ((64, 32, 4, 2), (64, 16, 4, 2)),
         "energy": ((128, 32, 8, 2), (64, 16, 4, 2)),
@@ -37,7 +37,7 @@ TILES = {
 
 
 FEW_TILES = {
-    # taken while there is no more than one for each multiprocessor: the time of one tile is then that of the kernel
+    # taken while there is at most one tile for each multiprocessor, as the kernel then takes the time of one tile
     3: {
         "hidden": ((16, 32, 4, 3), (64, 32, 4, 3)),
         "backward": ((16, 32, 4, 3),),
@@ -62,7 +62,7 @@ def tile(
     rows, chunk, warps, stages = tile
     chunk = min(chunk, launcher.tile_width(inner))
     weights = chunk * (inputs + outputs)
-    # products of 64 rows are waited for one turn later than those of fewer
+    # with 64 rows or more, a product is waited for one iteration later, so one more buffer is in use
     buffers = stages if rows >= 64 else stages - 1
     forward, backward = rows * inputs + buffers * weights, rows * (outputs + chunk) + buffers * weights
     last = block_last(outer)
@@ -71,7 +71,7 @@ def tile(
         "backward": backward,
         # the gradient of the hidden layer stays in registers
         "backward_dense": max(buffers * weights, buffers * last * (outputs + rows) + rows * last),
-        # reuses the memory of one direction for the other, whose weights need not be doubled
+        # the backward direction reuses the memory of the forward direction, and its weights are not double-buffered
         "energy": max(forward, rows * (outputs + chunk) + weights),
     }[kernel]
     accumulators = {"hidden": outputs, "backward_dense": inputs + outputs}.get(kernel, max(inputs, outputs))
@@ -82,7 +82,7 @@ def tile(
 
 
 def tiles(kernel: str, widths: list[int], inner: int, outer: int, products: int) -> dict | None:
-    """Tile sizes of a kernel for input parts of these widths and layers of widths ``inner`` and ``outer``; None: too wide."""
+    """Tile sizes of a kernel for input parts of these widths and layers of widths ``inner`` and ``outer``, or None if they are too wide."""
     if kernel in ("hidden", "energy") and launcher.tile_width(outer) > WIDEST_OUTER:
         return None
     candidates = TILES[products]["narrow" if kernel == "hidden" and max(inner, outer) <= 64 else kernel]
@@ -97,9 +97,9 @@ def two_layers_fit(kernel: str, widths: list[int], inner: int, outer: int, produ
 def tiles_by_count(
     kernel: str, widths: list[int], inner: int, outer: int, products: int, count: int
 ) -> list[tuple[dict, int]]:
-    """The tiles for few rows and the tile for many, each with 1 or 0: whether it is the one for ``count`` rows.
+    """The tiles for few rows and the tile for many rows, each with 1 if it is the one for ``count`` rows, else 0.
 
-    A graph launches the kernel once for each; a launch of no programs is none.
+    A graph launches the kernel with each tile, on a grid multiplied by that number; a launch of no programs does nothing.
     """
     forms, below, many = [], 0, tiles(kernel, widths, inner, outer, products)
     for candidate in FEW_TILES[products][kernel]:
@@ -112,7 +112,7 @@ def tiles_by_count(
 
 
 def derivative_dtype(products: int) -> torch.dtype:
-    """Dtype in which silu', which lies in (-0.1, 1.1), is stored: fp16 has the accuracy of one product."""
+    """Dtype in which silu', which lies in (-0.1, 1.1), is stored: fp16 is as accurate as one product."""
     return torch.float16 if products == 1 else torch.float32
 
 
@@ -125,16 +125,16 @@ def part_constants(widths: list[int]) -> dict:
 
 
 WIDEST_BEFORE_LAST = 256
-"""Widest hidden layer that is multiplied by the next matrix in its own kernel: its halves are held in registers."""
+"""Width of the widest hidden layer that is multiplied by the next matrix in the same kernel, which holds it in registers."""
 
 
 def block_last(outer: int) -> int:
-    """Columns at a time of the matrix that reads a hidden layer of this width."""
+    """Number of columns at a time of the matrix that reads a hidden layer of this width."""
     return 64 if outer <= 64 else 32
 
 
 def last_constants(width: int, outer: int) -> dict:
-    """For the matrix that reads the hidden layer; width 0: there is none."""
+    """Constants of the matrix that reads the hidden layer; width 0 if there is none."""
     return {"N3": width, "P3": launcher.tile_width(width), "BLOCK3": min(block_last(outer), launcher.tile_width(width))}
 
 
@@ -143,7 +143,7 @@ DEPTH = 64
 
 
 def deep(width: int) -> int:
-    """A width that is multiplied with: a multiple of :data:`DEPTH`."""
+    """Inner dimension of a product over ``width`` columns: the next multiple of :data:`DEPTH`."""
     return DEPTH * triton.cdiv(width, DEPTH)
 
 
@@ -152,5 +152,5 @@ LAYER_TILES = {3: (256, 8, 4), 1: (128, 4, 3)}
 
 
 def layer_block(width: int, products: int) -> int:
-    """Columns of the tile of a layer as wide: no more than what it takes."""
+    """Number of columns of the tile of a layer of this width."""
     return min(LAYER_TILES[products][0], 256 if triton.cdiv(width, 128) % 2 == 0 else 128)

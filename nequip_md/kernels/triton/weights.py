@@ -1,4 +1,4 @@
-"""Matrices of weights as the kernels of perceptrons read them: scaled fp16 halves, padded to whole tiles."""
+"""Matrices of weights as the MLP kernels read them: scaled, split into two fp16 matrices, padded to whole tiles."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from nequip_md.kernels.triton import launcher
 
 
 def multiple_of_64(width: int) -> int:
-    """As :func:`launcher.tile_width`, but no more than a multiple of 64."""
+    """The same as :func:`launcher.tile_width` up to 64, above that the next multiple of 64."""
     return launcher.tile_width(width) if width <= 64 else 64 * triton.cdiv(width, 64)
 
 
 def dense_columns(width: int) -> int:
-    """Columns of a product that :func:`dense` makes: up to 256, a tile's width, or a multiple of 256."""
+    """Number of columns that :func:`dense` computes: the width of a tile up to 256, above that a multiple of 256."""
     return launcher.tile_width(width) if width <= 256 else 256 * triton.cdiv(width, 256)
 
 
@@ -27,17 +27,17 @@ def split(
     pad: Callable[[int], int] = launcher.tile_width,
     pad_columns: Callable[[int], int] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """A matrix as scaled fp16 halves, padded with zeros to the kernels' tiles.
+    """Scale a matrix and split it into two fp16 matrices, padded with zeros to the kernels' tiles.
 
     Args:
         w: [sum of widths, N], fp32.
         widths: rows that belong to each part of the input.
-        pad: width to padded width, of the rows and, unless ``pad_columns`` is given, of the columns.
+        pad: gives the padded width, for the rows and, unless ``pad_columns`` is given, for the columns.
 
     Returns:
-        hi and lo, fp16, [sum of padded widths, padded N], with w t = hi + lo for a power of two t; and fp32 [3, 1]: 1 / t, the
-        largest norm of a column of w, the largest norm of a row. (Inductor writes a vector as short as three anew in every
-        evaluation; an array of two dimensions it leaves in memory.)
+        hi and lo, fp16 [sum of padded widths, padded N], with w t = hi + lo for a power of two t; and fp32 [3, 1]: 1 / t, the
+        largest norm of a column of w, the largest norm of a row. (Inductor would write such a short vector anew in every
+        evaluation; an array of two dimensions stays in memory.)
     """
     columns = (pad_columns or pad)(w.shape[1]) - w.shape[1]
     padded = [
@@ -47,6 +47,6 @@ def split(
     scaled = torch.cat(padded) * scale
     hi = scaled.to(torch.float16)
     lo = (scaled - hi).to(torch.float16)
-    # rounded up a little: the kernels take these norms for bounds
+    # rounded up a little, as the kernels use these norms as bounds
     norms = [torch.linalg.vector_norm(w, dim=d).max() * 1.0001 for d in (0, 1)]
     return hi, lo, torch.stack([1 / scale, *norms]).unsqueeze(1)

@@ -1,4 +1,4 @@
-// Layout and names of the fields: PKWARE's APPNOTE.TXT, sections 4.3 and 4.5.3.
+// The layout and names of fields follow PKWARE's APPNOTE.TXT, sections 4.3 and 4.5.3.
 #include "archive.h"
 
 #include <algorithm>
@@ -16,7 +16,7 @@ namespace nequip_md {
 namespace {
 
 constexpr size_t END_SIZE = 22, LOCATOR_SIZE = 20, END64_SIZE = 56, ENTRY_SIZE = 46, HEADER_SIZE = 30;
-constexpr uint64_t MOST_OF_DIRECTORY = 1 << 24;  // bytes; an artifact has some hundred members at most
+constexpr uint64_t MOST_OF_DIRECTORY = 1 << 24;  // bytes; an artifact has at most some hundred members
 constexpr uint16_t ENCRYPTED = 1;
 
 // Little-endian number at an offset.
@@ -135,7 +135,7 @@ Archive::Member Archive::read_member(const char *entry, const std::string &name,
 {
     Member member{name, number<uint32_t>(entry, 42), number<uint32_t>(entry, 20), number<uint32_t>(entry, 16), false};
     uint64_t unpacked = number<uint32_t>(entry, 24);
-    // Sizes and places beyond 32 bits stand in an extra field, those that need it alone, in this order.
+    // An extra field holds the sizes and offsets that exceed 32 bits, only those, in this order.
     for (size_t at = 0; at + 4 <= extra_size;) {
         const size_t length = number<uint16_t>(extra, at + 2), next = at + 4 + length;
         if (next > extra_size) damaged("its directory is not readable");

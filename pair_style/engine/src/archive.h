@@ -1,4 +1,4 @@
-// The zip file that an artifact is: its directory, and its members, whose checksums are verified as they are read.
+// Reads an artifact's zip file: its directory, and its members, whose checksums are verified as they are read.
 #pragma once
 
 #include <cstdint>
@@ -17,7 +17,7 @@ class Archive {
         bool plain;  // neither compressed nor encrypted
     };
 
-    // Opens the file and reads its directory. Throws Error (BAD_FILE) if that is not possible or the file is damaged.
+    // Opens the file and reads its directory. Throws Error (BAD_FILE) if that fails or the file is damaged.
     explicit Archive(const std::string &path);
     ~Archive();
     Archive(const Archive &) = delete;
@@ -26,11 +26,11 @@ class Archive {
     const std::string &path() const { return path_; }
     const std::vector<Member> &members() const { return members_; }
 
-    // Gives the member's bytes to `take`, some at a time.
-    // Throws Error (BAD_FILE) if they are not those that were written, or are compressed, which no artifact's are.
+    // Passes the member's bytes to `take`, some at a time.
+    // Throws Error (BAD_FILE) if the checksum differs, or the member is compressed, which is not allowed in artifacts.
     void read(const Member &member, const std::function<void(const char *, size_t)> &take) const;
 
-    // "is damaged" with a reason and the remedy, to be thrown.
+    // An error that says that the file is damaged, with the reason and the remedy.
     [[noreturn]] void damaged(const std::string &reason) const;
 
  private:

@@ -1,4 +1,4 @@
-// The C header on top of Model: the place where exceptions end.
+// Implements the C header on top of Model. All exceptions are caught here.
 
 #include <algorithm>
 #include <cstring>
@@ -19,7 +19,7 @@ struct nequip_md_model {
 
 namespace {
 
-// Run `work`, turn what it throws into a status, a sentence and the atom concerned.
+// Runs `work`, and turns an exception into a status, a message and the atom that it concerns.
 template <typename Work>
 int guarded(std::string &message, int &atom, Work work) noexcept
 {

@@ -1,4 +1,4 @@
-// Arrays that belong to the caller, as tensors where they lie.
+// Tensors on memory that belongs to the caller.
 #pragma once
 
 #include <string>
@@ -12,8 +12,8 @@
 
 namespace nequip_md {
 
-// on_gpu: in the memory of the GPU that the model runs on; else in that of the host. `name` is for messages.
-// Throws Error (BAD_INPUT) if it does not lie there.
+// on_gpu: whether the array is in the memory of the GPU that the model runs on, else in host memory. `name` is for
+// messages. Throws Error (BAD_INPUT) if it is not there.
 template <typename Value>
 at::Tensor caller_array(const Compute &compute, bool on_gpu, const Value *array, at::IntArrayRef sizes,
                         const char *name)

@@ -1,4 +1,4 @@
-// Where the engine's loops run: on the CPU's threads, or as kernels on a GPU. One set of kernels serves both.
+// Runs the kernels of kernels.h, either in threads of the CPU or on a GPU.
 #pragma once
 
 #include <cstdint>
@@ -27,7 +27,7 @@ class Compute {
     at::TensorOptions integers() const { return at::TensorOptions().dtype(at::kLong).device(device_); }
     at::TensorOptions doubles() const { return at::TensorOptions().dtype(at::kDouble).device(device_); }
 
-    // kernel(arguments, index) for 0 <= index < count; on a GPU in the order of its stream.
+    // Runs kernel(arguments, index) for 0 <= index < count, on a GPU in the order of its stream.
     template <typename Arguments>
     void run(const char *name, void (*kernel)(const Arguments &, Int64), const Arguments &arguments,
              int64_t count) const

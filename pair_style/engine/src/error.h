@@ -1,4 +1,4 @@
-// The one exception of the engine: a status code of the C header with its sentence.
+// The exception that the engine throws: a status code of the C header with a message.
 #pragma once
 
 #include <stdexcept>
@@ -19,7 +19,7 @@ class Error : public std::runtime_error {
     const int atom;  // the atom that the error concerns, or -1
 };
 
-// Messages of torch carry a C++ stack trace after the first line; users need the first line.
+// First line of a text. Messages of torch have a C++ stack trace after it, which does not help users.
 std::string first_line(const std::string &text);
 
 }  // namespace nequip_md

@@ -1,4 +1,4 @@
-// The features of ghosts, which models with message passing ask the caller's program for while they run.
+// Connects the compiled code of models with message passing, which needs features of ghosts, to the caller's callback.
 #pragma once
 
 #include <cstdint>
@@ -10,13 +10,13 @@ namespace nequip_md {
 
 class Exchange {
  public:
-    // library: path of an artifact's code, which is loaded and stays so.
+    // library: path of an artifact's code, which must be loaded already and stay loaded.
     explicit Exchange(const std::string &library);
 
-    // Whether the code asks at all.
+    // Whether the code exchanges features.
     bool possible() const { return set_ != nullptr; }
 
-    // While it lives, the code calls the caller's function. `function` may be null: then nothing is done.
+    // The code calls the caller's function during the lifetime of this object. If `function` is null, nothing is done.
     class Scope {
      public:
         Scope(Exchange &exchange, nequip_md_exchange function, void *context);
@@ -28,7 +28,7 @@ class Exchange {
         Exchange &exchange_;
     };
 
-    // What the caller's function has returned that was not 0; 0 if it has not failed.
+    // Nonzero value that the caller's function has returned; 0 if it has not failed.
     int failure() const { return failure_; }
 
  private:

@@ -20,7 +20,8 @@ namespace {
 constexpr int THREADS = 128;
 constexpr int WARP = 32;
 
-// NVRTC and the driver are taken from what torch brings along, by name: so the library needs neither to be linked.
+// Finds functions of NVRTC and the driver by name in the libraries that torch uses, so that this library is linked to
+// neither.
 class Libraries {
  public:
     Libraries()
@@ -43,7 +44,7 @@ class Libraries {
     std::vector<void *> handles_;
 };
 
-// From NVRTC's documentation; its header is not among those that torch's dependencies install.
+// Functions of NVRTC, declared as in its documentation: torch's dependencies do not install its header.
 using Program = void *;
 struct Nvrtc {
     explicit Nvrtc(const Libraries &libraries)
@@ -149,7 +150,7 @@ class CudaOrder : public Gpu::Scope {
     {
         try {
             wait(caller_, engine_);
-        } catch (const Error &) {  // the device has failed, which the next call on it reports
+        } catch (const Error &) {  // the device has failed; the next call on it reports that
         }
         driver_.destroy_event(event_);
     }
@@ -180,7 +181,7 @@ class CudaGpu : public Gpu {
           stream_(c10::cuda::getStreamFromPool(false, index_))
     {
         const CudaScope scope(stream_);
-        synchronize();  // makes the device's context, which the module belongs to
+        synchronize();  // creates the device's context, in which the module is loaded
         int major = 0, minor = 0;
         check(driver_.attribute(&major, CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR, index), "cuDeviceGetAttribute");
         check(driver_.attribute(&minor, CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR, index), "cuDeviceGetAttribute");
@@ -221,7 +222,7 @@ class CudaGpu : public Gpu {
         } catch (...) {
             try {
                 recording->graph.capture_end();
-            } catch (...) {  // what ended the recording is the better message
+            } catch (...) {  // the exception that ended the recording has the better message
             }
             throw;
         }
@@ -234,7 +235,7 @@ class CudaGpu : public Gpu {
         const auto pointer = reinterpret_cast<CUdeviceptr>(address);
         unsigned kind = 0;
         int device = -1;
-        // CUDA does not know addresses of ordinary host memory
+        // the first call fails for addresses of ordinary host memory, which CUDA does not know
         return driver_.pointer_attribute(&kind, CU_POINTER_ATTRIBUTE_MEMORY_TYPE, pointer) == CUDA_SUCCESS &&
                kind == CU_MEMORYTYPE_DEVICE &&
                driver_.pointer_attribute(&device, CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL, pointer) == CUDA_SUCCESS &&

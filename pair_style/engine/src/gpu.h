@@ -1,6 +1,6 @@
-// The one place that knows CUDA: a device's stream, kernels compiled at run time, sequences of work replayed as one.
+// Interface to CUDA: a device's stream, kernels compiled at run time, and recordings (CUDA graphs).
 //
-// gpu.cpp implements it where CUDA's headers were found at build time, gpu_absent.cpp elsewhere.
+// gpu.cpp implements it if CUDA's headers are found at build time, otherwise gpu_absent.cpp.
 #pragma once
 
 #include <cstdint>
@@ -19,41 +19,41 @@ class Gpu {
 
     virtual ~Gpu() = default;
 
-    // Makes the device and the engine's own stream current while it lives.
+    // Makes the device and the engine's own stream current during the lifetime of the returned object.
     class Scope {
      public:
         virtual ~Scope() = default;
     };
     virtual std::unique_ptr<Scope> enter() = 0;
 
-    // The engine's stream waits for all that the caller's stream (a cudaStream_t; null: the default one) was given
-    // before, and at the end of the scope the caller's stream waits for the engine's.
+    // Orders the engine's stream after all previous work in the caller's stream (a cudaStream_t; null: the default
+    // stream). At the end of the returned object's lifetime the caller's stream is ordered after the engine's.
     virtual std::unique_ptr<Scope> order(void *stream) = 0;
 
-    // Whether an address lies in this device's memory.
+    // Whether an address is in this device's memory.
     virtual bool holds(const void *address) = 0;
 
-    // Run a kernel of kernels.h, a warp for each of `count` indices.
+    // Runs a kernel of kernels.h with a warp for each of `count` indices.
     virtual void launch(const char *kernel, const void *arguments, int64_t count) = 0;
 
-    // Wait for all work of the stream.
+    // Waits for all work of the stream.
     virtual void synchronize() = 0;
 
-    // Work that was recorded once and is launched as a whole. Tensors that the work allocates live as long as this.
+    // Work that was recorded once and is launched as a whole. It keeps the tensors that the work allocates.
     class Recording {
      public:
         virtual ~Recording() = default;
         virtual void replay() = 0;
     };
 
-    // Record what `work` launches; it must not wait for the device. Throws what `work` or CUDA throws, and leaves the
-    // stream usable.
+    // Records the kernels that `work` launches; `work` must not wait for the device. Passes on exceptions of `work` and
+    // CUDA, after which the stream is still usable.
     virtual std::unique_ptr<Recording> record(const std::function<void()> &work) = 0;
 
-    // Bytes that could be allocated now; what the process keeps cached counts as free.
+    // Bytes that could be allocated now, including those that the process keeps cached.
     virtual int64_t free_memory() = 0;
 
-    // Bytes allocated now, and their peak since the last call of reset_peak().
+    // Bytes that are allocated now, and their maximum since the last call of reset_peak().
     virtual int64_t allocated() = 0;
     virtual int64_t peak_allocated() = 0;
     virtual void reset_peak() = 0;

@@ -8,7 +8,7 @@
 namespace nequip_md {
 namespace {
 
-constexpr int64_t MIN_EDGES = 2;  // artifacts are exported for two edges and more
+constexpr int64_t MIN_EDGES = 2;  // artifacts are exported for at least two edges
 
 Int64 *longs(const at::Tensor &tensor) { return reinterpret_cast<Int64 *>(tensor.data_ptr<int64_t>()); }
 

@@ -1,4 +1,4 @@
-// The edges of one configuration, or of some of its centres, as the artifact contract wants them.
+// The edges of one configuration, or of some of its centres, as inputs of an artifact (docs/artifact.md).
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -15,18 +15,17 @@ struct Graph {
     at::Tensor node_types;      // [nodes + ghosts] int64
     at::Tensor neighbour_atom;  // [E] int32, of the caller's atoms; not of the padding
 
-    int64_t first, count;  // the centres that the first nodes are
+    int64_t first, count;  // the first nodes are these centres
     int64_t num_nodes() const { return row_ptr.size(0) - 1; }
     int64_t num_edges() const { return edge_vectors.size(0); }
 };
 
-// Edges of the centres before each, [centres + 1] int64: those of the table's candidates that are within their cutoff
-// now. Centres beyond the table's have none.
+// Offset of each centre's edges, [centres + 1] int64. Edges are the table's candidates that are within their cutoff
+// now; centres beyond the table's have none.
 at::Tensor count_edges(const Compute &compute, const NeighbourTable &table, int64_t num_centres);
 
-// The graph of the centres first <= node < first + count with room for num_edges edges, of which those that are not
-// needed become padding between the phantoms, as do those that are too few: artifacts are exported for two edges and
-// more.
+// The graph of the centres first <= node < first + count with room for num_edges edges. Unused room is filled with
+// padding edges of the phantoms, at least up to two edges, the smallest number that artifacts are exported for.
 Graph build_graph(const Compute &compute, const NeighbourTable &table, const at::Tensor &edge_offset, int64_t first,
                   int64_t count, int64_t num_nodes, int64_t num_edges, const at::Tensor &node_types);
 

@@ -6,8 +6,8 @@
 namespace nequip_md {
 namespace {
 
-// Distances below this part of the closest one in the training data are reported: long runs at the temperature of the
-// training data come a little closer than that.
+// Distances below this fraction of the closest one in the training data are reported. It is less than 1, since long
+// runs at the temperature of the training data come a little closer.
 constexpr double CLOSE = 0.9;
 
 }  // namespace
@@ -20,7 +20,7 @@ std::vector<double> Guard::shortest() const
     return squares;
 }
 
-// The device has counted such edges; which they are is looked up here, once.
+// The device only counts such edges, so the atoms are found here, once.
 void Guard::look(const Tally &tally, const NeighbourTable &table, nequip_md_results &results)
 {
     warning_.clear();

@@ -1,4 +1,4 @@
-// A sign that a run has left what the model was trained on: atoms that are closer than any in the training data.
+// Detects that a run has left the range of the training data: atoms that are closer than any in it.
 #pragma once
 
 #include <string>
@@ -17,14 +17,14 @@ class Guard {
     {
     }
 
-    // Squares of the distances below which a pair is reported, angstrom^2, [centre type][neighbour type]; empty: none
-    // is.
+    // Squares of the distances below which a pair is reported, angstrom^2, [centre type][neighbour type]; empty if no
+    // pair is ever reported.
     std::vector<double> shortest() const;
 
-    // Look at an evaluation; the first one that has such a pair is reported: its atoms are set in `results`.
+    // Checks an evaluation. If it is the first one with such a pair, sets the pair's atoms in `results`.
     void look(const Tally &tally, const NeighbourTable &table, nequip_md_results &results);
 
-    const std::string &warning() const { return warning_; }  // of the last look; empty: nothing to report
+    const std::string &warning() const { return warning_; }  // of the last check; empty if there is nothing to report
 
  private:
     const Metadata &metadata_;

@@ -1,11 +1,11 @@
-// The engine's loops over atoms and edges, written once for two devices.
+// The engine's loops over atoms and edges, as kernels for CPUs and GPUs.
 //
-// The C++ compiler includes this file for the CPU, where a kernel is called for one index after the other; for a GPU
-// the same text is compiled when a model is loaded (gpu.cpp), and a warp of LANES threads shares each index. So nothing
-// is included here but fixed-width names, and what differs between the devices stands in the first block.
+// For the CPU the C++ compiler includes this file, and a kernel is called for one index after the other. For a GPU the
+// same text is compiled when a model is loaded (gpu.cpp), and a warp of LANES threads processes each index. So the file
+// includes almost nothing, and its first block has all that differs between the devices.
 //
-// Sums that many atoms add to are kept in fixed-point numbers: integers add up to the same whatever their order, so
-// results do not depend on threads, warps or pieces.
+// Sums to which many threads add are fixed-point numbers: sums of integers do not depend on the order, so results do
+// not depend on threads, warps or pieces.
 #pragma once
 
 #ifdef __CUDACC_RTC__
@@ -74,8 +74,7 @@ inline Int64 rounded(double value) { return std::llrint(value); }
 
 namespace nequip_md {
 
-// ---- the caller's atoms, and pairs of them that may be edges
-// ----------------------------------------------------------
+// ---- the caller's atoms, and pairs of them that may be edges ----
 
 struct Atoms {
     const double *positions;   // [positions][3], angstrom: of the atoms, then of their periodic images
@@ -83,7 +82,7 @@ struct Atoms {
     const int *centre_atom;    // [centres]
     const Int64 *num_centres;  // [1]
     const double *cutoff;      // [types][types], angstrom, ordered pair
-    const double *shortest;    // [types][types], angstrom^2: closer pairs are counted; or null
+    const double *shortest;    // [types][types], angstrom^2: squared distances below which pairs are counted; or null
     Int64 num_types;
 };
 
@@ -105,18 +104,18 @@ NEQUIP_MD_DEVICE bool within_cutoff(const Atoms &atoms, int i, int j, double ski
     return squared_distance(atoms, i, j) < reach * reach;
 }
 
-// ---- periodic images -----------------------------------------------------------------------------------------------
+// ---- periodic images ----
 
 struct ImageArguments {
-    const double *given;  // [atoms][3], angstrom, where the caller's atoms are
-    const int *atom;      // [positions], which of them each position belongs to
-    const int *shift;     // [positions][3], lattice vectors between the two
+    const double *given;  // [atoms][3], angstrom, positions of the caller's atoms
+    const int *atom;      // [positions], the atom that each position belongs to
+    const int *shift;     // [positions][3], lattice vectors from the atom to the position
     double lattice[9];    // rows are the vectors, angstrom
     Int64 num_positions;
     double *positions;  // [positions][3]
 };
 
-// index: block of LANES positions
+// Computes the positions of images. index: block of LANES positions
 NEQUIP_MD_DEVICE void place_images(const ImageArguments &a, Int64 index)
 {
     const Int64 image = index * LANES + lane();
@@ -127,7 +126,7 @@ NEQUIP_MD_DEVICE void place_images(const ImageArguments &a, Int64 index)
                                      shift[1] * a.lattice[3 + k] + shift[2] * a.lattice[6 + k];
 }
 
-// ---- candidates from cells ------------------------------------------------------------------------------------------
+// ---- candidates from cells ----
 
 struct CellArguments {
     Atoms atoms;
@@ -136,7 +135,7 @@ struct CellArguments {
     Int64 num_atoms;             // with images
     double skin;
     Int64 *cell;                 // [atoms], number of the cell; the number of cells for atoms outside the model
-    const Int64 *atom_of_rank;   // [atoms], in the order of cells; null: there are no cells, every atom is looked at
+    const Int64 *atom_of_rank;   // [atoms], sorted by cell; null: there are no cells, all atoms are searched
     const Int64 *first_of_cell;  // [cells + 1], rank of a cell's first atom
     Int64 *list_offset;          // [centres + 1]: counts from the second entry on, then their sums
     int *list;                   // the candidates of each centre, once they have been counted
@@ -148,7 +147,7 @@ NEQUIP_MD_DEVICE Int64 cell_along(const CellArguments &a, int axis, int atom)
     return cell < 0 ? 0 : cell >= a.cells[axis] ? a.cells[axis] - 1 : cell;
 }
 
-// index: block of LANES atoms
+// Computes the cell of each atom. index: block of LANES atoms
 NEQUIP_MD_DEVICE void find_cell(const CellArguments &a, Int64 index)
 {
     const Int64 atom = index * LANES + lane();
@@ -158,8 +157,9 @@ NEQUIP_MD_DEVICE void find_cell(const CellArguments &a, Int64 index)
     a.cell[atom] = a.atoms.type[atom] < 0 ? a.cells[0] * a.cells[1] * a.cells[2] : number;
 }
 
-// Those of the atoms ranked ``begin`` to ``end`` that are candidates of a centre are written behind the ``found``
-// before, or merely counted if ``list`` is null.
+// Appends the candidates of a centre among the atoms of ranks ``begin`` to ``end - 1`` to the ``found`` previous ones
+// in
+// ``list``, or only counts them if ``list`` is null.
 NEQUIP_MD_DEVICE void search_ranks(const CellArguments &a, int atom, Int64 begin, Int64 end, Int64 &found, int *list)
 {
     for (Int64 rank = begin; rank < end; rank += LANES) {
@@ -172,8 +172,8 @@ NEQUIP_MD_DEVICE void search_ranks(const CellArguments &a, int atom, Int64 begin
     }
 }
 
-// Cells are as wide as the longest reach, so a centre's neighbours are in its own cell and those around it.
-// list: where to write; nothing is written if it is null. Returns the number of candidates.
+// Finds the candidates of a centre. They are in its own cell and the adjacent ones, since a cell is at least as wide as
+// the largest cutoff with the skin. Writes them to ``list`` unless it is null; returns their number.
 NEQUIP_MD_DEVICE Int64 search_cells(const CellArguments &a, Int64 centre, int *list)
 {
     const int atom = a.atoms.centre_atom[centre];
@@ -205,25 +205,25 @@ NEQUIP_MD_DEVICE void write_candidates(const CellArguments &a, Int64 index)
     search_cells(a, index, a.list + a.list_offset[index]);
 }
 
-// ---- edges ----------------------------------------------------------------------------------------------------------
+// ---- edges ----
 
 struct EdgeArguments {
     Atoms atoms;
-    const Int64 *list_offset;   // [centres + 1], of the candidates of each centre
-    const int *list;            // atoms
+    const Int64 *list_offset;   // [centres + 1], offset of each centre's candidates
+    const int *list;            // the candidates
     const int *atom;            // [positions], the atom that each is an image of; null: every position is an atom
-    const Int64 *node_of_atom;  // of models with message passing; null: every atom is a ghost, which has only a type
+    const Int64 *node_of_atom;  // for models with message passing; null: every atom is a ghost, which has only a type
     Int64 *edge_offset;         // [centres + 1]: counts from the second entry on, then their sums
 
-    // a graph: the centres `first` ... `first + count`, those of them that exist
+    // a graph, which consists of the existing ones of the centres `first` to `first + count - 1`
     Int64 first, count;
-    Int64 num_nodes;        // with phantoms, which are the nodes after the last existing centre
-    Int64 num_edges;        // with padding, which is shared among the phantoms
-    double padding;         // angstrom, length of an edge that does nothing
+    Int64 num_nodes;        // including phantoms, which are the nodes after the last existing centre
+    Int64 num_edges;        // including padding edges, which are distributed among the phantoms
+    double padding;         // angstrom, length of a padding edge
     double *vectors;        // [num_edges][3]
     Int64 *centre_node;     // [num_edges]
     Int64 *neighbour_node;  // [num_edges]
-    int *neighbour_atom;    // [num_edges]; not of the padding
+    int *neighbour_atom;    // [num_edges], not set for padding edges
     Int64 *row_ptr;         // [num_nodes + 1]
 };
 
@@ -248,7 +248,7 @@ NEQUIP_MD_DEVICE void count_edges(const EdgeArguments &a, Int64 index)
 
 NEQUIP_MD_DEVICE void write_edge(const EdgeArguments &a, Int64 edge, Int64 node, int centre, int neighbour)
 {
-    if (edge >= a.num_edges) return;  // the caller sees that there are too many
+    if (edge >= a.num_edges) return;  // the caller detects from edge_offset that there are too many
     for (int k = 0; k < 3; ++k)
         a.vectors[3 * edge + k] =
             a.atoms.positions[3 * (Int64)neighbour + k] - a.atoms.positions[3 * (Int64)centre + k];
@@ -258,7 +258,7 @@ NEQUIP_MD_DEVICE void write_edge(const EdgeArguments &a, Int64 edge, Int64 node,
     a.neighbour_atom[edge] = atom;
 }
 
-// Edges from a node to itself at a distance where every model is zero with all its derivatives.
+// Writes padding edges, from a node to itself with a length at which every model and its derivatives are zero.
 NEQUIP_MD_DEVICE void write_padding(const EdgeArguments &a, Int64 node, Int64 begin, Int64 end)
 {
     for (Int64 edge = begin + lane(); edge < end; edge += LANES) {
@@ -297,28 +297,27 @@ NEQUIP_MD_DEVICE void write_edges(const EdgeArguments &a, Int64 index)
     }
 }
 
-// ---- from the gradients of edges to forces and virials
-// ----------------------------------------------------------------
+// ---- from the gradients of edges to forces and virials ----
 
-// Fixed point: a unit of the integers is 2^-46 (eV/angstrom, eV). A force of more than LARGEST on one edge is left to
-// floating-point sums, and so is one that is not a number.
+// Fixed-point numbers are multiples of 2^-46 (eV/angstrom, eV). They cannot represent a gradient of more than LARGEST,
+// or NaN; edges with such gradients need floating-point sums.
 constexpr double UNITS = 70368744177664.0;
 constexpr double LARGEST = 1024.0;
-constexpr int SUMS = 10;  // of one centre: virial xx yy zz xy xz yz, energy, edges that exceed LARGEST, all its edges,
-                          // edges shorter than the shortest that the model knows
+constexpr int SUMS = 10;  // sums of a centre: virial xx yy zz xy xz yz, energy, number of edges that exceed LARGEST,
+                          // number of all edges, number of edges that are shorter than `shortest`
 
 struct TallyArguments {
-    const Int64 *row_ptr;       // of the graph
+    const Int64 *row_ptr;       // [nodes + 1], of the graph
     const Int64 *edge_offset;   // [centres + 1]
     const double *vectors;      // [edges][3]
-    const double *gradient;     // [edges][3], of the total energy by the vectors
+    const double *gradient;     // [edges][3], derivatives of the total energy by the vectors
     const double *node_energy;  // [nodes]
     const int *neighbour_atom;  // [edges]
     Atoms atoms;
-    Int64 first;      // centre of the graph's first node
+    Int64 first;      // the graph's first node is this centre
     void *forces;     // [atoms][3]
-    void *virials;    // [atoms][6], half of each edge at either end; or null
-    void *centroids;  // [atoms][9], each edge at its neighbour; or null
+    void *virials;    // [atoms][6], half of each edge to either atom; or null
+    void *centroids;  // [atoms][9], each edge to its neighbour; or null
     double *sums;     // [centres][SUMS]
 };
 
@@ -335,7 +334,7 @@ NEQUIP_MD_DEVICE double number<double>(double value)
     return value;
 }
 
-// The virial of one edge, -r (x) g: xx yy zz xy xz yz yx zx zy.
+// Virial of one edge, -r (x) g: xx yy zz xy xz yz yx zx zy.
 NEQUIP_MD_DEVICE void edge_virial(const double *r, const double *g, double *w)
 {
     w[0] = -r[0] * g[0], w[1] = -r[1] * g[1], w[2] = -r[2] * g[2];
@@ -343,7 +342,8 @@ NEQUIP_MD_DEVICE void edge_virial(const double *r, const double *g, double *w)
     w[6] = -r[1] * g[0], w[7] = -r[2] * g[0], w[8] = -r[2] * g[1];
 }
 
-// Number: Int64 for fixed-point sums, which leave out edges that are too large, or double. Either counts those edges.
+// Adds the edges of a node to forces, virials and the sums of its centre. Number is the type of the forces and virials:
+// Int64 for fixed-point numbers, or double. Edges that exceed LARGEST are counted and, with skip_large, left out.
 template <typename Number>
 NEQUIP_MD_DEVICE void tally(const TallyArguments &a, Int64 index, bool skip_large)
 {
@@ -376,7 +376,7 @@ NEQUIP_MD_DEVICE void tally(const TallyArguments &a, Int64 index, bool skip_larg
         double w[9];
         edge_virial(r, g, w);
         for (int k = 0; k < 6; ++k) {
-            // the total is symmetric by rotational invariance, the share of one edge is not
+            // symmetrised, since only the total is symmetric, by rotational invariance
             const double symmetric = k < 3 ? w[k] : 0.5 * (w[k] + w[k + 3]);
             virial[k] += symmetric;
             if (!virials) continue;

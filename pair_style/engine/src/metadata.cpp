@@ -19,7 +19,7 @@ class Reader {
     {
     }
 
-    // Keys that not every artifact has; an empty text stands for an unknown value.
+    // Whether an optional key has a value; an empty text means that it is unknown.
     bool has(const std::string &key) const
     {
         const auto found = text_.find(key);

@@ -1,4 +1,4 @@
-// What an artifact says about itself: flat text keys, parsed into the values that the engine uses.
+// Metadata of an artifact: text keys and values, parsed into the values that the engine uses.
 #pragma once
 
 #include <string>
@@ -8,7 +8,7 @@
 namespace nequip_md {
 
 struct Metadata {
-    std::unordered_map<std::string, std::string> text;  // every key as it stands in the file
+    std::unordered_map<std::string, std::string> text;  // all keys and values of the file
 
     std::vector<std::string> type_names;
     double cutoff;                     // angstrom
@@ -26,7 +26,7 @@ struct Metadata {
     double pair_cutoff(int centre, int neighbour) const { return pair_cutoffs[centre * num_types() + neighbour]; }
 };
 
-// Parse the keys of an artifact. `path` is for messages only.
+// Parses the keys of an artifact. `path` is for messages only.
 // Throws Error (BAD_MODEL) for another format version, and for a key that is missing or malformed.
 Metadata parse_metadata(const std::string &path, std::unordered_map<std::string, std::string> text);
 

@@ -14,7 +14,8 @@
 namespace nequip_md {
 namespace {
 
-// The thread count belongs to the whole process: its owner may have sized arrays by it.
+// Sets the number of OpenMP threads during a call. It is restored afterwards, as it applies to the whole process, and
+// other code may have sized arrays by it.
 class ThreadScope {
  public:
     explicit ThreadScope(int wanted) : before_(at::get_num_threads()), changed_(wanted > 0 && wanted != before_)
@@ -125,8 +126,8 @@ const std::vector<double> &Model::isolated_energies()
     const ThreadScope threads(num_threads_);
     const auto stream = compute_.enter();
     const int count = metadata_.num_types();
-    std::vector<int> each(
-        count);  // one atom of each type: atoms, their types, centres and owners have the same numbers
+    // one atom of each type, so atoms, types, centres and owners have the same numbers
+    std::vector<int> each(count);
     std::iota(each.begin(), each.end(), 0);
     const std::vector<int> no_neighbours(count, 0);
     const std::vector<const int *> empty_lists(count, nullptr);
@@ -138,7 +139,8 @@ const std::vector<double> &Model::isolated_energies()
     system.types = system.type_map = system.centres = system.owner = each.data();
     system.num_neighbours = no_neighbours.data();
     system.neighbours = empty_lists.data();
-    NeighbourTable table(compute_, metadata_, {});  // not the caller's, whose lists may have to last longer
+    NeighbourTable table(compute_, metadata_,
+                         {});  // a separate table, since the caller may rely on the lists of the other
     table.update(system);
     Tally tally(compute_, count, count, {false, false}, /*wide=*/true);
     Pieces(compute_, /*max_edges=*/0, /*divisible=*/false).run(table, network_, tally);

@@ -1,4 +1,4 @@
-// One loaded potential: metadata, compiled network, the caller's atoms, and how they are evaluated.
+// A loaded potential: metadata, compiled network, the caller's atoms, and their evaluation.
 #pragma once
 
 #include <optional>
@@ -25,7 +25,7 @@ class Model {
     void evaluate(const nequip_md_system &system, nequip_md_results &results);
     const std::string &warning() const { return guard_.warning(); }  // of the last evaluation; or empty
 
-    // Energies of an atom of each type without neighbours, in the unit of the results; evaluated once.
+    // Energy of an atom without neighbours for each type, in the unit of the results; evaluated once.
     const std::vector<double> &isolated_energies();
 
  private:

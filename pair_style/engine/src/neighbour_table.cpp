@@ -28,13 +28,13 @@ namespace nequip_md {
 namespace {
 
 constexpr int64_t GRAIN = 256;       // centres per task
-constexpr double MOST_CELLS = 4;     // for each atom: atoms far apart need few cells, not many empty ones
-constexpr double FREE_CELLS = 1000;  // however few atoms there are
-constexpr int64_t FEW_CELLS = 3;     // along every axis: a cell and those around it are nearly all there is
+constexpr double MOST_CELLS = 4;     // cells for each atom; if atoms are far apart, cells become wider
+constexpr double FREE_CELLS = 1000;  // cells that are allowed for any number of atoms
+constexpr int64_t FEW_CELLS = 3;     // cells along every axis up to which all atoms are searched instead
 
 std::string number(int64_t value) { return std::to_string(value); }
 
-// Whether the caller brings the features of ghosts.
+// Whether the caller exchanges features of ghosts.
 bool exchanges(const nequip_md_system &system, const Metadata &metadata)
 {
     return system.exchange && metadata.message_passing_layers > 0;
@@ -66,7 +66,8 @@ void check_system(const nequip_md_system &system, const Metadata &metadata, cons
     require(system.memory == NEQUIP_MD_HOST_MEMORY || compute.gpu(),
             "memory says that the arrays lie on a GPU, but this model runs on the CPU; give arrays in host memory, or "
             "export the model with: nequip-md-export MODEL -o OUT.pt2 --device cuda");
-    // a process of Python that loads this library on an H200 ends with a segmentation fault, for a reason not yet known
+    // not allowed yet: Python processes that load this library on an H200 end with a segmentation fault of unknown
+    // cause
     require(system.memory == NEQUIP_MD_HOST_MEMORY,
             "memory says that the arrays lie on a GPU, which does not work reliably yet; give arrays in host memory");
 }
@@ -93,13 +94,13 @@ NeighbourTable::NeighbourTable(const Compute &compute, const Metadata &metadata,
         shortest_ = at::tensor(shortest, at::TensorOptions().dtype(at::kDouble)).to(compute.device());
 }
 
-// Room for `size` rows and some more, so that few rebuilt lists need new memory.
+// Makes room for `size` rows and some more, so that rebuilt lists rarely need new memory.
 void NeighbourTable::reserve(at::Tensor &tensor, int64_t size, const at::TensorOptions &options, at::IntArrayRef rest)
 {
     if (tensor.defined() && tensor.size(0) >= size) return;
     std::vector<int64_t> shape{size + size / 16 + 32};
     shape.insert(shape.end(), rest.begin(), rest.end());
-    tensor = at::Tensor();  // before the new one is made: together they might not fit
+    tensor = at::Tensor();  // freed before the new one is allocated, as both might not fit
     tensor = at::zeros(shape, options);
     ++num_moves_;
 }
@@ -125,7 +126,7 @@ void NeighbourTable::update(const nequip_md_system &system)
     valid_ = true;
 }
 
-// A comparison with NaN is false, so that such an atom would merely lose its edges.
+// Without this check, an atom at NaN would silently lose its edges, since comparisons with NaN are false.
 void NeighbourTable::check_positions(const at::Tensor &given) const
 {
     if (!given.is_cpu() && at::isfinite(given).all().item<bool>()) return;
@@ -238,7 +239,8 @@ void NeighbourTable::number_nodes(const nequip_md_system &system, const Lattice 
         const std::vector<int64_t> node_of_centre = node_of_atom;
         for (int atom = 0; atom < system.num_all; ++atom) {
             if (kind_.exchange && !is_centre[atom]) {
-                // such models are evaluated whole, never in pieces or with room for more nodes
+                // models with message passing are evaluated as a whole, so the number of nodes before the ghosts is
+                // known
                 node_of_atom[atom] =
                     static_cast<int64_t>(numbers.centres.size() + MIN_PHANTOMS + numbers.ghosts.size());
                 numbers.ghosts.push_back(atom);
@@ -263,7 +265,7 @@ void NeighbourTable::number_nodes(const nequip_md_system &system, const Lattice 
 
 void NeighbourTable::upload(Numbering numbers, bool periodic)
 {
-    uploaded_ = false;  // should it fail here
+    uploaded_ = false;  // stays false if an exception is thrown below
     const auto num_atoms = static_cast<int64_t>(numbers.types.size());
     const Images &images = numbers.images;
     std::vector<int> types = numbers.types;
@@ -345,7 +347,7 @@ void NeighbourTable::copy_lists(const nequip_md_system &system)
     list_offset_.narrow(0, 0, num_centres() + 1).copy_(on_host(offset, at::kLong));
 }
 
-// All other atoms within cutoff + skin, from cells of that width, or from all atoms if there are few cells.
+// Finds all atoms within cutoff + skin by cells of that width, or among all atoms if there are few cells.
 void NeighbourTable::search(const nequip_md_system &system)
 {
     const int64_t count = num_positions();
@@ -376,13 +378,13 @@ void NeighbourTable::search(const nequip_md_system &system)
         few = few && a.cells[axis] <= FEW_CELLS;
     }
 
-    at::Tensor cell, sorted, order, first;  // until the kernels are under way
+    at::Tensor cell, sorted, order, first;  // must live until the kernels are launched
     if (!few) {
         const int64_t num_cells = a.cells[0] * a.cells[1] * a.cells[2];
         cell = at::empty({count}, compute_.integers());
         a.cell = longs(cell);
         NEQUIP_MD_RUN(compute_, find_cell, a, (count + compute_.lanes() - 1) / compute_.lanes());
-        // a stable sort: the order of the atoms in a cell, and with it that of every sum, is always the same
+        // the sort is stable, so that the order of atoms in a cell, and of every sum, is always the same
         std::tie(sorted, order) = at::sort(cell, /*stable=*/true, /*dim=*/0, /*descending=*/false);
         first = at::searchsorted(sorted, at::arange(num_cells + 1, compute_.integers()));
         a.atom_of_rank = longs(order);
@@ -429,7 +431,7 @@ at::Tensor NeighbourTable::node_types(int64_t first, int64_t count, int64_t num_
 {
     const at::Tensor own = type_.index_select(0, centre_atom_.narrow(0, first, count));
     std::vector<at::Tensor> parts{own, at::zeros({num_nodes - count}, own.options())};
-    // atoms outside the model are never neighbours; any type will do for them
+    // atoms outside the model get type 0, as they are never neighbours
     const at::Tensor ghosts =
         node_of_atom_.defined() ? type_.index_select(0, ghost_atom_) : type_.narrow(0, 0, num_atoms);
     parts.push_back(ghosts.clamp_min(0));

@@ -1,5 +1,5 @@
-// The caller's atoms and their possible neighbours, on the device: all that stays the same until lists are rebuilt, and
-// the positions of each step.
+// The caller's atoms and their possible neighbours on the device. Positions change in every step, everything else when
+// lists are rebuilt.
 #pragma once
 
 #include <vector>
@@ -13,10 +13,10 @@
 
 namespace nequip_md {
 
-// Nodes of a graph are numbered: centres in the caller's order, at least so many phantoms, then ghosts. These are all
-// of the caller's atoms for models without message passing; for models with it there are none, or those atoms that are
-// no centres if the caller exchanges their features. Phantoms have no counterpart among the atoms. They carry the
-// padding edges, and being always there they spare every other part of the code a special case.
+// Nodes of a graph are the centres in the caller's order, then phantoms, then ghosts. Without message passing, all of
+// the caller's atoms are ghosts. With message passing, the atoms that are no centres are ghosts if the caller exchanges
+// their features, otherwise there are none. Phantoms correspond to no atom; padding edges belong to them. There are
+// always at least MIN_PHANTOMS, so that no other code needs a special case.
 constexpr int64_t MIN_PHANTOMS = 2;
 
 class NeighbourTable {
@@ -24,10 +24,9 @@ class NeighbourTable {
     // shortest: angstrom^2, [centre type][neighbour type], see Atoms; may be empty.
     NeighbourTable(const Compute &compute, const Metadata &metadata, const std::vector<double> &shortest);
 
-    // Bring table and positions up to date. The table is made anew when the caller says that the lists have changed,
-    // and whenever the types, the counts or the kind of boundaries differ from last time: programs that swap types do
-    // so without rebuilding neighbour lists. Throws Error (BAD_INPUT) for indices, types, cells and positions that
-    // cannot be.
+    // Updates table and positions. The table is rebuilt when the caller says that the lists have changed, and whenever
+    // types, counts or the kind of boundaries differ from the previous call, since programs that swap types may not
+    // rebuild their lists. Throws Error (BAD_INPUT) for invalid indices, types, cells and positions.
     void update(const nequip_md_system &system);
 
     int64_t num_atoms() const { return static_cast<int64_t>(caller_types_.size()); }
@@ -35,9 +34,12 @@ class NeighbourTable {
     int64_t num_centres() const { return static_cast<int64_t>(numbers_.centres.size()); }
     const std::vector<int> &centres() const { return numbers_.centres; }  // atoms; those of unmapped types left out
     int64_t num_candidates() const { return num_candidates_; }
-    int64_t num_numberings() const { return num_numberings_; }  // how often nodes or their types have changed
+    int64_t num_numberings() const
+    {
+        return num_numberings_;
+    }  // number of times that nodes or their types have changed
 
-    // Arrays have room for more than there is, so that they can stay where they are: this counts how often one moved.
+    // Number of times that an array was reallocated. Arrays have spare room, so that this is rare.
     int64_t num_moves() const { return num_moves_; }
     int64_t centre_capacity() const { return centre_atom_.numel(); }
     int64_t atom_capacity() const { return type_.numel(); }
@@ -47,16 +49,16 @@ class NeighbourTable {
 
     at::Tensor centre_atoms() const { return centre_atom_.narrow(0, 0, num_centres()); }  // on the device
 
-    // Of one position: the atom that is there, itself or as an image, and its type.
+    // The atom at a position, either itself or its image, and its type.
     int atom(int64_t position) const;
     int type(int64_t position) const { return numbers_.types[atom(position)]; }
     at::Tensor host_positions() const;  // [positions, 3]
 
-    // Types of the nodes of a graph: the centres from `first` on, phantoms up to `num_nodes`, and the ghosts.
+    // Types of the nodes of a graph: `count` centres from `first` on, phantoms up to `num_nodes`, then ghosts.
     at::Tensor node_types(int64_t first, int64_t count, int64_t num_nodes, int64_t num_atoms) const;
 
  private:
-    // What stays the same as long as the atoms are the same ones. Lists are often rebuilt for these.
+    // Data that depends only on which atoms there are. It often stays the same when lists are rebuilt.
     struct Numbering {
         std::vector<int> types;             // [atoms], of the model; -1: not in the model
         std::vector<int> centres;           // [centres], atoms
@@ -66,7 +68,7 @@ class NeighbourTable {
         bool operator==(const Numbering &) const = default;
     };
 
-    // What the caller gives, as a tensor where it lies.
+    // The caller's arrays as tensors.
     at::Tensor given_positions(const nequip_md_system &system) const;
     at::Tensor given_types(const nequip_md_system &system) const;
 

@@ -9,7 +9,7 @@
 namespace nequip_md {
 namespace {
 
-// AOTInductor checks neither shapes nor types, and what it returns is read as raw memory further on.
+// AOTInductor checks neither shapes nor types of outputs, which are read as raw memory later.
 void check_output(const std::string &path, const char *name, const at::Tensor &tensor, at::IntArrayRef shape)
 {
     if (tensor.scalar_type() == at::kDouble && tensor.sizes() == shape) return;
@@ -19,7 +19,7 @@ void check_output(const std::string &path, const char *name, const at::Tensor &t
     throw Error(NEQUIP_MD_BAD_MODEL, message.str());
 }
 
-// Whether cuBLAS may round to TF32 is a setting of the whole process, which may have its own mind about it.
+// Allows or forbids TF32 in cuBLAS during an evaluation. It is restored afterwards, as it applies to the whole process.
 class TF32Scope {
  public:
     explicit TF32Scope(bool allow) : before_(at::globalContext().allowTF32CuBLAS())
@@ -41,13 +41,13 @@ Network::Network(const Package &package, const at::Device &device)
       allow_tf32_(package.metadata().precision == "tf32"),
       folder_(std::make_unique<TemporaryFolder>(package.size()))
 {
-    // One handle is used by one thread at a time; and only so can a GPU's work be recorded (gpu.h).
+    // A handle is used by one thread at a time, and only this mode allows recording a GPU's work (gpu.h).
     constexpr bool run_single_threaded = true;
     constexpr size_t num_runners = 1;
     const std::string library = package.unpack(*folder_);
     const auto &makers = torch::inductor::getAOTIModelRunnerRegistry();
     try {
-        // Without the index the weights would land on whatever device is current.
+        // Without an index the weights would be loaded to the current device.
         runner_ = makers.at(package.metadata().device)(library, num_runners, device.str(), folder_->path(),
                                                        run_single_threaded);
     } catch (const std::exception &error) {
@@ -56,8 +56,8 @@ Network::Network(const Package &package, const at::Device &device)
                                             "); export the model again on a machine like this one");
     }
     exchange_.emplace(library);
-    // Loaded code stays when its file is deleted, however the process ends. A GPU's kernels are loaded when they are
-    // first needed.
+    // Loaded code does not need its file any more, so no file is left behind even if the process is killed. A GPU's
+    // kernels are loaded from files when they are first needed, so these stay.
     if (device.is_cpu()) folder_.reset();
 }
 
@@ -75,7 +75,7 @@ std::vector<at::Tensor> Network::call(const Graph &graph)
         check();
         return outputs;
     } catch (const std::exception &) {
-        check();  // the better message
+        check();  // throws a better message if the exchange failed
         throw;
     }
 }

@@ -1,4 +1,4 @@
-// The compiled model: graph in, energies and gradient out.
+// The compiled model, a function from a graph to energies and gradients.
 #pragma once
 
 #include <memory>
@@ -25,7 +25,7 @@ class Network {
     // Loads the code of an artifact. Throws Error (BAD_FILE).
     Network(const Package &package, const at::Device &device);
 
-    // Where the code asks for features of ghosts.
+    // The connection through which the code exchanges features of ghosts.
     Exchange &exchange() { return *exchange_; }
 
     // Throws Error (BAD_MODEL) if the artifact's outputs are not those of the contract, Error (INTERNAL) if the
@@ -37,7 +37,7 @@ class Network {
 
     std::string path_;
     bool allow_tf32_;
-    std::unique_ptr<TemporaryFolder> folder_;  // while something in it may still be read
+    std::unique_ptr<TemporaryFolder> folder_;  // kept while files in it may still be read
     std::unique_ptr<torch::inductor::AOTIModelContainerRunner> runner_;
     std::optional<Exchange> exchange_;
 };

@@ -18,7 +18,7 @@ namespace {
 
 constexpr uint64_t MOST_OF_METADATA = 1 << 24;  // bytes
 
-// Name within the folder of the compiled model, below a folder whose name does not matter; empty for other members.
+// File name of a member that belongs to the compiled model, without the zip file's folders; empty for other members.
 std::string model_file(const Archive::Member &member)
 {
     const std::string folder = "/data/aotinductor/model/";
@@ -61,12 +61,12 @@ std::unordered_map<std::string, std::string> read_text(const Archive &archive, c
     }
 }
 
-// Without the local part that builds append, as in 2.13.0+cpu.
+// A version of torch without the local part of a build, such as +cpu.
 std::string release(const std::string &version) { return version.substr(0, version.find('+')); }
 
 void check_torch(const std::string &path, const Metadata &metadata)
 {
-    // Compiled artifacts are promised to run only with the release that compiled them.
+    // PyTorch guarantees that compiled code runs with the release that compiled it, but not with others.
     if (metadata.torch_version != release(TORCH_VERSION))
         throw Error(NEQUIP_MD_BAD_MODEL, "artifact '" + path + "' was exported with torch " + metadata.torch_version +
                                              ", this program runs torch " TORCH_VERSION
@@ -87,10 +87,10 @@ std::set<std::string> cpu_instructions()
     return {};
 }
 
-// An illegal instruction would end the whole process.
+// Refuses code for another processor, since an illegal instruction would end the whole process.
 void check_processor(const std::string &path, const Metadata &metadata)
 {
-    const auto recorded = metadata.text.find("cpu_instructions");  // absent from older files
+    const auto recorded = metadata.text.find("cpu_instructions");  // older files do not have it
     const std::set<std::string> here = cpu_instructions();
     if (recorded == metadata.text.end() || here.empty()) return;
     std::istringstream names(recorded->second);

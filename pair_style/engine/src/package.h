@@ -1,4 +1,4 @@
-// An artifact before its code is loaded: what it says about itself, whether this process can run it, and its code.
+// An artifact whose code is not loaded yet: its metadata, whether this process can run it, and its compiled code.
 #pragma once
 
 #include <string>
@@ -14,7 +14,7 @@ int device_count(const std::string &kind);
 
 class Package {
  public:
-    // Reads an artifact's metadata and makes sure that this process can run it.
+    // Reads an artifact's metadata and checks that this process can run it.
     //
     // kind: "cpu", "cuda", or empty for the device that the artifact was exported for; index: which GPU.
     // Throws Error (BAD_FILE, BAD_MODEL, BAD_DEVICE).
@@ -25,7 +25,7 @@ class Package {
 
     uint64_t size() const;  // bytes that unpack() writes
 
-    // Writes the compiled code to a folder and verifies every member of the file; returns the path of the shared
+    // Writes the compiled code to a folder and verifies every member of the file. Returns the path of the shared
     // library. Throws Error (BAD_FILE).
     std::string unpack(const TemporaryFolder &folder) const;
 

@@ -11,9 +11,9 @@
 namespace nequip_md {
 namespace {
 
-constexpr double FLAT = 1e-6;        // a volume is none if it is smaller than this times the product of the lengths
-constexpr double FARTHEST = 1e9;     // cells; beyond, float64 has less than seven digits left within the cell
-constexpr double MOST_IMAGES = 2e8;  // some 10 GB
+constexpr double FLAT = 1e-6;     // a volume counts as zero if it is smaller than this times the product of the lengths
+constexpr double FARTHEST = 1e9;  // cells; an atom farther away has less than seven digits of precision within the cell
+constexpr double MOST_IMAGES = 2e8;  // about 10 GB
 constexpr double MARGIN = 1e-6;      // angstrom, for rounding
 
 double dot(const double *a, const double *b) { return a[0] * b[0] + a[1] * b[1] + a[2] * b[2]; }
@@ -31,8 +31,8 @@ void normalize(double *a)
     for (int k = 0; k < 3; ++k) a[k] /= size;
 }
 
-// Fill in vectors that are not periodic: of length 1, orthogonal to the others. Returns the volume of all three; 0 if
-// the periodic ones are parallel or zero.
+// Replaces vectors that are not periodic by vectors of length 1 that are orthogonal to the others. Returns the volume
+// of all three; 0 if the periodic vectors are linearly dependent.
 double complete(const bool *periodic, double (*basis)[3])
 {
     const int count = periodic[0] + periodic[1] + periodic[2];
@@ -97,9 +97,9 @@ double Lattice::steepness(int axis) const { return length(reciprocal_ + 3 * axis
 Images make_images(const Lattice &lattice, const double *positions, const std::vector<int> &types, double reach)
 {
     const auto num_atoms = static_cast<int>(types.size());
-    std::vector<int> home(3 * types.size(), 0);            // lattice vectors that bring an atom into the cell
-    std::vector<double> fractions(3 * types.size(), 0.0);  // there
-    double low[3], high[3];                                // of these
+    std::vector<int> home(3 * types.size(), 0);            // lattice vectors that move an atom into the cell
+    std::vector<double> fractions(3 * types.size(), 0.0);  // its coordinates there
+    double low[3], high[3];                                // their extremes
     for (int axis = 0; axis < 3; ++axis) {
         low[axis] = std::numeric_limits<double>::infinity();
         high[axis] = -low[axis];
@@ -119,7 +119,7 @@ Images make_images(const Lattice &lattice, const double *positions, const std::v
         }
     }
 
-    // Shifts of an atom along one vector after which it can be within reach of another one.
+    // First and last shift of an atom along one vector for which the image can be within reach of another atom.
     const auto range = [&](int atom, int axis, double &first, double &last) {
         first = last = 0;
         if (!lattice.periodic(axis)) return;

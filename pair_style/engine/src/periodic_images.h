@@ -1,4 +1,4 @@
-// Periodic images of the caller's atoms, for callers who have none of their own.
+// Periodic images of the caller's atoms, for callers that do not make images themselves.
 #pragma once
 
 #include <vector>
@@ -18,27 +18,28 @@ class Lattice {
     // Coordinate of a point along one vector, in units of the vector.
     double fraction(int axis, const double *point) const;
 
-    // How much this coordinate differs at most between points that are one angstrom apart.
+    // Largest difference of this coordinate between points that are one angstrom apart.
     double steepness(int axis) const;
 
  private:
     bool periodic_[3];
     double vectors_[9];
-    double reciprocal_[9];  // rows: with them as gradients, fraction() is linear
+    double reciprocal_[9];  // rows are the gradients of fraction()
 };
 
-// Positions that neighbours are looked for at: each atom moved into the cell, then its images around.
+// Positions of possible neighbours: each atom, moved into the cell, then the images around it.
 struct Images {
-    std::vector<int> atom;   // [positions], of the caller's: 0, 1, ... up to their number, then that of each image
-    std::vector<int> shift;  // [positions][3], the lattice vectors that are added to that atom's position
+    std::vector<int>
+        atom;  // [positions], the caller's atom: 0, 1, ... for the atoms themselves, then that of each image
+    std::vector<int> shift;  // [positions][3], numbers of lattice vectors that are added to the atom's position
     bool operator==(const Images &) const = default;
 };
 
-// All images that an atom can have within `reach` angstrom.
+// Finds all images that are within `reach` angstrom of an atom.
 //
 // positions: [atoms][3]; types: [atoms], those without a type (-1) have no images.
-// Throws Error (BAD_INPUT) if there are too many, or an atom is too far outside of the cell for its position to mean
-// anything.
+// Throws Error (BAD_INPUT) if there are too many, or an atom is so far outside of the cell that its position has lost
+// precision.
 Images make_images(const Lattice &lattice, const double *positions, const std::vector<int> &types, double reach);
 
 }  // namespace nequip_md

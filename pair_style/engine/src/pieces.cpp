@@ -8,10 +8,10 @@
 namespace nequip_md {
 namespace {
 
-constexpr int64_t PROBE = 1 << 15;     // edges of the piece that shows how much memory an edge takes
-constexpr int64_t BUSY = 1 << 20;      // with so many edges at a time a GPU is as fast as with more
-constexpr int64_t SMALLEST = 1 << 14;  // so many fit into any GPU that runs a model at all: a failure has another cause
-constexpr double USABLE = 0.8;         // part of the free memory; the rest is for fragments and for other processes
+constexpr int64_t PROBE = 1 << 15;     // edges of the first piece, which measures the memory that an edge takes
+constexpr int64_t BUSY = 1 << 20;      // edges of a piece with which a GPU is as fast as with more
+constexpr int64_t SMALLEST = 1 << 14;  // edges of a piece that fits into any GPU; if it fails, the cause is not memory
+constexpr double USABLE = 0.8;         // fraction of the free memory; the rest is for fragmentation and other processes
 
 }  // namespace
 
@@ -77,7 +77,7 @@ void Pieces::run(const NeighbourTable &table, Network &network, Tally &tally)
         } catch (const Error &) {
             throw;
         } catch (const std::exception &error) {
-            // The compiled model reports every failure of its device alike, so that memory can only be guessed.
+            // The compiled model reports all failures of its device alike, so lack of memory is only a guess.
             if (!compute_.gpu()) throw;
             if (!divisible_ || edges / 2 < SMALLEST)
                 throw Error(

@@ -1,4 +1,4 @@
-// Evaluation of a configuration, some centres at a time where it is big, so that memory is bounded.
+// Evaluation of a configuration. A large one is evaluated in pieces, some centres at a time, which bounds memory.
 #pragma once
 
 #include <cstdint>
@@ -13,19 +13,19 @@ namespace nequip_md {
 
 class Pieces {
  public:
-    // max_edges: of one piece; 0: no limit of the caller's. divisible: of a model without message passing, where a
-    // centre's energy depends on its own edges alone, so that pieces are exact. A centre is never divided, so a piece
-    // may have more edges than the limit.
+    // max_edges: the caller's limit for one piece; 0: no limit. A centre is never divided, so a piece may have more
+    // edges than that. divisible: whether the model has no message passing, so that a centre's energy depends on its
+    // own edges only and pieces give exact results.
     //
-    // On a GPU a piece has as many edges as are sure to fit into its free memory, by what a first small piece took, but
-    // no more than make it busy; should memory run out all the same, pieces become smaller.
+    // On a GPU a first small piece measures memory. Further pieces have as many edges as fit into the free memory, but
+    // no more than needed to keep the GPU busy. If memory runs out nevertheless, pieces become smaller.
     Pieces(const Compute &compute, int64_t max_edges, bool divisible);
 
-    // Evaluate all centres of the table and add them up.
+    // Evaluates all centres of the table and adds them to the tally.
     void run(const NeighbourTable &table, Network &network, Tally &tally);
 
-    // Add the last run once more, to another tally. False: it was not kept, so it must be run again. What is not
-    // divisible is kept: models with message passing exchange features when they run, on all processes equally often.
+    // Adds the last run to another tally. Returns false if its gradients were not kept, so that it must be run again.
+    // They are kept for models with message passing, which must run equally often on all processes.
     bool add_again(const NeighbourTable &table, Tally &tally) const;
 
     int64_t num_pieces() const { return num_pieces_; }  // of the last run
@@ -48,7 +48,7 @@ class Pieces {
         Evaluation evaluation;
     };
     std::optional<Kept> kept_;
-    at::Tensor node_types_;  // of the whole, of the table's update number `types_of_`
+    at::Tensor node_types_;  // of all nodes, for the table's numbering number `types_of_`
     int64_t types_of_ = -1;
 };
 

@@ -5,7 +5,7 @@
 namespace nequip_md {
 namespace {
 
-constexpr int64_t MOST_EDGES = 1 << 18;  // beyond, the time of launching hides behind that of computing
+constexpr int64_t MOST_EDGES = 1 << 18;  // for more edges, kernels take longer than their launches
 
 }  // namespace
 
@@ -17,7 +17,7 @@ void Replay::forget()
     num_nodes_ = num_edges_ = 0;
 }
 
-// The arrays that recordings read are where they were, and large enough.
+// Whether the arrays that recordings read have not moved and are large enough.
 bool Replay::fits(const NeighbourTable &table) const
 {
     return num_nodes_ > 0 && moves_ == table.num_moves() && table.num_centres() + MIN_PHANTOMS <= num_nodes_;
@@ -30,7 +30,7 @@ void Replay::record(const NeighbourTable &table, Network &network, const Tally::
         moves_ = table.num_moves();
         numbering_ = table.num_numberings();
         num_nodes_ = table.centre_capacity();
-        num_edges_ = num_edges + num_edges / 32 + 32;  // a liquid's number varies by a percent
+        num_edges_ = num_edges + num_edges / 32 + 32;  // the number fluctuates by about a percent in a liquid
         node_types_ = table.node_types(0, table.num_centres(), num_nodes_, table.atom_capacity());
     }
     auto recorded = std::make_unique<Recorded>(
@@ -61,7 +61,7 @@ const Tally *Replay::run(const NeighbourTable &table, const Tally::Wanted &wante
     }
     Recorded &recorded = *of(wanted);
     recorded.recording->replay();
-    // more edges than there was room for, or forces beyond fixed point, are for the other way
+    // with more edges than there is room for, or forces beyond fixed point, the caller evaluates without a recording
     const bool right = recorded.tally.fetch(table.num_atoms(), fetched) && recorded.tally.num_edges() <= num_edges_;
     return right ? &recorded.tally : nullptr;
 }

@@ -1,7 +1,7 @@
-// Small systems on a GPU: the whole evaluation recorded once and replayed every step.
+// Evaluation of small systems on a GPU by a recording (CUDA graph) that is replayed every step.
 //
-// Launching some fifty kernels one by one takes longer than running them on few atoms. A recording has fixed sizes,
-// with room for more edges and atoms than there were; what is not needed is padding, which is exactly zero.
+// Launching about fifty kernels one by one takes longer than running them on few atoms. A recording has fixed sizes
+// with room for some more edges and atoms. Unused room is filled with padding, whose contribution is exactly zero.
 #pragma once
 
 #include <memory>
@@ -15,16 +15,16 @@ class Replay {
  public:
     explicit Replay(const Compute &compute) : compute_(compute) {}
 
-    // Whether a system of so many edges gains from this.
+    // Whether a system with this number of edges gains from a recording.
     bool worthwhile(int64_t num_edges) const;
 
-    // Evaluate the table's centres, if a recording fits them. Null: none does.
+    // Evaluates the table's centres with a recording that fits them. Returns null if there is none.
     const Tally *run(const NeighbourTable &table, const Tally::Wanted &wanted, const Tally::Fetched &fetched);
 
     int64_t num_edges() const { return num_edges_; }  // of every recording, with padding
 
-    // Make a recording for the table as it is, and for more edges than these. It runs nothing. A model that cannot be
-    // recorded is left alone from then on.
+    // Makes a recording for the current table with room for some more edges, without running it. If a model cannot be
+    // recorded, no further attempt is made.
     void record(const NeighbourTable &table, Network &network, const Tally::Wanted &wanted, int64_t num_edges);
 
  private:

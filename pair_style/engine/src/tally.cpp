@@ -146,7 +146,7 @@ void Tally::add_on_gpu(const NeighbourTable &table, double energy_factor, nequip
 
 void Tally::add_to(const NeighbourTable &table, double energy_factor, nequip_md_results &results) const
 {
-    if (wide_) check_finite(table);  // what is not finite is too large for fixed point
+    if (wide_) check_finite(table);  // values that are not finite exceed fixed point, so only wide sums can have them
     set_total(energy_factor, results);
     add_array(results.forces, host_forces_, energy_factor);
     if (wanted_.atom_virials) add_array(results.atom_virials, host_virials_, energy_factor);

@@ -1,4 +1,4 @@
-// From per-edge gradients to what an MD engine wants: forces, virials, per-atom shares.
+// Sums of edge gradients that an MD engine needs: forces, virials, per-atom energies and virials.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -13,12 +13,12 @@ namespace nequip_md {
 
 // Sums over the edges of one configuration, on the device.
 //
-// With g the gradient of edge i -> j: F_i += g, F_j -= g, virial -= r (x) g. Sums are in fixed point (kernels.h), so
-// that they come out the same in any order; with `wide` they are floating-point numbers, for forces that exceed that
-// range.
+// With g the gradient of edge i -> j: F_i += g, F_j -= g, virial -= r (x) g. Sums are fixed-point numbers (kernels.h),
+// so they do not depend on the order of additions. With `wide` they are floating-point numbers, for forces beyond the
+// range of fixed point.
 class Tally {
  public:
-    // Which shares of atoms are wanted beside forces and energies.
+    // Per-atom results to compute besides forces and energies.
     struct Wanted {
         bool atom_virials, centroid_virials;
         bool operator==(const Wanted &) const = default;
@@ -26,27 +26,28 @@ class Tally {
 
     Tally(const Compute &compute, int64_t num_centres, int64_t num_atoms, const Wanted &wanted, bool wide);
 
-    void clear();  // sums of centres are written anew
+    void clear();  // sums of centres are overwritten, so they need not be cleared
     void add(const NeighbourTable &table, const at::Tensor &edge_offset, const Graph &graph,
              const Evaluation &evaluation);
     void finish();  // after the last add()
 
-    // What of the sums is brought to the host, beside the total.
+    // Sums to copy to the host besides the total.
     struct Fetched {
         bool atom_energies, arrays;  // arrays: forces and virials of atoms
     };
 
-    // Bring sums to the host, and wait for them. False: forces exceed the range of fixed point, so do it again, wide.
+    // Copies sums to the host and waits for them. Returns false if forces exceed the range of fixed point, so that the
+    // evaluation must be repeated with `wide`.
     bool fetch(int64_t num_atoms, const Fetched &fetched);
 
     int64_t num_edges() const;     // fetched
-    bool has_close() const;        // fetched; whether an edge is shorter than those that the model knows
+    bool has_close() const;        // fetched; whether an edge is shorter than those in the training data
     int64_t close_centre() const;  // a centre of such an edge
 
-    // Add what was fetched to the results. Throws Error (BAD_RESULT) for values that are not finite.
+    // Adds the fetched sums to the results. Throws Error (BAD_RESULT) for values that are not finite.
     void add_to(const NeighbourTable &table, double energy_factor, nequip_md_results &results) const;
 
-    // The same where the arrays of the results lie on the GPU: there, in the order of the stream.
+    // The same for results whose arrays are on the GPU: adds the sums there, in the order of the stream.
     void add_on_gpu(const NeighbourTable &table, double energy_factor, nequip_md_results &results) const;
 
  private:

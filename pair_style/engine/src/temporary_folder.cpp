@@ -13,8 +13,8 @@
 namespace nequip_md {
 namespace {
 
-// A folder of files. Not by std::filesystem: builds of libtorch export functions of it that another compiler made, to
-// which a process of Python binds those that this library calls.
+// Removes a folder and the files in it. std::filesystem cannot be used: some builds of libtorch export its functions,
+// made by another compiler, and the dynamic linker would bind calls from this library to those.
 void remove_folder(const std::string &path)
 {
     if (DIR *const folder = opendir(path.c_str())) {

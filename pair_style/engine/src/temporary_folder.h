@@ -1,4 +1,4 @@
-// A folder of this process alone for the code of an artifact, from TMPDIR; deleted with the object.
+// A private temporary folder (in TMPDIR) for the code of an artifact; deleted with the object.
 #pragma once
 
 #include <cstdint>
@@ -8,7 +8,7 @@ namespace nequip_md {
 
 class TemporaryFolder {
  public:
-    // bytes: how much will be written to it; for messages.
+    // bytes: size of the files that will be written to it, for messages.
     // Throws Error (BAD_FILE) if it cannot be made, or code in it cannot be executed.
     explicit TemporaryFolder(uint64_t bytes);
     ~TemporaryFolder();
@@ -17,7 +17,7 @@ class TemporaryFolder {
 
     const std::string &path() const { return path_; }
 
-    // Says why the folder cannot be used and how TMPDIR must be set, to be thrown.
+    // An error that says why the folder cannot be used and how to set TMPDIR.
     [[noreturn]] void unusable(const std::string &reason) const;
 
  private:

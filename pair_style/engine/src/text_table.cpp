@@ -92,7 +92,7 @@ class Parser {
     {
         const uint32_t high = four_digits();
         if (high < 0xD800 || high > 0xDBFF) return high;
-        // characters beyond 16 bits are written as two escapes
+        // characters beyond 16 bits are a pair of escapes
         if (next() != '\\' || next() != 'u') throw std::invalid_argument("the metadata have half of a \\u pair");
         return 0x10000 + ((high - 0xD800) << 10) + ((four_digits() - 0xDC00) & 0x3FF);
     }

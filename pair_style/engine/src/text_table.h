@@ -1,4 +1,4 @@
-// The JSON that an artifact's metadata is written in: one object whose values are all text.
+// Parses an artifact's metadata, a JSON object whose values are all strings.
 #pragma once
 
 #include <string>
@@ -6,7 +6,7 @@
 
 namespace nequip_md {
 
-// Throws std::invalid_argument with the reason.
+// Throws std::invalid_argument with the reason if it is malformed.
 std::unordered_map<std::string, std::string> parse_text_table(const std::string &json);
 
 }  // namespace nequip_md

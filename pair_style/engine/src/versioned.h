@@ -1,4 +1,4 @@
-// Structures of the C header as callers of other versions know them: with fewer fields, or with more.
+// Structures of the C header in other versions, with fewer or more fields.
 #pragma once
 
 #include <algorithm>
@@ -11,7 +11,7 @@
 
 namespace nequip_md {
 
-// What read_versioned() needs to know of a structure: its name, and the bytes that no caller's can lack.
+// Properties of a structure for read_versioned(): its name, and the size of its first version.
 template <typename Struct>
 struct Version;
 template <>
@@ -30,13 +30,13 @@ struct Version<nequip_md_results> {
     static constexpr size_t SMALLEST = offsetof(nequip_md_results, num_candidates);
 };
 
-// A field that is added later must not lie in what was padding at the end: an old caller's padding is not zero.
+// A field that is added later must not occupy former padding at the end, which old callers do not set to zero.
 static_assert(sizeof(nequip_md_options) == offsetof(nequip_md_options, no_guard) + sizeof(int));
 static_assert(sizeof(nequip_md_system) == offsetof(nequip_md_system, exchange_context) + sizeof(void *));
 static_assert(sizeof(nequip_md_results) == offsetof(nequip_md_results, seconds_results) + sizeof(double));
 
-// The caller's structure in the form of this library: fields that the caller's lacks are zero.
-// Throws Error (BAD_INPUT) if its struct_size was not set, or if it asks for something that this library does not know.
+// Converts the caller's structure to this library's version; fields that the caller's lacks are zero.
+// Throws Error (BAD_INPUT) if struct_size was not set, or if a field that this library does not know is not zero.
 template <typename Struct>
 Struct read_versioned(const Struct &given)
 {
@@ -58,7 +58,7 @@ Struct read_versioned(const Struct &given)
     return ours;
 }
 
-// Write `ours` back to where it was read from.
+// Writes `ours` back to the caller's structure.
 template <typename Struct>
 void write_versioned(const Struct &ours, Struct &given)
 {

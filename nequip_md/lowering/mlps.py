@@ -1,4 +1,4 @@
-"""Perceptrons together with what reads them: a hidden layer and its product with a matrix, a readout and its gradient."""
+"""Passes that fuse an MLP with its reader: hidden layers with the product that reads them, a readout with its gradient."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ OPERATORS = torch.ops.nequip_md
 
 
 def join_products(module: GraphModule, backend: Backend) -> None:
-    """A hidden layer of two and its product with a matrix come from one ``mlp_hidden_dense``; so do their gradients."""
+    """Fuse two hidden layers and the product that reads the second into ``mlp_hidden_dense``, and their gradients likewise."""
     graph = module.graph
     for node in calls(graph, OPERATORS.mlp_hidden.default):
         _join_product(graph, node, backend)
@@ -78,10 +78,10 @@ def _join_gradient(graph: Graph, node: Node, backend: Backend) -> None:
 
 
 def join_energies(module: GraphModule, backend: Backend) -> None:
-    """A readout whose sum is differentiated comes with its gradient from one ``mlp_energy``.
+    """Fuse a readout and its gradient into one ``mlp_energy``.
 
-    That is so where the readout's cotangent is 1, or the factor that the result is multiplied by, and where nothing else reads what
-    the readout leaves for its gradient: not in a graph of second derivatives.
+    This requires that the readout's cotangent is 1, or the factor by which the result is multiplied, and that only the gradient reads the
+    derivatives of silu. In a graph of second derivatives other nodes read them too.
     """
     graph = module.graph
     for node in calls(graph, OPERATORS.mlp_readout_backward.default):

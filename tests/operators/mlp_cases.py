@@ -1,4 +1,4 @@
-"""Cases of the operators of perceptrons, and of products with matrices."""
+"""Cases of the operators of MLPs, and of products with matrices."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def hidden(widths: list[int], layers: list[int], energies: bool = True) -> list[
 
 
 def two_layers(widths: list[int], inner: int, outer: int, lasts: tuple[int, ...]) -> list[Case]:
-    """:func:`hidden` of two layers, and with matrices of so many columns after them."""
+    """:func:`hidden` for two layers, without and with matrices that read the second layer."""
     return [*hidden(widths, [inner, outer]), *hidden_dense(widths, inner, outer, lasts)]
 
 
@@ -142,18 +142,18 @@ DEEPER = (
     ([32], [64, 64, 512, 320]),
     ([128, 128], [512, 256]),
 )
-"""Layer by layer where two do not fit into one kernel; both forms in one perceptron."""
+"""Widths of MLPs that run layer by layer, as two layers do not fit into one kernel, and of one that combines both forms."""
 FEW_ROWS_AND_MANY = (132, 2, 1)
-"""Multiprocessors of a GPU on which so many rows take the tile for 16 rows, for 64, or the one for many."""
+"""Multiprocessors of GPUs on which the rows of these cases take the tile of 16 rows, that of 64 rows, or the one for many rows."""
 FEW_ROWS_ALONE = ("large", "three of 64", "odd", "wide input")
-"""These run layer by layer, or in tiles that others have."""
+"""MLPs that are tested with one tile only, as they run layer by layer or in tiles of other cases."""
 
 
-# ---- limits of the numbers -------------------------------------------------------------------------------------------
+# ---- limits of the floating-point range ------------------------------------------------------------------------------
 
 
 def silu_arguments(shape, generator, graph):
-    """Each row has one number that is not zero."""
+    """Rows with one nonzero number each, at which silu or its derivative reaches a limit."""
     values = torch.tensor([-1e15, -200.0, -90.0, -1.0, 0.0, 1.0, 90.0, 1e15], dtype=torch.float64)
     return torch.diag(values)[torch.arange(shape[0]) % 8]
 
@@ -163,13 +163,14 @@ def identity(shape, generator, graph):
 
 
 def limits() -> list[Case]:
-    """fp16 ends at 65,504; rows of any size keep the accuracy of fp32. Where exp overflows, silu is 0 or x, its derivative 0 or 1."""
+    """Cases at the limits of the range: rows beyond 65,504, the largest fp16 number, keep the accuracy of fp32; where exp overflows,
+    silu is 0 or x and its derivative 0 or 1."""
     found, weights = [], [Array((64, 64), constant=True)] * 2
     for size in (1e-12, 1e-6, 1e6, 1e17):
         about, numbers = f"numbers of {size}", scaled(size)
         matrices = {"w": Array((64, 48), constant=True), "transposed": False}
         found.append(case("dense", ("x", "w"), about, x=Array(("edges", 64), numbers, about=about), **matrices))
-        # for silu ~ identity the whole network scales; for large arguments it is the identity or zero
+        # small inputs give silu(x) ~ x / 2, so the network scales with them; for large arguments silu is the identity or zero
         parts = [Array(("edges", 32), numbers, about=about)] * 2
         found.append(case("mlp_hidden", ("parts", "weights"), about, loose=(1, 2), parts=parts, weights=weights))
     x, units = Array(("edges", 8), silu_arguments), [Array((8, 8), identity, constant=True)] * 2
@@ -179,10 +180,10 @@ def limits() -> list[Case]:
 def groups() -> list[Group]:
     small = [*two_layers([3, 2], 4, 3, (2,)), *one_layer([3, 2], 4)]
     return [
-        Group("perceptron, 3 and 2", small, Graph((2, 0, 3), 0), PRECISIONS, derivatives=True),
+        Group("mlp, 3 and 2", small, Graph((2, 0, 3), 0), PRECISIONS, derivatives=True),
         *(
             Group(
-                f"perceptron, {name}",
+                f"mlp, {name}",
                 [*two_layers(*sizes), *one_layer(*sizes[:2])],
                 ROWS,
                 PRECISIONS,
@@ -192,7 +193,7 @@ def groups() -> list[Group]:
         ),
         *(
             Group(
-                f"perceptron, {name}, more columns",
+                f"mlp, {name}, more columns",
                 hidden_dense(*sizes),
                 ROWS,
                 PRECISIONS,
@@ -202,12 +203,12 @@ def groups() -> list[Group]:
         ),
         *(
             Group(
-                f"perceptron, {sum(widths)} to {', '.join(map(str, layers))}",
+                f"mlp, {sum(widths)} to {', '.join(map(str, layers))}",
                 hidden(widths, layers, energies=len(layers) > 1),
                 Graph((140,), 0),
                 PRECISIONS,
             )
             for widths, layers in DEEPER
         ),
-        Group("perceptron, limits", limits(), Graph((40,), 0), ("fp32",)),
+        Group("mlp, limits", limits(), Graph((40,), 0), ("fp32",)),
     ]

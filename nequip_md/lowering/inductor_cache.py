@@ -1,4 +1,4 @@
-"""The folder in which Inductor keeps what it compiles: one that no other user can write to."""
+"""The cache folder of Inductor: one that no other user can write to."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from nequip_md.errors import NequIPMDError
 _VARIABLE = "TORCHINDUCTOR_CACHE_DIR"
 
 OPTIONS = {"aot_inductor.precompile_headers": False, "cpp_cache_precompile_headers": False}
-"""Inductor options without which it reads compiled headers from its default folder, whatever the variable says."""
+"""Inductor options that are needed, as Inductor otherwise reads compiled headers from its default folder despite the variable."""
 
 
 def use_private_cache() -> Path:
-    """Have Inductor keep its files in a folder of this process alone, which is deleted when it ends.
+    """Make Inductor use a private cache folder of this process, which is deleted when the process ends.
 
-    Inductor's default is ``torchinductor_USER`` in the folder for temporary files. Whoever makes that folder first can
-    put libraries there, which Inductor loads. To be called before anything of Inductor is used. A folder that
+    Inductor's default is ``torchinductor_USER`` in the folder for temporary files. Another user who creates that folder first
+    can put libraries there, which Inductor loads. This function must be called before Inductor is used. A folder that
     ``TORCHINDUCTOR_CACHE_DIR`` names stays in use.
 
     Returns:
@@ -58,5 +58,5 @@ def _folder_of_this_process(process: int) -> Path:
 
 
 def _delete(folder: Path, process: int) -> None:
-    if os.getpid() == process:  # a forked child ends too
+    if os.getpid() == process:  # a forked child must not delete it when it ends
         shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,44 @@
+"""From an exported graph to compiled code, by PyTorch's Ahead-of-Time Inductor."""
+
+from __future__ import annotations
+
+import io
+import tempfile
+import warnings
+
+import torch
+
+from nequip_md.errors import NequIPMDError
+from nequip_md.kernels import Backend
+from nequip_md.lowering import inductor_cache
+
+
+def compile_program(program: torch.export.ExportedProgram, backend: Backend, options: dict | None = None) -> memoryview:
+    """The content of a ``.pt2`` package, with the backend's kernels linked into its code.
+
+    Args:
+        program: of a lowered graph.
+        options: of Inductor, besides those that this package always sets.
+
+    Raises:
+        NequIPMDError: a compiler is missing or fails, or there is no space to compile in.
+    """
+    inductor_cache.use_private_cache()
+    # the compiler's half of torch, which whoever only runs artifacts does without
+    from torch._inductor.exc import CppCompileError, InductorError
+
+    options = {**inductor_cache.OPTIONS, **(options or {})}
+    # in memory, because PyTorch ends the process when it cannot write to a file
+    content = io.BytesIO()
+    try:
+        with backend.linked() as options_of_kernels, warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            torch._inductor.aoti_compile_and_package(
+                program, package_path=content, inductor_configs={**options, **options_of_kernels}
+            )
+    except (OSError, CppCompileError, InductorError) as error:
+        raise NequIPMDError(
+            f"compiling the model failed: {str(error)[-2000:].strip()}\nCompilation writes to {tempfile.gettempdir()}; if "
+            "there is no space, set TMPDIR to a folder that has some"
+        ) from error
+    return content.getbuffer()

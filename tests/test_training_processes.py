@@ -1,0 +1,158 @@
+"""Training on several processes (gloo, on processors): the same steps as one process takes on the joined batches."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import ase.io
+import numpy as np
+import pytest
+import torch
+from ase.calculators.lj import LennardJones
+
+from nequip_md import checkpoint
+from nequip_md.training.batches import Batches
+from nequip_md.training.parallel import Processes
+from support.training_runs import assert_same_end, crystals, write_config, write_data
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return write_data(tmp_path_factory.mktemp("data"))
+
+
+def run(folder, output, processes, *flags, **sections):
+    """``nequip-md-train`` under ``torchrun``; its exit status and what it printed."""
+    path = write_config(folder, output, **sections)
+    command = [Path(sys.executable).with_name("nequip-md-train"), path, "--output", output, *flags]
+    if processes > 1:
+        launcher = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={processes}", "--standalone"]
+        command = [*launcher, "--no-python", *command]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONSAFEPATH": "1"}
+    done = subprocess.run(
+        [*map(str, command)], capture_output=True, text=True, timeout=600, env=environment, cwd=folder
+    )
+    return done.returncode, done.stdout + done.stderr
+
+
+def weights(output):
+    return checkpoint.load(output / "best.nqmd").state_dict()
+
+
+def test_two_processes_take_the_steps_of_one(folder, tmp_path):
+    """Two processes with half of a batch each, and frames with different labels, end where one with whole batches ends."""
+    frames = crystals(16, 7)
+    for atoms in frames[::3]:  # without stress, and so uneven counts of labels
+        del atoms.calc.results["stress"]
+    ase.io.write(folder / "mixed.extxyz", frames)
+    data = {"train": "mixed.extxyz", "validation_split": 4}
+    one, two = tmp_path / "one", tmp_path / "two"
+    status, text = run(folder, one, 1, data={**data, "batch_size": 4}, stop={"max_epochs": 2})
+    assert status == 0, text
+    status, text = run(folder, two, 2, data={**data, "batch_size": 2}, stop={"max_epochs": 2})
+    assert status == 0, text
+    torch.testing.assert_close(weights(two), weights(one), rtol=1e-10, atol=1e-12)
+    # one log, and the metrics of all frames
+    assert text.count("epoch    2") == 1
+    table = [(line.split(",")) for line in (two / "logs/version_0/metrics.csv").read_text().splitlines()]
+    other = [(line.split(",")) for line in (one / "logs/version_0/metrics.csv").read_text().splitlines()]
+    column = {name: k for k, name in enumerate(table[0])}
+    assert table[0] == other[0] and len(table) == 3
+    for name, k in column.items():
+        if name != "seconds":
+            np.testing.assert_allclose(float(table[-1][k]), float(other[-1][k]), rtol=1e-9, err_msg=name)
+
+
+def test_three_processes_with_uneven_data_resume_exactly(folder, tmp_path):
+    """Twenty frames in batches of 3 for three processes: in the last step two of them have no frame."""
+    options = {"data": {"batch_size": 3, "validation_split": 4, "test": None}}
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    status, text = run(folder, whole, 3, stop={"max_epochs": 2}, **options)
+    assert status == 0, text
+    assert run(folder, parts, 3, stop={"max_epochs": 1}, **options)[0] == 0
+    status, text = run(folder, parts, 3, "--resume", stop={"max_epochs": 2}, **options)
+    assert status == 0, text
+    assert_same_end(whole, parts)
+
+
+def test_batches_by_size_train_and_resume(folder, tmp_path):
+    """Batches whose number differs from epoch to epoch: two processes, whole and resumed."""
+    frames = crystals(9, 3)
+    frames += [atoms[:5] for atoms in crystals(9, 4)]
+    for atoms in frames[9:]:
+        atoms.calc = LennardJones(sigma=1.0, epsilon=0.5, rc=1.8, ro=1.4, smooth=True)
+        atoms.get_forces()
+    ase.io.write(folder / "sizes.extxyz", frames)
+    options = {
+        "data": {"train": "sizes.extxyz", "batch_size": 18, "max_atoms": 30, "test": None},
+        "loss": {"stress": 0.0},
+    }
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    status, text = run(folder, whole, 2, stop={"max_epochs": 3}, **options)
+    assert status == 0, text
+    assert run(folder, parts, 2, stop={"max_epochs": 2}, **options)[0] == 0
+    status, text = run(folder, parts, 2, "--resume", stop={"max_epochs": 3}, **options)
+    assert status == 0, text
+    assert_same_end(whole, parts)
+
+
+def test_a_failure_of_one_ends_all(folder, tmp_path):
+    status, text = run(folder, tmp_path / "out", 2, data={"train": "absent.extxyz"})
+    assert status != 0 and "absent.extxyz does not exist" in text
+
+
+@pytest.mark.parametrize("limits", [(4,), (None, 40), (None, None, 300), (3, 60, 500)])
+def test_batches_share_all_frames_among_processes(limits):
+    rng = np.random.default_rng(0)
+    atoms, edges = rng.integers(1, 30, 57), rng.integers(0, 250, 57)
+    most = [np.inf if m is None else m for m in (*limits, None, None)[:3]]
+    for processes in (1, 2, 3, 8):
+        made = [Batches(atoms, edges, limits, seed=3, process=p, processes=processes) for p in range(processes)]
+        for epoch in (0, 1):
+            for batches in made:
+                batches.set_epoch(epoch)
+            chosen = [list(batches) for batches in made]
+            assert len({len(c) for c in chosen}) == 1
+            assert sorted(frame for c in chosen for batch in c for frame in batch) == list(range(57))
+            for batch in (batch for c in chosen for batch in c):
+                sizes = len(batch), atoms[batch].sum(), edges[batch].sum()
+                assert all(s <= m for s, m in zip(sizes, most)) or len(batch) == 1
+            if limits == (4,):
+                assert all(len(batches) == len(c) for batches, c in zip(made, chosen))
+        first = [list(b) for b in made]
+        for batches in made:
+            batches.set_epoch(0)
+        assert [list(b) for b in made] != first
+    # as they are, without a seed
+    assert [f for b in Batches(atoms, edges, (4,)) for f in b] == list(range(57))
+
+
+def test_batches_are_filled():
+    """No batch and the next one's first frame would have fitted together."""
+    rng = np.random.default_rng(1)
+    edges = rng.integers(1, 100, 200)
+    made = list(Batches([1] * 200, edges, (None, None, 400), seed=0))
+    for batch, following in zip(made, made[1:]):
+        assert edges[batch].sum() + edges[following[0]] > 400
+
+
+def test_processes_come_from_the_launcher(monkeypatch):
+    for name in [
+        name for name in os.environ if name.startswith(("SLURM_", "MASTER_")) or name.endswith(("RANK", "SIZE"))
+    ]:
+        monkeypatch.delenv(name)
+    assert Processes.of_this_run() == Processes(0, 1, 1)
+    # the script of a batch job of several tasks
+    for name, value in {"SLURM_JOB_ID": "123456", "SLURM_NTASKS": "8", "SLURM_PROCID": "0"}.items():
+        monkeypatch.setenv(name, value)
+    assert Processes.of_this_run() == Processes(0, 1, 1)
+    # a step of it
+    step = {"SLURM_STEP_NUM_TASKS": "8", "SLURM_STEP_NUM_NODES": "2", "SLURM_PROCID": "5", "SLURM_LOCALID": "1"}
+    for name, value in {**step, "SLURM_NODEID": "1", "SLURM_STEP_NODELIST": "node[07-08]"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(os, "environ", dict(os.environ))
+    assert Processes.of_this_run() == Processes(5, 8, 4)
+    assert Processes.of_this_run().machines == 2
+    assert os.environ["MASTER_ADDR"] == "node07" and os.environ["MASTER_PORT"] == "18456"
+    assert os.environ["LOCAL_RANK"] == "1" and os.environ["GROUP_RANK"] == "1"

@@ -1,0 +1,93 @@
+"""One training step's mathematics: the loss of a batch and its gradient by every weight."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor, nn
+
+from nequip_md.graph import Graph
+from nequip_md.training.config import LossConfig
+from nequip_md.training.loss import Prediction, errors, loss, predict
+from nequip_md.training.samples import Sample
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What a step computes.
+
+    Attributes:
+        loss: divided by the counts that the step was given, float64 scalar.
+        gradients: of the loss, by each weight of :func:`trained`.
+        prediction: for metrics.
+    """
+
+    loss: Tensor
+    gradients: list[Tensor]
+    prediction: Prediction
+
+
+class EagerStep:
+    """The step as PyTorch's eager mode runs it.
+
+    Args:
+        with_stress: predict stresses as well.
+    """
+
+    def __init__(self, model: nn.Module, config: LossConfig, *, with_stress: bool):
+        self.model, self.config, self.with_stress = model, config, with_stress
+
+    def __call__(self, batch: Sample, counts: Tensor) -> StepResult:
+        """Evaluate a batch.
+
+        Args:
+            counts: numbers of labels to divide by, see :func:`~nequip_md.training.loss.loss`.
+        """
+        return loss_and_gradient(self.model, trained(self.model), batch, counts, self.config, self.with_stress)
+
+
+def trained(model: nn.Module) -> list[nn.Parameter]:
+    """The weights of a model that ask for a gradient."""
+    return [p for p in model.parameters() if p.requires_grad]
+
+
+def loss_and_gradient(
+    network: Callable[..., Tensor],
+    weights: Sequence[Tensor],
+    batch: Sample,
+    counts: Tensor,
+    config: LossConfig,
+    with_stress: bool,
+) -> StepResult:
+    """The loss of a batch and its gradient by some weights.
+
+    Args:
+        network: with the arguments of :meth:`nequip_md.model.potential.Potential.forward`.
+        weights: that the network uses; they ask for a gradient.
+        counts: numbers of labels to divide by.
+    """
+    with torch.enable_grad():
+        prediction = predict(network, batch, with_stress=with_stress, create_graph=True)
+        value = loss(errors(prediction, batch), config, counts)
+        gradients = torch.autograd.grad(value, list(weights), materialize_grads=True, allow_unused=True)
+    return StepResult(value.detach(), list(gradients), prediction.detach())
+
+
+_GRAPH = ("edge_vectors", "edge_index", "row_ptr", "node_types", "graph_ptr")
+_LABELS = tuple(f.name for f in fields(Sample) if f.name not in ("graph", "index"))
+
+
+def tensors_of(batch: Sample) -> dict[str, Tensor]:
+    """Everything that a step reads of a batch, by name."""
+    return {
+        **{name: getattr(batch.graph, name) for name in _GRAPH},
+        **{name: getattr(batch, name) for name in _LABELS},
+    }
+
+
+def batch_of(tensors: dict[str, Tensor]) -> Sample:
+    """The reverse of :func:`tensors_of`; the frames have no index."""
+    graph = Graph(**{name: tensors[name] for name in _GRAPH})
+    return Sample(graph=graph, **{name: tensors[name] for name in _LABELS}, index=torch.empty(0, dtype=torch.int64))
