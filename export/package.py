@@ -100,9 +100,4 @@ def compile_model(model: nn.Module, metadata: dict[str, str], device: str) -> tu
         backend=backend,
     )
     metadata = {**metadata, "kernels": backend.kernels}
-    options = {
-        "aot_inductor.metadata": metadata,
-        # the number of threads is chosen when the artifact runs, not when it is compiled
-        "cpp.dynamic_threads": True,
-    }
-    return compile_program(program, backend, options), backend.notes
+    return compile_program(program, backend, {"aot_inductor.metadata": metadata}), backend.notes

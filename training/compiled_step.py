@@ -25,6 +25,7 @@ from nequip_md.lowering.trace import example_inputs, symbolic, trace_function
 from nequip_md.model.potential import Potential
 from nequip_md.training.config import LossConfig
 from nequip_md.training.loss import Prediction
+from nequip_md.training.parallel import first_goes_first
 from nequip_md.training.samples import Sample
 from nequip_md.training.step import EagerStep, StepResult, batch_of, loss_and_gradient, tensors_of, trained
 
@@ -52,7 +53,7 @@ _SMALLEST = 2
 class CompiledStep:
     """The step in compiled code.
 
-    Sizes of batches are variables in it, so that it is compiled once. It is kept in a file, since that takes a minute.
+    Sizes of batches are variables in it, so that it is compiled once. It is kept in a file, since that takes minutes.
 
     Args:
         model: float32 or float64, on the device to train on.
@@ -69,30 +70,19 @@ class CompiledStep:
         self.with_stress = with_stress
         device = self.weights[0].device
         path = (folder or default_folder()) / f"{_digest(model, config, with_stress, device)}.pt2"
-        if path.exists():
-            log.info("the compiled training step is in %s", path)
-        else:
-            log.info("compiling the training step, which takes a minute or two once")
-            started = time.monotonic()
-            content = _compiled(model, config, with_stress, device)
-            try:
-                path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-                write_atomically(path, content)
-            except OSError as error:
-                raise NequIPMDError(
-                    f"cannot write the compiled training step {path}: {error.strerror or error};"
-                    " name another folder in XDG_CACHE_HOME"
-                ) from error
-            log.info("compiled it in %.0f s", time.monotonic() - started)
+        with first_goes_first():
+            if path.exists():
+                log.info("the compiled training step is in %s", path)
+            else:
+                _compile(path, model, config, with_stress, device)
         self._run = torch._inductor.aoti_load_package(str(path))
 
     def __call__(self, batch: Sample, counts: Tensor) -> StepResult:
         """As :meth:`nequip_md.training.step.EagerStep.__call__`."""
         frames, atoms = batch.graph.num_graphs, batch.graph.num_nodes
         padded = pad_batch(batch, frames=_SMALLEST, atoms=_SMALLEST, edges=_SMALLEST, cutoff=self.cutoff)
-        loss, energy, forces, *rest = self._run(
-            [w.detach() for w in self.weights], [*tensors_of(padded).values()], counts
-        )
+        weights = [w.detach() for w in self.weights]
+        loss, energy, forces, *rest = self._run(*weights, *tensors_of(padded).values(), counts)
         stress = rest.pop(0)[:frames] if self.with_stress else None
         return StepResult(loss, rest, Prediction(energy[:frames], forces[:atoms], stress))
 
@@ -150,8 +140,8 @@ class CheckedStep:
         self.checked = False
         try:
             self.compiled: CompiledStep | None = CompiledStep(model, config, with_stress=with_stress)
-        except NequIPMDError as error:
-            self._give_up(str(error))
+        except Exception as error:  # a compiler raises whatever it meets
+            self._give_up(str(error) if isinstance(error, NequIPMDError) else f"{type(error).__name__}: {error}")
 
     def __call__(self, batch: Sample, counts: Tensor) -> StepResult:
         if self.compiled is None:
@@ -185,6 +175,21 @@ def default_folder() -> Path:
     """Where compiled steps are kept: ``nequip-md/training`` in the user's cache."""
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(base) / "nequip-md" / "training"
+
+
+def _compile(path: Path, model: Potential, config: LossConfig, with_stress: bool, device: torch.device) -> None:
+    log.info("compiling the training step, which takes some minutes once")
+    started = time.monotonic()
+    content = _compiled(model, config, with_stress, device)
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        write_atomically(path, content)
+    except OSError as error:
+        raise NequIPMDError(
+            f"cannot write the compiled training step {path}: {error.strerror or error};"
+            " name another folder in XDG_CACHE_HOME"
+        ) from error
+    log.info("compiled it in %.0f s", time.monotonic() - started)
 
 
 def _compiled(model: Potential, config: LossConfig, with_stress: bool, device: torch.device) -> memoryview:

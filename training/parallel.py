@@ -7,7 +7,8 @@ a step are summed over all of them, so that the weights stay the same everywhere
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -81,6 +82,19 @@ class Replicas(DDPStrategy):
     def configure_ddp(self) -> None:
         for tensor in (*self.model.parameters(), *self.model.buffers()):
             distributed.broadcast(tensor.data, 0)
+
+
+@contextmanager
+def first_goes_first() -> Iterator[None]:
+    """The first process runs the block while the others wait; they run it after that."""
+    together = distributed.is_available() and distributed.is_initialized()
+    if together and distributed.get_rank() > 0:
+        distributed.barrier()
+    try:
+        yield
+    finally:
+        if together and distributed.get_rank() == 0:
+            distributed.barrier()
 
 
 def sum_over_processes(tensors: Sequence[Tensor]) -> list[Tensor]:

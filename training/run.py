@@ -79,21 +79,28 @@ def run_training(config: TrainingConfig, *, resume: bool = False, overwrite: boo
                 " or another --output"
             )
         states = StateFiles(output)
+
+        def note() -> str:
+            """What is saved, which the first process alone knows."""
+            return (
+                states.note() if processes.rank == 0 else f"process {processes.rank} of {processes.size} saves nothing"
+            )
+
         try:
             return _train(config, states, states.read() if resume else None, accelerator, processes)
         except Interrupted as stop:
-            raise Interrupted(stop.signal, states.note()) from None
+            raise Interrupted(stop.signal, note()) from None
         except SIGTERMException:  # Lightning has seen the signal, and the exception of its handler got lost on the way
-            raise Interrupted(signal.SIGTERM, states.note()) from None
+            raise Interrupted(signal.SIGTERM, note()) from None
         except RuntimeError as error:
             if not re.match(r"DataLoader worker \(pid.*(killed|exited)", str(error)):
                 raise
             raise NequIPMDError(
                 f"a process that reads data has died ({str(error).splitlines()[0].strip()}), most often because the"
-                f" memory or /dev/shm is full; lower data.workers or data.batch_size. {states.note()}"
+                f" memory or /dev/shm is full; lower data.workers or data.batch_size. {note()}"
             ) from None
         except OSError as error:  # a full disk may be met by whatever writes there, the logs for instance
-            raise NequIPMDError(f"the run in {output} has failed: {error}; {states.note()}") from None
+            raise NequIPMDError(f"the run in {output} has failed: {error}; {note()}") from None
 
 
 def _train(

@@ -27,7 +27,8 @@ def compile_program(program: torch.export.ExportedProgram, backend: Backend, opt
     # the compiler's half of torch, which whoever only runs artifacts does without
     from torch._inductor.exc import CppCompileError, InductorError
 
-    options = {**inductor_cache.OPTIONS, **(options or {})}
+    # threads are decided when the code runs, not where it is compiled
+    options = {**inductor_cache.OPTIONS, "cpp.dynamic_threads": True, **(options or {})}
     # in memory, because PyTorch ends the process when it cannot write to a file
     content = io.BytesIO()
     try:
