@@ -19,7 +19,7 @@ from torch.func import functional_call
 from nequip_md.atomic import write_atomically
 from nequip_md.errors import NequIPMDError
 from nequip_md.graph import Graph, pad_graph
-from nequip_md.kernels import backend_for
+from nequip_md.kernels import training_backend
 from nequip_md.lowering.compile import compile_program
 from nequip_md.lowering.trace import example_inputs, symbolic, trace_function
 from nequip_md.model.potential import Potential
@@ -215,7 +215,7 @@ def _compiled(model: Potential, config: LossConfig, with_stress: bool, device: t
 
     inputs = [*weights, *example.values(), torch.ones(3, dtype=torch.float64, device=device)]
     varying = [None] * len(weights) + [_DYNAMIC[name] for name in labels] + [None]
-    backend = backend_for(device.type, "fp64" if model.dtype == torch.float64 else "fp32", constant_weights=False)
+    backend = training_backend(device.type, "fp64" if model.dtype == torch.float64 else "fp32")
     graph = trace_function(step, symbolic(inputs, [() if v is None else (v[1],) for v in varying]), backend)
     sizes = {name: torch.export.Dim(name, min=_SMALLEST) for name in ("edges", "atoms", "frames")}
     sizes |= {f"{name} + 1": sizes[name] + 1 for name in ("atoms", "frames")}

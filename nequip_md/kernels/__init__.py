@@ -5,6 +5,6 @@ A kernel is added in the folder of its device: the kernel with its launcher, and
 """
 
 from nequip_md.kernels.backend import Backend, Form
-from nequip_md.kernels.select import backend_for
+from nequip_md.kernels.select import backend_for, training_backend
 
-__all__ = ["Backend", "Form", "backend_for"]
+__all__ = ["Backend", "Form", "backend_for", "training_backend"]

@@ -68,6 +68,14 @@ class Backend:
             **self.forms(),
         }
 
+    def without_ghosts(self) -> Backend:
+        """Let the exchange of ghosts' features be the identity, for graphs that never have ghosts; returns the backend."""
+        self._forms |= {
+            torch.ops.nequip_md.ghost_exchange.default: [Form(lambda owned, node_types: owned.clone())],
+            torch.ops.nequip_md.ghost_reduce.default: [Form(lambda values, node_types, owned: values.clone())],
+        }
+        return self
+
     def forms(self) -> dict[OpOverload, list[Form]]:
         """Forms of each operator, the fastest first. The first one that accepts the arguments is taken, else the reference."""
         return {}

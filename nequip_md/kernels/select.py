@@ -1,4 +1,4 @@
-"""Which backend an export takes."""
+"""Which backend an export or a training takes."""
 
 from __future__ import annotations
 
@@ -7,27 +7,37 @@ import torch
 from nequip_md.kernels.backend import Backend
 
 
-def backend_for(device: str, precision: str, *, constant_weights: bool = True) -> Backend:
-    """The backend for a device of this machine.
+def backend_for(device: str, precision: str) -> Backend:
+    """The backend for an export on a device of this machine.
 
     Args:
         device: ``cpu`` or ``cuda``.
         precision: ``fp64``, ``fp32`` or ``tf32``.
-        constant_weights: weights are constants of the graph. In training they are not, and the kernels for Hopper GPUs, which are
-            made for given weights, do not serve.
     """
     if device == "cpu":
         from nequip_md.kernels.cpu.backend import CPUBackend
 
         return CPUBackend()
     # these import Triton
-    if constant_weights and precision != "fp64" and is_hopper():
+    if precision != "fp64" and is_hopper():
         from nequip_md.kernels.hopper.backend import HopperBackend
 
         return HopperBackend(precision)
     from nequip_md.kernels.triton.backend import TritonBackend
 
     return TritonBackend(precision)
+
+
+def training_backend(device: str, precision: str) -> Backend:
+    """The backend for training steps on a device of this machine, in which weights change and there are no ghosts.
+
+    Args: as :func:`backend_for`. The kernels for Hopper GPUs, which are made for given weights, are not among these.
+    """
+    if device == "cpu":
+        return backend_for(device, precision).without_ghosts()
+    from nequip_md.kernels.triton.backend import TritonBackend  # imports Triton
+
+    return TritonBackend(precision).without_ghosts()
 
 
 def is_hopper() -> bool:
