@@ -15,11 +15,12 @@ from nequip_md.training.samples import collate, make_sample
 from nequip_md.training.step import EagerStep
 from support.training_runs import MODEL, crystals
 
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 LOSS = LossConfig(energy=3.0, force=1.0, stress=20.0)
 
 
 def batch_of(frames, config):
-    return collate([make_sample(atoms, config) for atoms in frames])
+    return collate([make_sample(atoms, config) for atoms in frames]).to(DEVICE)
 
 
 def mixed(config):
@@ -42,7 +43,7 @@ def models():
 def test_it_is_the_eager_step(kind, tmp_path, monkeypatch):
     config = models()[kind]
     torch.manual_seed(0)
-    model = build_model(config)
+    model = build_model(config).to(DEVICE)
     compiled = CompiledStep(model, LOSS, with_stress=True, folder=tmp_path)
     eager = EagerStep(model, LOSS, with_stress=True)
 
@@ -77,7 +78,7 @@ def test_it_is_the_eager_step(kind, tmp_path, monkeypatch):
 def test_padding_adds_exactly_nothing():
     config = models()["allegro"]
     torch.manual_seed(0)
-    model = build_model(config)
+    model = build_model(config).to(DEVICE)
     step = EagerStep(model, LOSS, with_stress=True)
     batch = mixed(config)
     padded = pad_batch(batch, frames=7, atoms=40, edges=2000, cutoff=1.8)
@@ -93,7 +94,7 @@ def test_padding_adds_exactly_nothing():
 def test_a_wrong_compiled_step_is_left(monkeypatch, caplog):
     caplog.set_level(logging.WARNING)
     config = models()["allegro"]
-    model = build_model(config)
+    model = build_model(config).to(DEVICE)
 
     class Wrong(EagerStep):
         def __call__(self, batch, counts):

@@ -3,6 +3,7 @@
 import json
 import math
 import re
+from dataclasses import replace
 from types import SimpleNamespace
 
 import ase.io
@@ -20,7 +21,7 @@ from nequip_md.model.potential import energy_and_gradient
 from nequip_md.training.callbacks import BestModel
 from nequip_md.training.config import CosineSchedule, LossConfig, PlateauSchedule, StopConfig
 from nequip_md.training.ema import AveragedModel
-from nequip_md.training.loss import Error, errors, label_counts, loss, predict
+from nequip_md.training.loss import Error, Prediction, errors, label_counts, loss, predict
 from nequip_md.training.metrics import ErrorMetrics, ForceErrorByType, weighted_loss
 from nequip_md.training.samples import collate, make_sample
 from nequip_md.training.schedule import Clock, make_schedule
@@ -100,7 +101,49 @@ def test_force_errors_of_each_type_agree_with_numpy():
         assert found[f"{key}_by_type"] == pytest.approx(expected, rel=1e-12)
 
 
-@pytest.mark.parametrize("weights", [{"stress": 1.0}, {"force": 1.0}, {"energy": 1.0}])
+@pytest.mark.parametrize("kind", ["mae", "huber", "stratified_huber"])
+def test_penalties_are_those_of_pytorch(kind):
+    """Values of PyTorch's losses; for forces with strata, of one loss for each atom."""
+    torch.manual_seed(0)
+    label = torch.randn(40, 3, dtype=torch.float64) * torch.linspace(1, 300, 40, dtype=torch.float64)[:, None]
+    prediction = label + 0.02 * torch.randn(40, 3, dtype=torch.float64)
+    label[3, 1] = torch.nan
+    batch = batch_of(crystals(5, 1))
+    batch = replace(batch, forces=label)
+    found = errors(Prediction(batch.energy + 0.01, prediction, None), batch)
+    config = LossConfig(energy=2.0, force=3.0, kind=kind, huber_delta=0.015)
+
+    def theirs(a, b, factor=1.0):
+        if kind == "mae":
+            return torch.nn.functional.l1_loss(a, b, reduction="sum")
+        return torch.nn.functional.huber_loss(a, b, reduction="sum", delta=0.015 * factor)
+
+    total = 0.0
+    for k in range(40):
+        known, norm = ~torch.isnan(label[k]), float(label[k].norm())
+        factor = 1.0
+        if kind == "stratified_huber" and known.all():
+            factor = 0.1 if norm >= 300 else 0.4 if norm >= 200 else 0.7 if norm >= 100 else 1.0
+        total += theirs(prediction[k][known], label[k][known], factor)
+    energies = theirs((batch.energy + 0.01) / 8, batch.energy / 8)
+    expected = 2 * energies / 5 + 3 * total / 119
+    torch.testing.assert_close(loss(found, config, label_counts(batch)), expected, rtol=1e-12, atol=0)
+    metrics = ErrorMetrics(config, with_stress=False)
+    metrics.update(found)
+    assert weighted_loss(metrics.compute(), config) == pytest.approx(float(expected), rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    "weights",
+    [
+        {"stress": 1.0},
+        {"force": 1.0},
+        {"energy": 1.0},
+        {"force": 1.0, "kind": "mae"},
+        {"energy": 1.0, "force": 1.0, "kind": "huber", "huber_delta": 0.5},
+        {"force": 1.0, "kind": "stratified_huber", "huber_delta": 2.0},
+    ],
+)
 def test_the_gradient_of_each_loss_agrees_with_finite_differences(weights):
     torch.manual_seed(1)
     model = build_model(AllegroConfig(**MODEL))
