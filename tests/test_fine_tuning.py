@@ -14,6 +14,7 @@ from nequip_md.model.config import AllegroConfig, preset
 from nequip_md.training import fine_tuning
 from nequip_md.training.cli import main
 from nequip_md.training.loss import predict
+from nequip_md.training.sample_set import MemorySource, SampleSet
 from nequip_md.training.samples import collate, make_sample
 from support.training_runs import MODEL, crystals, run, write_data
 
@@ -79,9 +80,11 @@ def test_refitted_shifts_take_up_another_reference(trained):
     for atoms, energy in zip(frames, found, strict=True):
         atoms.calc = LennardJones()
         atoms.calc.results = {"energy": energy + sum(offset[s] for s in atoms.symbols)}
-    samples = [make_sample(atoms, model.config) for atoms in frames]
+    source = MemorySource()
+    for k, atoms in enumerate(frames):
+        source.append(f"frame {k}", atoms, make_sample(atoms, model.config))
     (before,) = (tensor for name, tensor in model.state_dict().items() if name.endswith("shifts"))
-    shifts = fine_tuning.refitted_shifts(model, samples, batch_size=4)
+    shifts = fine_tuning.refitted_shifts(model, SampleSet([source]), batch_size=4)
     before = before.expand(2).tolist()
     assert shifts == pytest.approx({"Ar": before[0] - 100, "Ne": before[1] + 7}, rel=1e-9)
     changed = fine_tuning.with_shifts(model, shifts)

@@ -36,6 +36,17 @@ def run(folder, output, processes, *flags, **sections):
     return done.returncode, done.stdout + done.stderr
 
 
+def assert_resumes(folder, tmp_path, processes, epochs, options):
+    """A run that is resumed for its last epoch ends where an uninterrupted one does."""
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    status, text = run(folder, whole, processes, stop={"max_epochs": epochs}, **options)
+    assert status == 0, text
+    assert run(folder, parts, processes, stop={"max_epochs": epochs - 1}, **options)[0] == 0
+    status, text = run(folder, parts, processes, "--resume", stop={"max_epochs": epochs}, **options)
+    assert status == 0, text
+    assert_same_end(whole, parts)
+
+
 def weights(output):
     return checkpoint.load(output / "best.nqmd").state_dict()
 
@@ -69,13 +80,7 @@ def test_two_processes_take_the_steps_of_one(folder, tmp_path):
 def test_three_processes_with_uneven_data_resume_exactly(folder, tmp_path):
     """Twenty frames in batches of 3 for three processes: in the last step two of them have no frame."""
     options = {"data": {"batch_size": 3, "validation_split": 4, "test": None}}
-    whole, parts = tmp_path / "whole", tmp_path / "parts"
-    status, text = run(folder, whole, 3, stop={"max_epochs": 2}, **options)
-    assert status == 0, text
-    assert run(folder, parts, 3, stop={"max_epochs": 1}, **options)[0] == 0
-    status, text = run(folder, parts, 3, "--resume", stop={"max_epochs": 2}, **options)
-    assert status == 0, text
-    assert_same_end(whole, parts)
+    assert_resumes(folder, tmp_path, 3, 2, options)
 
 
 def test_batches_by_size_train_and_resume(folder, tmp_path):
@@ -90,13 +95,7 @@ def test_batches_by_size_train_and_resume(folder, tmp_path):
         "data": {"train": "sizes.extxyz", "batch_size": 18, "max_atoms": 30, "test": None},
         "loss": {"stress": 0.0},
     }
-    whole, parts = tmp_path / "whole", tmp_path / "parts"
-    status, text = run(folder, whole, 2, stop={"max_epochs": 3}, **options)
-    assert status == 0, text
-    assert run(folder, parts, 2, stop={"max_epochs": 2}, **options)[0] == 0
-    status, text = run(folder, parts, 2, "--resume", stop={"max_epochs": 3}, **options)
-    assert status == 0, text
-    assert_same_end(whole, parts)
+    assert_resumes(folder, tmp_path, 2, 3, options)
 
 
 def test_a_failure_of_one_ends_all(folder, tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 
 import numpy as np
 
@@ -69,4 +70,8 @@ class Batches:
     def __len__(self) -> int:
         if self.varies:
             raise TypeError("batches that are limited by atoms or edges are not as many in every epoch")
+        return self._length
+
+    @cached_property
+    def _length(self) -> int:
         return -(-len(self.all_batches()) // self.processes)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import hashlib
 import logging
-import os
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -28,6 +27,7 @@ from nequip_md.training.loss import Prediction
 from nequip_md.training.parallel import first_goes_first
 from nequip_md.training.samples import Sample
 from nequip_md.training.step import EagerStep, StepResult, batch_of, loss_and_gradient, tensors_of, trained
+from nequip_md.user_cache import cache_folder
 
 log = logging.getLogger(__name__)
 
@@ -58,7 +58,7 @@ class CompiledStep:
     Args:
         model: float32 or float64, on the device to train on.
         with_stress: predict stresses as well.
-        folder: of compiled steps; by default :func:`default_folder`.
+        folder: of compiled steps; by default ``training`` in :func:`~nequip_md.user_cache.cache_folder`.
 
     Raises:
         NequIPMDError: a compiler is missing or fails, or the model cannot be traced.
@@ -69,7 +69,7 @@ class CompiledStep:
         self.cutoff = model.config.cutoff
         self.with_stress = with_stress
         device = self.weights[0].device
-        path = (folder or default_folder()) / f"{_digest(model, config, with_stress, device)}.pt2"
+        path = (folder or cache_folder("training")) / f"{_digest(model, config, with_stress, device)}.pt2"
         with first_goes_first():
             if path.exists():
                 log.info("the compiled training step is in %s", path)
@@ -169,12 +169,6 @@ def relative_difference(result: StepResult, expected: StepResult) -> float:
 
 
 # ---- compilation ----------------------------------------------------------------------------------------------------
-
-
-def default_folder() -> Path:
-    """Where compiled steps are kept: ``nequip-md/training`` in the user's cache."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "nequip-md" / "training"
 
 
 def _compile(path: Path, model: Potential, config: LossConfig, with_stress: bool, device: torch.device) -> None:

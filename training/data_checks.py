@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from ase import Atoms
@@ -15,8 +15,7 @@ from nequip_md.graph import Structure, build_graph
 from nequip_md.training import readers
 from nequip_md.training.label_counts import LabelCounter, LabelCounts
 from nequip_md.training.labels import FrameLabels, Labels, is_isolated_atom
-from nequip_md.training.samples import MIN_DISTANCE
-from nequip_md.training.units import ASE_UNITS
+from nequip_md.training.samples import MIN_DISTANCE, labels_in
 
 log = logging.getLogger(__name__)
 
@@ -58,8 +57,7 @@ def check_files(files: Sequence[str], labels: Labels) -> tuple[list[LabelCounts]
     for path in files:
         counter = LabelCounter("check", path, labels)
         try:
-            own = readers.file_format(path).has_units
-            names = replace(labels, units=ASE_UNITS) if own else labels
+            names = labels_in(path, labels)
             for name, atoms in readers.read(path, labels.units):
                 found += [Suspicion(name, reason) for reason in _frame(name, atoms, names, counter, energies, seen)]
         except NequIPMDError as error:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -16,6 +15,7 @@ from nequip_md.model.build import build_model
 from nequip_md.model.config import PotentialConfig
 from nequip_md.model.potential import Potential
 from nequip_md.training.loss import predict
+from nequip_md.training.sample_set import SampleSet
 from nequip_md.training.samples import Sample, collate
 
 log = logging.getLogger(__name__)
@@ -110,7 +110,7 @@ def with_shifts(model: Potential, shifts: dict[str, float]) -> Potential:
     return changed
 
 
-def refitted_shifts(model: Potential, samples: Sequence[Sample], batch_size: int) -> dict[str, float]:
+def refitted_shifts(model: Potential, samples: SampleSet, batch_size: int) -> dict[str, float]:
     """Shifts with which the model's energies of some frames are, on average over compositions, those of their labels.
 
     The changes of the shifts are the smallest ones that minimise the sum of squares of E_label - E_model.
@@ -118,8 +118,8 @@ def refitted_shifts(model: Potential, samples: Sequence[Sample], batch_size: int
     Raises:
         NequIPMDError: no frame has an energy.
     """
-    with_energy = [k for k in range(len(samples)) if bool(torch.isfinite(samples[k].energy))]
-    if not with_energy:
+    with_energy = np.flatnonzero(samples.table.has_energy)
+    if not len(with_energy):
         raise NequIPMDError("model.energy_shifts: no training frame has an energy to refit them to; set keep")
     chosen = [with_energy[k] for k in np.unique(np.linspace(0, len(with_energy) - 1, MOST_FRAMES).round().astype(int))]
     residuals, counts = [], []

@@ -84,10 +84,15 @@ class Replicas(DDPStrategy):
             distributed.broadcast(tensor.data, 0)
 
 
+def are_connected() -> bool:
+    """Whether this process can exchange messages with others of its run."""
+    return distributed.is_available() and distributed.is_initialized()
+
+
 @contextmanager
 def first_goes_first() -> Iterator[None]:
     """The first process runs the block while the others wait; they run it after that."""
-    together = distributed.is_available() and distributed.is_initialized()
+    together = are_connected()
     if together and distributed.get_rank() > 0:
         distributed.barrier()
     try:
@@ -103,7 +108,7 @@ def sum_over_processes(tensors: Sequence[Tensor]) -> list[Tensor]:
     Args:
         tensors: of one dtype and device, of the same shapes in every process.
     """
-    if not (distributed.is_available() and distributed.is_initialized()):
+    if not are_connected():
         return list(tensors)
     flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
     distributed.all_reduce(flat)

@@ -160,12 +160,16 @@ def labelled_frames(path: str, labels: Labels) -> Iterator[tuple[str, Atoms, Fra
     Raises:
         NequIPMDError: a file, a frame or a label that cannot be used; the message names it.
     """
-    own = readers.file_format(path).has_units
-    names = replace(labels, units=ASE_UNITS) if own else labels
+    names = labels_in(path, labels)
     for name, atoms in readers.read(path, labels.units):
         with naming(name):
             found = names.of(atoms)
         yield name, atoms, found
+
+
+def labels_in(path: str, labels: Labels) -> Labels:
+    """The labels to look for in the frames of a file: in eV and angstrom where its reader gives these."""
+    return replace(labels, units=ASE_UNITS) if readers.file_format(path).has_units else labels
 
 
 @contextmanager

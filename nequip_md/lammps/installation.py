@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
+from nequip_md import user_cache
 from nequip_md.errors import NequIPMDError, install_command
 
 SOURCE_SUFFIXES = {".h", ".cpp", ".txt", ".cmake"}
@@ -121,6 +122,5 @@ def in_tree_options() -> list[str]:
 
 
 def cache_folder() -> Path:
-    """Where builds are kept: the user's cache folder, by the XDG rules."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "nequip-md" / "lammps"
+    """Where builds are kept."""
+    return user_cache.cache_folder("lammps")
