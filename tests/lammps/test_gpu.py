@@ -266,11 +266,6 @@ def test_code_is_deleted_when_it_is_loaded(gpu_models, small_models, tmp_path, m
             np.testing.assert_allclose(forces[0], forces[1], rtol=0, atol=1e-9 * np.abs(forces[1]).max())
 
 
-UNRELIABLE = pytest.mark.xfail(
-    run=False, reason="the engine, loaded by a Python process, ends it with a segmentation fault on a GPU"
-)
-
-
 class Arrays:
     """A system of ``support.structures`` for the engine, in host memory or on the GPU; ``evaluate`` may be called again."""
 
@@ -333,7 +328,6 @@ class Arrays:
         return {"energy": np.array(results.energy), "virial": np.array(results.virial), **found}
 
 
-@UNRELIABLE
 @pytest.mark.parametrize("periodic", [True, False])
 @pytest.mark.parametrize("kind", ["allegro", "nequip"])
 def test_arrays_on_the_gpu(kind, periodic, gpu_models, small_models, plugin_folder):
@@ -377,7 +371,6 @@ BAD_ON_GPU = {  # what is wrong with positions, types or forces, and words of th
 }
 
 
-@UNRELIABLE
 @pytest.mark.parametrize("case", BAD_ON_GPU)
 def test_bad_arrays_on_the_gpu(case, gpu_models, plugin_folder):
     which, spoil, words = BAD_ON_GPU[case]

@@ -77,7 +77,7 @@ enum nequip_md_status {
 /* Memory that holds arrays. */
 enum nequip_md_memory {
     NEQUIP_MD_HOST_MEMORY = 0,
-    NEQUIP_MD_GPU_MEMORY = 1 /* memory of the GPU that the model runs on; refused by this version */
+    NEQUIP_MD_GPU_MEMORY = 1 /* memory of the GPU that the model runs on */
 };
 
 /* A loaded potential. */

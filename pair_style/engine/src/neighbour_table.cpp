@@ -66,10 +66,6 @@ void check_system(const nequip_md_system &system, const Metadata &metadata, cons
     require(system.memory == NEQUIP_MD_HOST_MEMORY || compute.gpu(),
             "memory says that the arrays lie on a GPU, but this model runs on the CPU; give arrays in host memory, or "
             "export the model with: nequip-md-export MODEL -o OUT.pt2 --device cuda");
-    // not allowed yet: Python processes that load this library on an H200 end with a segmentation fault of unknown
-    // cause
-    require(system.memory == NEQUIP_MD_HOST_MEMORY,
-            "memory says that the arrays lie on a GPU, which does not work reliably yet; give arrays in host memory");
 }
 
 template <typename Value>
