@@ -1,10 +1,12 @@
-"""Time of one training step: this package's eager and compiled steps beside upstream's, eager and with ``torch.compile``.
+"""Time of one training step: this package's eager, compiled and recorded steps beside upstream's.
 
-    python benchmarks/training_step.py --preset medium --device cuda --output benchmarks/results/h200_training_step.json
+    python benchmarks/training_step.py --preset medium --device cuda --peers compile cuequivariance --output RESULTS.json
+    python benchmarks/training_step.py --preset M --device cuda --peers compile openequivariance --output RESULTS.json
 
-The batch is a number of molecules of water, cut from the liquid, with random labels; energies and forces are in the loss, AdamW
-takes the step. The two packages' models have the same weights, and their losses are compared
-first. Then all take turns; figures are medians. ``--threads`` is for a CPU. Needs nequip-md[test].
+The batch is a number of drops of water, cut from the liquid, with random labels; energies and forces are in the loss, AdamW
+takes the step. The two packages' models have the same weights, and their losses are compared first. Then all take turns; figures
+are medians. Peers: upstream ``eager``, with its ``compile_mode: compile``, and that with the tensor products of cuEquivariance
+(Allegro) or OpenEquivariance (NequIP), where these are installed. ``--threads`` is for a CPU. Needs nequip-md[test].
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from copy import deepcopy
 from datetime import date
 from pathlib import Path
 
@@ -26,15 +29,20 @@ from torch import nn
 
 from nequip_md.bench.peer import build_pair
 from nequip_md.bench.structures import water_box
-from nequip_md.model import preset
+from nequip_md.model import PRESETS, preset
 from nequip_md.training.compiled_step import CompiledStep
 from nequip_md.training.config import LossConfig
 from nequip_md.training.labels import FrameLabels
 from nequip_md.training.loss import label_counts
+from nequip_md.training.recorded_step import RecordedStep, TalliedStep
 from nequip_md.training.samples import collate, make_sample
-from nequip_md.training.step import EagerStep, StepResult
+from nequip_md.training.step import EagerStep, Tally
+from nequip_md.training.update import RecordableAdamW, RecordedUpdate, Update
 
 LOSS = LossConfig(energy=1.0, force=1.0)
+NEQUIP = ("S", "M", "L", "XL")
+MODIFIERS = {"cuequivariance": "enable_CuEquivarianceContracter", "openequivariance": "enable_OpenEquivariance"}
+"""Upstream's options of that name, by the package that they need."""
 
 
 def molecules(count: int, size: int) -> list[Atoms]:
@@ -51,47 +59,57 @@ def molecules(count: int, size: int) -> list[Atoms]:
 
 
 class Ours:
-    """One step of this package."""
+    """One step of this package: ``eager``, ``compiled``, or ``recorded`` as CUDA graphs."""
 
-    def __init__(self, model: nn.Module, samples: list, device: str, compiled: bool):
-        self.model = model.to(device).train()
+    def __init__(self, model: nn.Module, samples: list, device: str, kind: str):
+        self.model = deepcopy(model).to(device).train()
         self.batch = collate(samples).to(device)
         self.counts = label_counts(self.batch)
-        self.step = (CompiledStep if compiled else EagerStep)(self.model, LOSS, with_stress=False)
-        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-6, fused=device == "cuda")
-
-    def gradient(self) -> StepResult:
-        return self.step(self.batch, self.counts)
+        step = (EagerStep if kind == "eager" else CompiledStep)(self.model, LOSS, with_stress=False)
+        weights, on_gpu = list(self.model.parameters()), device == "cuda"
+        optimizer = RecordableAdamW(weights, lr=1e-6, fused=on_gpu, capturable=on_gpu)
+        self.update = Update(weights, optimizer, None, None, self.model)
+        self.tally = Tally()
+        if kind == "recorded":
+            self.step, self.update = RecordedStep(step, self.tally), RecordedUpdate(self.update)
+        else:
+            self.step = TalliedStep(step, self.tally)
+        self.results = step
 
     def loss(self) -> torch.Tensor:
-        return self.gradient().loss
+        return self.results(self.batch, self.counts).loss
+
+    def gradient(self) -> torch.Tensor:
+        return torch.cat([g.reshape(-1) for g in self.step(self.batch, self.counts)]).double()
 
     def __call__(self) -> None:
-        for weight, gradient in zip(self.model.parameters(), self.gradient().gradients, strict=True):
+        for weight, gradient in zip(self.model.parameters(), self.step(self.batch, self.counts), strict=True):
             weight.grad = gradient
-        self.optimizer.step()
+        self.update()
 
 
 class Theirs:
     """One step of upstream's model, on the same labels."""
 
-    def __init__(self, model: nn.Module, frames: list[Atoms], batch, config, device: str, compiled: bool):
+    def __init__(self, model: nn.Module, frames: list[Atoms], batch, config, device: str, kind: str):
         from nequip.data import AtomicDataDict, from_ase
         from nequip.data.transforms import ChemicalSpeciesToAtomTypeMapper, NeighborListTransform
+        from nequip.model.modify_utils import modify
 
         names = config.type_names
         mapper = ChemicalSpeciesToAtomTypeMapper(names, chemical_species_to_atom_type_map={n: n for n in names})
         lists = NeighborListTransform(r_max=config.cutoff, type_names=names)
         data = AtomicDataDict.batched_from_list([lists(mapper(from_ase(frame))) for frame in frames])
         self.data = {key: value.to(device) if torch.is_tensor(value) else value for key, value in data.items()}
+        if kind in MODIFIERS:
+            model = modify(model, [{"modifier": MODIFIERS[kind]}])
         self.model = model.to(device).train()
-        self.run = torch.compile(self.model, dynamic=True) if compiled else self.model
         self.energy, self.forces = batch.energy.to(device), batch.forces.to(device)
         self.atoms = batch.num_atoms.to(device)
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-6, fused=device == "cuda")
 
     def loss(self) -> torch.Tensor:
-        found = self.run(dict(self.data))
+        found = self.model(dict(self.data))
         energy = (found["total_energy"].squeeze(-1) - self.energy) / self.atoms
         return energy.square().mean() + (found["forces"] - self.forces).square().mean()
 
@@ -117,7 +135,8 @@ def median(step: Callable[[], None], repeats: int, device: str) -> float:
 
 def measure(name: str, device: str, frames: int, size: int, repeats: int, peers: list[str], report=print) -> dict:
     """Build all steps, compare their gradients, time them in turns; times in seconds."""
-    config = preset(name, type_names=["H", "O"], avg_num_neighbors=30.0)
+    options = {"cutoff": 6.0} if name in NEQUIP else {}
+    config = preset(name, type_names=["H", "O"], avg_num_neighbors=30.0, **options)
     theirs, ours = build_pair(config)
     structures = molecules(frames, size)
     rng = np.random.default_rng(1)
@@ -136,25 +155,43 @@ def measure(name: str, device: str, frames: int, size: int, repeats: int, peers:
         prepared[key] = time.perf_counter() - start
         report(f"{key}: {prepared[key]:.1f} s until the first loss")
 
-    add("ours, eager", lambda: Ours(ours, samples, device, compiled=False))
-    add("ours, compiled", lambda: Ours(ours, samples, device, compiled=True))
+    for kind in ("eager", "compiled", "recorded") if device == "cuda" else ("eager", "compiled"):
+        add(f"ours, {kind}", lambda: Ours(ours, samples, device, kind))
+    state = theirs.state_dict()
     for kind in peers:
-        add(f"upstream, {kind}", lambda: Theirs(theirs, structures, batch, config, device, compiled=kind == "compile"))
+        model, _ = build_pair(config, "eager" if kind == "eager" else "compile")
+        model.load_state_dict(state)
+        add(f"upstream, {kind}", lambda: Theirs(model, structures, batch, config, device, kind))
     expected = losses["ours, eager"]
     differences = {key: abs(found - expected) / abs(expected) for key, found in losses.items()}
     report(f"relative differences of the loss: {differences}")
-    for step in steps.values():
-        step()
+    gradients = {key: step.gradient() for key, step in steps.items() if isinstance(step, Ours)}
+    wanted = gradients["ours, eager"]
+    off = {key: float((found - wanted).norm() / wanted.norm()) for key, found in gradients.items()}
+    report(f"relative differences of the gradient: {off}")
+    memory = {}
+    for key, step in steps.items():
+        for _ in range(3):  # the second update of a recorded step records it
+            step()
+        if device == "cuda":
+            torch.cuda.synchronize()
+            torch.cuda.reset_peak_memory_stats()
+            before = torch.cuda.memory_allocated()
+            step()
+            torch.cuda.synchronize()
+            memory[key] = (torch.cuda.max_memory_allocated() - before) / 1e9
     times = {key: [] for key in steps}
     for _ in range(3):
         for key, step in steps.items():
             times[key].append(median(step, repeats, device))
     return {
-        "work": f"Allegro {name}, fp32, {frames} drops of {size} water molecules, {batch.graph.num_nodes} atoms, "
+        "work": f"{config.kind} {name}, fp32, {frames} drops of {size} water molecules, {batch.graph.num_nodes} atoms, "
         f"{batch.graph.num_edges} edges, energies and forces in the loss, AdamW",
         "step_s": {key: statistics.median(found) for key, found in times.items()},
         "until_first_loss_s": prepared,
         "loss_difference": differences,
+        "gradient_difference": off,
+        "peak_of_step_GB": memory,
         "machine": f"{torch.cuda.get_device_name() if device == 'cuda' else platform.processor() or platform.machine()}, "
         f"{torch.get_num_threads()} threads, PyTorch {torch.__version__.split('+')[0]}",
         "date": date.today().isoformat(),
@@ -164,13 +201,13 @@ def measure(name: str, device: str, frames: int, size: int, repeats: int, peers:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--preset", default="medium", choices=("small", "medium", "large"))
+    parser.add_argument("--preset", default="medium", choices=PRESETS)
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--frames", type=int, default=8)
     parser.add_argument("--molecules", type=int, default=16, help="water molecules in each frame")
     parser.add_argument("--repeats", type=int, default=11)
     parser.add_argument("--threads", type=int)
-    parser.add_argument("--peers", nargs="*", default=["eager", "compile"], choices=("eager", "compile"))
+    parser.add_argument("--peers", nargs="*", default=["eager", "compile"], choices=("eager", "compile", *MODIFIERS))
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()
     if options.threads:

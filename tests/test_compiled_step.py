@@ -1,18 +1,24 @@
 """The compiled training step against the eager one, on batches of any size."""
 
 import logging
+from copy import deepcopy
 
 import pytest
 import torch
 
+from nequip_md.kernels.triton.backend import TritonBackend
+from nequip_md.model import with_dtype
 from nequip_md.model.build import build_model
 from nequip_md.model.config import AllegroConfig, preset
 from nequip_md.training import compiled_step
-from nequip_md.training.compiled_step import CheckedStep, CompiledStep, pad_batch, relative_difference
+from nequip_md.training.compiled_step import CheckedStep, CompiledStep, pad_batch, relative_difference, step_program
 from nequip_md.training.config import LossConfig
+from nequip_md.training.ema import AveragedModel
 from nequip_md.training.loss import label_counts
+from nequip_md.training.recorded_step import EDGES_OF_A_PHANTOM, RecordedStep, TalliedStep, padded_sizes
 from nequip_md.training.samples import collate, make_sample
-from nequip_md.training.step import EagerStep
+from nequip_md.training.step import EagerStep, Tally, tensors_of, trained
+from nequip_md.training.update import RecordableAdamW, RecordedUpdate, Update
 from support.training_runs import MODEL, crystals
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -109,3 +115,74 @@ def test_a_wrong_compiled_step_is_left(monkeypatch, caplog):
     for _ in range(2):
         assert relative_difference(step(batch, label_counts(batch)), expected) == 0
     assert "goes on without the compiled step: its gradient of the first batch is off by" in caplog.text
+
+
+@pytest.mark.parametrize("kind", ["allegro", "nequip"])
+def test_float32_in_the_kernels_of_a_gpu(kind, tmp_path):
+    """Compiled on a GPU, where there is one; else the same graph in Triton's interpreter."""
+    narrow = {"num_features": [16, 8], "radial_mlp_width": 16, "cutoff": 1.8, "avg_num_neighbors": 12.0}
+    wide = {"num_layers": 2, "num_scalar_features": 16, "num_tensor_features": 16, "allegro_mlp_width": 32}
+    config = (
+        AllegroConfig(**{**MODEL, **wide, "readout_mlp_depth": 1, "readout_mlp_width": 16, "dtype": "float32"})
+        if kind == "allegro"
+        else preset("S", type_names=["Ar"], **narrow)
+    )
+    torch.manual_seed(0)
+    model = build_model(config).to(DEVICE)
+    batch = mixed(config)
+    counts = label_counts(batch)
+    if DEVICE == "cuda":
+        got = CompiledStep(model, LOSS, with_stress=True, folder=tmp_path)(batch, counts).gradients
+    else:
+        program = step_program(model, LOSS, True, torch.device(DEVICE), TritonBackend("fp32").for_training())
+        got = program.module()(*[w.detach() for w in trained(model)], *tensors_of(batch).values(), counts)[6:]
+    exact = EagerStep(with_dtype(deepcopy(model), "float64"), LOSS, with_stress=True)(batch, counts).gradients
+    rounded = EagerStep(model, LOSS, with_stress=True)(batch, counts).gradients
+    norm = sum(float(g.square().sum()) for g in exact) ** 0.5
+    off, as_usual = (
+        sum(float((a.double() - b).square().sum()) for a, b in zip(gradients, exact, strict=True)) ** 0.5 / norm
+        for gradients in (got, rounded)
+    )
+    assert off <= max(5e-6, 5 * as_usual), (off, as_usual)
+
+
+def test_padded_sizes_are_few_and_not_much_larger():
+    atoms, edges = zip(*[padded_sizes(8, n, 31 * n + n % 7)[1:] for n in range(1, 3000)])
+    assert len(set(edges)) < 100 and len(set(zip(atoms, edges))) < 250
+    for n, (a, e) in enumerate(zip(atoms, edges), start=1):
+        count = 31 * n + n % 7
+        assert (
+            0 <= e - count <= max(8, count / 8)
+            and (e - count) / EDGES_OF_A_PHANTOM <= a - n <= max(8, n / 8) + e / 500 + 2
+        )
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(DEVICE == "cpu", reason="CUDA graphs are recorded on a GPU")
+@pytest.mark.parametrize("kind", ["allegro", "nequip"])
+def test_recorded_steps_and_updates_are_the_eager_ones(kind, tmp_path):
+    """Over batches of several sizes that come again: weights, average, totals; with clipping and learning rates that change."""
+    config = models()[kind]
+    torch.manual_seed(0)
+    model = build_model(config).to(DEVICE)
+    runs = []
+    for recorded in (False, True):
+        own = deepcopy(model)
+        tally, average = Tally(), AveragedModel(own, 0.9)
+        optimizer = RecordableAdamW(own.parameters(), lr=1e-3, fused=True, capturable=True)
+        update = Update(list(own.parameters()), optimizer, 0.5, average, own)
+        if recorded:
+            step = RecordedStep(CompiledStep(own, LOSS, with_stress=True, folder=tmp_path), tally)
+            update = RecordedUpdate(update)
+        else:
+            step = TalliedStep(EagerStep(own, LOSS, with_stress=True), tally)
+        for k in range(9):
+            batch = mixed(config) if k % 3 else batch_of(crystals(1 + k % 2, 20 + k), config)
+            for weight, gradient in zip(own.parameters(), step(batch, label_counts(batch)), strict=True):
+                weight.grad = gradient
+            average.before_step(k + 1)
+            optimizer.param_groups[0]["lr"] = 1e-3 / (1 + k)
+            update()
+        runs.append([tally.totals, *own.parameters(), *average.parameters()])
+    for got, want in zip(*reversed(runs), strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-8, atol=1e-10)

@@ -182,7 +182,8 @@ def test_the_running_average_follows_its_definition():
     for step in range(1, 30):
         with torch.no_grad():
             model.weight.normal_()
-        average.update(model, step)
+        average.before_step(step)
+        average.follow(model)
         decay = min(0.6, step / (step + 9))
         expected = decay * expected + (1 - decay) * model.weight.detach()
     torch.testing.assert_close(average.module.weight, expected)

@@ -6,7 +6,6 @@ import copy
 import hashlib
 import logging
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
@@ -18,7 +17,7 @@ from torch.func import functional_call
 from nequip_md.atomic import write_atomically
 from nequip_md.errors import NequIPMDError
 from nequip_md.graph import Graph, pad_graph
-from nequip_md.kernels import training_backend
+from nequip_md.kernels import Backend, training_backend
 from nequip_md.lowering.compile import compile_program
 from nequip_md.lowering.trace import example_inputs, symbolic, trace_function
 from nequip_md.model.potential import Potential
@@ -44,8 +43,6 @@ _DYNAMIC = {
     "weight": ("frames", 0),
 }
 """Which dimension of each tensor of a batch varies, and with what."""
-FEW_STEPS = 2000
-"""A run of fewer steps is over before a compiled step would pay."""
 _SMALLEST = 2
 """Edges, atoms and frames that a compiled graph needs; smaller batches are padded."""
 
@@ -55,9 +52,11 @@ class CompiledStep:
 
     Sizes of batches are variables in it, so that it is compiled once. It is kept in a file, since that takes minutes.
 
+    Attributes:
+        with_stress: whether stresses are predicted as well.
+
     Args:
         model: float32 or float64, on the device to train on.
-        with_stress: predict stresses as well.
         folder: of compiled steps; by default ``training`` in :func:`~nequip_md.user_cache.cache_folder`.
 
     Raises:
@@ -66,25 +65,39 @@ class CompiledStep:
 
     def __init__(self, model: Potential, config: LossConfig, *, with_stress: bool, folder: Path | None = None):
         self.weights = trained(model)
+        self._names = [name for name, p in model.named_parameters() if p.requires_grad]
         self.cutoff = model.config.cutoff
         self.with_stress = with_stress
         device = self.weights[0].device
-        path = (folder or cache_folder("training")) / f"{_digest(model, config, with_stress, device)}.pt2"
+        path = _path(model, config, with_stress, folder)
         with first_goes_first():
             if path.exists():
                 log.info("the compiled training step is in %s", path)
             else:
                 _compile(path, model, config, with_stress, device)
-        self._run = torch._inductor.aoti_load_package(str(path))
+        # on a GPU one run at a time, without the events between runs that cannot be recorded
+        self._run = torch._inductor.aoti_load_package(str(path), run_single_threaded=device.type == "cuda")
+
+    def of(self, model: Potential) -> CompiledStep:
+        """The same step with the weights of another model of the same configuration."""
+        other = copy.copy(self)
+        other.weights = [dict(model.named_parameters())[name] for name in self._names]
+        return other
 
     def __call__(self, batch: Sample, counts: Tensor) -> StepResult:
         """As :meth:`nequip_md.training.step.EagerStep.__call__`."""
         frames, atoms = batch.graph.num_graphs, batch.graph.num_nodes
         padded = pad_batch(batch, frames=_SMALLEST, atoms=_SMALLEST, edges=_SMALLEST, cutoff=self.cutoff)
         weights = [w.detach() for w in self.weights]
-        loss, energy, forces, *rest = self._run(*weights, *tensors_of(padded).values(), counts)
-        stress = rest.pop(0)[:frames] if self.with_stress else None
-        return StepResult(loss, rest, Prediction(energy[:frames], forces[:atoms], stress))
+        found = self._run(*weights, *tensors_of(padded).values(), counts)
+        loss, totals, failed, energy, forces, *gradients = found
+        stress = gradients.pop(0)[:frames] if self.with_stress else None
+        return StepResult(loss, gradients, Prediction(energy[:frames], forces[:atoms], stress), totals, failed)
+
+
+def is_compiled(model: Potential, config: LossConfig, *, with_stress: bool) -> bool:
+    """Whether :class:`CompiledStep` would find what it needs in its folder."""
+    return _path(model, config, with_stress).exists()
 
 
 def pad_batch(batch: Sample, *, frames: int, atoms: int, edges: int, cutoff: float) -> Sample:
@@ -94,6 +107,8 @@ def pad_batch(batch: Sample, *, frames: int, atoms: int, edges: int, cutoff: flo
         frames, atoms, edges: numbers that the result has at least.
         cutoff: largest cutoff of the model, angstrom.
     """
+    if frames <= batch.graph.num_graphs and atoms <= batch.graph.num_nodes and edges <= batch.graph.num_edges:
+        return batch
     graph = pad_graph(batch.graph, edges, atoms, cutoff=cutoff)
     more_frames, more_atoms = max(0, frames - graph.num_graphs), graph.num_nodes - batch.graph.num_nodes
     graph = replace(graph, graph_ptr=torch.cat([graph.graph_ptr, graph.graph_ptr[-1:].expand(more_frames)]))
@@ -111,23 +126,6 @@ def pad_batch(batch: Sample, *, frames: int, atoms: int, edges: int, cutoff: flo
         weight=appended(batch.weight, more_frames, 1.0),
         index=appended(batch.index, more_frames, -1),
     )
-
-
-def make_step(
-    model: Potential, config: LossConfig, *, with_stress: bool, compiled: str, steps: int
-) -> Callable[[Sample, Tensor], StepResult]:
-    """The step that a training file asks for.
-
-    Args:
-        compiled: ``auto``, ``yes`` or ``no``, see :class:`~nequip_md.training.config.TrainingConfig`.
-        steps: about how many the run may take.
-    """
-    device = next(model.parameters()).device
-    if compiled == "auto":
-        compiled = "yes" if device.type == "cpu" and steps >= FEW_STEPS else "no"
-    if compiled == "no":
-        return EagerStep(model, config, with_stress=with_stress)
-    return CheckedStep(model, config, with_stress=with_stress)
 
 
 class CheckedStep:
@@ -171,6 +169,11 @@ def relative_difference(result: StepResult, expected: StepResult) -> float:
 # ---- compilation ----------------------------------------------------------------------------------------------------
 
 
+def _path(model: Potential, config: LossConfig, with_stress: bool, folder: Path | None = None) -> Path:
+    device = next(model.parameters()).device
+    return (folder or cache_folder("training")) / f"{_digest(model, config, with_stress, device)}.pt2"
+
+
 def _compile(path: Path, model: Potential, config: LossConfig, with_stress: bool, device: torch.device) -> None:
     log.info("compiling the training step, which takes some minutes once")
     started = time.monotonic()
@@ -187,7 +190,16 @@ def _compile(path: Path, model: Potential, config: LossConfig, with_stress: bool
 
 
 def _compiled(model: Potential, config: LossConfig, with_stress: bool, device: torch.device) -> memoryview:
-    """The content of the package of a step: (*weights, *tensors of a batch, counts) -> (loss, *prediction, *gradients)."""
+    """The content of the package of a step."""
+    backend = training_backend(device.type, "fp64" if model.dtype == torch.float64 else "fp32")
+    return compile_program(step_program(model, config, with_stress, device, backend), backend)
+
+
+def step_program(
+    model: Potential, config: LossConfig, with_stress: bool, device: torch.device, backend: Backend
+) -> torch.export.ExportedProgram:
+    """The graph of a step in a device's kernels: (*weights, *tensors of a batch, counts) -> (loss, totals, failed, *prediction,
+    *gradients)."""
     weights = [w.detach() for w in trained(model)]
     model = copy.deepcopy(model)
     names = [name for name, p in model.named_parameters() if p.requires_grad]
@@ -205,23 +217,22 @@ def _compiled(model: Potential, config: LossConfig, with_stress: bool, device: t
         result = loss_and_gradient(network, weights, batch, counts, config, with_stress)
         found = result.prediction
         stress = [found.stress] if with_stress else []
-        return result.loss, found.energy, found.forces, *stress, *result.gradients
+        return result.loss, result.totals, result.failed, found.energy, found.forces, *stress, *result.gradients
 
     inputs = [*weights, *example.values(), torch.ones(3, dtype=torch.float64, device=device)]
     varying = [None] * len(weights) + [_DYNAMIC[name] for name in labels] + [None]
-    backend = training_backend(device.type, "fp64" if model.dtype == torch.float64 else "fp32")
     graph = trace_function(step, symbolic(inputs, [() if v is None else (v[1],) for v in varying]), backend)
     sizes = {name: torch.export.Dim(name, min=_SMALLEST) for name in ("edges", "atoms", "frames")}
     sizes |= {f"{name} + 1": sizes[name] + 1 for name in ("atoms", "frames")}
     shapes = tuple(None if v is None else {v[1]: sizes[v[0]]} for v in varying)
-    return compile_program(torch.export.export(graph, tuple(inputs), dynamic_shapes=shapes), backend)
+    return torch.export.export(graph, tuple(inputs), dynamic_shapes=shapes)
 
 
 def _example(model: Potential, device: torch.device) -> dict[str, Tensor]:
-    """The tensors of a batch of three frames."""
-    owned, frames = 23, 3
-    inputs = example_inputs(owned, 0, 9, len(model.type_names), model.config.cutoff, device=device.type)
-    ptr = torch.tensor([0, 7, 15, owned], device=device)
+    """The tensors of a batch of usual size, from which Inductor chooses how reductions are shared among threads."""
+    owned, frames = 389, 7
+    inputs = example_inputs(owned, 0, 31, len(model.type_names), model.config.cutoff, device=device.type)
+    ptr = torch.linspace(0, owned, frames + 1, device=device).to(torch.int64)
 
     def label(*shape: int) -> Tensor:
         return torch.zeros(shape, dtype=torch.float64, device=device)

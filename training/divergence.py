@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 import torch
 from torch import Tensor
 
-from nequip_md.training.data import AtomsData
 from nequip_md.training.loss import Prediction
 from nequip_md.training.samples import Sample
+
+if TYPE_CHECKING:
+    from nequip_md.training.data import AtomsData
+
+
+def first_failure(prediction: Prediction, batch: Sample) -> Tensor:
+    """Place in a batch of the first frame whose energy or forces are not finite, int64 [1]; -1 if all are."""
+    bad_atoms = ~torch.isfinite(prediction.forces).all(1)
+    # phantom atoms come after the last structure's
+    failures = torch.cat([~torch.isfinite(prediction.energy), bad_atoms.new_zeros(1)]).to(torch.int64)
+    failures = failures.index_add(0, batch.graph.node_graph, bad_atoms.to(torch.int64)) > 0
+    return torch.where(failures.any(), failures.to(torch.int64).argmax(), -1).reshape(1)
 
 
 class FirstFailure:
@@ -19,13 +32,14 @@ class FirstFailure:
 
     def update(self, prediction: Prediction, batch: Sample) -> None:
         """Check the predictions of a batch."""
-        bad_atoms = ~torch.isfinite(prediction.forces).all(1)
-        frame = torch.arange(len(batch.index), device=bad_atoms.device)
-        frame = frame.repeat_interleave(batch.num_atoms, output_size=len(bad_atoms))
-        failures = (~torch.isfinite(prediction.energy)).to(torch.int64).index_add(0, frame, bad_atoms.to(torch.int64))
-        first = batch.index.index_select(0, (failures > 0).to(torch.int64).argmax().reshape(1))
-        found = torch.where(failures.any(), first, -1)
-        self._index = found if self._index is None else torch.where(self._index < 0, found, self._index)
+        self.add(first_failure(prediction, batch), batch)
+
+    def add(self, place: Tensor, batch: Sample) -> None:
+        """Take what :func:`first_failure` has found in a batch."""
+        if self._index is None:
+            self._index = torch.full_like(place, -1)
+        found = torch.where(place < 0, -1, batch.index.index_select(0, place.clamp(min=0)))
+        self._index.copy_(torch.where(self._index < 0, found, self._index))
 
     @property
     def index(self) -> int | None:

@@ -22,12 +22,20 @@ class AveragedModel(nn.Module):
         super().__init__()
         self.decay = decay
         self.module = deepcopy(model).requires_grad_(False)
+        # on the device, so that a recording of the step reads it
+        self.register_buffer("weight", torch.ones(()), persistent=False)
+
+    def before_step(self, step: int) -> None:
+        """Set the weight 1 - d of the ``step``-th step, from 1."""
+        self.weight.fill_(1 - min(self.decay, step / (step + 9)))
 
     @torch.no_grad()
-    def update(self, model: nn.Module, step: int) -> None:
-        """Add the weights of ``model`` after its ``step``-th step to the average."""
-        weight = 1 - min(self.decay, step / (step + 9))
-        torch._foreach_lerp_(list(self.module.parameters()), list(model.parameters()), weight)
+    def follow(self, model: nn.Module) -> None:
+        """Add the weights of ``model`` after its step to the average."""
+        averages = list(self.module.parameters())
+        steps = torch._foreach_sub(list(model.parameters()), averages)
+        torch._foreach_mul_(steps, self.weight.to(averages[0].dtype))
+        torch._foreach_add_(averages, steps)
 
     def forward(self, *inputs):
         return self.module(*inputs)

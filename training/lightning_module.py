@@ -8,23 +8,29 @@ from typing import Any
 
 import lightning as L
 import torch
-from torch import nn
 
 from nequip_md.errors import NequIPMDError
 from nequip_md.files import TRAINING_STATE_KEY
 from nequip_md.model.potential import Potential
-from nequip_md.training.compiled_step import make_step
 from nequip_md.training.config import TrainingConfig
-from nequip_md.training.divergence import FirstFailure, describe_failure, describe_frames
+from nequip_md.training.divergence import describe_failure, describe_frames
 from nequip_md.training.ema import AveragedModel
 from nequip_md.training.loss import errors, label_counts, predict
 from nequip_md.training.metrics import ErrorMetrics, weighted_loss
 from nequip_md.training.optimizers import freeze, parameter_groups, warmed_up
 from nequip_md.training.parallel import sum_over_processes
+from nequip_md.training.recorded_step import (
+    CheckedRecordedStep,
+    RecordedStep,
+    TalliedStep,
+    make_step,
+    validation_step,
+)
 from nequip_md.training.report import epoch_line
 from nequip_md.training.samples import Sample
 from nequip_md.training.schedule import Clock, make_schedule
-from nequip_md.training.step import trained
+from nequip_md.training.step import Tally, trained
+from nequip_md.training.update import RecordableAdamW, RecordedUpdate, Update, on_the_device_of_its_weights
 
 log = logging.getLogger(__name__)
 
@@ -65,7 +71,9 @@ class PotentialModule(L.LightningModule):
         self.validation_metrics = ErrorMetrics(config.loss, with_stress=with_stress)
         self.validation_errors: dict[str, float] = {}
         self.validation_loss = math.inf
-        self.failures = {"train": FirstFailure(), "validation": FirstFailure()}
+        self.tallies = {"train": Tally(), "validation": Tally()}
+        self.failures = {name: tally.failure for name, tally in self.tallies.items()}
+        self.compiled_validation: TalliedStep | RecordedStep | None = None
         self.clock = Clock(config.stop)
         self._resumed: dict[str, Any] | None = None
 
@@ -75,12 +83,13 @@ class PotentialModule(L.LightningModule):
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         options = self.config.optimizer
-        optimizer = torch.optim.AdamW(
+        optimizer = RecordableAdamW(
             parameter_groups(self.model, options),
             lr=options.learning_rate,
             betas=options.betas,
             weight_decay=options.weight_decay,
             fused=self.device.type == "cuda",
+            capturable=self.device.type == "cuda",
         )
         self.schedule = make_schedule(self.config.schedule, optimizer)
         return optimizer
@@ -91,15 +100,19 @@ class PotentialModule(L.LightningModule):
         self.step = make_step(
             self.model,
             self.config.loss,
+            self.tallies["train"],
             with_stress=self.config.loss.stress > 0,
             compiled=self.config.compile,
             steps=self.config.stop.max_epochs * math.ceil(len(self.trainer.datamodule.train) / frames),
         )
+        optimizer = self.optimizers().optimizer
+        update = Update(trained(self.model), optimizer, self.config.optimizer.gradient_clip, self.average, self.model)
+        optimizer.instead = RecordedUpdate(update) if isinstance(self.step, CheckedRecordedStep) else update
 
     def training_step(self, batch: Sample, index: int) -> None:
         (counts,) = sum_over_processes([label_counts(batch)])
         try:
-            result = self.step(batch, counts)
+            gradients = self.step(batch, counts)
         except torch.OutOfMemoryError as error:
             graph = batch.graph
             raise NequIPMDError(
@@ -107,27 +120,35 @@ class PotentialModule(L.LightningModule):
                 f" {graph.num_edges} edges ({describe_frames(batch, self.trainer.datamodule)}); set data.max_edges to less, or"
                 f" data.batch_size. PyTorch says: {str(error).splitlines()[0]}"
             ) from None
-        self.failures["train"].update(result.prediction, batch)
-        self.train_metrics.update(errors(result.prediction, batch))
-        weights = trained(self.model)
-        for weight, gradient in zip(weights, sum_over_processes(result.gradients), strict=True):
+        summed = sum_over_processes(gradients)
+        if isinstance(self.step, CheckedRecordedStep) and summed[0] is not gradients[0]:
+            # the recording of the update reads them in their place
+            torch._foreach_copy_(gradients, summed)
+            summed = gradients
+        for weight, gradient in zip(trained(self.model), summed, strict=True):
             weight.grad = gradient
-        if self.config.optimizer.gradient_clip is not None:
-            nn.utils.clip_grad_norm_(weights, self.config.optimizer.gradient_clip)
+        if self.average is not None:
+            self.average.before_step(self.trainer.global_step + 1)
         with warmed_up(self.optimizers(), self.trainer.global_step, self.config.optimizer.warmup_steps):
             self.optimizers().step()
-        if self.average is not None:
-            self.average.update(self.model, self.trainer.global_step)
 
     def on_validation_epoch_start(self) -> None:
         self.validation_metrics.reset()
+        if self.compiled_validation is None and self.with_stress == (self.config.loss.stress > 0):
+            self.compiled_validation = validation_step(self.step, self.evaluated, self.tallies["validation"])
 
     def validation_step(self, batch: Sample, index: int) -> None:
+        if self.compiled_validation is not None:
+            self.compiled_validation(batch, label_counts(batch))
+            return
         prediction = predict(self.evaluated, batch, with_stress=self.with_stress)
         self.failures["validation"].update(prediction, batch)
         self.validation_metrics.update(errors(prediction, batch))
 
     def on_validation_epoch_end(self) -> None:
+        totals = self.tallies["validation"].take_totals()
+        if totals is not None:
+            self.validation_metrics.add(totals)
         self.validation_errors = self.validation_metrics.compute()
         self.validation_loss = weighted_loss(self.validation_errors, self.config.loss)
         if not math.isfinite(self.validation_loss):
@@ -138,6 +159,8 @@ class PotentialModule(L.LightningModule):
             )
 
     def on_train_start(self) -> None:
+        # a run that is resumed may have been on another device
+        on_the_device_of_its_weights(self.optimizers().optimizer)
         if self._resumed is not None:
             self.schedule.load_state_dict(self._resumed["schedule"])
             self.clock.elapsed = self._resumed["elapsed"]
@@ -151,6 +174,7 @@ class PotentialModule(L.LightningModule):
     def on_train_epoch_end(self) -> None:
         epochs = self.trainer.current_epoch + 1
         rate = self.trainer.optimizers[0].param_groups[0]["lr"]
+        self.train_metrics.add(self.tallies["train"].take_totals())
         train_errors = self.train_metrics.compute()
         self.clock.after_epoch(epochs)
         # decisions that follow from it are the same in all processes

@@ -85,6 +85,13 @@ class Error:
         known = ~torch.isnan(label)
         return cls(torch.where(known, prediction - label, 0.0), known, weight, strata)
 
+    def totals(self, config: LossConfig) -> Tensor:
+        """What metrics need (:class:`~nequip_md.training.metrics.ErrorMetric`), float64 [4]: sums over the labels of |x|, x^2 and
+        the penalty without weights, and the number of labels. The penalty of squares is left at 0."""
+        values = self.values.to(torch.float64)
+        penalty = values.new_zeros(()) if config.kind == "mse" else self.total(config, weighted=False)
+        return torch.stack([values.abs().sum(), values.square().sum(), penalty, self.known.sum().to(values.dtype)])
+
     def total(self, config: LossConfig, *, weighted: bool = True) -> Tensor:
         """Sum over the labels of the penalty, times the weight of the frame unless ``weighted`` is False; 0 without any label."""
         rows = (-1, *[1] * (self.values.dim() - 1))

@@ -27,21 +27,20 @@ class ErrorMetric(Metric):
     def __init__(self, config: LossConfig):
         super().__init__()
         self.config = config
-        for name in ("absolute", "square", "penalty", "count"):
-            self.add_state(name, torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("totals", torch.zeros(4, dtype=torch.float64), dist_reduce_fx="sum")
 
-    def update(self, error: Error) -> None:
-        values = error.values.detach()
-        self.absolute += values.abs().sum()
-        self.square += values.square().sum()
-        if self.config.kind != "mse":
-            self.penalty += error.total(self.config, weighted=False).detach()
-        self.count += error.known.sum()
+    def update(self, totals: torch.Tensor) -> None:
+        """
+        Args:
+            totals: of some batches, see :meth:`~nequip_md.training.loss.Error.totals`.
+        """
+        self.totals += totals
 
     def compute(self) -> dict[str, torch.Tensor]:
         """``count``, ``mae``, ``rmse`` and, unless the loss is that of squares, ``loss``; NaN without a label."""
-        found = {"count": self.count, "mae": self.absolute / self.count, "rmse": (self.square / self.count).sqrt()}
-        return found if self.config.kind == "mse" else {**found, "loss": self.penalty / self.count}
+        absolute, square, penalty, count = self.totals
+        found = {"count": count, "mae": absolute / count, "rmse": (square / count).sqrt()}
+        return found if self.config.kind == "mse" else {**found, "loss": penalty / count}
 
 
 class ForceErrorByType(Metric):
@@ -86,7 +85,17 @@ class ErrorMetrics(nn.Module):
 
     def update(self, found: dict[str, Error]) -> None:
         for name, metric in self.metrics.items():
-            metric.update(found[name])
+            metric.update(found[name].totals(metric.config).detach())
+
+    def add(self, totals: torch.Tensor) -> None:
+        """Add the totals of some batches.
+
+        Args:
+            totals: of each quantity in the order of :data:`~nequip_md.training.loss.QUANTITIES`, [2 or 3, 4]; those of stresses
+                are left out where these metrics do not have them.
+        """
+        for metric, of_quantity in zip(self.metrics.values(), totals):
+            metric.update(of_quantity)
 
     def reset(self) -> None:
         for metric in self.metrics.values():

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from nequip_md.graph import Graph
 from nequip_md.training.config import LossConfig
-from nequip_md.training.loss import Prediction, errors, loss, predict
+from nequip_md.training.divergence import FirstFailure, first_failure
+from nequip_md.training.loss import QUANTITIES, Prediction, errors, loss, predict
 from nequip_md.training.samples import Sample
 
 
@@ -21,12 +22,44 @@ class StepResult:
     Attributes:
         loss: divided by the counts that the step was given, float64 scalar.
         gradients: of the loss, by each weight of :func:`trained`.
-        prediction: for metrics.
+        prediction: of the batch.
+        totals: for metrics, of each quantity that is predicted (:meth:`~nequip_md.training.loss.Error.totals`), [2 or 3, 4].
+        failed: place of the first frame that is not finite (:func:`~nequip_md.training.divergence.first_failure`).
     """
 
     loss: Tensor
     gradients: list[Tensor]
     prediction: Prediction
+    totals: Tensor
+    failed: Tensor
+
+
+class Tally:
+    """What a run remembers of its batches, without waiting for the device.
+
+    Attributes:
+        totals: sum of those of all batches (:attr:`StepResult.totals`); None before the first.
+        failure: the first frame that was not finite.
+    """
+
+    def __init__(self):
+        self.totals: Tensor | None = None
+        self.failure = FirstFailure()
+
+    def add(self, result: StepResult, batch: Sample) -> None:
+        """Take up a batch, in place once there was one."""
+        if self.totals is None:
+            self.totals = torch.zeros_like(result.totals)
+        self.totals += result.totals
+        self.failure.add(result.failed, batch)
+
+    def take_totals(self) -> Tensor | None:
+        """The totals, which begin anew."""
+        if self.totals is None:
+            return None
+        found = self.totals.clone()
+        self.totals.zero_()
+        return found
 
 
 class EagerStep:
@@ -70,9 +103,12 @@ def loss_and_gradient(
     """
     with torch.enable_grad():
         prediction = predict(network, batch, with_stress=with_stress, create_graph=True)
-        value = loss(errors(prediction, batch), config, counts)
+        found = errors(prediction, batch)
+        value = loss(found, config, counts)
         gradients = torch.autograd.grad(value, list(weights), materialize_grads=True, allow_unused=True)
-    return StepResult(value.detach(), list(gradients), prediction.detach())
+    totals = torch.stack([found[name].totals(config) for name in QUANTITIES if name in found])
+    prediction = prediction.detach()
+    return StepResult(value.detach(), list(gradients), prediction, totals.detach(), first_failure(prediction, batch))
 
 
 _GRAPH = ("edge_vectors", "edge_index", "row_ptr", "node_types", "graph_ptr")
@@ -87,7 +123,11 @@ def tensors_of(batch: Sample) -> dict[str, Tensor]:
     }
 
 
-def batch_of(tensors: dict[str, Tensor]) -> Sample:
-    """The reverse of :func:`tensors_of`; the frames have no index."""
+def batch_of(tensors: dict[str, Tensor], index: Tensor | None = None) -> Sample:
+    """The reverse of :func:`tensors_of`; without ``index`` the frames have none."""
     graph = Graph(**{name: tensors[name] for name in _GRAPH})
-    return Sample(graph=graph, **{name: tensors[name] for name in _LABELS}, index=torch.empty(0, dtype=torch.int64))
+    return Sample(
+        graph=graph,
+        **{name: tensors[name] for name in _LABELS},
+        index=torch.empty(0, dtype=torch.int64) if index is None else index,
+    )

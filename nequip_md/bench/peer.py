@@ -14,11 +14,11 @@ from ase import Atoms
 from torch import Tensor, nn
 
 from nequip_md.artifact import Artifact
-from nequip_md.checkpoint.upstream_allegro import state_from_upstream
+from nequip_md.checkpoint import upstream_allegro, upstream_nequip
 from nequip_md.errors import NequIPMDError
 from nequip_md.graph import Structure, build_graph, forces_from_gradient
 from nequip_md.lowering import inductor_cache
-from nequip_md.model import AllegroConfig, Potential, PotentialConfig, build_model
+from nequip_md.model import AllegroConfig, NequIPConfig, Potential, PotentialConfig, build_model
 
 FORCE_TOLERANCE = {"fp64": 1e-3, "fp32": 1e-3, "tf32": 3e-2}
 """Largest difference, relative to the largest force; a guard against comparing two different models, not a test of accuracy."""
@@ -102,17 +102,39 @@ def _options(config: AllegroConfig) -> dict[str, Any]:
     return options
 
 
-def build_pair(config: AllegroConfig) -> tuple[nn.Module, Potential]:
-    """Upstream's model with its own random weights, and ours with the same weights."""
-    with _their_settings():
-        from allegro.model import AllegroModel
+def _nequip_options(config: NequIPConfig) -> dict[str, Any]:
+    """Arguments of upstream's ``NequIPGNNModel`` that mean the same as ``config``, which has no pair potential."""
+    same = ("type_names", "l_max", "parity", "num_layers", "num_features", "type_embed_num_features")
+    same += ("radial_mlp_depth", "radial_mlp_width", "num_bessels", "bessel_trainable", "polynomial_cutoff_p")
+    return {
+        "seed": 0,
+        "model_dtype": config.dtype,
+        "r_max": config.cutoff,
+        "avg_num_neighbors": config.avg_num_neighbors,
+        **{key: getattr(config, key) for key in same},
+    }
 
-        theirs = AllegroModel(**_options(config)).eval()
+
+def build_pair(config: PotentialConfig, compile_mode: str = "eager") -> tuple[nn.Module, Potential]:
+    """Upstream's model with its own random weights, and ours with the same weights.
+
+    Args:
+        compile_mode: upstream's, ``eager`` or ``compile``; the latter compiles the model when it is first called, for training.
+    """
+    with _their_settings():
+        if isinstance(config, AllegroConfig):
+            from allegro.model import AllegroModel
+
+            theirs, convert = AllegroModel(**_options(config), compile_mode=compile_mode), upstream_allegro
+        else:
+            from nequip.model import NequIPGNNModel
+
+            theirs, convert = NequIPGNNModel(**_nequip_options(config), compile_mode=compile_mode), upstream_nequip
     prefix = "model.func."
     state = {k.removeprefix(prefix): v.clone() for k, v in theirs.state_dict().items() if k.startswith(prefix)}
     ours = build_model(config)
-    ours.load_state_dict(state_from_upstream(config, state))
-    return theirs, ours.eval()
+    ours.load_state_dict(convert.state_from_upstream(config, state))
+    return theirs.eval(), ours.eval()
 
 
 class PeerArtifact:

@@ -72,7 +72,8 @@ def pad_graph(graph: Graph, min_edges: int = 2, min_nodes: int = 2, *, cutoff: f
     """Append phantom atoms (type 0) and phantom edges until the graph has the given size.
 
     Phantom atoms come after the owned atoms (ghosts move up), phantom edges after all edges. A phantom edge leads from
-    the last owned atom to itself and is twice the cutoff long, so that it adds exactly 0 to every energy and gradient.
+    a phantom atom to itself, or without any from the last owned atom to itself, and is twice the cutoff long, so that it adds
+    exactly 0 to every energy and gradient. Phantom atoms have equally many of them.
     The first N energies and E gradients of the padded graph are those of the graph.
 
     Args:
@@ -91,12 +92,14 @@ def pad_graph(graph: Graph, min_edges: int = 2, min_nodes: int = 2, *, cutoff: f
     index = torch.where(graph.edge_index < graph.num_nodes, graph.edge_index, graph.edge_index + nodes)
     vectors = graph.edge_vectors.new_zeros(edges, 3)
     vectors[:, 0] = 2 * cutoff
-    row_ptr = torch.cat([graph.row_ptr, graph.row_ptr[-1:].expand(nodes)])
-    row_ptr[-1] += edges
+    holders = max(1, nodes)
+    ends = torch.arange(1, holders + 1, device=index.device) * edges // holders
+    holder = torch.searchsorted(ends, torch.arange(edges, device=index.device), right=True) + (n - holders)
+    row_ptr = torch.cat([graph.row_ptr[: n + 1 - holders], graph.row_ptr[-1] + ends])
     types = graph.node_types
     return Graph(
         edge_vectors=torch.cat([graph.edge_vectors, vectors]),
-        edge_index=torch.cat([index, index.new_full((2, edges), n - 1)], dim=1),
+        edge_index=torch.cat([index, holder.expand(2, edges)], dim=1),
         row_ptr=row_ptr,
         node_types=torch.cat([types[: graph.num_nodes], types.new_zeros(nodes), types[graph.num_nodes :]]),
         graph_ptr=graph.graph_ptr,

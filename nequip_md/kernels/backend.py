@@ -50,6 +50,7 @@ class Backend:
         device: ``cpu`` or ``cuda``.
         kernels: name of the kernels, for the metadata of an artifact.
         exchanges_ghosts: whether a traced graph needs the features of ghosts.
+        weights_vary: whether weights are inputs of a graph, not constants.
         notes: one sentence for each part of a model that runs in a slower form, with the reason; filled while tracing.
         linked_operators: operators that stay in the graph, each of which compiled code calls through a C function; the
             exchange is not among them.
@@ -61,16 +62,18 @@ class Backend:
 
     def __init__(self):
         self.notes: list[str] = []
-        self.exchanges_ghosts = False
+        self.exchanges_ghosts = self.weights_vary = False
         self._forms = {
             torch.ops.nequip_md.ghost_exchange.default: [Form(self._exchange)],
             torch.ops.nequip_md.ghost_reduce.default: [Form(exchange.reduce)],
             **self.forms(),
         }
 
-    def without_ghosts(self) -> Backend:
-        """Let the exchange of ghosts' features be the identity, for graphs that never have ghosts; returns the backend."""
+    def for_training(self) -> Backend:
+        """Change the backend to that of graphs of training steps, where weights vary and there are no ghosts; returns it."""
+        self.weights_vary = True
         self._forms |= {
+            **self.forms_of_training(),
             torch.ops.nequip_md.ghost_exchange.default: [Form(lambda owned, node_types: owned.clone())],
             torch.ops.nequip_md.ghost_reduce.default: [Form(lambda values, node_types, owned: values.clone())],
         }
@@ -80,11 +83,17 @@ class Backend:
         """Forms of each operator, the fastest first. The first one that accepts the arguments is taken, else the reference."""
         return {}
 
+    def forms_of_training(self) -> dict[OpOverload, list[Form]]:
+        """More forms for graphs of training steps, also of PyTorch's own operators."""
+        return {}
+
     def call(self, operator: OpOverload, *arguments):
-        """Run an operator in the first form that accepts its arguments."""
+        """Run an operator in the first form that accepts its arguments; NotImplemented if it is PyTorch's and there is none."""
         for form in self._forms.get(operator, ()):
             if form.accepts(*arguments):
                 return form.call(*arguments)
+        if operator not in references():
+            return NotImplemented
         self.without_form(operator, arguments)
         return references()[operator](*arguments)
 
@@ -100,7 +109,7 @@ class Backend:
         """Functions that a trace runs in place of operators, for each operator that does not stay in the graph."""
         return {
             operator: partial(self.call, operator) if operator in self._forms else reference
-            for operator, reference in references().items()
+            for operator, reference in {**references(), **self._forms}.items()
             if operator not in self.linked_operators and operator is not exchange.EXCHANGE_GHOSTS
         }
 

@@ -34,10 +34,10 @@ def training_backend(device: str, precision: str) -> Backend:
     Args: as :func:`backend_for`. The kernels for Hopper GPUs, which are made for given weights, are not among these.
     """
     if device == "cpu":
-        return backend_for(device, precision).without_ghosts()
+        return backend_for(device, precision).for_training()
     from nequip_md.kernels.triton.backend import TritonBackend  # imports Triton
 
-    return TritonBackend(precision).without_ghosts()
+    return TritonBackend(precision).for_training()
 
 
 def is_hopper() -> bool:

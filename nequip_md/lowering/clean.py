@@ -1,4 +1,4 @@
-"""Removal of detached copies, and of several names of one constant, which a trace leaves behind."""
+"""Removal of what a trace leaves behind: detached copies, several names of one constant, calls that were made before."""
 
 from __future__ import annotations
 
@@ -21,3 +21,31 @@ def remove_aliases(module: GraphModule, backend: Backend) -> None:
         known = first.setdefault(id(getattr(module, node.target)), node)
         if known is not node:
             replace(node, known)
+
+
+def merge_equal_calls(module: GraphModule) -> None:
+    """Let each call of an operator with the same arguments as an earlier one be that one.
+
+    Gradients compute again what the forward pass has computed, such as the parts of split matrices. A graph with an operator that
+    changes its inputs is left as it is.
+    """
+    operators = [
+        n for n in module.graph.nodes if n.op == "call_function" and isinstance(n.target, torch._ops.OpOverload)
+    ]
+    if any(node.target._schema.is_mutable for node in operators):
+        return
+    first: dict[object, torch.fx.Node] = {}
+    for node in list(module.graph.nodes):
+        if node.op != "call_function" or torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
+            continue
+        known = first.setdefault((node.target, _key(node.args), _key(tuple(node.kwargs.items()))), node)
+        if known is not node:
+            replace(node, known)
+    module.recompile()
+
+
+def _key(argument: object) -> object:
+    """Equal for equal arguments alone: 1, 1.0 and True differ."""
+    if isinstance(argument, (list, tuple)):
+        return tuple(_key(item) for item in argument)
+    return type(argument), argument

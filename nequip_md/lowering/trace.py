@@ -13,6 +13,7 @@ from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, Stateles
 
 from nequip_md.errors import NequIPMDError
 from nequip_md.kernels import Backend
+from nequip_md.lowering.clean import merge_equal_calls
 from nequip_md.lowering.constants import fold_constants
 from nequip_md.lowering.passes import run_passes
 from nequip_md.model import energy_and_gradient
@@ -101,14 +102,16 @@ def symbolic(tensors: Sequence[Tensor], dynamic: Sequence[Collection[int]]) -> l
 
 
 def trace_function(function: Callable, inputs: Sequence[Tensor], backend: Backend) -> torch.fx.GraphModule:
-    """Trace a function of tensors, derivatives that it takes included, and lower the graph.
+    """Trace a function of tensors, derivatives that it takes included, and lower the graph; equal calls in it are merged.
 
     Args:
         function: of tensors alone; tensors that it closes over become constants.
         inputs: fake tensors, from :func:`symbolic`.
         backend: whose forms replace the operators.
     """
-    return lower(_traced(function, inputs), inputs, backend)
+    graph = lower(_traced(function, inputs), inputs, backend)
+    merge_equal_calls(graph)
+    return graph
 
 
 def _traced(function: Callable, inputs: Sequence[Tensor], decompositions: dict | None = None) -> torch.fx.GraphModule:

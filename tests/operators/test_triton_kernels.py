@@ -14,8 +14,8 @@ from operators.lowered import with_derivatives
 from operators.table import GROUPS
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-WITHOUT_FORM = {"channel_product_weight": "a gradient by weights is of training: PyTorch's operators make it"}
-"""Operators that run as their references, with the reason."""
+OF_TRAINING = {"channel_product_weight"}
+"""Operators that have forms in graphs of training steps alone."""
 TOO_WIDE = {"mlp, 30 to 300, 520": "layers are up to 512 wide"}
 LEFT_TO_A_GPU = {
     "mlp, three of 64": "minutes in the interpreter, in tiles that other groups have",
@@ -40,17 +40,22 @@ def test_what_runs_as_its_reference_is_said():
             backend = TritonBackend(precision)
             for case in group.cases:
                 values = arguments(group, case, group.graph, precision)
-                left = case.operator in WITHOUT_FORM or name in TOO_WIDE
+                left = case.operator in OF_TRAINING or name in TOO_WIDE
                 assert backend.accepts(case.overload, *values) != left, f"{name}: {case.name}"
+                if case.operator in OF_TRAINING:
+                    assert TritonBackend(precision).for_training().accepts(case.overload, *values)
 
 
 @pytest.mark.parametrize(("name", "precision", "multiprocessors"), items())
 def test_results(name, precision, multiprocessors, monkeypatch):
     monkeypatch.setattr(launcher, "MULTIPROCESSORS", multiprocessors)
-    group, backend, found = GROUPS[name], TritonBackend(precision), []
+    group, found = GROUPS[name], []
     for case in group.cases:
         once = case.once and multiprocessors != group.multiprocessors[0]
-        if not once and case.operator not in WITHOUT_FORM and name not in TOO_WIDE:
+        if not once and name not in TOO_WIDE:
+            backend = TritonBackend(precision)
+            if case.operator in OF_TRAINING:
+                backend.for_training()
             values = arguments(group, case, group.graph, precision, DEVICE)
             got, want = backend.call(case.overload, *values), case.overload(*upcast(values))
             found += wrong(case, got, want, case.tolerance["triton"][precision], (in_norm, by_rows))
@@ -82,12 +87,12 @@ class InForms(TorchDispatchMode):
     ],
 )
 def test_derivatives(name, precision):
-    """First and second derivatives of sums of squares of the results."""
+    """First and second derivatives of sums of squares of the results, in the forms of training steps."""
     group, found = GROUPS[name], []
     for case in group.cases:
         if case.gradients:
             values = arguments(group, case, group.graph, precision, DEVICE)
-            with InForms(TritonBackend(precision)):
+            with InForms(TritonBackend(precision).for_training()):
                 got = with_derivatives(case, values)
             want = with_derivatives(case, upcast(values))
             # a chain of three

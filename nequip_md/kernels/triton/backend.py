@@ -18,7 +18,7 @@ from nequip_md.kernels.triton import (
     segment_sum,
     tensor_product_convolution,
 )
-from nequip_md.kernels.triton.mlp_forms import MAX_WIDTH, mlp_forms
+from nequip_md.kernels.triton.mlp_forms import MAX_WIDTH, matrix_product_forms, mlp_forms
 from nequip_md.kernels.triton.tiles import two_layers_fit
 
 OPERATORS = torch.ops.nequip_md
@@ -66,6 +66,13 @@ class TritonBackend(Backend):
             **mlp_forms(self),
         }
 
+    def forms_of_training(self) -> dict[OpOverload, list[Form]]:
+        return {
+            OPERATORS.channel_product_weight.default: [Form(_channel_product_weight)],
+            torch.ops.aten.mv.default: [Form(_column_product, _sums_many)],
+            **matrix_product_forms(self),
+        }
+
     def without_form(self, operator: OpOverload, arguments: tuple) -> None:
         if operator == OPERATORS.mlp_hidden.default:
             dtype, widths = arguments[1][0].dtype, [w.shape[1] for w in arguments[1]]
@@ -96,12 +103,32 @@ class TritonBackend(Backend):
         return edge_contract.edge_contract_moment(g, w, y, row_ptr)
 
 
+def _sorted_terms(table, values, row, count):
+    """Terms in the order of one row of their table, and where each of its ``count`` values begins. All inputs are constants, so
+    this is evaluated once, when a graph is lowered."""
+    keys, order = table[row].sort(stable=True)
+    offsets = (keys.unsqueeze(0) < torch.arange(count + 1, device=keys.device).unsqueeze(1)).sum(dim=1)
+    return table.index_select(1, order), values.index_select(0, order), offsets
+
+
 def _channel_product(x, y, w, table, values, dim):
-    # sorts the terms by output component; all inputs are constants, so it is evaluated once, at export
-    output, order = table[3].sort(stable=True)
-    offsets = (output.unsqueeze(0) < torch.arange(dim + 1, device=output.device).unsqueeze(1)).sum(dim=1)
-    terms = table[:3].index_select(1, order), values.index_select(0, order)
-    return channel_product.channel_product(x, y, w, *terms, offsets, dim)
+    terms, values, offsets = _sorted_terms(table, values, 3, dim)
+    return channel_product.channel_product(x, y, w, terms[:3], values, offsets, dim)
+
+
+def _channel_product_weight(x, y, z, table, values, paths):
+    terms, values, offsets = _sorted_terms(table, values, 0, paths)
+    x, y, z = x.contiguous(), y.contiguous(), z.contiguous()
+    return channel_product.channel_product_weight(x, y, z, terms[1:], values, offsets, paths).sum(dim=0)
+
+
+def _sums_many(matrix, vector):
+    return isinstance(matrix.shape[1], torch.SymInt)
+
+
+def _column_product(matrix, vector):
+    """A product of matrix and vector that sums over edges or atoms, which Inductor would do in too few programs."""
+    return (matrix @ vector.unsqueeze(1)).squeeze(1)
 
 
 def _takes_embedding(*arguments):

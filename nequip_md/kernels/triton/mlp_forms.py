@@ -67,6 +67,20 @@ def mlp_forms(backend: TritonBackend) -> dict[OpOverload, list[Form]]:
     }
 
 
+def matrix_product_forms(backend: TritonBackend) -> dict[OpOverload, list[Form]]:
+    """Forms of PyTorch's matrix product, for rows of edges or atoms and matrices of weights in graphs of training steps."""
+    return {torch.ops.aten.mm.default: [Form(_Forms(backend).product, takes_product)]}
+
+
+def takes_product(x: Tensor, w: Tensor) -> bool:
+    varies = [isinstance(size, torch.SymInt) for size in (*x.shape, *w.shape)]
+    return (
+        x.dtype == torch.float32
+        and varies == [True, False, False, False]
+        and all(16 <= n <= MAX_WIDTH for n in w.shape)
+    )
+
+
 def served(matrices: Sequence[Tensor]) -> bool:
     """Whether the kernels take layers of these matrices."""
     return all(w.dtype == torch.float32 and w.shape[1] <= MAX_WIDTH for w in matrices)
@@ -75,6 +89,9 @@ def served(matrices: Sequence[Tensor]) -> bool:
 class _Forms:
     def __init__(self, backend: TritonBackend):
         self.backend, self.products = backend, backend.products
+
+    def _split(self, w: Tensor, *arguments) -> tuple[Tensor, Tensor, Tensor]:
+        return split(w, *arguments, varies=self.backend.weights_vary)
 
     def _fit(self, kernel: str, widths: list[int], matrices: Sequence[Tensor]) -> bool:
         """Whether two layers with these matrices fit into a kernel."""
@@ -97,17 +114,17 @@ class _Forms:
 
     def dense(self, x, w, transposed):
         if transposed:
-            split_w = split(w, [w.shape[0]], weights.dense_columns, weights.multiple_of_64)
+            split_w = self._split(w, [w.shape[0]], weights.dense_columns, weights.multiple_of_64)
             return dense.dense(x, *split_w, *w.shape[::-1], True, self.products)
-        split_w = split(w, [w.shape[0]], weights.multiple_of_64, weights.dense_columns)
+        split_w = self._split(w, [w.shape[0]], weights.multiple_of_64, weights.dense_columns)
         return dense.dense(x, *split_w, *w.shape, False, self.products)
 
-    def _product(self, x, w):
+    def product(self, x, w):
         return self.dense(x.contiguous(), w.contiguous(), False)
 
     def mix_orders(self, x, w, transposed):
         orders, inner, outer = w.shape
-        split_w = split(w.flatten(0, 1), [inner] * orders)
+        split_w = self._split(w.flatten(0, 1), [inner] * orders)
         return dense.mix_orders(x, *split_w, inner if transposed else outer, transposed, self.products)
 
     # ---- inputs of many parts -------------------------------------------------------------------------------------------
@@ -124,7 +141,7 @@ class _Forms:
 
     def one_layer(self, parts, matrices):
         x, w = torch.cat(parts, dim=-1), matrices[0]
-        split_w = split(w, [w.shape[0]], weights.multiple_of_64, weights.dense_columns)
+        split_w = self._split(w, [w.shape[0]], weights.multiple_of_64, weights.dense_columns)
         return dense.dense_silu(x, *split_w, *w.shape, self.products)
 
     def one_layer_backward(self, g, derivatives, matrices, widths):
@@ -136,7 +153,7 @@ class _Forms:
 
     def two_layers(self, parts, matrices):
         w1, w2 = matrices
-        first, second = split(w1, part_widths(parts)), split(w2, [w2.shape[0]])
+        first, second = self._split(w1, part_widths(parts)), self._split(w2, [w2.shape[0]])
         return mlp_hidden.mlp_hidden(parts, *first, *second, [], *w2.shape, 0, self.products)
 
     def takes_two_layers_backward(self, g, derivatives, matrices, widths):
@@ -144,7 +161,7 @@ class _Forms:
 
     def two_layers_backward(self, g, derivatives, matrices, widths):
         (d1, d2), (w1, w2) = derivatives, matrices
-        first, second = split(w1, widths), split(w2, [w2.shape[0]])
+        first, second = self._split(w1, widths), self._split(w2, [w2.shape[0]])
         return mlp_hidden.mlp_hidden_backward(g, [], d1, d2, *first, *second, [], widths, self.products)
 
     def takes_more_layers(self, parts, matrices):
@@ -169,23 +186,31 @@ class _Forms:
         return w2.shape[1] <= tiles.WIDEST_BEFORE_LAST and self._fit("hidden", part_widths(parts), [w1, w2])
 
     def hidden_dense(self, parts, w1, w2, w3):
-        first, second, last = split(w1, part_widths(parts)), split(w2, [w2.shape[0]]), split(w3, [w3.shape[0]])
+        first, second, last = (
+            self._split(w1, part_widths(parts)),
+            self._split(w2, [w2.shape[0]]),
+            self._split(w3, [w3.shape[0]]),
+        )
         shape = (*w2.shape, w3.shape[1])
         return tuple(mlp_hidden.mlp_hidden(parts, *first, *second, list(last), *shape, self.products))
 
     def hidden_then_dense(self, parts, w1, w2, w3):
         h, d1, d2 = self.backend.call(OPERATORS.mlp_hidden.default, parts, [w1, w2])
-        return h, self._product(h, w3), d1, d2
+        return h, self.product(h, w3), d1, d2
 
     def takes_hidden_dense_backward(self, g, dy, d1, d2, w1, w2, w3, widths):
         return self._fit("backward_dense", widths, [w1, w2])
 
     def hidden_dense_backward(self, g, dy, d1, d2, w1, w2, w3, widths):
-        last, first, second = list(split(w3, [w3.shape[0]])), split(w1, widths), split(w2, [w2.shape[0]])
+        last, first, second = (
+            list(self._split(w3, [w3.shape[0]])),
+            self._split(w1, widths),
+            self._split(w2, [w2.shape[0]]),
+        )
         return mlp_hidden.mlp_hidden_backward(g, [dy], d1, d2, *first, *second, last, widths, self.products)
 
     def hidden_then_dense_backward(self, g, dy, d1, d2, w1, w2, w3, widths):
-        g = g + self._product(dy, w3.T)
+        g = g + self.product(dy, w3.T)
         return self.backend.call(OPERATORS.mlp_hidden_backward.default, g, [d1, d2], [w1, w2], widths)
 
     # ---- a readout without its gradient, in graphs of second derivatives ------------------------------------------------
@@ -209,7 +234,7 @@ class _Forms:
         r = torch.cat([pad(c, (0, launcher.tile_width(k) - k)) for c, k in zip(r.split(widths), widths)])
         v = pad(v, (0, launcher.tile_width(len(v)) - len(v)))
         factors = [] if factor is None else [factor]
-        first, second = split(w1, widths), split(w2, [w2.shape[0]])
+        first, second = self._split(w1, widths), self._split(w2, [w2.shape[0]])
         return mlp_energy.mlp_energy(parts, *first, *second, v, r, factors, *w2.shape, self.products)
 
     def takes_energy_from_hidden(self, parts, matrices, v, r, factor):
@@ -239,7 +264,7 @@ class _Forms:
     def _layer_matrix(self, w, rows):
         """High and low parts of w, whose rows belong to input parts of these widths; and its scale and norms (:func:`split`)."""
         block = tiles.layer_block(w.shape[1], self.products)
-        hi, lo, info = split(w, rows, tiles.deep, lambda width: block * triton.cdiv(width, block))
+        hi, lo, info = self._split(w, rows, tiles.deep, lambda width: block * triton.cdiv(width, block))
         return [torch.stack([hi, lo] if self.products == 3 else [hi]), info]
 
     def _note_width(self, widths, matrices):
