@@ -106,9 +106,11 @@ def loss_and_gradient(
         found = errors(prediction, batch)
         value = loss(found, config, counts)
         gradients = torch.autograd.grad(value, list(weights), materialize_grads=True, allow_unused=True)
+        # PyTorch's fused optimizers want the strides of the weights
+        gradients = [gradient.contiguous() for gradient in gradients]
     totals = torch.stack([found[name].totals(config) for name in QUANTITIES if name in found])
     prediction = prediction.detach()
-    return StepResult(value.detach(), list(gradients), prediction, totals.detach(), first_failure(prediction, batch))
+    return StepResult(value.detach(), gradients, prediction, totals.detach(), first_failure(prediction, batch))
 
 
 _GRAPH = ("edge_vectors", "edge_index", "row_ptr", "node_types", "graph_ptr")

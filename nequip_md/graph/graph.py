@@ -55,7 +55,9 @@ class Graph:
     def node_graph(self) -> Tensor:
         """Structure of each owned atom, int64 [N]; B, the number of structures, for phantom atoms."""
         atoms = torch.arange(self.num_nodes, device=self.graph_ptr.device)
-        return torch.searchsorted(self.graph_ptr[1:].contiguous(), atoms, right=True)
+        # the last structure that begins at the atom or before it. The ends, graph_ptr[1:], would do too, but Inductor 2.11 takes the
+        # wrong elements of a slice on GPUs
+        return torch.searchsorted(self.graph_ptr, atoms, right=True) - 1
 
     def to(self, device: torch.device | str) -> Graph:
         return replace(self, **{name: getattr(self, name).to(device) for name in self.__dataclass_fields__})
