@@ -136,7 +136,9 @@ def test_float32_in_the_kernels_of_a_gpu(kind, tmp_path):
     else:
         program = step_program(model, LOSS, True, torch.device(DEVICE), TritonBackend("fp32").for_training())
         got = program.module()(*[w.detach() for w in trained(model)], *tensors_of(batch).values(), counts)[6:]
-    exact = EagerStep(with_dtype(deepcopy(model), "float64").to(DEVICE), LOSS, with_stress=True)(batch, counts).gradients
+    exact = EagerStep(with_dtype(deepcopy(model), "float64").to(DEVICE), LOSS, with_stress=True)(
+        batch, counts
+    ).gradients
     rounded = EagerStep(model, LOSS, with_stress=True)(batch, counts).gradients
     norm = sum(float(g.square().sum()) for g in exact) ** 0.5
     off, as_usual = (

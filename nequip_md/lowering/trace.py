@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection, Sequence
 
 import torch
 from torch import Tensor, nn
+from torch._dispatch.python import enable_python_dispatcher
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
@@ -116,9 +117,10 @@ def trace_function(function: Callable, inputs: Sequence[Tensor], backend: Backen
 
 def _traced(function: Callable, inputs: Sequence[Tensor], decompositions: dict | None = None) -> torch.fx.GraphModule:
     mode = "fake" if isinstance(inputs[0], FakeTensor) else "symbolic"
-    return make_fx(function, decomposition_table=decompositions or {}, tracing_mode=mode, _allow_non_fake_inputs=True)(
-        *inputs
-    )
+    trace = make_fx(function, decomposition_table=decompositions or {}, tracing_mode=mode, _allow_non_fake_inputs=True)
+    # make_fx enables this itself for "symbolic" alone; PyTorch 2.11's matrix product of three dimensions in C++ takes symbols for constants
+    with enable_python_dispatcher():
+        return trace(*inputs)
 
 
 def lower(graph: torch.fx.GraphModule, inputs: Sequence[Tensor], backend: Backend) -> torch.fx.GraphModule:
