@@ -161,3 +161,10 @@ def test_a_key_that_overrides_an_anchor_is_no_second_one(tmp_path):
 def test_the_demo_configuration_is_valid():
     path = Path(__file__).parents[1] / "examples/lammps/water/train.yaml"
     assert load_config(path).model["type_names"] == ["H", "O"]
+
+
+@pytest.mark.parametrize(("word", "value"), [("no", "no"), ("yes", "yes"), ("auto", "auto"), ("'no'", "no")])
+def test_compile_takes_the_words_of_yaml(word, value, tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_text(f"compile: {word}\nmodel: {{preset: small}}\ndata: {{train: a.xyz, validation_split: 0.1}}\n")
+    assert load_config(path).compile == value

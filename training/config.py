@@ -204,6 +204,11 @@ class CosineSchedule(_Strict):
     final_fraction: Annotated[float, Field(ge=0, le=1)] = 0.01
 
 
+def _word(value: Any) -> Any:
+    """YAML reads an unquoted yes or no as true or false."""
+    return {True: "yes", False: "no"}[value] if isinstance(value, bool) else value
+
+
 def _seconds(value: Any) -> Any:
     """``HH:MM:SS``, ``90 s``, ``7 min``, ``2 h`` or a number of seconds (YAML reads an unquoted 7:00 as 420)."""
     if not isinstance(value, str):
@@ -237,8 +242,8 @@ class TrainingConfig(_Strict):
     """Folder of checkpoints and logs; a relative path starts at the current folder."""
     seed: int = Field(0, ge=0, lt=2**63)
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    compile: Literal["auto", "yes", "no"] = "auto"
-    """Whether a step runs as compiled code; auto: on a CPU, if the run may take 2,000 steps or more."""
+    compile: Annotated[Literal["auto", "yes", "no"], BeforeValidator(_word)] = "auto"
+    """Whether a step runs as compiled code; auto: if the run may take 2,000 steps or more, or an earlier run has compiled it."""
     loss: LossConfig = LossConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     schedule: Annotated[PlateauSchedule | CosineSchedule, Field(discriminator="kind")] = PlateauSchedule()
