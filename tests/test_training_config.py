@@ -166,5 +166,7 @@ def test_the_demo_configuration_is_valid():
 @pytest.mark.parametrize(("word", "value"), [("no", "no"), ("yes", "yes"), ("auto", "auto"), ("'no'", "no")])
 def test_compile_takes_the_words_of_yaml(word, value, tmp_path):
     path = tmp_path / "run.yaml"
-    path.write_text(f"compile: {word}\nmodel: {{preset: small}}\ndata: {{train: a.xyz, validation_split: 0.1}}\n")
+    path.write_text(
+        f"compile: {word}\nmodel: {{preset: small, type_names: [H]}}\ndata: {{train: a.xyz, validation_split: 0.1}}\n"
+    )
     assert load_config(path).compile == value

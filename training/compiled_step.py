@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
+from nequip_md.artifact.artifact_file import ArtifactFile
+from nequip_md.artifact.loaded_code import Code
 from nequip_md.atomic import write_atomically
 from nequip_md.errors import NequIPMDError
 from nequip_md.graph import Graph, pad_graph
@@ -71,12 +73,12 @@ class CompiledStep:
         device = self.weights[0].device
         path = _path(model, config, with_stress, folder)
         with first_goes_first():
-            if path.exists():
-                log.info("the compiled training step is in %s", path)
-            else:
+            self._run = _loaded(path, device) if path.exists() else None
+            if self._run is None:
                 _compile(path, model, config, with_stress, device)
-        # on a GPU one run at a time, without the events between runs that cannot be recorded
-        self._run = torch._inductor.aoti_load_package(str(path), run_single_threaded=device.type == "cuda")
+                self._run = _loaded(path, device)
+            if self._run is None:
+                raise NequIPMDError(f"the training step was compiled, but {path} does not load")
 
     def of(self, model: Potential) -> CompiledStep:
         """The same step with the weights of another model of the same configuration."""
@@ -172,6 +174,20 @@ def relative_difference(result: StepResult, expected: StepResult) -> float:
 def _path(model: Potential, config: LossConfig, with_stress: bool, folder: Path | None = None) -> Path:
     device = next(model.parameters()).device
     return (folder or cache_folder("training")) / f"{_digest(model, config, with_stress, device)}.pt2"
+
+
+def _loaded(path: Path, device: torch.device) -> Code | None:
+    """The code of a compiled step; None if it is damaged."""
+    if device.type == "cuda" and device.index is None:
+        device = torch.device("cuda", torch.cuda.current_device())
+    try:
+        with ArtifactFile(path) as file:
+            code = Code(file, device, recordable=True)
+    except NequIPMDError as error:
+        log.warning("warning: the compiled training step %s is damaged and is compiled again (%s)", path, error)
+        return None
+    log.info("the compiled training step is in %s", path)
+    return code
 
 
 def _compile(path: Path, model: Potential, config: LossConfig, with_stress: bool, device: torch.device) -> None:

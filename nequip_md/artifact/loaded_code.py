@@ -16,16 +16,17 @@ from nequip_md.errors import NequIPMDError
 
 
 class Code:
-    """The compiled function of an artifact, which maps tensors to tensors.
+    """The compiled function of an artifact or of another package that AOTInductor wrote, which maps tensors to tensors.
 
     Attributes:
         exchange: connection to the function that exchanges features of ghosts.
     """
 
-    def __init__(self, file: ArtifactFile, device: torch.device):
+    def __init__(self, file: ArtifactFile, device: torch.device, *, recordable: bool = False):
         """
         Args:
             device: with an index, if it is a GPU.
+            recordable: run without the events that PyTorch puts between runs, which CUDA graphs cannot record.
 
         Raises:
             NequIPMDError: the file is damaged, the folder for temporary files is unusable, or the code cannot be loaded.
@@ -38,7 +39,7 @@ class Code:
                     self._runner = torch._C._aoti.AOTIModelContainerRunnerCpu(library, 1)
                 else:
                     self._runner = torch._C._aoti.AOTIModelContainerRunnerCuda(
-                        library, 1, str(device), str(self._folder.path)
+                        library, 1, str(device), str(self._folder.path), recordable
                     )
             except RuntimeError as error:
                 raise NequIPMDError(
