@@ -22,10 +22,10 @@ from nequip_md.training.config import TrainingConfig
 from nequip_md.training.data import AtomsData
 from nequip_md.training.folder import PLOTS, REPORT_PAGE
 from nequip_md.training.history import read_history
-from nequip_md.training.loss import QUANTITIES
 from nequip_md.training.plots import DPI, draw_predictions, learning_curves
 from nequip_md.training.predictions import Predictions
 from nequip_md.training.report import metrics_rows
+from nequip_md.training.step_config import QUANTITIES
 
 _TEMPLATE = Path(__file__).with_name("report_template.html")
 _PACKAGES = ("torch", "lightning", "torchmetrics", "numpy", "ase", "e3nn")
