@@ -1,55 +1,119 @@
-"""Search for the frame on which a run diverged first."""
+"""Search for the batch and the frame on which a run diverged first."""
 
 from __future__ import annotations
 
+import io
+from pathlib import Path
+
+import ase.io
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, distributed
 
+from nequip_md.atomic import write_atomically
 from nequip_md.training.data import AtomsData
 from nequip_md.training.loss import Prediction
+from nequip_md.training.parallel import are_connected
 from nequip_md.training.samples import Sample
+
+_BATCH = 2**32  # more than there are frames: a batch and a frame in it are one number
+_NO_FRAME = _BATCH - 1
+_NEVER = 2**62
 
 
 class FirstFailure:
-    """Remembers the first frame whose energy or forces were not finite, without waiting for the device."""
+    """Remembers the first batch of an epoch with an energy, forces or a loss that were not finite, without waiting for the device."""
 
     def __init__(self):
-        self._index: Tensor | None = None
+        self._first: Tensor | None = None
 
-    def update(self, prediction: Prediction, batch: Sample) -> None:
-        """Check the predictions of a batch."""
+    def reset(self) -> None:
+        """Called as an epoch begins."""
+        self._first = None
+
+    def update(self, prediction: Prediction, batch: Sample, number: int, loss: Tensor | None = None) -> None:
+        """Check a batch.
+
+        Args:
+            number: of the batch in this epoch, from 0.
+            loss: scalar.
+        """
         bad_atoms = ~torch.isfinite(prediction.forces).all(1)
         frame = torch.arange(len(batch.index), device=bad_atoms.device)
         frame = frame.repeat_interleave(batch.num_atoms, output_size=len(bad_atoms))
         failures = (~torch.isfinite(prediction.energy)).to(torch.int64).index_add(0, frame, bad_atoms.to(torch.int64))
-        first = batch.index.index_select(0, (failures > 0).to(torch.int64).argmax().reshape(1))
-        found = torch.where(failures.any(), first, -1)
-        self._index = found if self._index is None else torch.where(self._index < 0, found, self._index)
+        first = batch.index.index_select(0, (failures > 0).to(torch.int64).argmax().reshape(1)).squeeze(0)
+        found = torch.where(failures.any(), number * _BATCH + first, _NEVER)
+        if loss is not None:
+            found = found.minimum(torch.where(torch.isfinite(loss), _NEVER, number * _BATCH + _NO_FRAME))
+        self._first = found if self._first is None else self._first.minimum(found)
 
-    @property
-    def index(self) -> int | None:
-        """The frame's index in its data set; None if every frame was finite."""
-        return None if self._index is None or self._index < 0 else int(self._index)
+    def find(self, device: torch.device) -> tuple[int | None, int | None]:
+        """Number of the first batch of all processes and index of the first frame in it whose prediction was not finite.
+
+        All processes have to call this together. The frame is None where only the loss was not finite; both are None if everything
+        was finite.
+
+        Args:
+            device: where processes exchange tensors.
+        """
+        first = torch.tensor(_NEVER, device=device) if self._first is None else self._first
+        if are_connected():
+            distributed.all_reduce(first, distributed.ReduceOp.MIN)
+        batch, frame = divmod(int(first), _BATCH)
+        return (None, None) if first == _NEVER else (batch, None if frame == _NO_FRAME else frame)
 
 
-def describe_failure(failures: dict[str, FirstFailure], data: AtomsData) -> str:
-    """Sentences about the frames, for the message of a run that has diverged.
+def describe_failure(failures: dict[str, FirstFailure], data: AtomsData, path: Path, device: torch.device) -> str:
+    """Sentences about the frames, for the message of a run that has diverged. Their batch is written to a file.
+
+    All processes have to call this together; the first one writes.
 
     Args:
-        failures: the first failure of each data set, in the order in which they occurred.
+        failures: the first failure in this epoch of the ``train`` and ``validation`` data, in the order in which they occurred.
+        path: of the file, extended XYZ, with all frames of that step in all processes.
+        device: where processes exchange tensors.
     """
     sentences = []
     for name, failure in failures.items():
-        if failure.index is not None:
-            sentences.append(f"the first prediction that was not finite is of {data.names[name][failure.index]}")
-            break
+        batch, frame = failure.find(device)
+        if batch is None:
+            continue
+        if frame is not None:
+            sentences.append(f"the first prediction that was not finite is of {data.names[name][frame]}")
+        kind = "training" if name == "train" else name
+        sentences.append(
+            f"batch {batch + 1} of the {kind} data in this epoch was the first one, {_kept(data, name, batch, path)}"
+        )
+        break
     largest = np.nan_to_num(data.train.table.largest_force)
     frame = int(largest.argmax())
     sentences.append(
         f"the largest force of the training data, {largest[frame]:.4g} eV/Å, is in {data.names['train'][frame]}"
     )
     return "; ".join(sentences)
+
+
+def _kept(data: AtomsData, name: str, batch: int, path: Path) -> str:
+    """Write the frames of a step; what became of them, for a message."""
+    indices = data.batches[name].frames(batch)
+    frames = []
+    for k in indices:
+        atoms = getattr(data, name).labelled(k)
+        if atoms is None:
+            names = ", ".join(data.names[name][i] for i in indices[:3])
+            return f"with {names}" + (f" and {len(indices) - 3} more" if len(indices) > 3 else "")
+        atoms.info["frame"] = data.names[name][k]
+        frames.append(atoms)
+    content = io.StringIO()
+    ase.io.write(content, frames, format="extxyz")
+    if not data.trainer.is_global_zero:
+        return f"and its frames are in {path}"
+    try:
+        write_atomically(path, content.getvalue().encode())
+    except OSError as error:
+        return f"but its frames could not be written to {path}: {error.strerror}"
+    return f"and its frames are in {path}"
 
 
 def describe_frames(batch: Sample, data: AtomsData, most: int = 3) -> str:

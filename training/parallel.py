@@ -83,6 +83,11 @@ class Replicas(DDPStrategy):
         for tensor in (*self.model.parameters(), *self.model.buffers()):
             distributed.broadcast(tensor.data, 0)
 
+    def barrier(self, name: str | None = None) -> None:
+        # one process writes the state, and does so alone when the run is interrupted
+        if name != "Trainer.save_checkpoint":
+            super().barrier(name)
+
 
 def are_connected() -> bool:
     """Whether this process can exchange messages with others of its run."""

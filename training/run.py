@@ -28,7 +28,7 @@ from nequip_md.model.build import build_model
 from nequip_md.model.config import AnyConfig, PotentialConfig
 from nequip_md.model.potential import Potential
 from nequip_md.training import fine_tuning
-from nequip_md.training.callbacks import BestModel
+from nequip_md.training.callbacks import BestModel, InterruptedState
 from nequip_md.training.config import TrainingConfig
 from nequip_md.training.data import AtomsData
 from nequip_md.training.folder import BEST, LAST, REPORT, REPORT_PAGE, forget_run, held, holds_run
@@ -143,6 +143,8 @@ def _train(
             ".*is smaller than the logging interval",
             "Checkpoint directory .* exists",
             "The dirpath has changed",
+            "The ``compute`` method of metric ErrorMetric was called before",  # its sums came from the state
+            "You're resuming from a checkpoint that ended before the epoch",  # the batches that were taken are left out
             ".*LeafSpec",
         ):
             warnings.filterwarnings("ignore", message=message)
@@ -220,6 +222,7 @@ def _trainer(config: TrainingConfig, states: StateFiles, accelerator: str, proce
         ModelCheckpoint(
             output, filename=LAST.removesuffix(".ckpt"), save_on_train_epoch_end=True, enable_version_counter=False
         ),
+        InterruptedState(output / LAST),
     ]
     if config.stop.patience is not None:
         callbacks.append(EarlyStopping("validation/loss", patience=config.stop.patience, check_on_train_epoch_end=True))
