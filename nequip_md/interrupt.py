@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 
@@ -14,10 +14,12 @@ class _Gate:
     Attributes:
         holds: number of :func:`hold` without their :func:`release`.
         waiting: the first signal that came since; None if none did.
+        handlers: of :func:`interruptible`, by signal.
     """
 
     def __init__(self):
         self.holds, self.waiting = 0, None
+        self.handlers: dict[int, Callable] = {}
 
 
 _gate = _Gate()
@@ -67,14 +69,28 @@ def release() -> None:
 
 @contextmanager
 def uninterrupted() -> Iterator[None]:
-    """The signals of :func:`interruptible` wait until the block ends. An error in the block goes before them."""
+    """The signals of :func:`interruptible` wait until the block ends; they go before an error in the block.
+
+    Raises:
+        Interrupted: a signal came within the block, and no :func:`hold` around it keeps it waiting.
+    """
     hold()
     try:
         yield
-    except BaseException:
-        _gate.holds -= 1
-        raise
-    release()
+    finally:
+        release()
+
+
+def waiting() -> int | None:
+    """The signal that a :func:`hold` keeps waiting; None if there is none."""
+    return _gate.waiting
+
+
+def take_back_signals() -> None:
+    """Let the handlers of the :func:`interruptible` around it be the only ones, where a library has put others before them."""
+    if threading.current_thread() is threading.main_thread():
+        for number, handler in _gate.handlers.items():
+            signal.signal(number, handler)
 
 
 @contextmanager
@@ -95,10 +111,10 @@ def interruptible() -> Iterator[None]:
         previous = {n: signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)}
     # None: a handler that was not installed from Python and could not be put back
     previous = {n: handler for n, handler in previous.items() if handler not in (None, signal.SIG_IGN)}
-    before, _gate.holds, _gate.waiting = vars(_gate).copy(), 0, None
+    before = vars(_gate).copy()
+    _gate.holds, _gate.waiting, _gate.handlers = 0, None, dict.fromkeys(previous, handle)
     try:
-        for number in previous:
-            signal.signal(number, handle)
+        take_back_signals()
         yield
     finally:
         vars(_gate).update(before)

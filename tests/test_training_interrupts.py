@@ -252,6 +252,9 @@ def test_held_signals_come_at_the_end():
                 done.append("inner")
             done.append("outer")
         done.append("never")
+    with pytest.raises(Interrupted), interruptible(), uninterrupted():
+        os.kill(os.getpid(), signal.SIGTERM)
+        raise ValueError("an error that the signal may have caused")
     assert done == ["inner", "outer"] and stop.value.signal == signal.SIGTERM
     with pytest.raises(Interrupted), interruptible():  # nothing is left of the holds
         os.kill(os.getpid(), signal.SIGINT)

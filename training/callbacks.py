@@ -12,8 +12,9 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from nequip_md import checkpoint
-from nequip_md.interrupt import Interrupted, release, uninterrupted
+from nequip_md.interrupt import Interrupted, hold, release, take_back_signals, uninterrupted
 from nequip_md.training.lightning_module import PotentialModule
+from nequip_md.training.parallel import are_connected
 
 
 class BestModel(L.Callback):
@@ -51,6 +52,9 @@ class InterruptedState(Checkpoint):
     """Saves the state of a run that is interrupted within an epoch; and lets interrupts wait from when an epoch is counted as
     complete until its state is saved.
 
+    Several processes hold interrupts all the time but in validation, and end together
+    (:func:`~nequip_md.training.parallel.stop_together`).
+
     It has to stand after the callback that saves the state of an epoch.
 
     Attributes:
@@ -59,6 +63,23 @@ class InterruptedState(Checkpoint):
 
     def __init__(self, path: Path):
         self.path = path
+
+    def on_train_start(self, trainer: L.Trainer, module: PotentialModule) -> None:
+        if are_connected():  # Lightning's handler would send a message, in the midst of others
+            take_back_signals()
+            hold()
+
+    def on_validation_start(self, trainer: L.Trainer, module: PotentialModule) -> None:
+        if are_connected():  # validation may take long, and nothing is lost if one process ends in it
+            release()
+
+    def on_validation_end(self, trainer: L.Trainer, module: PotentialModule) -> None:
+        if are_connected():
+            hold()
+
+    def on_train_end(self, trainer: L.Trainer, module: PotentialModule) -> None:
+        if are_connected():
+            release()
 
     def on_train_epoch_end(self, trainer: L.Trainer, module: PotentialModule) -> None:
         release()  # the module holds interrupts

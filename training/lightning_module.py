@@ -23,7 +23,7 @@ from nequip_md.training.folder import DIVERGED
 from nequip_md.training.loss import divisors, errors, label_counts, predict
 from nequip_md.training.metrics import ErrorMetrics, weighted_loss
 from nequip_md.training.optimizers import freeze, make_optimizer, warmed_up
-from nequip_md.training.parallel import sum_over_processes
+from nequip_md.training.parallel import are_connected, stop_together, sum_over_processes
 from nequip_md.training.position import between_steps
 from nequip_md.training.report import epoch_line
 from nequip_md.training.samples import Sample
@@ -101,6 +101,8 @@ class PotentialModule(L.LightningModule):
     def training_step(self, batch: Sample, index: int) -> None:
         if index < self.batches_done:  # a run that was interrupted after this step has it behind it
             return
+        if are_connected():
+            stop_together(self.device)
         with uninterrupted():
             self._state_is_whole = False
             self._take_step(batch, index)
