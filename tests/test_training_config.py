@@ -74,6 +74,12 @@ REFUSED = [
         {"loss": {"schedule": [{"epoch": 5, "force": 0}, {"epoch": 9, "energy": 0}]}},
         ["loss: at least one of energy, force and stress", "schedule leaves none from epoch 9 on"],
     ),
+    (None, {"deterministic": True, "compile": "yes"}, ["compile: deterministic steps are eager; leave compile out"]),
+    (
+        None,
+        {"deterministic": True, "schedule": {"kind": "cosine"}, "stop": {"max_time": "8 h"}},
+        ["deterministic: with stop.max_time the cosine schedule follows the clock"],
+    ),
     (None, {"stop": {"max_time": "7 minutes"}}, ["stop.max_time", "'7 minutes' is not a time", "7 min"]),
     (None, {"stop": {"max_epochs": 0}}, ["stop.max_epochs", "greater than 0"]),
     ("data", {"train": []}, ["data.train: names no file"]),
@@ -139,6 +145,18 @@ def test_an_unquoted_time_means_the_same_as_a_quoted_one(tmp_path):
     for written in ("1:02:03", "'1:02:03'"):
         path.write_text(yaml.safe_dump(MINIMAL) + f"stop: {{max_time: {written}}}\n")
         assert load_config(path).stop.max_time == 3723
+
+
+@pytest.mark.parametrize(("written", "read"), [("yes", "yes"), ("no", "no"), ("'no'", "no"), ("auto", "auto")])
+def test_yes_and_no_need_no_quotes(tmp_path, written, read):
+    path = tmp_path / "train.yaml"
+    path.write_text(
+        yaml.safe_dump(MINIMAL) + f"compile: {written}\ndeterministic: {'no' if read == 'yes' else 'yes'}\n"
+    )
+    if read == "yes":
+        assert load_config(path).compile == "yes"
+    else:
+        assert load_config(path).compile == read and load_config(path).deterministic
 
 
 def test_paths_start_at_the_folder_of_the_file(tmp_path):

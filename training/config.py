@@ -163,6 +163,11 @@ class DataConfig(Section):
         return self
 
 
+def _yes_or_no(value: Any) -> Any:
+    """The words for what YAML makes of an unquoted yes or no."""
+    return {True: "yes", False: "no"}[value] if isinstance(value, bool) else value
+
+
 class TrainingConfig(Section):
     """A training file."""
 
@@ -174,8 +179,10 @@ class TrainingConfig(Section):
     """Folder of checkpoints and logs; a relative path starts at the current folder."""
     seed: int = Field(0, ge=0, lt=2**63)
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    compile: Literal["auto", "yes", "no"] = "auto"
+    compile: Annotated[Literal["auto", "yes", "no"], BeforeValidator(_yes_or_no)] = "auto"
     """Whether a step runs as compiled code; auto: on a CPU, if the run may take 2,000 steps or more."""
+    deterministic: bool = False
+    """Take deterministic algorithms only, so that a run of the same file gives the same digits."""
     loss: LossConfig = LossConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     schedule: Schedule = PlateauSchedule()
@@ -185,6 +192,19 @@ class TrainingConfig(Section):
     installed."""
     report_page: bool = True
     """Write ``report.html`` and its pictures at the end."""
+
+    @model_validator(mode="after")
+    def _repeats(self):
+        if not self.deterministic:
+            return self
+        if self.compile == "yes":
+            raise ValueError("compile: deterministic steps are eager; leave compile out")
+        if isinstance(self.schedule, CosineSchedule) and self.stop.max_time is not None:
+            raise ValueError(
+                "deterministic: with stop.max_time the cosine schedule follows the clock; leave max_time out, or take"
+                " another schedule"
+            )
+        return self
 
     @model_validator(mode="before")
     @classmethod

@@ -94,7 +94,7 @@ class PotentialModule(L.LightningModule):
             self.model,
             self.config.loss.without_weights(),
             with_stress=self.trains_stress,
-            compiled=self.config.compile,
+            compiled="no" if self.config.deterministic else self.config.compile,
             steps=self.config.stop.max_epochs * math.ceil(len(self.trainer.datamodule.train) / frames),
         )
 
