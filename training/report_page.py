@@ -125,6 +125,9 @@ def _training_facts(history: Mapping[str, np.ndarray], record: Mapping[str, Any]
             facts.append(("atoms trained on in a second", f"{atoms / typical:,.0f}" if typical > 0 else ""))
     loss = record["loss"]
     weights = ", ".join(f"{key} {loss[key]:g}" for key in QUANTITIES)
+    for change in loss.get("schedule", []):
+        parts = (f"{key} {change[key]:g}" for key in QUANTITIES if change[key] is not None)
+        weights += f"; from epoch {change['epoch']} on {', '.join(parts)}"
     kind = loss["kind"] + (f", delta {loss['huber_delta']:g}" if "huber" in loss["kind"] else "")
     return [*facts, ("weights of the loss", weights), ("kind of the loss", kind)]
 
