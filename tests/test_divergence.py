@@ -12,10 +12,12 @@ import torch
 
 from nequip_md.model.config import AllegroConfig
 from nequip_md.training.batches import Batches
+from nequip_md.training.data_cli import main as convert
 from nequip_md.training.divergence import FirstFailure
 from nequip_md.training.loss import Prediction
 from nequip_md.training.samples import collate, make_sample
-from support.training_runs import MODEL, crystals, run, write_data
+from nequip_md.training.step import EagerStep
+from support.training_runs import MODEL, crystals, run, write_config, write_data
 
 
 @pytest.fixture(autouse=True)
@@ -75,9 +77,9 @@ def failures(prediction_of, loss, number=0):
     """A :class:`FirstFailure` that has seen good batches of 3 frames, and one that is not."""
     found, batch = FirstFailure(), replace(batch_of(crystals(3, 1)), index=torch.tensor([5, 2, 7]))
     good = Prediction(batch.energy, batch.forces, None)
-    found.update(good, batch, 0, torch.tensor(1.0))
+    found.update(good, batch, 0, torch.tensor([1.0, 2.0]))
     assert found.find(torch.device("cpu")) == (None, None)
-    found.update(prediction_of(batch), batch, number, torch.tensor(loss))
+    found.update(prediction_of(batch), batch, number, torch.tensor([1.0, loss]))
     found.update(Prediction(batch.energy * torch.nan, batch.forces, None), batch, 9, torch.tensor(torch.nan))
     return found.find(torch.device("cpu"))
 
@@ -93,3 +95,54 @@ def test_the_first_batch_that_failed_is_found():
     # an error whose square is too large
     assert failures(lambda b: Prediction(b.energy, b.forces, None), math.inf, 4) == (4, None)
     assert failures(lambda b: Prediction(b.energy, b.forces, None), 3.0, 4) == (9, 5)
+
+
+def test_a_gradient_that_is_not_finite_belongs_to_its_own_batch(folder, tmp_path, capsys):
+    """All predictions of that batch are finite: those of the next one are not."""
+    steps = []
+
+    def step(self, batch, counts):
+        result = plain(self, batch, counts)
+        steps.append(batch.index.tolist())
+        if len(steps) == 3:
+            result.gradients[0].view(-1)[0] = math.nan
+        return result
+
+    plain = EagerStep.__call__
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(EagerStep, "__call__", step)
+        assert run(folder, tmp_path / "run") == 1
+    message = capsys.readouterr().err
+    assert "batch 3 of the training data in this epoch was the first one" in message
+    assert "prediction that was not finite" not in message
+    names = [atoms.info["frame"] for atoms in ase.io.read(tmp_path / "run/diverged.extxyz", ":")]
+    assert len(names) == 4 and len(steps) == 5
+    training = np.sort(np.random.default_rng(0).permutation(24)[4:])  # without the frames of the validation
+    assert [int(name.split()[1]) for name in names] == [training[k] for k in steps[2]]
+
+
+def test_frames_of_a_store_are_named(folder, tmp_path, capsys):
+    """A store has graphs, but no positions."""
+    config, store = write_config(folder, tmp_path / "run"), tmp_path / "train.graphs"
+    source = str(folder / "train.extxyz")
+    assert convert(["convert", source, "-o", str(store), "--train-file", str(config)]) == 0
+    options = {"data": {"train": str(store), "workers": 0}, "optimizer": {"learning_rate": 1e200, "ema_decay": None}}
+    assert run(folder, tmp_path / "run", **options) == 1
+    message = capsys.readouterr().err
+    assert re.search(
+        r"batch 2 of the training data in this epoch was the first one, with frame \d+ of \S+ .* and 1 more", message
+    )
+    assert not (tmp_path / "run/diverged.extxyz").exists()
+
+
+def test_a_disk_without_room_is_said(folder, tmp_path, monkeypatch, capsys):
+    def full(path, *_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("nequip_md.training.divergence.write_atomically", full)
+    assert run(folder, tmp_path / "run", optimizer={"learning_rate": 1e200, "ema_decay": None}) == 1
+    message = capsys.readouterr().err
+    assert "training has diverged" in message
+    assert (
+        f"but its frames could not be written to {tmp_path / 'run/diverged.extxyz'}: No space left on device" in message
+    )

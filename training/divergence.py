@@ -22,7 +22,7 @@ _NEVER = 2**62
 
 
 class FirstFailure:
-    """Remembers the first batch of an epoch with an energy, forces or a loss that were not finite, without waiting for the device."""
+    """Remembers the first batch of an epoch with something that is not finite, without waiting for the device."""
 
     def __init__(self):
         self._first: Tensor | None = None
@@ -31,12 +31,12 @@ class FirstFailure:
         """Called as an epoch begins."""
         self._first = None
 
-    def update(self, prediction: Prediction, batch: Sample, number: int, loss: Tensor | None = None) -> None:
-        """Check a batch.
+    def update(self, prediction: Prediction, batch: Sample, number: int, values: Tensor | None = None) -> None:
+        """Check the energies and forces of a batch.
 
         Args:
             number: of the batch in this epoch, from 0.
-            loss: scalar.
+            values: others to check, such as the loss and the norm of its gradient [n].
         """
         bad_atoms = ~torch.isfinite(prediction.forces).all(1)
         frame = torch.arange(len(batch.index), device=bad_atoms.device)
@@ -44,15 +44,15 @@ class FirstFailure:
         failures = (~torch.isfinite(prediction.energy)).to(torch.int64).index_add(0, frame, bad_atoms.to(torch.int64))
         first = batch.index.index_select(0, (failures > 0).to(torch.int64).argmax().reshape(1)).squeeze(0)
         found = torch.where(failures.any(), number * _BATCH + first, _NEVER)
-        if loss is not None:
-            found = found.minimum(torch.where(torch.isfinite(loss), _NEVER, number * _BATCH + _NO_FRAME))
+        if values is not None:
+            found = found.minimum(torch.where(torch.isfinite(values).all(), _NEVER, number * _BATCH + _NO_FRAME))
         self._first = found if self._first is None else self._first.minimum(found)
 
     def find(self, device: torch.device) -> tuple[int | None, int | None]:
         """Number of the first batch of all processes and index of the first frame in it whose prediction was not finite.
 
-        All processes have to call this together. The frame is None where only the loss was not finite; both are None if everything
-        was finite.
+        All processes have to call this together. The frame is None where all predictions were finite; both are None if everything
+        was.
 
         Args:
             device: where processes exchange tensors.

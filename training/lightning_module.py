@@ -120,7 +120,8 @@ class PotentialModule(L.LightningModule):
                 f" {graph.num_edges} edges ({describe_frames(batch, self.trainer.datamodule)}); set data.max_edges to less, or"
                 f" data.batch_size. PyTorch says: {str(error).splitlines()[0]}"
             ) from None
-        self.failures["train"].update(result.prediction, batch, index, result.loss)
+        norm = nn.utils.get_total_norm(result.gradients)
+        self.failures["train"].update(result.prediction, batch, index, torch.stack([result.loss, norm.to(result.loss)]))
         self.train_metrics.update(errors(result.prediction, batch))
         weights = trained(self.model)
         for weight, gradient in zip(weights, sum_over_processes(result.gradients), strict=True):
