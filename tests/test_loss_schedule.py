@@ -79,7 +79,7 @@ def test_the_weights_of_the_loss_follow_their_schedule(folder, tmp_path):
     assert_same_end(whole, parts)
 
 
-def test_the_best_model_and_the_patience_are_counted_anew_where_weights_change(folder, tmp_path):
+def test_the_best_model_and_the_patience_are_counted_anew_where_weights_change(folder, tmp_path, capsys):
     """Weights 1000 times as large make all later losses worse than the first ones."""
     loss = {"energy": 0.001, "force": 0.001, "stress": 0.0, "schedule": [{"epoch": 4, "energy": 1.0, "force": 1.0}]}
     options = {"loss": loss, "optimizer": {"learning_rate": 1e-3}}
@@ -87,6 +87,8 @@ def test_the_best_model_and_the_patience_are_counted_anew_where_weights_change(f
     assert run(folder, tmp_path / "a", stop={"max_epochs": 6, "patience": 1}, schedule=schedule, **options) == 0
     rows = table(tmp_path / "a")
     assert len(rows) == 6 and rows["validation/loss"][3:].min() > 10 * rows["validation/loss"][:3].max()
+    line = "weights of the loss from epoch 4 on: energy 1, force 1, stress 0; the best model is looked for anew"
+    assert capsys.readouterr().out.count(line) == 1
     best = checkpoint.read_info(tmp_path / "a/best.nqmd").training["epoch"]
     assert best == 4 + np.argmin(rows["validation/loss"][3:])
     np.testing.assert_allclose(

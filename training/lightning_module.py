@@ -175,7 +175,10 @@ class PotentialModule(L.LightningModule):
         self.train_metrics.reset()
         self.failures["train"].reset()
         self._set_loss()
-        if self.config.loss.changes_at(self.trainer.current_epoch + 1):
+        epoch = self.trainer.current_epoch + 1
+        if self.config.loss.changes_at(epoch):
+            weights = ", ".join(f"{name} {getattr(self.loss, name):g}" for name in QUANTITIES)
+            log.info("weights of the loss from epoch %d on: %s; the best model is looked for anew", epoch, weights)
             self.schedule.forget_losses()
             for callback in self.trainer.early_stopping_callbacks:
                 callback.best_score, callback.wait_count = torch.tensor(math.inf), 0
