@@ -10,7 +10,7 @@ from nequip_md.model.config import AllegroConfig, preset
 from nequip_md.training import compiled_step
 from nequip_md.training.compiled_step import CheckedStep, CompiledStep, pad_batch, relative_difference
 from nequip_md.training.config import LossConfig
-from nequip_md.training.loss import label_counts
+from nequip_md.training.loss import divisors, label_counts
 from nequip_md.training.samples import collate, make_sample
 from nequip_md.training.step import EagerStep
 from support.training_runs import MODEL, crystals
@@ -47,8 +47,8 @@ def test_it_is_the_eager_step(kind, tmp_path, monkeypatch):
     compiled = CompiledStep(model, LOSS, with_stress=True, folder=tmp_path)
     eager = EagerStep(model, LOSS, with_stress=True)
 
-    def assert_equal(batch):
-        counts = label_counts(batch)
+    def assert_equal(batch, weights=(1.0, 1.0, 1.0)):
+        counts = divisors(label_counts(batch), torch.tensor(weights, dtype=torch.float64, device=DEVICE))
         got, expected = compiled(batch, counts), eager(batch, counts)
         torch.testing.assert_close(got.loss, expected.loss, rtol=1e-12, atol=0)
         for name in ("energy", "forces", "stress"):
@@ -67,6 +67,10 @@ def test_it_is_the_eager_step(kind, tmp_path, monkeypatch):
         for weight in model.parameters():
             weight.mul_(1.1)
     assert_equal(mixed(config))
+
+    # weights of the loss that change come in by the counts, 0 as well
+    assert_equal(mixed(config), (0.3, 0.0, 7.0))
+    assert_equal(mixed(config), (0.0, 1e4, 0.0))
 
     # it is compiled once, and again for another loss
     monkeypatch.setattr(compiled_step, "_compiled", lambda *arguments: pytest.fail("it is compiled again"))
