@@ -37,7 +37,7 @@ from nequip_md.training.loss import label_counts
 from nequip_md.training.recorded_step import RecordedStep, TalliedStep
 from nequip_md.training.samples import collate, make_sample
 from nequip_md.training.step import EagerStep, Tally
-from nequip_md.training.update import RecordableAdamW, RecordedUpdate, Update
+from nequip_md.training.update import RecordedUpdate, Update
 
 LOSS = LossConfig(energy=1.0, force=1.0)
 NEQUIP = ("S", "M", "L", "XL")
@@ -67,7 +67,7 @@ class Ours:
         self.counts = label_counts(self.batch)
         step = (EagerStep if kind == "eager" else CompiledStep)(self.model, LOSS, with_stress=False)
         weights, on_gpu = list(self.model.parameters()), device == "cuda"
-        optimizer = RecordableAdamW(weights, lr=1e-6, fused=on_gpu, capturable=on_gpu)
+        optimizer = torch.optim.AdamW(weights, lr=1e-6, fused=on_gpu, capturable=on_gpu)
         self.update = Update(weights, optimizer, None, None, self.model)
         self.tally = Tally()
         if kind == "recorded":

@@ -14,11 +14,11 @@ from nequip_md.training import compiled_step
 from nequip_md.training.compiled_step import CheckedStep, CompiledStep, pad_batch, relative_difference, step_program
 from nequip_md.training.config import LossConfig
 from nequip_md.training.ema import AveragedModel
-from nequip_md.training.loss import label_counts
+from nequip_md.training.loss import divisors, label_counts
 from nequip_md.training.recorded_step import EDGES_OF_A_PHANTOM, RecordedStep, TalliedStep, padded_sizes
 from nequip_md.training.samples import collate, make_sample
 from nequip_md.training.step import EagerStep, Tally, tensors_of, trained
-from nequip_md.training.update import RecordableAdamW, RecordedUpdate, Update
+from nequip_md.training.update import RecordedUpdate, Update
 from support.training_runs import MODEL, crystals
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -53,8 +53,8 @@ def test_it_is_the_eager_step(kind, tmp_path, monkeypatch):
     compiled = CompiledStep(model, LOSS, with_stress=True, folder=tmp_path)
     eager = EagerStep(model, LOSS, with_stress=True)
 
-    def assert_equal(batch):
-        counts = label_counts(batch)
+    def assert_equal(batch, weights=(1.0, 1.0, 1.0)):
+        counts = divisors(label_counts(batch), torch.tensor(weights, dtype=torch.float64, device=DEVICE))
         got, expected = compiled(batch, counts), eager(batch, counts)
         torch.testing.assert_close(got.loss, expected.loss, rtol=1e-12, atol=0)
         for name in ("energy", "forces", "stress"):
@@ -73,6 +73,10 @@ def test_it_is_the_eager_step(kind, tmp_path, monkeypatch):
         for weight in model.parameters():
             weight.mul_(1.1)
     assert_equal(mixed(config))
+
+    # weights of the loss that change come in by the counts, 0 as well
+    assert_equal(mixed(config), (0.3, 0.0, 7.0))
+    assert_equal(mixed(config), (0.0, 1e4, 0.0))
 
     # it is compiled once, again if its file is damaged, and again for another loss
     (path,) = tmp_path.glob("*.pt2")
@@ -179,7 +183,7 @@ def test_recorded_steps_and_updates_are_the_eager_ones(kind, tmp_path):
         own = deepcopy(model)
         tally, average = Tally(), AveragedModel(own, 0.9)
         # eps keeps weights still whose gradient is rounding alone
-        optimizer = RecordableAdamW(own.parameters(), lr=1e-3, eps=1e-3, fused=True, capturable=True)
+        optimizer = torch.optim.AdamW(own.parameters(), lr=1e-3, eps=1e-3, fused=True, capturable=True)
         update = Update(list(own.parameters()), optimizer, 0.5, average, own)
         if recorded:
             step = RecordedStep(CompiledStep(own, LOSS, with_stress=True, folder=tmp_path), tally)

@@ -234,6 +234,36 @@ def test_loggers_are_converted(tmp_path, capsys):
     assert yaml.safe_load(converted(tmp_path, content, capsys))["loggers"] == ["tensorboard"]
 
 
+def test_a_schedule_of_loss_coefficients_is_converted(tmp_path, capsys):
+    """Upstream counts epochs from 0 and divides by the sum."""
+    content = upstream("nequip")
+    schedule = {
+        0: {"per_atom_energy_mse": 1.0, "forces_mse": 3.0},
+        100: {"per_atom_energy_mse": 4.0, "forces_mse": 1.0},
+    }
+    callback = {"_target_": "nequip.train.callbacks.LossCoefficientScheduler", "schedule": schedule}
+    content["trainer"]["callbacks"] = [callback]
+    text = converted(tmp_path, content, capsys)
+    loss = yaml.safe_load(text)["loss"]
+    assert (loss["energy"], loss["force"]) == (0.25, 0.75)
+    assert loss["schedule"] == [{"epoch": 101, "energy": 0.8, "force": 0.2, "stress": 0.0}]
+    assert "LossCoefficientScheduler" not in text
+    schedule[100] = {"dipole_mse": 1.0}
+    text = converted(tmp_path, content, capsys)
+    assert "schedule" not in yaml.safe_load(text)["loss"] and "dipole_mse is no part of the loss here" in text
+
+
+def test_a_schedule_free_file_is_converted(tmp_path, capsys):
+    content = upstream("nequip")
+    module = content["training_module"]
+    module["_target_"] = "nequip.train.ScheduleFreeLightningModule"
+    del module["ema_decay"]
+    module["optimizer"] = {"_target_": "schedulefree.AdamWScheduleFree", "lr": 0.01, "warmup_steps": 50}
+    config = yaml.safe_load(converted(tmp_path, content, capsys))
+    expected = {"kind": "schedule_free", "ema_decay": None, "learning_rate": 0.01, "warmup_steps": 50}
+    assert config["optimizer"] == {**expected, "gradient_clip": 5.0} and "schedule" not in config
+
+
 def test_what_is_missing_is_said(tmp_path, capsys):
     content = upstream("nequip")
     content["data"] = {"_target_": "nequip.data.datamodule.sGDML_CCSD_DataModule", "dataset": "aspirin", "seed": 1}
@@ -243,7 +273,7 @@ def test_what_is_missing_is_said(tmp_path, capsys):
     text = converted(tmp_path, content, capsys)
     assert "# NOT COMPLETE" in text and "data.train: is required" in text and "sGDML_CCSD_DataModule" in text
     config = yaml.safe_load(text)
-    assert config["schedule"] == {"kind": "cosine", "final_fraction": 1.0}  # a constant learning rate
+    assert config["schedule"] == {"kind": "constant"}
     assert config["model"]["energy_scales"] is None and config["model"]["energy_shifts"] == {"Cu": -1.0, "Al": 2.0}
 
 

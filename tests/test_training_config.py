@@ -8,7 +8,7 @@ import yaml
 
 from nequip_md.errors import NequIPMDError
 from nequip_md.training.cli import main
-from nequip_md.training.config import StopConfig, check_config, load_config
+from nequip_md.training.config import LossConfig, StopConfig, check_config, load_config
 
 MINIMAL = {
     "model": {"kind": "allegro", "type_names": ["H", "O"], "cutoff": 5.0},
@@ -22,8 +22,8 @@ REFUSED = [
     (None, {"seed": -1}, ["seed", "greater than or equal to 0", "-1"]),
     (None, {"seed": 2**70}, ["seed", "less than 9223372036854775808", "1180591620717411303424"]),
     (None, {"data": None}, ["data"]),
-    (None, {"schedule": {"kind": "step"}}, ["schedule: kind must be one of 'plateau', 'cosine'"]),
-    (None, {"schedule": {"factor": 0.5}}, ["schedule: kind must be one of 'plateau', 'cosine'"]),
+    (None, {"schedule": {"kind": "step"}}, ["schedule: kind must be one of 'plateau', 'cosine', 'constant'"]),
+    (None, {"schedule": {"factor": 0.5}}, ["schedule: kind must be one of 'plateau', 'cosine', 'constant'"]),
     (
         None,
         {"schedule": {"kind": "cosine", "factor": 0.5}},
@@ -34,8 +34,52 @@ REFUSED = [
     (None, {"optimizer": {"learning_rate": "fast"}}, ["optimizer.learning_rate", "'fast'"]),
     (None, {"optimizer": {"betas": [0.9, 1.2]}}, ["optimizer.betas.1", "less than 1", "1.2"]),
     (None, {"optimizer": {"ema_decay": 1.0}}, ["optimizer.ema_decay", "less than 1"]),
+    (None, {"optimizer": {"kind": "lion"}}, ["optimizer.kind", "'adamw', 'muon' or 'schedule_free'", "'lion'"]),
+    (None, {"optimizer": {"kind": "muon", "momentum": 1}}, ["optimizer.momentum", "less than 1"]),
+    (
+        None,
+        {"optimizer": {"kind": "schedule_free", "ema_decay": 0.99}},
+        ["optimizer: kind: schedule_free averages the weights itself; leave ema_decay out"],
+    ),
+    (
+        None,
+        {"optimizer": {"kind": "schedule_free", "betas": [0, 0.9]}},
+        ["optimizer", "a first value of betas above 0"],
+    ),
+    (
+        None,
+        {"optimizer": {"kind": "schedule_free"}, "schedule": {"kind": "plateau"}},
+        ["schedule: optimizer.kind: schedule_free needs none; leave schedule out"],
+    ),
     (None, {"loss": {"energy": 0, "force": 0}}, ["loss: at least one of energy, force and stress"]),
     (None, {"loss": {"force": -1}}, ["loss.force", "greater than or equal to 0"]),
+    (
+        None,
+        {"loss": {"schedule": [{"epoch": 9}]}},
+        ["loss.schedule.0: changes no weight; give energy, force or stress"],
+    ),
+    (None, {"loss": {"schedule": [{"epoch": 1, "force": 2}]}}, ["loss.schedule.0.epoch", "greater than or equal to 2"]),
+    (
+        None,
+        {"loss": {"schedule": [{"epoch": 9, "forces": 2}]}},
+        ["loss.schedule.0.forces: no such key", "energy, force"],
+    ),
+    (
+        None,
+        {"loss": {"schedule": [{"epoch": 9, "force": 2}, {"epoch": 9, "force": 3}]}},
+        ["loss: the epochs of schedule must increase, but 9 follows 9"],
+    ),
+    (
+        None,
+        {"loss": {"schedule": [{"epoch": 5, "force": 0}, {"epoch": 9, "energy": 0}]}},
+        ["loss: at least one of energy, force and stress", "schedule leaves none from epoch 9 on"],
+    ),
+    (None, {"deterministic": True, "compile": "yes"}, ["compile: deterministic steps are eager; leave compile out"]),
+    (
+        None,
+        {"deterministic": True, "schedule": {"kind": "cosine"}, "stop": {"max_time": "8 h"}},
+        ["deterministic: with stop.max_time the cosine schedule follows the clock"],
+    ),
     (None, {"stop": {"max_time": "7 minutes"}}, ["stop.max_time", "'7 minutes' is not a time", "7 min"]),
     (None, {"stop": {"max_epochs": 0}}, ["stop.max_epochs", "greater than 0"]),
     ("data", {"train": []}, ["data.train: names no file"]),
@@ -103,6 +147,18 @@ def test_an_unquoted_time_means_the_same_as_a_quoted_one(tmp_path):
         assert load_config(path).stop.max_time == 3723
 
 
+@pytest.mark.parametrize(("written", "read"), [("yes", "yes"), ("no", "no"), ("'no'", "no"), ("auto", "auto")])
+def test_yes_and_no_need_no_quotes(tmp_path, written, read):
+    path = tmp_path / "train.yaml"
+    path.write_text(
+        yaml.safe_dump(MINIMAL) + f"compile: {written}\ndeterministic: {'no' if read == 'yes' else 'yes'}\n"
+    )
+    if read == "yes":
+        assert load_config(path).compile == "yes"
+    else:
+        assert load_config(path).compile == read and load_config(path).deterministic
+
+
 def test_paths_start_at_the_folder_of_the_file(tmp_path):
     path = tmp_path / "train.yaml"
     path.write_text(yaml.safe_dump({**MINIMAL, "data": {"train": ["a.xyz", "/b.xyz"], "validation": "../v.xyz"}}))
@@ -156,6 +212,26 @@ def test_a_key_that_overrides_an_anchor_is_no_second_one(tmp_path):
     path = tmp_path / "train.yaml"
     path.write_text(yaml.safe_dump(MINIMAL) + "stop: {<<: &limits {max_epochs: 3, patience: 7}, max_epochs: 5}\n")
     assert load_config(path).stop == StopConfig(max_epochs=5, patience=7)
+
+
+def test_schedule_free_needs_neither_an_average_nor_a_schedule():
+    config = check_config({**MINIMAL, "optimizer": {"kind": "schedule_free"}}, Path("/"))
+    assert config.optimizer.ema_decay is None and config.schedule.kind == "constant"
+    again = check_config(config.model_dump(mode="json"), Path("/"))  # as a resume reads it
+    assert again == config
+
+
+def test_weights_of_a_loss_by_epoch():
+    changes = [{"epoch": 5, "energy": 10.0}, {"epoch": 9, "force": 0.0}, {"epoch": 12, "energy": 10.0, "stress": 2.0}]
+    loss = LossConfig(energy=1.0, force=3.0, kind="huber", schedule=changes)
+    weights = {1: (1, 3, 0), 4: (1, 3, 0), 5: (10, 3, 0), 8: (10, 3, 0), 9: (10, 0, 0), 12: (10, 0, 2), 99: (10, 0, 2)}
+    for epoch, expected in weights.items():
+        at = loss.at(epoch)
+        assert (at.energy, at.force, at.stress) == expected and at.kind == "huber" and not at.schedule
+    assert [epoch for epoch in range(1, 20) if loss.changes_at(epoch)] == [5, 9, 12]
+    assert loss.largest_weight("force") == 3 and loss.largest_weight("stress") == 2
+    assert loss.without_weights() == LossConfig(energy=1, force=1, stress=1, kind="huber")
+    assert not LossConfig(schedule=[{"epoch": 3, "energy": 1.0}]).changes_at(3)  # nothing is different
 
 
 def test_the_demo_configuration_is_valid():

@@ -72,7 +72,7 @@ def test_the_state_before_takes_the_place_of_a_damaged_one(folder, output, four_
     DAMAGES[damage](output / "last.ckpt")
     before = (output / "previous.ckpt").read_bytes()
     assert run(folder, output, "--resume") == 0
-    assert f"resuming from {output / 'previous.ckpt'}, one epoch earlier" in capsys.readouterr().out
+    assert f"resuming from {output / 'previous.ckpt'}, the state before it" in capsys.readouterr().out
     assert (output / "previous.ckpt").read_bytes() == before  # the damaged file has not pushed it out
     assert run(folder, output, "--resume", stop={"max_epochs": 4}) == 0
     assert_same_end(output, four_epochs)

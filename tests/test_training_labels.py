@@ -374,6 +374,7 @@ def test_the_first_frame_that_fails_is_remembered():
         if step > 0:
             bad_energy[1] = torch.nan
             bad_forces[4 * 2 - 1, 0] = torch.inf
-        energy.update(Prediction(bad_energy, good.forces, None), batch)
-        force.update(Prediction(good.energy, bad_forces, None), batch)
-        assert (energy.index, force.index) == ((None, None) if step == 0 else (9, 9))
+        energy.update(Prediction(bad_energy, good.forces, None), batch, step)
+        force.update(Prediction(good.energy, bad_forces, None), batch, step)
+        for failure in (energy, force):
+            assert failure.find(torch.device("cpu")) == ((None, None) if step == 0 else (1, 9))

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import ase.io
@@ -14,6 +15,7 @@ from ase.calculators.lj import LennardJones
 from nequip_md import checkpoint
 from nequip_md.training.batches import Batches
 from nequip_md.training.parallel import Processes
+from nequip_md.training.states import read_state
 from support.training_runs import assert_same_end, crystals, write_config, write_data
 
 
@@ -22,17 +24,21 @@ def folder(tmp_path_factory):
     return write_data(tmp_path_factory.mktemp("data"))
 
 
-def run(folder, output, processes, *flags, **sections):
-    """``nequip-md-train`` under ``torchrun``; its exit status and what it printed."""
+def command_of(folder, output, processes, *flags, **sections):
+    """``nequip-md-train`` under ``torchrun``, and its environment."""
     path = write_config(folder, output, **sections)
     command = [Path(sys.executable).with_name("nequip-md-train"), path, "--output", output, *flags]
     if processes > 1:
         launcher = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={processes}", "--standalone"]
         command = [*launcher, "--no-python", *command]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONSAFEPATH": "1", "XDG_CACHE_HOME": str(output.parent)}
-    done = subprocess.run(
-        [*map(str, command)], capture_output=True, text=True, timeout=600, env=environment, cwd=folder
-    )
+    return [*map(str, command)], environment
+
+
+def run(folder, output, processes, *flags, **sections):
+    """The exit status of :func:`command_of` and what it printed."""
+    command, environment = command_of(folder, output, processes, *flags, **sections)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, env=environment, cwd=folder)
     return done.returncode, done.stdout + done.stderr
 
 
@@ -96,6 +102,27 @@ def test_batches_by_size_train_and_resume(folder, tmp_path):
         "loss": {"stress": 0.0},
     }
     assert_resumes(folder, tmp_path, 2, 3, options)
+
+
+def test_two_processes_that_are_ended_continue_within_the_epoch(folder, tmp_path):
+    """The launcher hands the signal on to both, which end after the same step."""
+    options = {"data": {"train": ["train.extxyz"] * 20, "batch_size": 1, "test": None}, "stop": {"max_epochs": 2}}
+    output = tmp_path / "run"
+    command, environment = command_of(folder, output, 2, **options)
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+    with subprocess.Popen(command, **streams, text=True, env=environment, cwd=folder) as process:
+        assert any(line.startswith("epoch    1") for line in process.stdout)
+        time.sleep(0.3)  # an epoch takes seconds
+        process.terminate()
+        text, _ = process.communicate(timeout=120)
+    assert process.returncode != 0 and "epoch    2" not in text
+    state = read_state(output / "last.ckpt")
+    assert 0 < state["nequip_md"]["batches"] < 238 and state["epoch"] == 1
+    status, text = run(folder, output, 2, "--resume", **options)
+    assert status == 0, text
+    status, text = run(folder, tmp_path / "whole", 2, **options)
+    assert status == 0, text
+    assert_same_end(output, tmp_path / "whole")
 
 
 def test_a_failure_of_one_ends_all(folder, tmp_path):

@@ -38,12 +38,22 @@ class Batches:
         self.seed, self.process, self.processes = seed, process, processes
         self.varies = seed is not None and bool(np.isfinite(self.limits[1:]).any())
         self.epoch = 0
+        self.left_out = (-1, 0)
         # Lightning looks for set_epoch there
         self.sampler = self
 
     def set_epoch(self, epoch: int) -> None:
         """Called by Lightning as an epoch begins."""
         self.epoch = epoch
+
+    def leave_out(self, batches: int, epoch: int) -> None:
+        """Leave out the first batches of each process in one epoch, which a resumed run has had before."""
+        self.left_out = (epoch, batches)
+
+    def frames(self, number: int) -> list[int]:
+        """The frames of the batches that all processes take in one step of this epoch; steps are numbered from 0."""
+        batches = self.all_batches()[number * self.processes : (number + 1) * self.processes]
+        return [frame for batch in batches for frame in batch]
 
     def all_batches(self) -> list[list[int]]:
         """The batches of all processes in this epoch."""
@@ -65,7 +75,8 @@ class Batches:
         # a generator, because Lightning makes an iterator before it sets the epoch
         batches = self.all_batches()
         batches += [[]] * (-len(batches) % self.processes)
-        yield from batches[self.process :: self.processes]
+        epoch, first = self.left_out
+        yield from batches[self.process :: self.processes][first if epoch == self.epoch else 0 :]
 
     def __len__(self) -> int:
         if self.varies:

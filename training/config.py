@@ -5,7 +5,6 @@ Unknown keys and values out of range are refused with a message that names the k
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
@@ -15,9 +14,7 @@ from pydantic import (
     AfterValidator,
     BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
-    NonNegativeFloat,
     PositiveFloat,
     PositiveInt,
     ValidationError,
@@ -27,6 +24,18 @@ from pydantic import (
 
 from nequip_md.errors import NequIPMDError
 from nequip_md.model.config import AllegroConfig, NequIPConfig, PotentialConfig, preset
+from nequip_md.training.step_config import (
+    ConstantSchedule,
+    CosineSchedule,
+    LossConfig,
+    Names,
+    OptimizerConfig,
+    PlateauSchedule,
+    Schedule,
+    Section,
+    StopConfig,
+    as_list,
+)
 from nequip_md.training.units import ENERGY, FORCE, LENGTH, SIGN, STRESS
 
 AUTO_VALUES = {
@@ -36,22 +45,24 @@ AUTO_VALUES = {
 }
 """Words that stand for a statistic of the training data, by key of the model section; the first is the default."""
 
+__all__ = [
+    "ConstantSchedule",
+    "CosineSchedule",
+    "DataConfig",
+    "LossConfig",
+    "OptimizerConfig",
+    "PlateauSchedule",
+    "StopConfig",
+    "TrainingConfig",
+    "check_config",
+    "load_config",
+]
+
 _KINDS = {"allegro": AllegroConfig, "nequip": NequIPConfig}
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-def _as_list(value: Any) -> Any:
-    return [value] if isinstance(value, str) else value
-
-
-Files = Annotated[list[str], BeforeValidator(_as_list)]
+Files = Annotated[list[str], BeforeValidator(as_list)]
 """One path or several; relative paths start at the folder of the training file."""
-
-Names = Annotated[list[str], BeforeValidator(_as_list)]
-"""One name of a label or several, of which the first that a frame has is used."""
 
 
 def _one_of(names: Iterable[str]) -> AfterValidator:
@@ -63,7 +74,7 @@ def _one_of(names: Iterable[str]) -> AfterValidator:
     return AfterValidator(check)
 
 
-class DataConfig(_Strict):
+class DataConfig(Section):
     """Labelled structures, in the formats of :mod:`nequip_md.training.readers` or as stores of finished graphs."""
 
     train: Files
@@ -152,86 +163,12 @@ class DataConfig(_Strict):
         return self
 
 
-class LossConfig(_Strict):
-    """Weights of the mean errors: energy per atom (eV), forces (eV/angstrom), stress (eV/angstrom^3)."""
-
-    energy: NonNegativeFloat = 1.0
-    force: NonNegativeFloat = 1.0
-    stress: NonNegativeFloat = 0.0
-    kind: Literal["mse", "mae", "huber", "stratified_huber"] = "mse"
-    """What is averaged: x^2, |x|, or Huber's function of an error x (:func:`nequip_md.training.loss.penalty`)."""
-    huber_delta: PositiveFloat = 0.01
-    """Where Huber's function turns from a parabola into a line, in the unit of each error."""
-
-    @model_validator(mode="after")
-    def _something(self):
-        if self.energy == self.force == self.stress == 0:
-            raise ValueError("at least one of energy, force and stress needs a weight above 0")
-        return self
-
-
-class OptimizerConfig(_Strict):
-    """AdamW (Loshchilov & Hutter, arXiv:1711.05101)."""
-
-    learning_rate: PositiveFloat = 2e-3
-    weight_decay: NonNegativeFloat = 0.0
-    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)
-    gradient_clip: PositiveFloat | None = None
-    """Largest norm of the gradient of all weights together; None leaves it as it is."""
-    ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = 0.999
-    """Decay of the running average of the weights, for each step; None uses the weights themselves."""
-    warmup_steps: int = Field(0, ge=0)
-    """Steps in which the learning rate rises linearly to that of the schedule."""
-    freeze: Names = []
-    """Patterns of names of weights that stay as they are, such as ``embedding.*``."""
-    rate_factors: dict[str, PositiveFloat] = {}
-    """Factors of the learning rate for weights whose names a pattern matches; the first that matches counts."""
-
-
-class PlateauSchedule(_Strict):
-    """Multiply the learning rate by ``factor`` after more than ``patience`` epochs without a better validation loss."""
-
-    kind: Literal["plateau"] = "plateau"
-    factor: Annotated[float, Field(gt=0, lt=1)] = 0.8
-    patience: int = Field(10, ge=0)
-    min_learning_rate: NonNegativeFloat = 1e-6
-
-
-class CosineSchedule(_Strict):
-    """Lower the learning rate along half a cosine to ``final_fraction`` of it, over ``max_epochs`` or ``max_time``."""
-
-    kind: Literal["cosine"] = "cosine"
-    final_fraction: Annotated[float, Field(ge=0, le=1)] = 0.01
-
-
-def _word(value: Any) -> Any:
-    """YAML reads an unquoted yes or no as true or false."""
+def _yes_or_no(value: Any) -> Any:
+    """The words for what YAML makes of an unquoted yes or no."""
     return {True: "yes", False: "no"}[value] if isinstance(value, bool) else value
 
 
-def _seconds(value: Any) -> Any:
-    """``HH:MM:SS``, ``90 s``, ``7 min``, ``2 h`` or a number of seconds (YAML reads an unquoted 7:00 as 420)."""
-    if not isinstance(value, str):
-        return value
-    if clock := re.fullmatch(r"(\d+):(\d\d):(\d\d)", value.strip()):
-        hours, minutes, seconds = map(int, clock.groups())
-        return 3600 * hours + 60 * minutes + seconds
-    if amount := re.fullmatch(r"([\d.]+)\s*(s|min|h)", value.strip()):
-        return float(amount[1]) * {"s": 1, "min": 60, "h": 3600}[amount[2]]
-    raise ValueError(f"{value!r} is not a time; write 'HH:MM:SS', '90 s', '7 min', '2 h' or a number of seconds")
-
-
-class StopConfig(_Strict):
-    """When training ends: at whichever comes first. Checked after each epoch."""
-
-    max_epochs: PositiveInt = 1000
-    max_time: Annotated[PositiveFloat, BeforeValidator(_seconds)] | None = None
-    """Seconds of training, those before a resume included; no epoch is begun that would probably not end in time."""
-    patience: PositiveInt | None = None
-    """Stop after this many epochs without a better validation loss."""
-
-
-class TrainingConfig(_Strict):
+class TrainingConfig(Section):
     """A training file."""
 
     model: dict[str, Any]
@@ -242,17 +179,43 @@ class TrainingConfig(_Strict):
     """Folder of checkpoints and logs; a relative path starts at the current folder."""
     seed: int = Field(0, ge=0, lt=2**63)
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    compile: Annotated[Literal["auto", "yes", "no"], BeforeValidator(_word)] = "auto"
+    compile: Annotated[Literal["auto", "yes", "no"], BeforeValidator(_yes_or_no)] = "auto"
     """Whether a step runs as compiled code; auto: if the run may take 2,000 steps or more, or an earlier run has compiled it."""
+    deterministic: bool = False
+    """Take deterministic algorithms only, so that a run of the same file gives the same digits."""
     loss: LossConfig = LossConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
-    schedule: Annotated[PlateauSchedule | CosineSchedule, Field(discriminator="kind")] = PlateauSchedule()
+    schedule: Schedule = PlateauSchedule()
     stop: StopConfig = StopConfig()
     loggers: list[Literal["csv", "tensorboard", "wandb", "mlflow"]] | None = None
     """Where the numbers of each epoch go besides the table, which every run has; None means TensorBoard if it is
     installed."""
     report_page: bool = True
     """Write ``report.html`` and its pictures at the end."""
+
+    @model_validator(mode="after")
+    def _repeats(self):
+        if not self.deterministic:
+            return self
+        if self.compile == "yes":
+            raise ValueError("compile: deterministic steps are eager; leave compile out")
+        if isinstance(self.schedule, CosineSchedule) and self.stop.max_time is not None:
+            raise ValueError(
+                "deterministic: with stop.max_time the cosine schedule follows the clock; leave max_time out, or take"
+                " another schedule"
+            )
+        return self
+
+    @model_validator(mode="before")
+    @classmethod
+    def _schedule_free(cls, content: Any) -> Any:
+        optimizer = content.get("optimizer") if isinstance(content, dict) else None
+        if not isinstance(optimizer, dict) or optimizer.get("kind") != "schedule_free":
+            return content
+        schedule = content.get("schedule", {"kind": "constant"})
+        if schedule != {"kind": "constant"}:
+            raise ValueError("schedule: optimizer.kind: schedule_free needs none; leave schedule out")
+        return {**content, "schedule": schedule}
 
     def potential(self, statistic: Callable[[str, str], Any] = lambda key, word: None) -> PotentialConfig:
         """The model section with every automatic value replaced.
@@ -389,6 +352,8 @@ def _classes(model: type[BaseModel] | None, location: tuple) -> list[type[BaseMo
     """The configuration classes that may stand at a location of ``model``."""
     found = [model] if model is not None else []
     for part in location:
+        if isinstance(part, int):  # place in a list of such classes
+            continue
         tagged = [c for c in found if "kind" in c.model_fields and c.model_fields["kind"].default == part]
         if tagged:
             found = tagged

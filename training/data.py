@@ -81,6 +81,7 @@ class AtomsData(L.LightningDataModule):
         isolated_atoms: frames of isolated atoms with ASE's names and units: those of ``data.isolated_atoms`` and those
             that are marked as such in other files.
         counts: labels of each file.
+        batches: of the training and validation data, by ``train`` and ``validation``, once there are loaders.
     """
 
     def __init__(self, config: DataConfig, potential: PotentialConfig, seed: int = 0):
@@ -97,6 +98,7 @@ class AtomsData(L.LightningDataModule):
         self.options = GraphOptions.from_potential(potential)
         self.labels = Labels.from_config(config)
         self.counts: list[LabelCounts] = []
+        self.batches: dict[str, Batches] = {}
         self.isolated_atoms: list[tuple[str, Atoms]] = []
         for path in config.isolated_atoms or []:
             self.isolated_atoms += [(n, with_labels(a, found)) for n, a, found in labelled_frames(path, self.labels)]
@@ -178,12 +180,19 @@ class AtomsData(L.LightningDataModule):
     def train_dataloader(self) -> DataLoader:
         c = self.config
         loader = self._loader(self.train, c.frames_in_batch, c.max_atoms, c.max_edges, seed=self.seed)
+        self.batches["train"] = loader.batch_sampler
         if self.trainer is not None:  # workers begin to read before Lightning tells a resumed run's epoch
-            loader.batch_sampler.set_epoch(self.trainer.fit_loop.epoch_progress.current.processed)
+            loops = self.trainer.fit_loop
+            epoch = loops.epoch_progress.current.processed
+            loader.batch_sampler.set_epoch(epoch)
+            if loops.epoch_progress.current.ready > epoch:  # resumed within an epoch
+                loader.batch_sampler.leave_out(loops.epoch_loop.batch_progress.current.ready, epoch)
         return loader
 
     def val_dataloader(self) -> DataLoader:
-        return self._loader(self.validation, self.config.evaluation_batch_size or self.config.batch_size)
+        loader = self._loader(self.validation, self.config.evaluation_batch_size or self.config.batch_size)
+        self.batches["validation"] = loader.batch_sampler
+        return loader
 
     def test_dataloader(self) -> DataLoader:
         return self._loader(self.test, self.config.evaluation_batch_size or self.config.batch_size)

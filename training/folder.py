@@ -18,9 +18,11 @@ log = logging.getLogger(__name__)
 BEST = "best.nqmd"
 """The best model so far: a native checkpoint."""
 LAST = "last.ckpt"
-"""The state after the last epoch, from which ``--resume`` continues."""
+"""The last state, from which ``--resume`` continues: after an epoch, or within one that was interrupted."""
 PREVIOUS = "previous.ckpt"
-"""The state one epoch earlier, which is used if ``last.ckpt`` is damaged."""
+"""The state before that, which is used if ``last.ckpt`` is damaged."""
+DIVERGED = "diverged.extxyz"
+"""Frames of the batch with which training diverged."""
 REPORT = "report.json"
 """Statistics of the data and errors of the best model."""
 REPORT_PAGE = "report.html"
@@ -38,7 +40,7 @@ def holds_run(folder: Path) -> bool:
 
 def forget_run(folder: Path) -> None:
     """Remove the results of a run; its logs stay."""
-    for name in (*_RESULTS, REPORT_PAGE):
+    for name in (*_RESULTS, REPORT_PAGE, DIVERGED):
         (folder / name).unlink(missing_ok=True)
 
 

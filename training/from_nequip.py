@@ -6,6 +6,7 @@ A setting without an equivalent becomes a comment that says why, so that nothing
 from __future__ import annotations
 
 import textwrap
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,10 @@ _UPSTREAM_OPTION = {
 }
 _MODEL = "training_module.model"
 _LABEL_KEYS = {"total_energy": "energy_key", "forces": "force_key", "stress": "stress_key", "virial": "virial_key"}
+# callbacks that are converted elsewhere, or whose task is done here without asking
+_CALLBACKS = (
+    "LossCoefficientScheduler", "ModelCheckpoint", "LearningRateMonitor", "TQDMProgressBar", "RichProgressBar",
+)  # fmt: skip
 _LOADERS = {"train_dataloader": "batch_size", "val_dataloader": "evaluation_batch_size"}
 
 
@@ -88,13 +93,17 @@ def _converted(content: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
     notes: list[str] = []
     data, trainer, module = (_Section(content.get(k), k, notes) for k in ("data", "trainer", "training_module"))
     model = module.take("model") or {}
+    callbacks = trainer.take("callbacks") or []
     result = {
         "seed": model.get("seed", 0),
-        **_trainer(trainer),
+        **_trainer(trainer, callbacks),
         "model": _model(model, notes),
         "data": _data(data),
         **_training_module(module),
     }
+    for callback in callbacks:
+        if _class(callback) == "LossCoefficientScheduler":
+            _change_loss(result, callback["schedule"], lambda reason: trainer.say(".callbacks", reason))
     if (clip := trainer.take("gradient_clip_val")) is not None:
         result["optimizer"]["gradient_clip"] = clip
     trainer.finish()
@@ -240,12 +249,17 @@ def _training_module(section: _Section) -> dict[str, Any]:
     optimizer: dict[str, Any] = {"ema_decay": None}
     if section.target.startswith("EMA"):
         optimizer["ema_decay"] = section.take("ema_decay", 0.999)
-    if section.target not in ("EMALightningModule", "NequIPLightningModule"):
-        section.say("", f"{section.target} is replaced with plain steps of AdamW")
     theirs = section.section("optimizer")
-    if theirs.target not in ("Adam", "AdamW"):
+    if schedule_free := section.target == "ScheduleFreeLightningModule" and theirs.target == "AdamWScheduleFree":
+        optimizer["kind"] = "schedule_free"
+    elif section.target not in ("EMALightningModule", "NequIPLightningModule"):
+        section.say("", f"{section.target} is replaced with plain steps of AdamW")
+    if schedule_free:
+        if warmup := theirs.take("warmup_steps", 0):
+            optimizer["warmup_steps"] = warmup
+    elif theirs.target not in ("Adam", "AdamW"):
         theirs.say("", f"{theirs.target or 'the default'} is replaced with AdamW")
-    optimizer["learning_rate"] = theirs.take("lr", 1e-3)  # PyTorch's default
+    optimizer["learning_rate"] = theirs.take("lr", 0.0025 if schedule_free else 1e-3)  # the optimizer's own default
     if (betas := theirs.take("betas")) is not None:
         optimizer["betas"] = list(betas)
     decay = theirs.take("weight_decay", 0.01 if theirs.target == "AdamW" else 0.0)
@@ -256,29 +270,57 @@ def _training_module(section: _Section) -> dict[str, Any]:
     theirs.ignore("fused", "foreach")
     theirs.finish()
     result = {"loss": _loss(section.section("loss")), "optimizer": optimizer}
-    result["schedule"] = _schedule(section.section("lr_scheduler"), optimizer["learning_rate"])
+    if schedule_free:
+        section.leave("lr_scheduler", "a schedule-free optimizer takes none here")
+    else:
+        result["schedule"] = _schedule(section.section("lr_scheduler"), optimizer["learning_rate"])
     section.ignore("train_metrics", "val_metrics", "test_metrics")
     section.finish()
     return result
 
 
+_LOSSES = {"total_energy": "energy", "forces": "force", "stress": "stress"}
+
+
+def _weights(coefficients: dict[str, float], names: dict[str, str]) -> dict[str, float]:
+    """Weights of the loss from upstream's coefficients, which it divides by their sum."""
+    total = sum(coefficients.values())
+    return {ours: coefficients.get(theirs, 0.0) / total for theirs, ours in names.items()}
+
+
+def _change_loss(result: dict[str, Any], schedule: dict[Any, dict[str, float]], say: Callable[[str], None]) -> None:
+    """Put upstream's schedule of coefficients, by epoch from 0, into the converted file's section of the loss."""
+    names = {f"{theirs}_mse": ours for theirs, ours in _LOSSES.items() if theirs != "total_energy"}
+    changes = []
+    for epoch, coefficients in sorted((int(epoch), c) for epoch, c in schedule.items()):
+        energy = next((name for name in coefficients if name in ("per_atom_energy_mse", "total_energy_mse")), "")
+        if unknown := coefficients.keys() - {energy, *names}:
+            say(f"{', '.join(sorted(unknown))} is no part of the loss here; give loss.schedule")
+            return
+        weights = _weights(coefficients, {energy: "energy", **names})
+        if epoch == 0:
+            result["loss"] = result.get("loss", {}) | weights
+        else:
+            changes.append({"epoch": epoch + 1, **weights})
+    if changes:
+        result["loss"] = result.get("loss", {}) | {"schedule": changes}
+
+
 def _loss(section: _Section) -> dict[str, float]:
-    names = {"total_energy": "energy", "forces": "force", "stress": "stress"}
     if section.target not in ("EnergyForceLoss", "EnergyForceStressLoss", "EnergyOnlyLoss"):
         section.say("", f"{section.target} is not the loss here; give loss.energy, force and stress")
         return {}
     given = {"EnergyForceLoss": 2, "EnergyForceStressLoss": 3, "EnergyOnlyLoss": 1}[section.target]
-    coefficients = section.take("coeffs") or dict.fromkeys(list(names)[:given], 1.0)
+    coefficients = section.take("coeffs") or dict.fromkeys(list(_LOSSES)[:given], 1.0)
     if section.take("per_atom_energy", True) is not True:
         section.say(".per_atom_energy", "the energy is per atom here; give another loss.energy")
     section.finish()
-    total = sum(coefficients.values())
-    return {ours: coefficients.get(theirs, 0.0) / total for theirs, ours in names.items()}  # upstream divides as well
+    return _weights(coefficients, _LOSSES)
 
 
 def _schedule(section: _Section, learning_rate: float) -> dict[str, Any]:
     theirs = section.section("scheduler")
-    constant = {"kind": "cosine", "final_fraction": 1.0}
+    constant = {"kind": "constant"}
     match theirs.target:
         case "":
             result = constant
@@ -302,7 +344,11 @@ def _schedule(section: _Section, learning_rate: float) -> dict[str, Any]:
     return result
 
 
-def _trainer(section: _Section) -> dict[str, Any]:
+def _class(content: dict[str, Any]) -> str:
+    return str(content.get("_target_", "")).rpartition(".")[2]
+
+
+def _trainer(section: _Section, callbacks: list[dict[str, Any]]) -> dict[str, Any]:
     stop: dict[str, Any] = {}
     if (epochs := section.take("max_epochs")) is not None:
         if epochs > 0:
@@ -315,12 +361,12 @@ def _trainer(section: _Section) -> dict[str, Any]:
         stop["max_time"] = f"{24 * int(days) + int(hours)}:{rest}"
     elif time is not None:
         section.say(".max_time", f"{time!r} is not understood; give stop.max_time")
-    for callback in section.take("callbacks") or []:
-        name = str(callback.get("_target_", "")).rpartition(".")[2]
+    for callback in callbacks:
+        name = _class(callback)
         if name == "EarlyStopping":
             stop["patience"] = callback.get("patience", 3)
             section.say(".callbacks", "EarlyStopping watches the validation loss here, without min_delta")
-        elif name not in ("ModelCheckpoint", "LearningRateMonitor", "TQDMProgressBar", "RichProgressBar"):
+        elif name not in _CALLBACKS:
             section.say(".callbacks", f"{name} has no equivalent")
     device = {"gpu": "cuda", "cuda": "cuda", "cpu": "cpu"}.get(section.take("accelerator", "auto"), "auto")
     loggers = _loggers(section)
@@ -337,7 +383,7 @@ def _loggers(section: _Section) -> list[str]:
     given = given if isinstance(given, list) else [given] if isinstance(given, dict) else []
     found = []
     for logger in given:
-        theirs = str(logger.get("_target_", "")).rpartition(".")[2]
+        theirs = _class(logger)
         if theirs in names:
             found.append(names[theirs])
         else:

@@ -12,6 +12,7 @@ from nequip_md.graph import forces_from_gradient, stress_from_gradient, total_en
 from nequip_md.model.potential import energy_and_gradient
 from nequip_md.training.config import LossConfig
 from nequip_md.training.samples import Sample
+from nequip_md.training.step_config import QUANTITIES
 
 
 @dataclass(frozen=True)
@@ -55,9 +56,6 @@ def prediction_from(batch: Sample, node_energy: Tensor, gradient: Tensor, *, wit
         stress=stress_from_gradient(graph, gradient, batch.volume) if with_stress else None,
     )
 
-
-QUANTITIES = ("energy", "force", "stress")
-"""What a loss is made of, in the order of the counts of :func:`loss`."""
 
 STRATA = {100.0: 0.7, 200.0: 0.4, 300.0: 0.1}
 """Factors of ``huber_delta`` for forces whose label is at least so large, eV/angstrom, in ``stratified_huber`` (the conditional
@@ -145,12 +143,23 @@ def loss(found: dict[str, Error], config: LossConfig, counts: Tensor) -> Tensor:
     Means are over structures, and over components of forces and stresses; a weight does not count in their number.
 
     Args:
-        counts: numbers to divide by, where they are not 0, from :func:`label_counts`, summed over processes.
+        counts: numbers to divide by, where they are not 0, from :func:`label_counts`, summed over processes, and perhaps from
+            :func:`divisors`; in the order of :data:`~nequip_md.training.step_config.QUANTITIES`.
     """
-    counts = counts.clamp(min=1)
+    counts = torch.where(counts > 0, counts, 1.0)
     parts = [
         getattr(config, name) * found[name].total(config) / counts[k]
         for k, name in enumerate(QUANTITIES)
         if name in found
     ]
     return torch.stack(parts).sum()
+
+
+def divisors(counts: Tensor, weights: Tensor) -> Tensor:
+    """Numbers to divide by in a :func:`loss` whose weights are 1, so that its weights are others.
+
+    Args:
+        counts: from :func:`label_counts`, summed over processes.
+        weights: of energy, forces and stress, float64 [3]; a quantity with weight 0 is divided by infinity.
+    """
+    return counts.clamp(min=1) / weights

@@ -10,9 +10,10 @@ from torch import nn
 from torchmetrics import Metric
 
 from nequip_md.training.config import LossConfig
-from nequip_md.training.loss import QUANTITIES, Error, errors, predict
+from nequip_md.training.loss import Error, errors, predict
 from nequip_md.training.predictions import PredictionCollector
 from nequip_md.training.samples import Sample
+from nequip_md.training.step_config import QUANTITIES
 
 
 class ErrorMetric(Metric):
@@ -100,6 +101,18 @@ class ErrorMetrics(nn.Module):
     def reset(self) -> None:
         for metric in self.metrics.values():
             metric.reset()
+
+    def sums(self) -> dict[str, dict[str, torch.Tensor]]:
+        """What this process has summed so far, by quantity."""
+        return {name: {k: v.clone() for k, v in metric.metric_state.items()} for name, metric in self.metrics.items()}
+
+    def continue_from(self, sums: dict[str, dict[str, torch.Tensor]]) -> None:
+        """Continue from :meth:`sums` of an earlier run."""
+        self.reset()
+        for name, values in sums.items():
+            metric = self.metrics[name]
+            for key, value in values.items():
+                setattr(metric, key, value.to(metric.device))
 
     def compute(self) -> dict[str, float]:
         """``energy_mae``, ``energy_rmse``, ``force_mae`` ...; quantities without any label are left out."""

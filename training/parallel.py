@@ -17,6 +17,7 @@ from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor, distributed
 
 from nequip_md.errors import NequIPMDError
+from nequip_md.interrupt import Interrupted, waiting
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,11 @@ class Replicas(DDPStrategy):
         for tensor in (*self.model.parameters(), *self.model.buffers()):
             distributed.broadcast(tensor.data, 0)
 
+    def barrier(self, name: str | None = None) -> None:
+        # one process writes the state, and does so alone when the run is interrupted
+        if name != "Trainer.save_checkpoint":
+            super().barrier(name)
+
 
 def are_connected() -> bool:
     """Whether this process can exchange messages with others of its run."""
@@ -114,3 +120,20 @@ def sum_over_processes(tensors: Sequence[Tensor]) -> list[Tensor]:
     distributed.all_reduce(flat)
     parts = flat.split([tensor.numel() for tensor in tensors])
     return [part.view(tensor.shape) for part, tensor in zip(parts, tensors, strict=True)]
+
+
+def stop_together(device: torch.device) -> None:
+    """Called by all processes between two steps, while they hold signals: all end if a signal waits in any of them.
+
+    Without this, one would end in one step and leave the others waiting for it in the next.
+
+    Args:
+        device: where processes exchange tensors.
+
+    Raises:
+        Interrupted: with the same signal in all processes.
+    """
+    number = torch.tensor(waiting() or 0, device=device)
+    distributed.all_reduce(number, distributed.ReduceOp.MAX)
+    if number > 0:
+        raise Interrupted(int(number))

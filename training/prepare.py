@@ -27,12 +27,8 @@ def prepare(config: TrainingConfig) -> tuple[AtomsData, Statistics]:
     """
     potential = config.potential()
     data = AtomsData(config.data, potential, config.seed)
-    for label, weight in (
-        ("energy", config.loss.energy),
-        ("forces", config.loss.force),
-        ("stress", config.loss.stress),
-    ):
-        data.require(label, weight)
+    for label, name in (("energy", "energy"), ("forces", "force"), ("stress", "stress")):
+        data.require(label, config.loss.largest_weight(name))
     statistics = compute_statistics(data.train, potential.type_names)
     suggest_repulsion(statistics, potential)
     return data, statistics

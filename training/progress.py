@@ -53,6 +53,10 @@ class TrainingBar(RichProgressBar):
         """Nothing: each epoch has a line of its own in the log."""
         return {}
 
+    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        super().on_train_start(trainer, module)
+        self._mark = time.monotonic()  # a run that is resumed within an epoch does not begin that epoch
+
     def on_train_epoch_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         super().on_train_epoch_start(trainer, module)
         self._atoms, self._frames, self._mark = 0, 0, time.monotonic()

@@ -22,10 +22,10 @@ from nequip_md.training.config import TrainingConfig
 from nequip_md.training.data import AtomsData
 from nequip_md.training.folder import PLOTS, REPORT_PAGE
 from nequip_md.training.history import read_history
-from nequip_md.training.loss import QUANTITIES
 from nequip_md.training.plots import DPI, draw_predictions, learning_curves
 from nequip_md.training.predictions import Predictions
 from nequip_md.training.report import metrics_rows
+from nequip_md.training.step_config import QUANTITIES
 
 _TEMPLATE = Path(__file__).with_name("report_template.html")
 _PACKAGES = ("torch", "lightning", "torchmetrics", "numpy", "ase", "e3nn")
@@ -125,6 +125,9 @@ def _training_facts(history: Mapping[str, np.ndarray], record: Mapping[str, Any]
             facts.append(("atoms trained on in a second", f"{atoms / typical:,.0f}" if typical > 0 else ""))
     loss = record["loss"]
     weights = ", ".join(f"{key} {loss[key]:g}" for key in QUANTITIES)
+    for change in loss.get("schedule", []):
+        parts = (f"{key} {change[key]:g}" for key in QUANTITIES if change[key] is not None)
+        weights += f"; from epoch {change['epoch']} on {', '.join(parts)}"
     kind = loss["kind"] + (f", delta {loss['huber_delta']:g}" if "huber" in loss["kind"] else "")
     return [*facts, ("weights of the loss", weights), ("kind of the loss", kind)]
 

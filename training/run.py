@@ -28,9 +28,10 @@ from nequip_md.model.build import build_model
 from nequip_md.model.config import AnyConfig, PotentialConfig
 from nequip_md.model.potential import Potential
 from nequip_md.training import fine_tuning
-from nequip_md.training.callbacks import BestModel
+from nequip_md.training.callbacks import BestModel, InterruptedState
 from nequip_md.training.config import TrainingConfig
 from nequip_md.training.data import AtomsData
+from nequip_md.training.determinism import deterministic
 from nequip_md.training.folder import BEST, LAST, REPORT, REPORT_PAGE, forget_run, held, holds_run
 from nequip_md.training.lightning_module import STATE_KEY, PotentialModule
 from nequip_md.training.loggers import make_loggers, require_loggers
@@ -44,7 +45,7 @@ from nequip_md.training.statistics import Statistics
 
 log = logging.getLogger(__name__)
 
-_MAY_CHANGE = {"stop", "output", "device", "compile", "report_page", "loggers"}
+_MAY_CHANGE = {"stop", "output", "device", "compile", "deterministic", "report_page", "loggers"}
 """Sections that a resumed run may have otherwise than the run it continues."""
 _MAY_CHANGE_IN_DATA = {
     "train",
@@ -87,7 +88,8 @@ def run_training(config: TrainingConfig, *, resume: bool = False, overwrite: boo
             )
 
         try:
-            return _train(config, states, states.read() if resume else None, accelerator, processes)
+            with deterministic(config.deterministic):
+                return _train(config, states, states.read() if resume else None, accelerator, processes)
         except Interrupted as stop:
             raise Interrupted(stop.signal, note()) from None
         except SIGTERMException:  # Lightning has seen the signal, and the exception of its handler got lost on the way
@@ -143,6 +145,8 @@ def _train(
             ".*is smaller than the logging interval",
             "Checkpoint directory .* exists",
             "The dirpath has changed",
+            "The ``compute`` method of metric ErrorMetric was called before",  # its sums came from the state
+            "You're resuming from a checkpoint that ended before the epoch",  # the batches that were taken are left out
             ".*LeafSpec",
         ):
             warnings.filterwarnings("ignore", message=message)
@@ -220,6 +224,7 @@ def _trainer(config: TrainingConfig, states: StateFiles, accelerator: str, proce
         ModelCheckpoint(
             output, filename=LAST.removesuffix(".ckpt"), save_on_train_epoch_end=True, enable_version_counter=False
         ),
+        InterruptedState(output / LAST),
     ]
     if config.stop.patience is not None:
         callbacks.append(EarlyStopping("validation/loss", patience=config.stop.patience, check_on_train_epoch_end=True))

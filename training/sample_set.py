@@ -9,6 +9,8 @@ from typing import Protocol
 import numpy as np
 import torch
 from ase import Atoms
+from ase.calculators.singlepoint import SinglePointCalculator
+from ase.stress import full_3x3_to_voigt_6_stress
 
 from nequip_md.training.digest import combined_digest, data_digest
 from nequip_md.training.samples import Sample
@@ -125,6 +127,18 @@ class MemorySource:
     def name(self, index: int) -> str:
         return self.names[index]
 
+    def labelled(self, index: int) -> Atoms:
+        """A frame with its labels, in ASE's units, as ASE's results."""
+        atoms, sample = self.atoms[index].copy(), self.samples[index]
+        labels = {"energy": sample.energy[0], "forces": sample.forces, "stress": sample.stress[0]}
+        known = {name: label.numpy() for name, label in labels.items() if torch.isfinite(label).any()}
+        if "stress" in known:
+            known["stress"] = full_3x3_to_voigt_6_stress(known["stress"])
+        atoms.calc = SinglePointCalculator(atoms, **known)
+        if sample.weight.item() != 1:
+            atoms.info["config_weight"] = sample.weight.item()
+        return atoms
+
 
 class SampleSet(Sequence[Sample]):
     """Samples of some sources, all or some of them; the index in each sample is its place here.
@@ -192,6 +206,11 @@ class SampleSet(Sequence[Sample]):
         """Name of a frame for messages, e.g. "frame 3 of train.extxyz"."""
         source, place = self._place(index)
         return source.name(place)
+
+    def labelled(self, index: int) -> Atoms | None:
+        """A frame with its labels as ASE's results; None if it lies in a store, which keeps graphs and no positions."""
+        source, place = self._place(index)
+        return source.labelled(place) if isinstance(source, MemorySource) else None
 
 
 class FrameNames(Sequence[str]):

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import time
-from math import cos, pi
+from math import cos, inf, pi
 from typing import Any
 
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from nequip_md.training.config import CosineSchedule, PlateauSchedule, StopConfig
+from nequip_md.training.config import ConstantSchedule, CosineSchedule, PlateauSchedule, StopConfig
 
 
 class Plateau:
@@ -22,6 +22,10 @@ class Plateau:
 
     def after_epoch(self, validation_loss: float, progress: float) -> None:
         self._plateau.step(validation_loss)
+
+    def forget_losses(self) -> None:
+        """Called where the weights of the loss change, after which its values cannot be compared with those before."""
+        self._plateau.best, self._plateau.num_bad_epochs = inf, 0
 
     def state_dict(self) -> dict[str, Any]:
         return self._plateau.state_dict()
@@ -43,6 +47,9 @@ class Cosine:
         for group, start in zip(self.optimizer.param_groups, self.start, strict=True):
             group["lr"] = start * factor
 
+    def forget_losses(self) -> None:
+        pass
+
     def state_dict(self) -> dict[str, Any]:
         return {}
 
@@ -50,8 +57,28 @@ class Cosine:
         pass
 
 
-def make_schedule(config: PlateauSchedule | CosineSchedule, optimizer: Optimizer) -> Plateau | Cosine:
+class Constant:
+    """See :class:`~nequip_md.training.config.ConstantSchedule`."""
+
+    def after_epoch(self, validation_loss: float, progress: float) -> None:
+        pass
+
+    def forget_losses(self) -> None:
+        pass
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        pass
+
+
+def make_schedule(
+    config: PlateauSchedule | CosineSchedule | ConstantSchedule, optimizer: Optimizer
+) -> Plateau | Cosine | Constant:
     """The schedule that a training file names."""
+    if isinstance(config, ConstantSchedule):
+        return Constant()
     return Plateau(config, optimizer) if isinstance(config, PlateauSchedule) else Cosine(config, optimizer)
 
 
@@ -68,9 +95,19 @@ class Clock:
         self.elapsed = self.epoch_seconds = 0.0
         self._mark = time.monotonic()
 
-    def start(self) -> None:
-        """Called when training begins or continues."""
-        self._mark = time.monotonic()
+    def start(self, elapsed: float = 0.0, in_epoch: float = 0.0) -> None:
+        """Called when training begins or continues.
+
+        Args:
+            elapsed: seconds of the complete epochs before a resume.
+            in_epoch: seconds of the epoch that a resume continues.
+        """
+        self.elapsed, self._mark = elapsed, time.monotonic() - in_epoch
+
+    @property
+    def in_epoch(self) -> float:
+        """Seconds since the last complete epoch."""
+        return time.monotonic() - self._mark
 
     def after_epoch(self, epochs: int) -> None:
         """Called with the number of finished epochs."""

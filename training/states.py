@@ -43,17 +43,19 @@ def read_state(path: Path) -> dict[str, Any]:
 
 
 class StateFiles(CheckpointIO):
-    """Writes and reads the states of one run for Lightning: ``last.ckpt``, and ``previous.ckpt`` from an epoch earlier.
+    """Writes and reads the states of one run for Lightning: ``last.ckpt``, and ``previous.ckpt``, the state before it.
 
     Attributes:
         source: the file that was last read or written, from which a run can be resumed; None at first.
         epochs: number of complete epochs of the state in that file.
+        batches: number of batches that each process has taken in the epoch after those.
     """
 
     def __init__(self, folder: Path):
         self.last, self.previous = folder / LAST, folder / PREVIOUS
         self.source: Path | None = None
         self.epochs: int | None = None
+        self.batches = 0
 
     def read(self) -> dict[str, Any]:
         """The last state or, with a warning, the state before it if the last is missing or damaged.
@@ -71,9 +73,13 @@ class StateFiles(CheckpointIO):
                     f"there is no run to resume: {error}, and {second}; copy one of them back,"
                     " or start again without --resume"
                 ) from None
-            log.warning("%s; resuming from %s, one epoch earlier", error, self.previous)
-        self.epochs = state["epoch"] + 1
+            log.warning("%s; resuming from %s, the state before it", error, self.previous)
+        self._take_note(state)
         return state
+
+    def _take_note(self, state: dict[str, Any]) -> None:
+        self.batches = state[STATE_KEY].get("batches", 0)
+        self.epochs = state["epoch"] + (self.batches == 0)
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
         content = io.BytesIO()
@@ -84,7 +90,8 @@ class StateFiles(CheckpointIO):
             write_atomically(Path(path), content.getbuffer(), keep_as=keep_as)
         except OSError as error:
             raise NequIPMDError(f"cannot write {path}: {error.strerror}; {self.note()}") from None
-        self.source, self.epochs = self.last, checkpoint["epoch"] + 1
+        self.source = self.last
+        self._take_note(checkpoint)
 
     def load_checkpoint(self, path: str | Path, *_, **__) -> dict[str, Any]:
         return read_state(Path(path))
@@ -95,5 +102,6 @@ class StateFiles(CheckpointIO):
     def note(self) -> str:
         """A sentence for a run that ends early: what is saved, and how to continue."""
         if self.epochs is None:
-            return "no epoch was complete, so there is nothing to resume; start again"
-        return f"the state after epoch {self.epochs} is saved in {self.source}; --resume continues from there"
+            return "no state was saved, so there is nothing to resume; start again"
+        place = f"batch {self.batches} of epoch {self.epochs + 1}" if self.batches else f"epoch {self.epochs}"
+        return f"the state after {place} is saved in {self.source}; --resume continues from there"

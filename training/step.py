@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,9 @@ from nequip_md.training.config import LossConfig
 from nequip_md.training.divergence import FirstFailure, first_failure
 from nequip_md.training.loss import QUANTITIES, Prediction, errors, loss, predict
 from nequip_md.training.samples import Sample
+
+if TYPE_CHECKING:
+    from nequip_md.training.metrics import ErrorMetrics
 
 
 @dataclass(frozen=True)
@@ -45,21 +49,28 @@ class Tally:
     def __init__(self):
         self.totals: Tensor | None = None
         self.failure = FirstFailure()
+        self._number: Tensor | None = None
+
+    def begin(self, number: int, device: torch.device) -> None:
+        """Called before the ``number``-th batch of an epoch, from 0."""
+        if self._number is None:
+            self._number = torch.zeros((), dtype=torch.int64, device=device)
+        self._number.fill_(number)
 
     def add(self, result: StepResult, batch: Sample) -> None:
         """Take up a batch, in place once there was one."""
         if self.totals is None:
             self.totals = torch.zeros_like(result.totals)
         self.totals += result.totals
-        self.failure.add(result.failed, batch)
+        norm = nn.utils.get_total_norm(result.gradients).to(result.loss)
+        number = 0 if self._number is None else self._number
+        self.failure.add(result.failed, batch, number, torch.stack([result.loss, norm]))
 
-    def take_totals(self) -> Tensor | None:
-        """The totals, which begin anew."""
-        if self.totals is None:
-            return None
-        found = self.totals.clone()
-        self.totals.zero_()
-        return found
+    def move_totals(self, metrics: ErrorMetrics) -> None:
+        """Add the totals to metrics; they begin anew."""
+        if self.totals is not None:
+            metrics.add(self.totals)
+            self.totals.zero_()
 
 
 class EagerStep:

@@ -7,20 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from nequip_md.training.ema import AveragedModel
-
-
-class RecordableAdamW(torch.optim.AdamW):
-    """AdamW whose step may be taken by something else, such as a recording of it.
-
-    Attributes:
-        instead: called in place of a step.
-    """
-
-    instead = None
-
-    def step(self, closure=None):
-        return super().step(closure) if self.instead is None else self.instead()
+from nequip_md.training.ema import AveragedModel, ScheduleFreeModel
 
 
 def on_the_device_of_its_weights(optimizer: torch.optim.Optimizer) -> None:
@@ -45,19 +32,27 @@ class Update:
         weights: Sequence[nn.Parameter],
         optimizer: torch.optim.Optimizer,
         gradient_clip: float | None,
-        average: AveragedModel | None,
+        average: AveragedModel | ScheduleFreeModel | None,
         model: nn.Module,
     ):
         self.weights, self.optimizer, self.gradient_clip = list(weights), optimizer, gradient_clip
         self.average, self.model = average, model
 
-    def __call__(self) -> None:
+    def before(self) -> None:
+        """What comes before the optimizer's step."""
         if self.gradient_clip is not None:
             nn.utils.clip_grad_norm_(self.weights, self.gradient_clip)
-        # not the step of the class, which may be this function
-        torch.optim.AdamW.step(self.optimizer)
+
+    def after(self) -> None:
+        """What comes after it."""
         if self.average is not None:
             self.average.follow(self.model)
+
+    def __call__(self) -> None:
+        self.before()
+        # the class's step, as the optimizer's own may be a recording of this one
+        type(self.optimizer).step(self.optimizer)
+        self.after()
 
 
 class RecordedUpdate:
@@ -72,7 +67,8 @@ class RecordedUpdate:
         self._graph: torch.cuda.CUDAGraph | None = None
         self._rates: list[Tensor] = []
 
-    def __call__(self) -> None:
+    def __call__(self, closure=None) -> None:
+        """Take the place of the optimizer's ``step``, whose closure is not called."""
         groups = self.update.optimizer.param_groups
         if self._graph is not None:
             for rate, group in zip(self._rates, groups, strict=True):

@@ -3,7 +3,7 @@
 #
 #   sbatch job.sh
 #
-# A job that ends at its time limit, or is requeued, goes on from the last complete epoch: --resume is given when there is one.
+# A job that ends at its time limit, or is requeued, goes on where it ended: --resume is given when there is one.
 #SBATCH --job-name=train
 #SBATCH --nodes=2
 #SBATCH --ntasks-per-node=4

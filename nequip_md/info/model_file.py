@@ -93,7 +93,8 @@ def _state_facts(path: Path) -> dict[str, Any]:
         content = torch.load(verified_copy(path), map_location="cpu", weights_only=True)
         state, config = content[TRAINING_STATE_KEY], None
         config = TypeAdapter(AnyConfig).validate_python(state["record"]["potential"])
-        record = {**state["record"], "epoch": content["epoch"] + 1, "seconds": state.get("elapsed")}
+        complete = content["epoch"] + (state.get("batches", 0) == 0)  # or it was saved within an epoch
+        record = {**state["record"], "epoch": complete, "seconds": state.get("elapsed")}
     # a damaged pickle can raise nearly anything
     except Exception as error:
         raise NequIPMDError(

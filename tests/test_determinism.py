@@ -1,0 +1,72 @@
+"""Runs that repeat to the last digit."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch.optim.optimizer import register_optimizer_step_post_hook
+
+from nequip_md.training.determinism import deterministic
+from support.training_runs import assert_identical, assert_same_end, run, write_config, write_data
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return write_data(tmp_path_factory.mktemp("data"))
+
+
+def test_other_algorithms_are_errors_within_the_block_only(monkeypatch):
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    values, where = torch.zeros(4), torch.tensor([1, 1])
+    with deterministic(False):
+        values.put_(where, torch.ones(2))
+        assert "CUBLAS_WORKSPACE_CONFIG" not in os.environ
+    with deterministic(True):
+        assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+        with pytest.raises(RuntimeError, match="does not have a deterministic implementation"):
+            values.put_(where, torch.ones(2))
+    values.put_(where, torch.ones(2))
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":16:8")
+    with pytest.raises(ValueError), deterministic(True):
+        assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":16:8"
+        raise ValueError
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
+def test_two_runs_of_a_file_are_equal_to_the_last_digit(folder, tmp_path):
+    """In processes of their own, on several threads, in single precision."""
+    for name in ("a", "b"):
+        options = {"model": {"dtype": "float32"}, "deterministic": True, "data": {"batch_size": 6}}
+        path = write_config(folder, tmp_path / name, **options)
+        command = [sys.executable, "-m", "nequip_md.training.cli", path, "--output", tmp_path / name]
+        environment = {**os.environ, "OMP_NUM_THREADS": "3", "PYTHONHASHSEED": "1" if name == "a" else "2"}
+        subprocess.run(command, check=True, capture_output=True, env=environment, cwd=tmp_path)
+    assert_same_end(tmp_path / "a", tmp_path / "b")
+    tables = [(tmp_path / name / "logs/version_0/metrics.csv").read_text().splitlines() for name in ("a", "b")]
+    time = tables[0][0].split(",").index("seconds")
+    rows = [[[v for k, v in enumerate(line.split(",")) if k != time] for line in lines] for lines in tables]
+    assert rows[0] == rows[1] and len(rows[0]) == 4
+
+
+def test_a_run_takes_its_steps_in_that_mode(folder, tmp_path):
+    modes = []
+    hook = register_optimizer_step_post_hook(lambda *_: modes.append(torch.are_deterministic_algorithms_enabled()))
+    try:
+        assert run(folder, tmp_path / "yes", deterministic=True, compile="auto", stop={"max_epochs": 1}) == 0
+        assert run(folder, tmp_path / "no", stop={"max_epochs": 1}) == 0
+    finally:
+        hook.remove()
+    assert modes == [True] * 5 + [False] * 5
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
+def test_two_runs_on_a_gpu_are_equal_to_the_last_digit(folder, tmp_path):
+    options = {"deterministic": True, "device": "cuda", "model": {"dtype": "float32"}}
+    for name in ("a", "b"):
+        assert run(folder, tmp_path / name, **options) == 0
+    states = [torch.load(tmp_path / name / "last.ckpt", weights_only=True, map_location="cpu") for name in ("a", "b")]
+    for key in ("state_dict", "optimizer_states"):
+        assert_identical(states[0][key], states[1][key])
