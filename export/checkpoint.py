@@ -40,7 +40,7 @@ def export_checkpoint(
         NequIPMDError: the input is refused, there is no compiler or no GPU, the file cannot be written, or the artifact differs
             from the model. Then, and when the export is interrupted, ``output`` is not changed.
     """
-    from nequip_md.lowering.inductor_cache import use_private_cache
+    from nequip_md.inductor_cache import use_private_cache
 
     use_private_cache()  # first, as some modules of torch create the shared folder when they are imported
     import torch

@@ -10,11 +10,12 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from nequip_md import inductor_cache
 from nequip_md.atomic import replacing
 from nequip_md.errors import NequIPMDError
 from nequip_md.kernels import backend_for
 from nequip_md.kernels.static_library import compiler
-from nequip_md.lowering import inductor_cache, trace
+from nequip_md.lowering import trace
 from nequip_md.lowering.compile import compile_program
 
 

@@ -21,7 +21,7 @@ from nequip_md.export import artifact_metadata, export_checkpoint, package, writ
 from nequip_md.graph import Graph, Structure, build_graph
 from nequip_md.kernels import Backend
 from nequip_md.lowering.trace import example_inputs, trace
-from nequip_md.model import AllegroConfig, NequIPConfig, build_model, energy_and_gradient
+from nequip_md.model import AllegroConfig, build_model, energy_and_gradient
 from support.artifacts import with_metadata
 from support.structures import dense_box, elongated_cell, single_atom, triclinic_crystal, water_box
 
@@ -32,6 +32,9 @@ SYSTEMS = {
     "triclinic": triclinic_crystal(),
     "atom": single_atom(),
 }
+
+
+SMALLEST = AllegroConfig(type_names=["H"], cutoff=3.0, num_layers=1, num_scalar_features=4, num_tensor_features=2)
 
 
 def command(*arguments) -> subprocess.CompletedProcess:
@@ -243,9 +246,7 @@ REFUSED_BEFORE_COMPILATION = {
 @pytest.mark.parametrize("case", REFUSED_BEFORE_COMPILATION)
 def test_refused_before_compilation(tmp_path, monkeypatch, case):
     output, message = REFUSED_BEFORE_COMPILATION[case]
-    model = build_model(
-        AllegroConfig(type_names=["H"], cutoff=3.0, num_layers=1, num_scalar_features=4, num_tensor_features=2)
-    )
+    model = build_model(SMALLEST)
     if case == "not a number":
         model.readout.weights[0].data[0] = torch.nan
     checkpoint = tmp_path / "model.nqmd"
@@ -263,9 +264,10 @@ def test_refused_before_compilation(tmp_path, monkeypatch, case):
     assert sorted(tmp_path.iterdir()) == before
 
 
-def test_an_artifact_that_differs_replaces_nothing(small_models, tmp_path, monkeypatch):
+def test_an_artifact_that_differs_replaces_nothing(tmp_path, monkeypatch):
     """The check after compilation is real, and comes before the file is replaced."""
-    checkpoint, _ = small_models("allegro_fp32")
+    checkpoint = tmp_path / "model.nqmd"
+    save(checkpoint, build_model(SMALLEST))
     compile_model = package.compile_model
 
     def compile_other(model, *arguments):
@@ -279,7 +281,7 @@ def test_an_artifact_that_differs_replaces_nothing(small_models, tmp_path, monke
     output.write_text("a good one")
     with pytest.raises(NequIPMDError, match="differs from the checkpoint .*out.pt2 was not written"):
         export_checkpoint(checkpoint, output, device="cpu", precision="fp32")
-    assert output.read_text() == "a good one" and list(tmp_path.iterdir()) == [output]
+    assert output.read_text() == "a good one" and sorted(tmp_path.iterdir()) == [checkpoint, output]
 
 
 class SizeBound(nn.Module):
@@ -297,31 +299,24 @@ def test_specialisation_to_a_size_is_refused():
         trace(SizeBound(), 5.0, 2, device="cpu", backend=Backend())
 
 
-@pytest.mark.parametrize(
-    "config",
-    [
-        AllegroConfig(
-            type_names=["A", "B"],
-            cutoff=4.0,
-            l_max=3,
-            num_layers=3,
-            radial_embedding={"kind": "spline"},
-            avg_num_neighbors={"A": 3.0, "B": 9.0},
-            energy_shifts={"A": 1.0, "B": 2.0},
-        ),
-        NequIPConfig(type_names=["A", "B"], cutoff=4.0, l_max=2, num_layers=3, num_features=4, bessel_trainable=True),
-    ],
-    ids=["allegro", "nequip"],
-)
-def test_every_dimension_is_dynamic(config):
-    """Nothing in the graph but E, N and N + G carries a size of the example."""
+def test_every_dimension_is_dynamic():
+    """Nothing in the graph but E, N and N + G carries a size of the example; test_ghosts.py has the same of message passing."""
+    config = AllegroConfig(
+        type_names=["A", "B"],
+        cutoff=4.0,
+        l_max=3,
+        num_layers=3,
+        radial_embedding={"kind": "spline"},
+        avg_num_neighbors={"A": 3.0, "B": 9.0},
+        energy_shifts={"A": 1.0, "B": 2.0},
+        dtype="float64",
+    )
     torch.manual_seed(0)
-    model = build_model(config.model_copy(update={"dtype": "float64"}))
+    model = build_model(config)
     run = trace(model, 4.0, 2, device="cpu", backend=Backend()).module()
     for owned, ghosts, degree in ((2, 0, 2), (40, 7, 23), (5, 90, 3)):
-        # for ghosts of a message-passing model there is more in test_ghosts.py
-        inputs = example_inputs(owned, 0 if config.kind == "nequip" else ghosts, degree, 2, 4.0, seed=owned)
-        for got, expected in zip(run(*inputs), energy_and_gradient(model, *inputs)):
+        inputs = example_inputs(owned, ghosts, degree, 2, 4.0, seed=owned)
+        for got, expected in zip(run(*inputs), energy_and_gradient(model, *inputs), strict=True):
             torch.testing.assert_close(got, expected, rtol=1e-11, atol=1e-12)
 
 

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from nequip_md import NequIPMDError
+from nequip_md import NequIPMDError, inductor_cache
 from nequip_md.artifact import load_artifact, read_metadata
-from nequip_md.lowering import inductor_cache
+from nequip_md.kernels.static_library import build_once
 from nequip_md.memory import keep_freed_memory
 from support.artifacts import with_metadata
 from support.damage import DAMAGES, METADATA, damaged, rewritten
@@ -183,9 +183,31 @@ def test_cache_of_the_user(tmp_path, monkeypatch):
         inductor_cache.use_private_cache()
 
 
+def test_libraries_are_compiled_once_for_a_cache(tmp_path, monkeypatch):
+    """What goes into a library tells it from others: its source, a header, options and the compiler's instructions."""
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
+    headers, source, options = tmp_path / "headers", tmp_path / "code" / "code.cpp", ["-DNUMBER=1"]
+    for folder in (headers, source.parent):
+        folder.mkdir()
+    source.write_text('#include "number.h"\nextern "C" int number() { return NUMBER + MORE; }\n')
+    (headers / "number.h").write_text("#define MORE 1\n")
+    first = build_once("number", source, headers, options)
+    made = (first / "libnumber.a").stat()
+    assert build_once("number", source, headers, options) == first
+    assert (first / "libnumber.a").stat() == made
+    others = [build_once("number", source, headers, more) for more in (["-DNUMBER=2"], [*options, "-mno-sse3"])]
+    (headers / "number.h").write_text("#define MORE 2\n")
+    others.append(build_once("number", source, headers, options))
+    source.write_text("#error no code\n")
+    with pytest.raises(NequIPMDError, match="(?s)compiling the kernels failed.*no code"):
+        build_once("number", source, headers, options)
+    assert len({first, *others}) == 4 and sorted((tmp_path / "cache").iterdir()) == sorted({first, *others})
+
+
 FAULTS = """
 import resource, sys
 import torch
+from nequip_md.kernels.static_library import build_once
 from nequip_md.memory import keep_freed_memory
 changed = keep_freed_memory()
 def step():

@@ -215,6 +215,10 @@ def test_whole_allegro(name, precision):
         # in large, features that later layers make have several readers as well
         assert not added or name == "large", added
     assert model.layers[-1].pairs_orders
+    if DEVICE == "cpu" and (name, precision) == ("large", "tf32"):
+        pytest.skip(
+            "its graph is right; its results, minutes in the interpreter, are left to a GPU, as those of wide MLPs are"
+        )
     inputs = example_inputs(5, 3, 9, 2, config.cutoff, seed=5, device=DEVICE)
     for got, want in zip(program.module()(*inputs), energy_and_gradient(exact, *inputs), strict=True):
         assert (got - want).norm() <= TOLERANCE[precision] * want.norm()

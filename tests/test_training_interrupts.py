@@ -295,6 +295,7 @@ def test_a_worker_that_dies_is_no_fault_of_the_program(folder, tmp_path, capsys)
 
     with KillWorker(signal.SIGKILL, "epoch    2"):
         assert run(folder, tmp_path / "run", data={"workers": 1}, stop={"max_epochs": 100}) == 1
+    assert {p.name for p in multiprocessing.active_children()} <= before  # the program could not end
     error = capsys.readouterr().err
     assert error.startswith("error: a process that reads data has died (DataLoader worker")
     assert "lower data.workers" in error and "--resume" in error and "Traceback" not in error

@@ -16,7 +16,8 @@ from nequip_md import checkpoint
 from nequip_md.training.batches import Batches
 from nequip_md.training.parallel import Processes
 from nequip_md.training.states import read_state
-from support.training_runs import assert_same_end, crystals, write_config, write_data
+from support.training_processes import train_on
+from support.training_runs import assert_same_end, crystals, run, write_config, write_data
 
 
 @pytest.fixture(scope="module")
@@ -27,15 +28,21 @@ def folder(tmp_path_factory):
 def command_of(folder, output, processes, *flags, **sections):
     """``nequip-md-train`` under ``torchrun``, and its environment."""
     path = write_config(folder, output, **sections)
-    command = [Path(sys.executable).with_name("nequip-md-train"), path, "--output", output, *flags]
-    if processes > 1:
-        launcher = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={processes}", "--standalone"]
-        command = [*launcher, "--no-python", *command]
+    launcher = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={processes}", "--standalone"]
+    command = [
+        *launcher,
+        "--no-python",
+        Path(sys.executable).with_name("nequip-md-train"),
+        path,
+        "--output",
+        output,
+        *flags,
+    ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONSAFEPATH": "1", "XDG_CACHE_HOME": str(output.parent)}
     return [*map(str, command)], environment
 
 
-def run(folder, output, processes, *flags, **sections):
+def under_torchrun(folder, output, processes, *flags, **sections):
     """The exit status of :func:`command_of` and what it printed."""
     command, environment = command_of(folder, output, processes, *flags, **sections)
     done = subprocess.run(command, capture_output=True, text=True, timeout=600, env=environment, cwd=folder)
@@ -45,11 +52,10 @@ def run(folder, output, processes, *flags, **sections):
 def assert_resumes(folder, tmp_path, processes, epochs, options):
     """A run that is resumed for its last epoch ends where an uninterrupted one does."""
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    status, text = run(folder, whole, processes, stop={"max_epochs": epochs}, **options)
-    assert status == 0, text
-    assert run(folder, parts, processes, stop={"max_epochs": epochs - 1}, **options)[0] == 0
-    status, text = run(folder, parts, processes, "--resume", stop={"max_epochs": epochs}, **options)
-    assert status == 0, text
+    for output, end, flags in ((whole, epochs, ()), (parts, epochs - 1, ()), (parts, epochs, ("--resume",))):
+        path = write_config(folder, output, stop={"max_epochs": end}, **options)
+        status, text = train_on(processes, [path, "--output", output, *flags], tmp_path)
+        assert status == [0] * processes, text
     assert_same_end(whole, parts)
 
 
@@ -65,10 +71,10 @@ def test_two_processes_take_the_steps_of_one(folder, tmp_path):
     ase.io.write(folder / "mixed.extxyz", frames)
     data = {"train": "mixed.extxyz", "validation_split": 4}
     one, two = tmp_path / "one", tmp_path / "two"
-    status, text = run(folder, one, 1, data={**data, "batch_size": 4}, stop={"max_epochs": 2})
-    assert status == 0, text
+    assert run(folder, one, data={**data, "batch_size": 4}, stop={"max_epochs": 2}) == 0
     # in compiled steps, which the first process compiles for both
-    status, text = run(folder, two, 2, data={**data, "batch_size": 2}, stop={"max_epochs": 2}, compile="yes")
+    options = {"data": {**data, "batch_size": 2}, "stop": {"max_epochs": 2}, "compile": "yes"}
+    status, text = under_torchrun(folder, two, 2, **options)
     assert status == 0 and "without the compiled step" not in text, text
     assert len([*(tmp_path / "nequip-md" / "training").glob("*.pt2")]) == 1
     torch.testing.assert_close(weights(two), weights(one), rtol=1e-10, atol=1e-12)
@@ -118,15 +124,15 @@ def test_two_processes_that_are_ended_continue_within_the_epoch(folder, tmp_path
     assert process.returncode != 0 and "epoch    2" not in text
     state = read_state(output / "last.ckpt")
     assert 0 < state["nequip_md"]["batches"] < 238 and state["epoch"] == 1
-    status, text = run(folder, output, 2, "--resume", **options)
+    status, text = under_torchrun(folder, output, 2, "--resume", **options)
     assert status == 0, text
-    status, text = run(folder, tmp_path / "whole", 2, **options)
+    status, text = under_torchrun(folder, tmp_path / "whole", 2, **options)
     assert status == 0, text
     assert_same_end(output, tmp_path / "whole")
 
 
 def test_a_failure_of_one_ends_all(folder, tmp_path):
-    status, text = run(folder, tmp_path / "out", 2, data={"train": "absent.extxyz"})
+    status, text = under_torchrun(folder, tmp_path / "out", 2, data={"train": "absent.extxyz"})
     assert status != 0 and "absent.extxyz does not exist" in text
 
 

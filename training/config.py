@@ -1,6 +1,6 @@
-"""What a training file may say, key by key.
+"""The keys of a training file, and the values that each of them takes.
 
-Unknown keys and values out of range are refused with a message that names the key and what it may hold.
+An unknown key or a value out of range is refused with a message that names the key and the values allowed.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ AUTO_VALUES = {
     "energy_scales": ("auto", "force_rms", "force_rms_by_type"),
     "energy_shifts": ("auto", "isolated_atoms", "least_squares"),
 }
-"""Words that stand for a statistic of the training data, by key of the model section; the first is the default."""
+"""For some keys of the model section, values that are computed from the training data; the first is the default."""
 
 __all__ = [
     "ConstantSchedule",
@@ -90,13 +90,13 @@ class DataConfig(Section):
     energy_key: Names | None = None
     force_key: Names | None = None
     stress_key: Names | None = None
-    """Names of labels in ``Atoms.info``, ``Atoms.arrays`` or ASE's results; None means what ASE takes for results."""
+    """Names of labels in ``Atoms.info``, ``Atoms.arrays`` or ASE's results; None means ASE's own results."""
     virial_key: Names | None = None
-    """Names of the virial, positive under compression; a frame that has it gets its stress from it."""
+    """Names of the virial, positive under compression; the stress of a frame that has one is computed from it."""
     weight_key: str | None = "config_weight"
     """Name in ``Atoms.info`` of a frame's weight in the loss; None means that all frames weigh the same."""
     energy_unit: Annotated[str, _one_of(ENERGY)] | None = None
-    """Unit of energies and virials in files that do not say it themselves; None means eV."""
+    """Unit of energies and virials in files that do not state their units; None means eV."""
     length_unit: Annotated[str, _one_of(LENGTH)] | None = None
     """Unit of positions and cells in such files; None means angstrom."""
     force_unit: Annotated[str, _one_of(FORCE)] | None = None
@@ -104,14 +104,14 @@ class DataConfig(Section):
     stress_unit: Annotated[str, _one_of(STRESS)] | None = None
     """Unit of stresses in such files; None means eV/angstrom^3."""
     stress_sign: Annotated[str, _one_of(SIGN)] | None = None
-    """What a positive stress is in such files: ``tension`` (ASE's sign, None) or ``compression`` (VASP's)."""
+    """Meaning of a positive stress in such files: ``tension`` (as in ASE, the default) or ``compression`` (as in VASP)."""
     workers: int | None = Field(None, ge=0)
     """Processes that read batches; None means none for data in memory, some for a store."""
     batch_size: PositiveInt = 8
-    """Frames in one training step of each process; without effect where max_atoms or max_edges is given and this is not."""
+    """Frames in one training step of each process. The default is no limit if ``max_atoms`` or ``max_edges`` is given."""
     max_atoms: PositiveInt | None = None
     max_edges: PositiveInt | None = None
-    """A training step takes as many frames as have no more atoms, and no more edges, together."""
+    """Largest numbers of atoms and of edges in one training step of each process; a larger frame is a step by itself."""
     evaluation_batch_size: PositiveInt | None = None
     """Frames in one validation or test batch; None means ``batch_size``."""
     keep_on_device: Literal["auto", True, False] = "auto"
@@ -119,7 +119,7 @@ class DataConfig(Section):
 
     @property
     def frames_in_batch(self) -> int | None:
-        """The most frames in one training step of each process; None means no limit."""
+        """Largest number of frames in one training step of each process; None means no limit."""
         by_size = self.max_atoms is not None or self.max_edges is not None
         return None if by_size and "batch_size" not in self.model_fields_set else self.batch_size
 
@@ -172,8 +172,8 @@ class TrainingConfig(Section):
     """A training file."""
 
     model: dict[str, Any]
-    """``preset`` or ``kind``, and the options of that model; :data:`AUTO_VALUES` says what the data may decide. Or ``checkpoint``,
-    see :mod:`nequip_md.training.fine_tuning`."""
+    """``preset`` or ``kind``, and the options of that model, of which those in :data:`AUTO_VALUES` can be computed from the data;
+    or ``checkpoint``, see :mod:`nequip_md.training.fine_tuning`."""
     data: DataConfig
     output: str = "run"
     """Folder of checkpoints and logs; a relative path starts at the current folder."""
@@ -188,8 +188,7 @@ class TrainingConfig(Section):
     schedule: Schedule = PlateauSchedule()
     stop: StopConfig = StopConfig()
     loggers: list[Literal["csv", "tensorboard", "wandb", "mlflow"]] | None = None
-    """Where the numbers of each epoch go besides the table, which every run has; None means TensorBoard if it is
-    installed."""
+    """Loggers of the metrics of each epoch; every run writes a CSV table as well. None means TensorBoard if it is installed."""
     report_page: bool = True
     """Write ``report.html`` and its pictures at the end."""
 
@@ -221,11 +220,11 @@ class TrainingConfig(Section):
         """The model section with every automatic value replaced.
 
         Args:
-            statistic: gives the value of a word of :data:`AUTO_VALUES`, from its key and the word. By default such
-                values are left at those of an untrained model; types, cutoffs and widths do not depend on them.
+            statistic: function of a key and a value of :data:`AUTO_VALUES` that returns the number it stands for. By
+                default, those of an untrained model are used; types, cutoffs and widths do not depend on them.
 
         Raises:
-            NequIPMDError: an option that the model does not have, or a value that it does not take.
+            NequIPMDError: the model does not have an option, or an option has a value that is not allowed.
         """
         options = dict(self.model)
         if "checkpoint" in options:
@@ -261,7 +260,7 @@ class TrainingConfig(Section):
 
 
 class _Loader(yaml.SafeLoader):
-    """PyYAML's safe loader, but a key that is given twice is refused instead of its first value."""
+    """PyYAML's safe loader, which also refuses a key that is given twice."""
 
     def compose_mapping_node(self, anchor):
         node = super().compose_mapping_node(anchor)
@@ -278,7 +277,7 @@ def load_config(path: str | Path) -> TrainingConfig:
     """Read and check a training file; paths of data files in the result are absolute.
 
     Raises:
-        NequIPMDError: no such file, not YAML, or a key or value that is refused.
+        NequIPMDError: the file cannot be read or is not YAML, or a key or value is refused.
     """
     path = Path(path)
     try:
@@ -306,7 +305,7 @@ def load_config(path: str | Path) -> TrainingConfig:
 
 
 def check_config(content: dict[str, Any], folder: Path) -> TrainingConfig:
-    """As :func:`load_config`, from the content of a file and the folder that relative paths start at."""
+    """Check the content of a training file as :func:`load_config` does; relative paths start at ``folder``."""
     try:
         config = TrainingConfig.model_validate(_with_path(content, folder))
     except ValidationError as error:
@@ -329,7 +328,7 @@ def _with_path(content: dict[str, Any], folder: Path) -> dict[str, Any]:
 
 
 def describe(error: ValidationError, model: type[BaseModel] | None, prefix: str = "") -> str:
-    """One line for each complaint: the key, what is wrong, what is allowed."""
+    """One line for each error: the key, the reason, and the values allowed."""
     lines = []
     for item in error.errors():
         path = [p for k, p in enumerate(item["loc"]) if not _is_tag(model, item["loc"][:k], p)]
@@ -369,7 +368,7 @@ def _in_annotation(annotation: Any) -> list[type[BaseModel]]:
 
 
 def _is_tag(model: type[BaseModel] | None, location: tuple, part: Any) -> bool:
-    """Whether pydantic put the tag of a union into the location, where the file has no key."""
+    """Whether this part of the location is the tag of a union, which pydantic adds and the file does not have."""
     if not isinstance(part, str) or part.startswith(("function-", "list[", "constrained-")):
         return isinstance(part, str)
     candidates = _classes(model, location)

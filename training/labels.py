@@ -1,4 +1,4 @@
-"""The labels of a frame: energy, forces, stress and weight, under the names that a file gives them."""
+"""The labels of a frame (energy, forces, stress and weight), found by their names in the file."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from nequip_md.training.config import DataConfig
 from nequip_md.training.units import ASE_UNITS, Units
 
 MAX_STRESS = 10.0
-"""eV/angstrom^3 (1602 GPa): a larger component of a stress is taken for an error of unit or sign and refused."""
+"""eV/angstrom^3 (1602 GPa). A stress with a larger component is refused, as its unit or sign must be wrong."""
 GPA = 160.2176634
 """GPa in 1 eV/angstrom^3."""
 
 Names = str | Sequence[str] | None
-"""One name, or several of which the first that a frame has counts; None means the result that ASE has found."""
+"""One name, or several, of which the first that a frame has is used; None means ASE's own result."""
 
 _LOOK_LIKE = {"energy": "energ", "forces": "forc", "stress": "stress|virial"}
 _NOT_LABELS = ("numbers", "positions", "momenta")
@@ -31,13 +31,13 @@ _NOT_LABELS = ("numbers", "positions", "momenta")
 
 @dataclass(frozen=True)
 class FrameLabels:
-    """Labels of one frame; None where it has none.
+    """Labels of one frame; a label that it does not have is None.
 
     Attributes:
         energy: eV.
         forces: eV/angstrom [N, 3].
         stress: eV/angstrom^3, positive under tension [3, 3].
-        weight: factor of the frame's part of the loss.
+        weight: factor of the frame's contribution to the loss.
         has_unused_stress: the frame has a stress or a virial, but no volume to use it with.
     """
 
@@ -56,15 +56,15 @@ class FrameLabels:
 class Labels:
     """Names of labels in ``Atoms.info``, ``Atoms.arrays`` and the results of ``Atoms.calc``.
 
-    ASE moves what has one of its own names (``energy``, ``free_energy``, ``forces``, ``stress``) from a file to the
-    results, so that such a name is looked up in both places.
+    When ASE reads a file, it stores values with its own names (``energy``, ``free_energy``, ``forces``, ``stress``) in the
+    results, so such names are looked up in both places.
 
     Attributes:
         energy, forces, stress: names; None means ``energy``, ``forces`` and ``stress`` among ASE's results.
-        virial: names of the virial W = sum of r (x) F, eV, positive under compression; where a frame has it, its
-            stress is -W / V.
+        virial: names of the virial W = sum of r (x) F, eV, positive under compression; the stress of a frame that has
+            one is -W / V.
         weight: name in ``Atoms.info`` of the frame's weight in the loss; None means no weights.
-        units: of the values.
+        units: units of the values in the file.
     """
 
     energy: Names = None
@@ -83,7 +83,7 @@ class Labels:
         """The labels of a frame, in eV and angstrom.
 
         Raises:
-            NequIPMDError: a label of another shape, that is not finite, or that is too large for a stress.
+            NequIPMDError: a label has the wrong shape or is not finite, a weight is negative, or a stress is too large.
         """
         results = atoms.calc.results if atoms.calc is not None else {}
 
@@ -130,7 +130,7 @@ def _numbers(value: Any, name: str) -> np.ndarray | None:
 
 
 def _stress(value: np.ndarray, source: str, atoms: Atoms) -> np.ndarray | None:
-    """The stress [3, 3] from a ``stress`` or ``virial`` of 6 or 9 components; None where the cell has no volume."""
+    """The stress [3, 3] from a ``stress`` or ``virial`` of 6 or 9 components; None if the cell has no volume."""
     if value.size not in (6, 9):
         raise NequIPMDError(f"its {source} has {value.size} components; it needs 6 (xx yy zz yz xz xy) or 9")
     value = voigt_6_to_full_3x3_stress(value.ravel()) if value.size == 6 else value.reshape(3, 3)
@@ -158,7 +158,7 @@ def _too_large(value: float, source: str) -> str:
 
 
 def with_labels(atoms: Atoms, found: FrameLabels) -> Atoms:
-    """A copy of a frame whose labels are ASE's results, under ASE's names; ``info`` and ``arrays`` stay."""
+    """A copy of a frame with the labels as ASE's results, under ASE's names; ``info`` and ``arrays`` are unchanged."""
     copy = atoms.copy()
     results = {name: getattr(found, name) for name in ("energy", "forces", "stress")}
     if results["stress"] is not None:
@@ -173,13 +173,17 @@ def is_isolated_atom(atoms: Atoms) -> bool:
 
 
 class NamesSeen:
-    """Names in frames by what they could be, from the shape: ``energy``, ``forces``, ``stress`` (or virial)."""
+    """Names in frames, sorted by the label that the shape of their values suggests: energy, forces, stress (or virial)."""
 
     def __init__(self):
-        self._found: dict[str, dict[str, None]] = {"energy": {}, "forces": {}, "stress": {}}  # in the order of finding
+        self._found: dict[str, dict[str, None]] = {
+            "energy": {},
+            "forces": {},
+            "stress": {},
+        }  # dictionaries keep the order
 
     def add(self, atoms: Atoms) -> None:
-        """Take up the names in a frame."""
+        """Add the names in a frame."""
         results = atoms.calc.results if atoms.calc is not None else {}
         shapes = {(): "energy", (6,): "stress", (9,): "stress", (3, 3): "stress"}
         places = [(results | atoms.info, shapes), (results | atoms.arrays, {(len(atoms), 3): "forces"})]
@@ -190,11 +194,11 @@ class NamesSeen:
                     self._found[kind][name] = None
 
     def similar_to(self, label: str) -> list[str]:
-        """Names that sound and look like the label ``energy``, ``forces`` or ``stress``."""
+        """Names that resemble the label ``energy``, ``forces`` or ``stress`` in spelling and shape."""
         return [n for n in self._found[label] if re.search(_LOOK_LIKE[label], n, re.IGNORECASE)]
 
     def describe(self) -> str:
-        """The names, for messages."""
+        """A list of the names for error messages."""
         parts = [
             f"{what} [{', '.join(self._found[kind])}]"
             for kind, what in (("energy", "numbers"), ("forces", "arrays of N x 3"), ("stress", "6 or 9 numbers"))
@@ -203,7 +207,7 @@ class NamesSeen:
 
 
 def describe_names(frames: Iterable[Atoms]) -> str:
-    """The names in some frames, for messages."""
+    """A list of the names in some frames for error messages."""
     seen = NamesSeen()
     for atoms in frames:
         seen.add(atoms)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import logging
+import multiprocessing
 import re
 import signal
 import sys
 import time
 import warnings
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +48,7 @@ from nequip_md.training.statistics import Statistics
 log = logging.getLogger(__name__)
 
 _MAY_CHANGE = {"stop", "output", "device", "compile", "deterministic", "report_page", "loggers"}
-"""Sections that a resumed run may have otherwise than the run it continues."""
+"""Sections of the training file that may change when a run is resumed."""
 _MAY_CHANGE_IN_DATA = {
     "train",
     "validation",
@@ -71,8 +73,8 @@ def run_training(config: TrainingConfig, *, resume: bool = False, overwrite: boo
     if resume and not output.is_dir():
         raise NequIPMDError(f"there is no run to resume: the folder {output} does not exist; start without --resume")
     if processes.rank > 0:
-        logging.getLogger("nequip_md.training").setLevel(logging.ERROR)  # one process reports
-    # and one writes
+        logging.getLogger("nequip_md.training").setLevel(logging.ERROR)  # only the first process reports
+    # and only the first one writes
     with held(output) if processes.rank == 0 else nullcontext():
         if processes.rank == 0 and holds_run(output) and not (resume or overwrite):
             raise NequIPMDError(
@@ -82,17 +84,17 @@ def run_training(config: TrainingConfig, *, resume: bool = False, overwrite: boo
         states = StateFiles(output)
 
         def note() -> str:
-            """What is saved, which the first process alone knows."""
+            """A sentence on what is saved, which only the first process knows."""
             return (
                 states.note() if processes.rank == 0 else f"process {processes.rank} of {processes.size} saves nothing"
             )
 
         try:
-            with deterministic(config.deterministic):
+            with deterministic(config.deterministic), without_children():
                 return _train(config, states, states.read() if resume else None, accelerator, processes)
         except Interrupted as stop:
             raise Interrupted(stop.signal, note()) from None
-        except SIGTERMException:  # Lightning has seen the signal, and the exception of its handler got lost on the way
+        except SIGTERMException:  # raised by Lightning when it handles the signal itself
             raise Interrupted(signal.SIGTERM, note()) from None
         except RuntimeError as error:
             if not re.match(r"DataLoader worker \(pid.*(killed|exited)", str(error)):
@@ -101,8 +103,24 @@ def run_training(config: TrainingConfig, *, resume: bool = False, overwrite: boo
                 f"a process that reads data has died ({str(error).splitlines()[0].strip()}), most often because the"
                 f" memory or /dev/shm is full; lower data.workers or data.batch_size. {note()}"
             ) from None
-        except OSError as error:  # a full disk may be met by whatever writes there, the logs for instance
+        except OSError as error:  # such as a full disk, when checkpoints or logs are written
             raise NequIPMDError(f"the run in {output} has failed: {error}; {note()}") from None
+
+
+@contextmanager
+def without_children() -> Iterator[None]:
+    """End the processes that the block has started and left, such as readers of data after an error.
+
+    They ignore the signal by which Python would end them at its exit, where it would wait for them for ever.
+    """
+    before = multiprocessing.active_children()
+    try:
+        yield
+    finally:
+        for process in multiprocessing.active_children():
+            if process not in before:
+                process.kill()
+                process.join()
 
 
 def _train(
@@ -112,7 +130,7 @@ def _train(
     accelerator: str,
     processes: Processes,
 ) -> dict[str, dict[str, Any]]:
-    """The body of :func:`run_training`, in a folder that is held, from a state or from the beginning."""
+    """The body of :func:`run_training`. The output folder is locked; training starts from ``state`` or from the beginning."""
     output = Path(config.output)
     if state is not None:
         _same_run(config, state)
@@ -138,8 +156,8 @@ def _train(
         forget_run(output)
     started = time.monotonic()
     with warnings.catch_warnings():
-        # data in memory needs no loader processes, logs are per epoch, and the folder of a run that is resumed is there
-        # already, possibly in another place than before
+        # expected here: data in memory needs no worker processes, metrics are logged once per epoch, and the folder of a
+        # resumed run exists already and may have been moved
         for message in (
             ".*does not have many workers",
             ".*is smaller than the logging interval",
@@ -151,13 +169,13 @@ def _train(
         ):
             warnings.filterwarnings("ignore", message=message)
         trainer.fit(module, datamodule=data, ckpt_path=states.source)
-    trainer.strategy.barrier()  # the best model is written
+    trainer.strategy.barrier()  # until the best model is written
     log.info("trained %d epochs; this run took %.0f s", trainer.current_epoch, time.monotonic() - started)
     return _finish(output, data, module)
 
 
 def _trained_model(config: TrainingConfig, potential: PotentialConfig, data: AtomsData) -> Potential:
-    """The model that training starts from, where that is a trained one."""
+    """The trained model that ``model.checkpoint`` names, from which training starts."""
     model = fine_tuning.start(config.model, potential)
     log.info("training starts from the weights of %s", config.model["checkpoint"])
     if config.model.get("energy_shifts", "refit") != "refit":
@@ -166,7 +184,7 @@ def _trained_model(config: TrainingConfig, potential: PotentialConfig, data: Ato
 
 
 def _same_run(config: TrainingConfig, state: dict[str, Any]) -> None:
-    try:  # fills in the keys that are newer than the state
+    try:  # keys that are newer than the state get their defaults
         then = TrainingConfig.model_validate(state[STATE_KEY]["config"]).model_dump(mode="json")
     except ValidationError:
         raise NequIPMDError(
@@ -206,7 +224,7 @@ def _resumed_potential(state: dict[str, Any], statistics: Statistics, data: Atom
                 f"the training data has {key} {now}, that of the run to resume had {then}; give the same data files"
             )
     if "data_digests" not in record:
-        log.info("the run to resume has kept no digests of its data: it is not checked that they are the same")
+        log.info("the run to resume has kept no digests of its data: whether the data have changed is not checked")
     for name, then in record.get("data_digests", {}).items():
         now = data.digests[name]
         if changed := sorted(key for key in then.keys() & now.keys() if then[key] != now[key]):
@@ -239,8 +257,8 @@ def _trainer(config: TrainingConfig, states: StateFiles, accelerator: str, proce
         strategy="auto" if processes.size == 1 else Replicas(),
         max_epochs=config.stop.max_epochs,
         callbacks=callbacks,
-        # of the cluster nothing is used: on Slurm, Lightning would requeue the job itself, and resume from any
-        # hpc_ckpt_*.ckpt that lies in its root folder
+        # Lightning's support of Slurm is not used: it would requeue the job itself, and resume from any
+        # hpc_ckpt_*.ckpt in its root folder
         plugins=[states, LightningEnvironment() if processes.size == 1 else TorchElasticEnvironment()],
         default_root_dir=output,
         logger=make_loggers(config.loggers, output),
@@ -253,7 +271,7 @@ def _trainer(config: TrainingConfig, states: StateFiles, accelerator: str, proce
 
 
 def _finish(output: Path, data: AtomsData, module: PotentialModule) -> dict[str, dict[str, Any]]:
-    """Evaluate the best model as it lies on disk, and write its errors beside it and into it."""
+    """Evaluate the best model, read from disk, and write its errors to the report and into the model file."""
     best = output / BEST
     training = checkpoint.read_info(best).training
     model = checkpoint.load(best)
@@ -291,7 +309,7 @@ def _write_page(
     collectors: dict[str, PredictionCollector],
     device: torch.device,
 ) -> None:
-    """Write ``report.html``; whatever goes wrong is a warning, as the run itself has succeeded."""
+    """Write ``report.html``. An error is reported as a warning, as the training itself has succeeded."""
     try:
         from nequip_md.training.report_page import write_report_page  # imports matplotlib
 

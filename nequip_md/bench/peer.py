@@ -13,11 +13,11 @@ import torch
 from ase import Atoms
 from torch import Tensor, nn
 
+from nequip_md import inductor_cache
 from nequip_md.artifact import Artifact
 from nequip_md.checkpoint import upstream_allegro, upstream_nequip
 from nequip_md.errors import NequIPMDError
 from nequip_md.graph import Structure, build_graph, forces_from_gradient
-from nequip_md.lowering import inductor_cache
 from nequip_md.model import AllegroConfig, NequIPConfig, Potential, PotentialConfig, build_model
 
 FORCE_TOLERANCE = {"fp64": 1e-3, "fp32": 1e-3, "tf32": 3e-2}

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from importlib.resources import as_file, files
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -16,7 +14,7 @@ from torch._ops import OpOverload
 
 from nequip_md.kernels.exchange import forms as exchange
 from nequip_md.kernels.shims import shims
-from nequip_md.kernels.static_library import build, searched, with_library
+from nequip_md.kernels.static_library import build_once, searched, with_library
 from nequip_md.ops import references
 
 _EXCHANGE_LIBRARY = "nequip_md_exchange"
@@ -126,18 +124,15 @@ class Backend:
         if not self.exchanges_ghosts:
             yield {}
             return
-        with (
-            tempfile.TemporaryDirectory(prefix="nequip-md-") as folder,
-            searched(folder),
-            as_file(files("nequip_md.kernels")) as sources,
-        ):
-            build(
-                Path(folder),
+        with as_file(files("nequip_md.kernels")) as sources:
+            folder = build_once(
                 _EXCHANGE_LIBRARY,
                 sources / "exchange" / "exchange.cpp",
-                [f"-I{sources / 'include'}", *(["-DON_CUDA"] if self.device == "cuda" else [])],
+                sources / "include",
+                ["-DON_CUDA"] if self.device == "cuda" else [],
             )
-            yield with_library({}, _EXCHANGE_LIBRARY, shims([exchange.EXCHANGE_GHOSTS], self.device))
+            with searched(str(folder)):
+                yield with_library({}, _EXCHANGE_LIBRARY, shims([exchange.EXCHANGE_GHOSTS], self.device))
 
     def _exchange(self, owned: Tensor, node_types: Tensor) -> Tensor:
         self.exchanges_ghosts = True

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import torch
+
 from nequip_md.errors import NequIPMDError
+from nequip_md.inductor_cache import use_private_cache
 
 
 def compiler() -> str:
@@ -37,25 +42,45 @@ def build(folder: Path, name: str, source: Path, options: list[str]) -> None:
     Raises:
         NequIPMDError: there is no C++ compiler, or it fails.
     """
-    from torch.utils.cpp_extension import include_paths  # imported late, as it imports PyTorch's compiler
-
     code = folder / f"{name}.o"
-    _run(
-        [
-            compiler(),
-            "-std=c++17",
-            "-O3",
-            "-fPIC",
-            "-fvisibility=hidden",
-            *options,
-            *(f"-I{path}" for path in include_paths()),
-            "-c",
-            str(source),
-            "-o",
-            str(code),
-        ]
-    )
+    _run([*_command(options), "-c", str(source), "-o", str(code)])
     _run(["ar", "rcs", str(folder / f"lib{name}.a"), str(code)])
+
+
+def build_once(name: str, source: Path, headers: Path, options: list[str]) -> Path:
+    """:func:`build` in Inductor's cache folder, unless the same library is there already.
+
+    Several models that one process exports then share one library.
+
+    Args:
+        headers: folder of the headers that the source includes besides those of PyTorch, and of those in its own folder.
+
+    Returns:
+        The folder of the library.
+
+    Raises:
+        NequIPMDError: there is no C++ compiler, it fails, or the cache folder is refused (:func:`use_private_cache`).
+    """
+    command = [*_command(options), f"-I{headers}"]
+    # the compiler's version, and the instructions that -march=native stands for, are macros
+    key = [*command, torch.__version__, _run([*command, "-E", "-dM", "-x", "c++", os.devnull])]
+    texts = sorted(
+        path for folder in (source.parent, headers) for path in folder.iterdir() if path.suffix in (".cpp", ".h")
+    )
+    digest = hashlib.sha256("\0".join([*key, *(path.read_text() for path in texts)]).encode()).hexdigest()
+    cache = use_private_cache()
+    folder = cache / f"{name}-{digest}"
+    if not folder.exists():
+        with tempfile.TemporaryDirectory(dir=cache) as unfinished:
+            made = Path(unfinished) / "made"
+            made.mkdir()
+            build(made, name, source, [*options, f"-I{headers}"])
+            try:
+                made.rename(folder)
+            except OSError:
+                if not folder.exists():  # otherwise another process was faster
+                    raise
+    return folder
 
 
 def with_library(options: dict, library: str, functions: dict) -> dict:
@@ -83,7 +108,14 @@ def searched(folder: str) -> Iterator[None]:
             os.environ["LIBRARY_PATH"] = before
 
 
-def _run(command: list[str]) -> None:
+def _command(options: list[str]) -> list[str]:
+    from torch.utils.cpp_extension import include_paths  # imported late, as it imports PyTorch's compiler
+
+    includes = [f"-I{path}" for path in include_paths()]
+    return [compiler(), "-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", *options, *includes]
+
+
+def _run(command: list[str]) -> str:
     try:
         done = subprocess.run(command, capture_output=True, text=True)
     except FileNotFoundError as error:
@@ -92,3 +124,4 @@ def _run(command: list[str]) -> None:
         ) from error
     if done.returncode:
         raise NequIPMDError(f"compiling the kernels failed: {' '.join(command)}\n{done.stderr[-4000:]}")
+    return done.stdout

@@ -8,9 +8,9 @@ import warnings
 
 import torch
 
+from nequip_md import inductor_cache
 from nequip_md.errors import NequIPMDError
 from nequip_md.kernels import Backend
-from nequip_md.lowering import inductor_cache
 
 
 def compile_program(program: torch.export.ExportedProgram, backend: Backend, options: dict | None = None) -> memoryview:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import shutil
-import subprocess
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 
-from nequip_md.lammps.installation import Installation
+from support.changed_plugin import ChangedPlugin
 from support.lammps_compare import assert_heat_flux, assert_same
-from support.lammps_run import RECORD, SCRIPTS, measurement, read_measurement, run_lammps
+from support.lammps_run import RECORD, measurement, read_measurement, run_lammps
 from support.lammps_systems import NATIVE, SYSTEMS, nequip
 
 
@@ -72,53 +70,9 @@ MUTATIONS = {
 }
 
 
-def run(*command) -> None:
-    done = subprocess.run(list(map(str, command)), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    assert done.returncode == 0, done.stdout[-3000:]
-
-
 @pytest.fixture(scope="module")
-def build_with(tmp_path_factory):
-    """``build_with(mutation)``: a cache folder (XDG_CACHE_HOME) with a plugin built from changed sources, or as it is."""
-    folder = tmp_path_factory.mktemp("mutations")
-    installation = Installation.find()
-    source, tree = folder / "pair_style", folder / "build"
-    shutil.copytree(installation.source, source)
-    run(
-        SCRIPTS / "cmake",
-        "-G",
-        "Ninja",
-        "-S",
-        source,
-        "-B",
-        tree,
-        f"-DCMAKE_MAKE_PROGRAM={SCRIPTS / 'ninja'}",
-        f"-DNEQUIP_MD_CMAKE_DIR={installation.modules}",
-        f"-DNEQUIP_MD_TORCH_ROOT={installation.torch}",
-        f"-DNEQUIP_MD_LAMMPS_ROOT={installation.lammps}",
-        f"-DNEQUIP_MD_MPI_INCLUDE_DIR={installation.mpi_include}",
-        "-DCMAKE_CXX_FLAGS_RELEASE=-O1",
-    )
-    built = 0
-
-    def build(mutation: Mutation | None) -> Path:
-        nonlocal built
-        built += 1
-        cache = folder / f"cache{built}"
-        file = source / mutation.file if mutation else None
-        original = file.read_text() if file else ""
-        if file:
-            assert original.count(mutation.before) == 1, "the source has changed: change the mutation too"
-            file.write_text(original.replace(mutation.before, mutation.after))
-        try:
-            run(SCRIPTS / "cmake", "--build", tree)
-            run(SCRIPTS / "cmake", "--install", tree, "--prefix", cache / "nequip-md/lammps" / installation.key())
-        finally:
-            if file:
-                file.write_text(original)
-        return cache
-
-    return build
+def plugin(tmp_path_factory) -> ChangedPlugin:
+    return ChangedPlugin(tmp_path_factory.mktemp("mutations"), "-DCMAKE_CXX_FLAGS_RELEASE=-O1")
 
 
 def compare(cache: Path, lj_artifact: Path, eam_artifact: Path, folder: Path) -> None:
@@ -145,12 +99,12 @@ def compare(cache: Path, lj_artifact: Path, eam_artifact: Path, folder: Path) ->
     assert_heat_flux(eam_artifact, folder, env=env)
 
 
-def test_without_a_fault(build_with, lj_artifact, eam, tmp_path):
-    compare(build_with(None), lj_artifact, eam[0], tmp_path)
+def test_without_a_fault(plugin, lj_artifact, eam, tmp_path):
+    compare(plugin.build(), lj_artifact, eam[0], tmp_path)
 
 
 @pytest.mark.parametrize("fault", MUTATIONS)
-def test_fault_is_found(fault, build_with, lj_artifact, eam, tmp_path):
-    cache = build_with(MUTATIONS[fault])
+def test_fault_is_found(fault, plugin, lj_artifact, eam, tmp_path):
+    cache = plugin.build(*MUTATIONS[fault])
     with pytest.raises(AssertionError):
         compare(cache, lj_artifact, eam[0], tmp_path)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import re
-import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from nequip_md.lammps.installation import Installation
+from support.changed_plugin import ChangedPlugin
 from support.lammps_compare import assert_same
 from support.lammps_run import SCRIPTS, Outcome, measurement, read_measurement, run_program
 from support.lammps_systems import NATIVE, SYSTEMS, nequip
@@ -44,43 +43,12 @@ def instrumented(tmp_path_factory) -> Callable:
     """``instrumented(mutation)``: a function that runs LAMMPS with a plugin that checks itself, or with a fault in it."""
     # the program comes first, its libraries next: what it loads later can rely on both
     preload = " ".join(runtime(name) for name in ("libasan.so", "libstdc++.so.6"))
-    folder = tmp_path_factory.mktemp("sanitizers")
-    installation = Installation.find()
-    source, tree = folder / "pair_style", folder / "build"
-    shutil.copytree(installation.source, source)
-
-    def cmake(*arguments) -> None:
-        done = subprocess.run(
-            [SCRIPTS / "cmake", *map(str, arguments)], text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-        )
-        assert done.returncode == 0, done.stdout[-3000:]
-
-    cmake(
-        "-G",
-        "Ninja",
-        "-S",
-        source,
-        "-B",
-        tree,
-        f"-DCMAKE_MAKE_PROGRAM={SCRIPTS / 'ninja'}",
-        "-DNEQUIP_MD_SANITIZE=ON",
-        f"-DNEQUIP_MD_CMAKE_DIR={installation.modules}",
-        f"-DNEQUIP_MD_TORCH_ROOT={installation.torch}",
-        f"-DNEQUIP_MD_LAMMPS_ROOT={installation.lammps}",
-        f"-DNEQUIP_MD_MPI_INCLUDE_DIR={installation.mpi_include}",
-        "-DCMAKE_CXX_FLAGS_RELEASE=-O0",
+    plugin = ChangedPlugin(
+        tmp_path_factory.mktemp("sanitizers"), "-DNEQUIP_MD_SANITIZE=ON", "-DCMAKE_CXX_FLAGS_RELEASE=-O0"
     )
 
-    def build(file: str = "", before: str = "", after: str = "") -> Callable[..., Outcome]:
-        cache = folder / f"cache{len(list(folder.glob('cache*')))}"
-        if file:
-            original = (source / file).read_text()
-            assert original.count(before) == 1, "the source has changed: change the fault too"
-            (source / file).write_text(original.replace(before, after))
-        cmake("--build", tree)
-        cmake("--install", tree, "--prefix", cache / "nequip-md" / "lammps" / installation.key())
-        if file:
-            (source / file).write_text(original)
+    def build(*fault: str) -> Callable[..., Outcome]:
+        cache = plugin.build(*fault)
 
         def run(script: str, where: Path, ranks: int = 1) -> Outcome:
             where.mkdir(parents=True, exist_ok=True)

@@ -80,8 +80,12 @@ def artifact(made_once):
         program = exported(module(), backend)
         called = {node.target for node in program.graph.nodes}
         assert called >= OPERATORS
+        # the kernels are compiled as for users; the code that calls them has thousands of lines, which run once
+        plain = {"aot_inductor.compile_wrapper_opt_level": "O0"}
         with backend.linked() as options:
-            torch._inductor.aoti_compile_and_package(program, package_path=str(path), inductor_configs=options)
+            torch._inductor.aoti_compile_and_package(
+                program, package_path=str(path), inductor_configs={**options, **plain}
+            )
 
     return torch._inductor.aoti_load_package(str(made_once("operators.pt2", compile_all)))
 

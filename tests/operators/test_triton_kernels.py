@@ -21,12 +21,17 @@ LEFT_TO_A_GPU = {
     "mlp, three of 64": "minutes in the interpreter, in tiles that other groups have",
     "mlp, wide input": "minutes in the interpreter, in tiles that other groups have",
 }
+WIDE = ("mlp, three parts", "mlp, 256 to 512, 256", "mlp, 292 to 512, 512, 512")
+"""MLPs that run in fp32 alone in the interpreter. In tf32, other groups have three parts (odd), two layers in one kernel (medium)
+and layer by layer (large), and more than two (32 to 64, 64, 512, 320)."""
 
 
 def items():
     for name, group in GROUPS.items():
         for precision in group.precisions:
             reason = LEFT_TO_A_GPU.get(name)
+            if precision == "tf32" and name in WIDE:
+                reason = "the interpreter multiplies in float32: what differs in tf32 is tested with smaller MLPs"
             if precision == "tf32" and not name.startswith("mlp"):
                 reason = "the interpreter multiplies in float32, whatever precision tl.dot is given: that is the test in fp32"
             marks = [pytest.mark.skip(reason)] if DEVICE == "cpu" and reason else []

@@ -7,17 +7,15 @@ needs PyTorch and nothing else.
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.resources import as_file, files
-from pathlib import Path
 
 import torch
 
 from nequip_md.kernels.backend import Backend
 from nequip_md.kernels.shims import shims
-from nequip_md.kernels.static_library import build, searched, with_library
+from nequip_md.kernels.static_library import build_once, searched, with_library
 
 _LIBRARY = "nequip_md_cpu"
 OPERATORS = frozenset(
@@ -46,16 +44,12 @@ class CPUBackend(Backend):
 
     @contextmanager
     def linked(self) -> Iterator[dict]:
-        with (
-            super().linked() as options,
-            tempfile.TemporaryDirectory(prefix="nequip-md-") as folder,
-            searched(folder),
-            as_file(files("nequip_md.kernels")) as sources,
-        ):
-            build(
-                Path(folder),
+        with super().linked() as options, as_file(files("nequip_md.kernels")) as sources:
+            folder = build_once(
                 _LIBRARY,
                 sources / "cpu" / "cpu_kernels.cpp",
-                ["-march=native", "-ffp-contract=fast", "-fopenmp", f"-I{sources / 'include'}"],
+                sources / "include",
+                ["-march=native", "-ffp-contract=fast", "-fopenmp"],
             )
-            yield with_library(options, _LIBRARY, shims(OPERATORS, "cpu"))
+            with searched(str(folder)):
+                yield with_library(options, _LIBRARY, shims(OPERATORS, "cpu"))
