@@ -62,6 +62,10 @@ def kilobytes_per_edge():
     return 1e-3 * row["memory_gib"] * 2**30 / (row["atoms"] * row["edges_per_atom"])
 
 
+def gpu_step(key):
+    return 1e3 * read("h200_training_step.json")["step_s"][key]
+
+
 LARGEST = "medium, fp32-accurate, largest system, time"
 OVERHEAD = "medium, fp32-accurate, 98,304 atoms"
 CPU = "medium, fp32, 192 atoms of water, CPU"
@@ -133,6 +137,30 @@ FIGURES = [
                 for row in read("h200_hopper_kernels.json")["rows"]
                 if (row["kernel"], row["precision"]) == ("energy", "fp32")
             )
+        ],
+    ),
+    (
+        "README.md",
+        "takes {} ms, and {} ms with nequip-allegro, compiled",
+        [lambda: gpu_step("ours, recorded"), lambda: gpu_step("upstream, cuequivariance")],
+    ),
+    (
+        "docs/training.md",
+        "takes {} ms; without recording {} ms, eager {} ms.",
+        [lambda kind=kind: gpu_step(f"ours, {kind}") for kind in ("recorded", "compiled", "eager")],
+    ),
+    (
+        "docs/training.md",
+        "of cuEquivariance takes {} ms for the same weights",
+        [lambda: gpu_step("upstream, cuequivariance")],
+    ),
+    (
+        "docs/training.md",
+        "takes {} ms compiled, {} ms in eager mode, and {} s in upstream's eager mode",
+        [
+            lambda: 1e3 * read("training_step_cpu.json")["step_s"]["ours, compiled"],
+            lambda: 1e3 * read("training_step_cpu.json")["step_s"]["ours, eager"],
+            lambda: read("training_step_cpu.json")["step_s"]["upstream, eager"],
         ],
     ),
     ("docs/lammps.md", 'about {} kB per edge on a GPU with the "medium" preset', [kilobytes_per_edge]),
