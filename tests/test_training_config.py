@@ -246,3 +246,12 @@ def test_compile_takes_the_words_of_yaml(word, value, tmp_path):
         f"compile: {word}\nmodel: {{preset: small, type_names: [H]}}\ndata: {{train: a.xyz, validation_split: 0.1}}\n"
     )
     assert load_config(path).compile == value
+
+
+@pytest.mark.parametrize(("precision", "dtype"), [("fp32", "float32"), ("tf32", "float32"), ("fp64", "float64")])
+def test_precision_sets_the_dtype(precision, dtype):
+    config = check_config({**MINIMAL, "precision": precision}, Path())
+    assert config.potential().dtype == dtype
+    other = {"float32": "float64", "float64": "float32"}[dtype]
+    with pytest.raises(NequIPMDError, match=f"precision: {precision} is {dtype}, but model.dtype is {other}"):
+        check_config({**MINIMAL, "precision": precision, "model": {**MINIMAL["model"], "dtype": other}}, Path())

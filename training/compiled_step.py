@@ -49,6 +49,14 @@ _SMALLEST = 2
 """Edges, atoms and frames that a compiled graph needs; smaller batches are padded."""
 
 
+def step_precision(model: Potential) -> str:
+    """``fp64``, ``fp32``, or ``tf32`` where PyTorch may use TF32 for matrix products of the model."""
+    if model.dtype == torch.float64:
+        return "fp64"
+    on_gpu = next(model.parameters()).device.type == "cuda"
+    return "tf32" if on_gpu and torch.backends.cuda.matmul.allow_tf32 else "fp32"
+
+
 class CompiledStep:
     """The step in compiled code.
 
@@ -136,7 +144,7 @@ class CheckedStep:
 
     def __init__(self, model: Potential, config: LossConfig, *, with_stress: bool):
         self.eager = EagerStep(model, config, with_stress=with_stress)
-        self.tolerance = 1e-8 if model.dtype == torch.float64 else 1e-3
+        self.tolerance = {"fp64": 1e-8, "fp32": 1e-3, "tf32": 3e-2}[step_precision(model)]
         self.checked = False
         try:
             self.compiled: CompiledStep | None = CompiledStep(model, config, with_stress=with_stress)
@@ -207,7 +215,7 @@ def _compile(path: Path, model: Potential, config: LossConfig, with_stress: bool
 
 def _compiled(model: Potential, config: LossConfig, with_stress: bool, device: torch.device) -> memoryview:
     """The content of the package of a step."""
-    backend = training_backend(device.type, "fp64" if model.dtype == torch.float64 else "fp32")
+    backend = training_backend(device.type, step_precision(model))
     return compile_program(step_program(model, config, with_stress, device, backend), backend)
 
 
@@ -274,6 +282,7 @@ def _digest(model: Potential, config: LossConfig, with_stress: bool, device: tor
         model.config.model_dump_json(),
         config.model_dump_json(),
         with_stress,
+        step_precision(model),
         trains,
         torch.__version__,
         _machine(device),

@@ -181,6 +181,9 @@ class TrainingConfig(Section):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     compile: Annotated[Literal["auto", "yes", "no"], BeforeValidator(_yes_or_no)] = "auto"
     """Whether a step runs as compiled code; auto: if the run may take 2,000 steps or more, or an earlier run has compiled it."""
+    precision: Literal["fp32", "tf32", "fp64"] | None = None
+    """Precision of the model in training: fp32 and fp64 set the model's ``dtype``; tf32 is fp32 with matrix products in TF32 on a GPU,
+    in steps and validation, while the final errors are those of fp32. None leaves the ``dtype`` of the model section."""
     deterministic: bool = False
     """Take deterministic algorithms only, so that a run of the same file gives the same digits."""
     loss: LossConfig = LossConfig()
@@ -191,6 +194,16 @@ class TrainingConfig(Section):
     """Loggers of the metrics of each epoch; every run writes a CSV table as well. None means TensorBoard if it is installed."""
     report_page: bool = True
     """Write ``report.html`` and its pictures at the end."""
+
+    @model_validator(mode="after")
+    def _one_dtype(self):
+        if self.precision is None:
+            return self
+        if self.model.get("dtype", self._dtype) != self._dtype:
+            raise ValueError(
+                f"precision: {self.precision} is {self._dtype}, but model.dtype is {self.model['dtype']}; leave one out"
+            )
+        return self
 
     @model_validator(mode="after")
     def _repeats(self):
@@ -216,6 +229,10 @@ class TrainingConfig(Section):
             raise ValueError("schedule: optimizer.kind: schedule_free needs none; leave schedule out")
         return {**content, "schedule": schedule}
 
+    @property
+    def _dtype(self) -> str:
+        return "float64" if self.precision == "fp64" else "float32"
+
     def potential(self, statistic: Callable[[str, str], Any] = lambda key, word: None) -> PotentialConfig:
         """The model section with every automatic value replaced.
 
@@ -230,7 +247,10 @@ class TrainingConfig(Section):
         if "checkpoint" in options:
             from nequip_md.training.fine_tuning import continued  # imports PyTorch
 
-            return continued(options)
+            found = continued(options)
+            return found if self.precision is None else found.model_copy(update={"dtype": self._dtype})
+        if self.precision is not None:
+            options["dtype"] = self._dtype
         name = options.pop("preset", None)
         if name is None and options.get("kind") not in _KINDS:
             raise NequIPMDError(

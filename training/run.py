@@ -29,6 +29,7 @@ from nequip_md.interrupt import Interrupted
 from nequip_md.model.build import build_model
 from nequip_md.model.config import AnyConfig, PotentialConfig
 from nequip_md.model.potential import Potential
+from nequip_md.precision import matmul_precision
 from nequip_md.training import fine_tuning
 from nequip_md.training.callbacks import BestModel, InterruptedState
 from nequip_md.training.config import TrainingConfig
@@ -168,7 +169,9 @@ def _train(
             ".*LeafSpec",
         ):
             warnings.filterwarnings("ignore", message=message)
-        trainer.fit(module, datamodule=data, ckpt_path=states.source)
+        # what PyTorch allows in this process holds unless the file says otherwise
+        with nullcontext() if config.precision is None else matmul_precision(config.precision):
+            trainer.fit(module, datamodule=data, ckpt_path=states.source)
     trainer.strategy.barrier()  # until the best model is written
     log.info("trained %d epochs; this run took %.0f s", trainer.current_epoch, time.monotonic() - started)
     return _finish(output, data, module)

@@ -14,6 +14,7 @@ from nequip_md.artifact.metadata import checked_metadata, cpu_instructions, torc
 from nequip_md.errors import NequIPMDError
 from nequip_md.graph import Graph, pad_graph
 from nequip_md.memory import keep_freed_memory
+from nequip_md.precision import matmul_precision
 
 
 class Artifact:
@@ -87,7 +88,7 @@ class Artifact:
                 "features nobody exchanges: call set_exchange first, or evaluate a graph without ghosts"
             )
         padded = pad_graph(graph, min_edges=2, min_nodes=2, cutoff=self.cutoff)
-        with _matmul_precision(self.metadata["precision"]):
+        with matmul_precision(self.metadata["precision"]):
             energy, gradient = self._code(*(t.contiguous() for t in padded.tensors))
         return energy[:nodes], gradient[:edges]
 
@@ -108,20 +109,6 @@ class Artifact:
                 raise NequIPMDError(
                     f"{name} lies on {tensor.device}, the artifact runs on {self.device}; move the graph there"
                 )
-
-
-class _matmul_precision:
-    """Context in which TF32 in cuBLAS is allowed or forbidden as the artifact requires; the process' own setting is restored."""
-
-    def __init__(self, precision: str):
-        self.allow = precision == "tf32"
-
-    def __enter__(self):
-        self.before = torch.backends.cuda.matmul.allow_tf32
-        torch.backends.cuda.matmul.allow_tf32 = self.allow
-
-    def __exit__(self, *_):
-        torch.backends.cuda.matmul.allow_tf32 = self.before
 
 
 def load_artifact(path: str | Path, device: str | torch.device | None = None) -> Artifact:
