@@ -9,7 +9,8 @@ import ase.io
 import numpy as np
 import pytest
 import torch
-from ase import Atoms
+import yaml
+from ase import Atoms, units
 from ase.build import molecule
 from ase.calculators.emt import EMT
 from ase.calculators.singlepoint import SinglePointCalculator
@@ -216,6 +217,32 @@ def test_labels_of_other_names_and_groups(folder, small_models, tmp_path):
     for quantity, errors in plain.all.items():
         assert other.all[quantity] == pytest.approx(errors, rel=1e-6)
 
+    # the same in units of their own, by a training file
+    for k, atoms in enumerate(renamed):
+        atoms.info["energy_in_hartree"] = atoms.info.pop(f"REF{k}_energy") / units.Hartree
+        atoms.arrays["forces_in_au"] = atoms.arrays.pop("REF_forces") * units.Bohr / units.Hartree
+        atoms.info["stress_in_gpa"] = atoms.info.pop("my_virial") / atoms.get_volume() / units.GPa
+    ase.io.write(tmp_path / "renamed.extxyz", renamed)
+    data = {
+        "train": "renamed.extxyz",
+        "validation_split": 1,
+        "energy_key": "energy_in_hartree",
+        "force_key": "forces_in_au",
+        "stress_key": "stress_in_gpa",
+        "energy_unit": "hartree",
+        "force_unit": "hartree/bohr",
+        "stress_unit": "GPa",
+        "stress_sign": "compression",
+    }
+    file = tmp_path / "train.yaml"
+    file.write_text(yaml.safe_dump({"data": data, "model": {"preset": "small", "type_names": ["H", "O"]}}))
+    other = nequip_md.evaluate(checkpoint, tmp_path / "renamed.extxyz", train_file=file)
+    assert other.all.keys() == plain.all.keys()
+    for quantity, errors in plain.all.items():
+        assert other.all[quantity] == pytest.approx(errors, rel=1e-5)
+    with pytest.raises(NequIPMDError, match="gives the names of the labels; leave train_file or the names out"):
+        nequip_md.evaluate(checkpoint, tmp_path / "renamed.extxyz", train_file=file, energy_key="energy")
+
 
 def test_isolated_atoms_are_left_out(folder, tmp_path, caplog):
     frames = ase.io.read(folder / "mixed.extxyz", ":1")
@@ -245,6 +272,7 @@ def write_bad(folder: Path) -> None:
     ase.io.write(folder / "same.extxyz", [water, water, same])
     ase.io.write(folder / "unlabelled.extxyz", unlabelled)
     (folder / "text.extxyz").write_text("nothing of use\n")
+    (folder / "good.graphs").write_bytes(b"")
 
 
 REFUSED = {
@@ -252,6 +280,7 @@ REFUSED = {
     "no model": ("good.extxyz", ["good.extxyz"], {}, "good.extxyz is not a checkpoint"),
     "no such file": (None, ["absent.extxyz"], {}, "data file absent.extxyz does not exist; check the path"),
     "no file": (None, [], {}, "there is no data file"),
+    "store": (None, ["good.graphs"], {}, "good.graphs is a store of graphs, which has no positions"),
     "twice": (None, ["good.extxyz", "good.extxyz"], {}, "good.extxyz is given twice"),
     "not a structure": (None, ["text.extxyz"], {}, "ASE cannot read .*the data file text.extxyz"),
     "other element": (None, ["methane.extxyz"], {}, "frame 1 of methane.extxyz: the model has no type for C"),

@@ -63,6 +63,7 @@ def evaluate_model(
     force_key: Names = None,
     stress_key: Names = None,
     virial_key: Names = None,
+    train_file: str | os.PathLike | None = None,
     group_key: str | None = None,
     worst: int = 5,
     device: str | None = None,
@@ -83,6 +84,7 @@ def evaluate_model(
         force_key: the same for the forces.
         stress_key: the same for the stress.
         virial_key: the same for the virial.
+        train_file: a training file, whose ``data`` section gives the names and units of the labels.
         group_key: key in ``Atoms.info`` by whose value errors are grouped; default is ``config_type``, where frames
             have it.
         worst: number of worst frames to name.
@@ -111,9 +113,9 @@ def evaluate_model(
     except ModuleNotFoundError as error:
         package = error.name.partition(".")[0]
         raise NequIPMDError(f"evaluation needs the package {package}: {install_command('train')}") from None
-    names = (energy_key, force_key, stress_key, virial_key)
+    labels = evaluation.labels_of((energy_key, force_key, stress_key, virial_key), train_file)
     evaluator = evaluation.load_evaluator(Path(model), device, allow_pickle)
-    frames = evaluation.read_data(files, names, group_key)
+    frames = evaluation.read_data(files, labels, group_key)
     predictions = evaluation.predict_frames(evaluator, frames, batch_size, output, progress)
     result = evaluation.summarize(os.fspath(model), predictions, frames, worst)
     if plots is not None:

@@ -26,6 +26,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     for kind in ("energy", "force", "stress", "virial"):
         labels.add_argument(f"--{kind}-key", action="append", metavar="NAME")
+    labels.add_argument(
+        "--train-file",
+        type=Path,
+        metavar="TRAIN.yaml",
+        help="names and units of labels are those of this training file",
+    )
     parser.add_argument(
         "--group-key", metavar="KEY", help="group errors by this key of Atoms.info (default: config_type)"
     )
@@ -65,6 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 options.model,
                 options.data,
                 **{f"{kind}_key": getattr(options, f"{kind}_key") for kind in ("energy", "force", "stress", "virial")},
+                train_file=options.train_file,
                 group_key=options.group_key,
                 worst=options.worst,
                 device=options.device,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from nequip_md.files import FileKind, file_kind
 from nequip_md.graph import Graph
 from nequip_md.memory import keep_freed_memory
 from nequip_md.model import energy_and_gradient
+from nequip_md.training.config import load_config
 from nequip_md.training.error_groups import (
     errors_by_label,
     force_errors_by_size,
@@ -35,6 +37,7 @@ from nequip_md.training.labels import FrameLabels, Labels, describe_names, is_is
 from nequip_md.training.loss import Prediction, prediction_from
 from nequip_md.training.predictions import PredictionCollector, Predictions
 from nequip_md.training.samples import Sample, collate, labelled_frames, make_sample
+from nequip_md.training.store_format import SUFFIX
 
 log = logging.getLogger(__name__)
 
@@ -122,21 +125,42 @@ class LabelledFrames:
         return any(self.group_key in a.info for a in self.atoms)
 
 
-def read_data(paths: Sequence[str], names: Sequence[Names], group_key: str | None) -> LabelledFrames:
-    """Read structures and labels.
+def labels_of(names: Sequence[Names], train_file: str | os.PathLike | None) -> Labels:
+    """What to look for in the frames.
 
     Args:
         names: of the labels: energy, forces, stress, virial.
+        train_file: a training file that gives names and units instead.
+
+    Raises:
+        NequIPMDError: both are given, or the training file is refused.
+    """
+    if train_file is None:
+        energy, force, stress, virial = names
+        return Labels(energy=energy, forces=force, stress=stress, virial=virial)
+    if any(name is not None for name in names):
+        raise NequIPMDError("the training file gives the names of the labels; leave train_file or the names out")
+    return Labels.from_config(load_config(train_file).data)
+
+
+def read_data(paths: Sequence[str], wanted: Labels, group_key: str | None) -> LabelledFrames:
+    """Read structures and labels.
+
+    Args:
+        wanted: what to look for, see :func:`labels_of`.
         group_key: key in ``Atoms.info`` that some frame must have; None means ``config_type``, which none needs to have.
 
     Raises:
         NequIPMDError: a file or a label that cannot be used, or no frame with ``group_key``.
     """
-    energy, force, stress, virial = names
-    labels_of = Labels(energy=energy, forces=force, stress=stress, virial=virial)
+    for path in paths:
+        if path.endswith(SUFFIX):
+            raise NequIPMDError(
+                f"{path} is a store of graphs, which has no positions; give the files that it was made from"
+            )
     atoms, labels, files, indices, isolated = [], [], [], [], 0
     for path in paths:
-        for k, (name, frame, found) in enumerate(labelled_frames(path, labels_of)):
+        for k, (name, frame, found) in enumerate(labelled_frames(path, wanted)):
             if is_isolated_atom(frame):
                 isolated += 1
                 continue
