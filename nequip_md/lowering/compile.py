@@ -29,6 +29,9 @@ def compile_program(program: torch.export.ExportedProgram, backend: Backend, opt
 
     # threads are decided when the code runs, not where it is compiled
     options = {**inductor_cache.OPTIONS, "cpp.dynamic_threads": True, **(options or {})}
+    if backend.device == "cuda":
+        # Inductor would compile and run test programs for the processor's vector instructions, which this code does not use
+        options["cpp.vec_isa_ok"] = False
     # in memory, because PyTorch ends the process when it cannot write to a file
     content = io.BytesIO()
     try:
