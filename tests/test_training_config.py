@@ -239,6 +239,15 @@ def test_the_demo_configuration_is_valid():
     assert load_config(path).model["type_names"] == ["H", "O"]
 
 
+@pytest.mark.parametrize(
+    "path",
+    sorted((Path(__file__).resolve().parents[1] / "examples" / "training").glob("*.yaml")),
+    ids=lambda path: path.name,
+)
+def test_the_recipes_are_valid(path):
+    assert load_config(path).potential().type_names == ["H", "C", "N", "O"]
+
+
 @pytest.mark.parametrize(("word", "value"), [("no", "no"), ("yes", "yes"), ("auto", "auto"), ("'no'", "no")])
 def test_compile_takes_the_words_of_yaml(word, value, tmp_path):
     path = tmp_path / "run.yaml"
