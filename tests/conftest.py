@@ -110,3 +110,12 @@ def small_models(made_once):
         return folder / f"{name}.nqmd", folder / f"{name}.pt2"
 
     return make
+
+
+@pytest.fixture
+def one_thread():
+    """PyTorch takes one thread: small graphs do not need several, which only wait for each other on a busy machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)

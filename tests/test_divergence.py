@@ -10,32 +10,19 @@ import numpy as np
 import pytest
 import torch
 
-from nequip_md.model.config import AllegroConfig
 from nequip_md.training.batches import Batches
 from nequip_md.training.data_cli import main as convert
 from nequip_md.training.divergence import FirstFailure
 from nequip_md.training.loss import Prediction
-from nequip_md.training.samples import collate, make_sample
 from nequip_md.training.step import EagerStep
-from support.training_runs import MODEL, crystals, run, write_config, write_data
+from support.training_runs import batch_of, crystals, run, write_config, write_data
 
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """These graphs are too small for several threads, which only wait for each other on a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     return write_data(tmp_path_factory.mktemp("data"))
-
-
-def batch_of(frames):
-    return collate([make_sample(a, AllegroConfig(**MODEL)) for a in frames])
 
 
 def test_divergence_names_the_frame_with_the_largest_force_and_keeps_the_batch(folder, tmp_path, capsys):

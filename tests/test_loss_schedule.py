@@ -11,27 +11,15 @@ from nequip_md.model.build import build_model
 from nequip_md.model.config import AllegroConfig
 from nequip_md.training.config import LossConfig
 from nequip_md.training.loss import divisors, label_counts
-from nequip_md.training.samples import collate, make_sample
 from nequip_md.training.step import loss_and_gradient, trained
-from support.training_runs import MODEL, assert_same_end, crystals, run, write_data
+from support.training_runs import MODEL, assert_same_end, batch_of, crystals, run, write_data
 
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """These graphs are too small for several threads, which only wait for each other on a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     return write_data(tmp_path_factory.mktemp("data"))
-
-
-def batch_of(frames):
-    return collate([make_sample(a, AllegroConfig(**MODEL)) for a in frames])
 
 
 @pytest.mark.parametrize("kind", ["mse", "huber"])

@@ -27,14 +27,7 @@ from nequip_md.training.samples import collate, make_sample
 from nequip_md.training.schedule import Clock, make_schedule
 from support.training_runs import MODEL, assert_same_end, crystals, run, write_data
 
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """These graphs are too small for several threads, which only wait for each other on a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

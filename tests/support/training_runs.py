@@ -8,7 +8,9 @@ from ase.build import bulk
 from ase.calculators.lj import LennardJones
 
 from nequip_md import checkpoint
+from nequip_md.model.config import AllegroConfig
 from nequip_md.training.cli import main
+from nequip_md.training.samples import collate, make_sample
 
 MODEL = {
     "kind": "allegro", "type_names": ["Ar"], "cutoff": 1.8, "l_max": 1, "num_layers": 1,
@@ -61,6 +63,11 @@ def write_config(folder, output, **sections):
     path = folder / f"{output.name}.yaml"
     path.write_text(yaml.safe_dump(content))
     return path
+
+
+def batch_of(frames):
+    """One batch of labelled structures, for a model with :data:`MODEL`."""
+    return collate([make_sample(a, AllegroConfig(**MODEL)) for a in frames])
 
 
 def run(folder, output, *flags, **sections):
