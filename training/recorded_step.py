@@ -81,7 +81,8 @@ class RecordedStep:
         *tensors, index, counts = buffers
         still = batch_of(dict(zip(tensors_of(batch), tensors, strict=True)), index)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool):
+        # other threads, such as NCCL's, may ask the device for their events meanwhile
+        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
             self._run(still, counts)
         return graph, buffers
 

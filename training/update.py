@@ -85,7 +85,7 @@ class RecordedUpdate:
             group["lr"] = rate
         try:
             self._graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(self._graph):
+            with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
                 self.update()
         finally:
             for group, number in zip(groups, numbers, strict=True):
