@@ -148,7 +148,7 @@ def test_float32_in_the_kernels_of_a_gpu(kind, precision, tmp_path):
     )
     torch.manual_seed(0)
     model = build_model(config).to(DEVICE)
-    batch = mixed(config)
+    batch = batch_of([*crystals(1, 4), *crystals(1, 5, periodic=False)], config)
     counts = label_counts(batch)
     if DEVICE == "cuda":
         with matmul_precision(precision):
