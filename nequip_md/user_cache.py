@@ -1,4 +1,4 @@
-"""Where this package keeps what it can make again."""
+"""The folder in which this package keeps what it can make again."""
 
 from __future__ import annotations
 

@@ -184,7 +184,7 @@ def test_cache_of_the_user(tmp_path, monkeypatch):
 
 
 def test_libraries_are_compiled_once_for_a_cache(tmp_path, monkeypatch):
-    """What goes into a library tells it from others: its source, a header, options and the compiler's instructions."""
+    """A library is built again if its source, a header, the options or the compiler's instructions differ."""
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
     headers, source, options = tmp_path / "headers", tmp_path / "code" / "code.cpp", ["-DNUMBER=1"]
     for folder in (headers, source.parent):

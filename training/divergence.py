@@ -54,7 +54,7 @@ class FirstFailure:
         self.add(first_failure(prediction, batch), batch, number, values)
 
     def add(self, place: Tensor, batch: Sample, number: int | Tensor, values: Tensor | None = None) -> None:
-        """As :meth:`update`, with what :func:`first_failure` has found; in place once there was a batch."""
+        """Take up what :func:`first_failure` has found in a batch, as :meth:`update` does; in place once there was a batch."""
         index = batch.index.index_select(0, place.clamp(min=0))
         found = torch.where(place < 0, _NEVER, number * _BATCH + index).squeeze(0)
         if values is not None:

@@ -126,7 +126,7 @@ class LabelledFrames:
 
 
 def labels_of(names: Sequence[Names], train_file: str | os.PathLike | None) -> Labels:
-    """What to look for in the frames.
+    """The names and units of the labels to look for in the frames.
 
     Args:
         names: of the labels: energy, forces, stress, virial.

@@ -122,5 +122,5 @@ def in_tree_options() -> list[str]:
 
 
 def cache_folder() -> Path:
-    """Where builds are kept."""
+    """The folder of builds, which workers share."""
     return user_cache.cache_folder("lammps")
