@@ -122,5 +122,5 @@ def in_tree_options() -> list[str]:
 
 
 def cache_folder() -> Path:
-    """The folder of builds, which workers share."""
+    """The folder of the plugin's builds."""
     return user_cache.cache_folder("lammps")
