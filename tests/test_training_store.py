@@ -18,6 +18,7 @@ from ase import Atoms
 from ase.calculators.singlepoint import SinglePointCalculator
 
 from nequip_md.errors import NequIPMDError
+from nequip_md.info.cli import main as info
 from nequip_md.model.config import AllegroConfig
 from nequip_md.training.config import DataConfig
 from nequip_md.training.data import AtomsData
@@ -276,3 +277,18 @@ def test_real_data(tmp_path, data_folder):
     order = np.random.default_rng(0).permutation(len(store))[:50].tolist()
     assert_same_samples([store[k] for k in order], [whole.sources[0][k] for k in order])
     assert store.digests == whole.digests and len(store) == 1669
+
+
+def test_info_says_what_a_store_holds(tmp_path, capsys):
+    frames = [*crystals(3, 1), *crystals(1, 2, periodic=False)]
+    ase.io.write(tmp_path / "data.extxyz", frames)
+    store = convert(tmp_path / "data.extxyz", tmp_path / "data.graphs")
+    assert info([str(tmp_path / "data.graphs"), "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert (facts["frames"], facts["atoms"], facts["types"]) == (4, 32, ["Ar"])
+    assert facts["edges"] == sum(sample.graph.num_edges for sample in store)
+    stresses = sum(not bool(sample.stress.isnan().any()) for sample in store)
+    assert facts["labels"] == {"energy": 4, "forces": 4, "stress": stresses}
+    assert facts["made from"] == [str(tmp_path / "data.extxyz")]
+    assert info([str(tmp_path / "absent.graphs")]) == 1
+    assert "absent.graphs" in capsys.readouterr().err

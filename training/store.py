@@ -11,6 +11,7 @@ import json
 import os
 import shlex
 from dataclasses import dataclass, fields
+from typing import Any
 
 import lmdb
 import numpy as np
@@ -195,6 +196,30 @@ _KEYS = {
     "virial": "virial_key",
     "weight": "weight_key",
 }
+
+
+def store_facts(path: str | os.PathLike) -> dict[str, Any]:
+    """What a store holds, for ``nequip-md-info``.
+
+    Raises:
+        NequIPMDError: it is missing, damaged or no store.
+    """
+    store = GraphStore(path)
+    made, table = store.metadata, store.table
+    return {
+        "file": os.fspath(path),
+        "kind": "store of graphs",
+        "version": made.version,
+        "types": made.type_names,
+        "cutoffs": [list(row) for row in made.cutoffs],
+        "frames": len(store),
+        "atoms": int(table.num_atoms.sum()),
+        "edges": int(table.num_edges.sum()),
+        "labels": {label: int(getattr(table, f"has_{label}").sum()) for label in ("energy", "forces", "stress")},
+        "isolated atoms": len(made.isolated_atoms),
+        "size": f"{os.path.getsize(path) / 1e6:.1f} MB",
+        "made from": made.sources,
+    }
 
 
 def _command(sources: list[str], path: str) -> str:

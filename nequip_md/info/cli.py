@@ -48,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         type=Path,
         nargs="?",
         metavar="FILE",
-        help="compiled model (.pt2), checkpoint (.nqmd, .ckpt, .nequip.zip), state of a run (last.ckpt)",
+        help="compiled model (.pt2), checkpoint (.nqmd, .ckpt, .nequip.zip), state of a run (last.ckpt), store of graphs (.graphs)",
     )
     parser.add_argument("--json", action="store_true", help="print JSON, with all digits")
     parser.add_argument(
@@ -61,6 +61,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             from nequip_md.info import installation_facts
 
             facts = installation_facts()
+        elif options.model.suffix == ".graphs":
+            from nequip_md.training.store import store_facts  # imports PyTorch and lmdb
+
+            facts = store_facts(options.model)
         else:
             from nequip_md.info import model_facts
 
