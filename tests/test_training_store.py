@@ -283,6 +283,7 @@ def test_info_says_what_a_store_holds(tmp_path, capsys):
     frames = [*crystals(3, 1), *crystals(1, 2, periodic=False)]
     ase.io.write(tmp_path / "data.extxyz", frames)
     store = convert(tmp_path / "data.extxyz", tmp_path / "data.graphs")
+    capsys.readouterr()  # what the conversion has printed
     assert info([str(tmp_path / "data.graphs"), "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
     assert (facts["frames"], facts["atoms"], facts["types"]) == (4, 32, ["Ar"])

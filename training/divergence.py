@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -116,23 +117,24 @@ def _kept(data: AtomsData, name: str, batch: int, path: Path) -> str:
     for k in indices:
         atoms = getattr(data, name).labelled(k)
         if atoms is None:
-            names = ", ".join(data.names[name][i] for i in indices[:3])
-            return f"with {names}" + (f" and {len(indices) - 3} more" if len(indices) > 3 else "")
+            return f"with {_first_names(data.names[name], indices)}"
         atoms.info["frame"] = data.names[name][k]
         frames.append(atoms)
-    content = io.StringIO()
-    ase.io.write(content, frames, format="extxyz")
-    if not data.trainer.is_global_zero:
-        return f"and its frames are in {path}"
-    try:
-        write_atomically(path, content.getvalue().encode())
-    except OSError as error:
-        return f"but its frames could not be written to {path}: {error.strerror}"
+    if data.trainer.is_global_zero:
+        content = io.StringIO()
+        ase.io.write(content, frames, format="extxyz")
+        try:
+            write_atomically(path, content.getvalue().encode())
+        except OSError as error:
+            return f"but its frames could not be written to {path}: {error.strerror}"
     return f"and its frames are in {path}"
 
 
-def describe_frames(batch: Sample, data: AtomsData, most: int = 3) -> str:
+def describe_frames(batch: Sample, data: AtomsData) -> str:
     """The first frames of a training batch by name."""
-    names = [data.names["train"][k] for k in batch.index[:most].tolist()]
-    more = len(batch.index) - len(names)
-    return ", ".join(names) + (f" and {more} more" if more else "")
+    return _first_names(data.names["train"], batch.index.tolist())
+
+
+def _first_names(names: Sequence[str], indices: Sequence[int], most: int = 3) -> str:
+    more = len(indices) - most
+    return ", ".join(names[k] for k in indices[:most]) + (f" and {more} more" if more > 0 else "")

@@ -11,20 +11,40 @@ from torch.optim import Optimizer
 from nequip_md.training.config import OptimizerConfig
 
 
-class AveragedModel(nn.Module):
-    """A copy of a model whose weights are an exponential moving average (EMA) of those of the model.
-
-    After the t-th step (from 1): average <- d average + (1 - d) weights, with d = min(decay, t / (t + 9)), so that
-    the first, random weights are forgotten early (the warm-up of TensorFlow's ``ExponentialMovingAverage``).
+class _Copy(nn.Module):
+    """A copy of a model with other weights.
 
     Attributes:
         module: the copy; its weights require no gradient.
     """
 
-    def __init__(self, model: nn.Module, decay: float):
+    def __init__(self, model: nn.Module):
         super().__init__()
-        self.decay = decay
         self.module = deepcopy(model).requires_grad_(False)
+
+    def before_step(self, step: int) -> None:
+        """Called before the ``step``-th step, from 1."""
+
+    def follow(self, model: nn.Module) -> None:
+        """Called after each step of ``model``."""
+
+    def before_evaluation(self, model: nn.Module, optimizer: Optimizer) -> None:
+        """Called before the copy is evaluated."""
+
+    def forward(self, *inputs):
+        return self.module(*inputs)
+
+
+class AveragedModel(_Copy):
+    """A copy of a model whose weights are an exponential moving average (EMA) of those of the model.
+
+    After the t-th step (from 1): average <- d average + (1 - d) weights, with d = min(decay, t / (t + 9)), so that
+    the first, random weights are forgotten early (the warm-up of TensorFlow's ``ExponentialMovingAverage``).
+    """
+
+    def __init__(self, model: nn.Module, decay: float):
+        super().__init__(model)
+        self.decay = decay
         # on the device, so that a recording of the step reads it
         self.register_buffer("weight", torch.ones(()), persistent=False)
 
@@ -40,31 +60,12 @@ class AveragedModel(nn.Module):
         torch._foreach_mul_(steps, self.weight.to(averages[0].dtype))
         torch._foreach_add_(averages, steps)
 
-    def before_evaluation(self, model: nn.Module, optimizer: Optimizer) -> None:
-        """Nothing: the average is that of the last step."""
 
-    def forward(self, *inputs):
-        return self.module(*inputs)
-
-
-class ScheduleFreeModel(nn.Module):
+class ScheduleFreeModel(_Copy):
     """A copy of a model with the weights that a schedule-free optimizer has averaged.
 
     Such an optimizer keeps the average itself, and the model has other weights, at which it takes gradients.
-
-    Attributes:
-        module: the copy; its weights require no gradient.
     """
-
-    def __init__(self, model: nn.Module):
-        super().__init__()
-        self.module = deepcopy(model).requires_grad_(False)
-
-    def before_step(self, step: int) -> None:
-        """Nothing: the optimizer averages in each step."""
-
-    def follow(self, model: nn.Module) -> None:
-        """Nothing either."""
 
     @torch.no_grad()
     def before_evaluation(self, model: nn.Module, optimizer: Optimizer) -> None:
@@ -80,9 +81,6 @@ class ScheduleFreeModel(nn.Module):
         optimizer.train()
         # the way back is exact but for rounding; a run must not depend on how often it was evaluated
         torch._foreach_copy_(weights, kept)
-
-    def forward(self, *inputs):
-        return self.module(*inputs)
 
 
 def averaged(model: nn.Module, config: OptimizerConfig) -> AveragedModel | ScheduleFreeModel | None:

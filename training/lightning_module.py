@@ -107,14 +107,10 @@ class PotentialModule(L.LightningModule):
             steps=self.config.stop.max_epochs * math.ceil(len(self.trainer.datamodule.train) / frames),
         )
         optimizer = self.optimizers().optimizer
-        self.update = Update(
-            trained(self.model), optimizer, self.config.optimizer.gradient_clip, self.average, self.model
-        )
-        self.update_is_recorded = isinstance(optimizer, torch.optim.AdamW) and isinstance(
-            self.step, CheckedRecordedStep
-        )
-        if self.update_is_recorded:
-            optimizer.step = RecordedUpdate(self.update)
+        update = Update(trained(self.model), optimizer, self.config.optimizer.gradient_clip, self.average, self.model)
+        recordable = isinstance(optimizer, torch.optim.AdamW) and isinstance(self.step, CheckedRecordedStep)
+        # Lightning calls the step of the optimizer, and counts it
+        optimizer.step = RecordedUpdate(update) if recordable else update
 
     def training_step(self, batch: Sample, index: int) -> None:
         if index < self.batches_done:  # a run that was interrupted after this step has it behind it
@@ -149,12 +145,7 @@ class PotentialModule(L.LightningModule):
         if self.average is not None:
             self.average.before_step(self.trainer.global_step + 1)
         with warmed_up(self.optimizers(), self.trainer.global_step, self.config.optimizer.warmup_steps):
-            if self.update_is_recorded:
-                self.optimizers().step()
-            else:
-                self.update.before()
-                self.optimizers().step()
-                self.update.after()
+            self.optimizers().step()
 
     def on_validation_epoch_start(self) -> None:
         self.validation_metrics.reset()

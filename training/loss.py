@@ -84,8 +84,8 @@ class Error:
         return cls(torch.where(known, prediction - label, 0.0), known, weight, strata)
 
     def totals(self, config: LossConfig) -> Tensor:
-        """What metrics need (:class:`~nequip_md.training.metrics.ErrorMetric`), float64 [4]: sums over the labels of |x|, x^2 and
-        the penalty without weights, and the number of labels. The penalty of squares is left at 0."""
+        """Sums over the labels of |x|, x^2 and the penalty without weights, and the number of labels, float64 [4], for
+        :class:`~nequip_md.training.metrics.ErrorMetric`. The penalty of squares is left at 0."""
         values = self.values.to(torch.float64)
         penalty = values.new_zeros(()) if config.kind == "mse" else self.total(config, weighted=False)
         return torch.stack([values.abs().sum(), values.square().sum(), penalty, self.known.sum().to(values.dtype)])

@@ -103,7 +103,7 @@ class ErrorMetrics(nn.Module):
             metric.reset()
 
     def sums(self) -> dict[str, dict[str, torch.Tensor]]:
-        """What this process has summed so far, by quantity."""
+        """The sums of this process so far, by quantity."""
         return {name: {k: v.clone() for k, v in metric.metric_state.items()} for name, metric in self.metrics.items()}
 
     def continue_from(self, sums: dict[str, dict[str, torch.Tensor]]) -> None:

@@ -1,4 +1,4 @@
-"""Where a run is within an epoch, as Lightning counts it."""
+"""The position of a run within an epoch, as Lightning counts it."""
 
 from __future__ import annotations
 

@@ -48,7 +48,8 @@ class RecordedStep:
     """
 
     def __init__(self, step: CompiledStep, tally: Tally):
-        self.step, self.tally = step, tally
+        self.step = step
+        self._tallied = TalliedStep(step, tally)
         sizes = [weight.numel() for weight in step.weights]
         self._flat = torch.zeros(sum(sizes), dtype=step.weights[0].dtype, device=step.weights[0].device)
         self.gradients = [g.view_as(w) for g, w in zip(self._flat.split(sizes), step.weights, strict=True)]
@@ -56,7 +57,7 @@ class RecordedStep:
         self._pool = torch.cuda.graph_pool_handle()
 
     def __call__(self, batch: Sample, counts: Tensor) -> list[Tensor]:
-        """As :meth:`TalliedStep.__call__`."""
+        """The gradient, with the arguments of :meth:`TalliedStep.__call__`."""
         frames, atoms, edges = padded_sizes(batch.graph.num_graphs, batch.graph.num_nodes, batch.graph.num_edges)
         padded = pad_batch(batch, frames=frames, atoms=atoms, edges=edges, cutoff=self.step.cutoff)
         inputs = [*tensors_of(padded).values(), padded.index, counts]
@@ -72,9 +73,7 @@ class RecordedStep:
         return self.gradients
 
     def _run(self, batch: Sample, counts: Tensor) -> None:
-        result = self.step(batch, counts)
-        self.tally.add(result, batch)
-        torch.cat([g.reshape(-1) for g in result.gradients], out=self._flat)
+        torch.cat([g.reshape(-1) for g in self._tallied(batch, counts)], out=self._flat)
 
     def _record(self, batch: Sample, buffers: list[Tensor]) -> tuple[torch.cuda.CUDAGraph, list[Tensor]]:
         """Record a step on these buffers, which hold a batch that has run; the recording runs nothing."""
@@ -107,17 +106,16 @@ class CheckedRecordedStep:
     """
 
     def __init__(self, checked: CheckedStep, tally: Tally):
-        self.checked, self.tally = checked, tally
+        self.checked = checked
+        self._tallied = TalliedStep(checked, tally)
         self.recorded = RecordedStep(checked.compiled, tally)
         self.gradients = self.recorded.gradients
 
     def __call__(self, batch: Sample, counts: Tensor) -> list[Tensor]:
-        """As :meth:`TalliedStep.__call__`."""
+        """The gradient, with the arguments of :meth:`TalliedStep.__call__`."""
         if self.checked.compiled is not None and self.checked.checked:
             return self.recorded(batch, counts)
-        result = self.checked(batch, counts)
-        self.tally.add(result, batch)
-        torch._foreach_copy_(self.gradients, result.gradients)
+        torch._foreach_copy_(self.gradients, self._tallied(batch, counts))
         return self.gradients
 
 

@@ -34,29 +34,6 @@ class Plateau:
         self._plateau.load_state_dict(state)
 
 
-class Cosine:
-    """Learning rate lr_0 (f + (1 - f) (1 + cos(pi p)) / 2), with p the finished fraction of the training and f ``final_fraction``."""
-
-    def __init__(self, config: CosineSchedule, optimizer: Optimizer):
-        self.final = config.final_fraction
-        self.optimizer = optimizer
-        self.start = [group["lr"] for group in optimizer.param_groups]
-
-    def after_epoch(self, validation_loss: float, progress: float) -> None:
-        factor = self.final + (1 - self.final) * (1 + cos(pi * min(progress, 1.0))) / 2
-        for group, start in zip(self.optimizer.param_groups, self.start, strict=True):
-            group["lr"] = start * factor
-
-    def forget_losses(self) -> None:
-        pass
-
-    def state_dict(self) -> dict[str, Any]:
-        return {}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        pass
-
-
 class Constant:
     """See :class:`~nequip_md.training.config.ConstantSchedule`."""
 
@@ -73,9 +50,23 @@ class Constant:
         pass
 
 
+class Cosine(Constant):
+    """Learning rate lr_0 (f + (1 - f) (1 + cos(pi p)) / 2), with p the finished fraction of the training and f ``final_fraction``."""
+
+    def __init__(self, config: CosineSchedule, optimizer: Optimizer):
+        self.final = config.final_fraction
+        self.optimizer = optimizer
+        self.start = [group["lr"] for group in optimizer.param_groups]
+
+    def after_epoch(self, validation_loss: float, progress: float) -> None:
+        factor = self.final + (1 - self.final) * (1 + cos(pi * min(progress, 1.0))) / 2
+        for group, start in zip(self.optimizer.param_groups, self.start, strict=True):
+            group["lr"] = start * factor
+
+
 def make_schedule(
     config: PlateauSchedule | CosineSchedule | ConstantSchedule, optimizer: Optimizer
-) -> Plateau | Cosine | Constant:
+) -> Plateau | Constant:
     """The schedule that a training file names."""
     if isinstance(config, ConstantSchedule):
         return Constant()

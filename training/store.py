@@ -205,7 +205,7 @@ def store_facts(path: str | os.PathLike) -> dict[str, Any]:
         NequIPMDError: it is missing, damaged or no store.
     """
     store = GraphStore(path)
-    made, table = store.metadata, store.table
+    made, table, counts = store.metadata, store.table, store.counts("info")
     return {
         "file": os.fspath(path),
         "kind": "store of graphs",
@@ -215,8 +215,8 @@ def store_facts(path: str | os.PathLike) -> dict[str, Any]:
         "frames": len(store),
         "atoms": int(table.num_atoms.sum()),
         "edges": int(table.num_edges.sum()),
-        "labels": {label: int(getattr(table, f"has_{label}").sum()) for label in ("energy", "forces", "stress")},
-        "isolated atoms": len(made.isolated_atoms),
+        "labels": {label: getattr(counts, label) for label in ("energy", "forces", "stress")},
+        "isolated atoms": counts.isolated_atoms,
         "size": f"{os.path.getsize(path) / 1e6:.1f} MB",
         "made from": made.sources,
     }

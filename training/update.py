@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -38,21 +39,13 @@ class Update:
         self.weights, self.optimizer, self.gradient_clip = list(weights), optimizer, gradient_clip
         self.average, self.model = average, model
 
-    def before(self) -> None:
-        """What comes before the optimizer's step."""
+    def __call__(self, closure: Callable[[], Any] | None = None) -> None:
+        """Take the place of the optimizer's own ``step``."""
         if self.gradient_clip is not None:
             nn.utils.clip_grad_norm_(self.weights, self.gradient_clip)
-
-    def after(self) -> None:
-        """What comes after it."""
+        type(self.optimizer).step(self.optimizer, closure)
         if self.average is not None:
             self.average.follow(self.model)
-
-    def __call__(self) -> None:
-        self.before()
-        # the class's step, as the optimizer's own may be a recording of this one
-        type(self.optimizer).step(self.optimizer)
-        self.after()
 
 
 class RecordedUpdate:
@@ -67,8 +60,8 @@ class RecordedUpdate:
         self._graph: torch.cuda.CUDAGraph | None = None
         self._rates: list[Tensor] = []
 
-    def __call__(self, closure=None) -> None:
-        """Take the place of the optimizer's ``step``, whose closure is not called."""
+    def __call__(self, closure: Callable[[], Any] | None = None) -> None:
+        """Take the place of the optimizer's own ``step``; the closure is not called."""
         groups = self.update.optimizer.param_groups
         if self._graph is not None:
             for rate, group in zip(self._rates, groups, strict=True):
