@@ -23,6 +23,7 @@ from pydantic import (
 )
 
 from nequip_md.errors import NequIPMDError
+from nequip_md.files import FileKind, refuse_other
 from nequip_md.model.config import AllegroConfig, NequIPConfig, PotentialConfig, preset
 from nequip_md.training.step_config import (
     ConstantSchedule,
@@ -297,9 +298,10 @@ def load_config(path: str | Path) -> TrainingConfig:
     """Read and check a training file; paths of data files in the result are absolute.
 
     Raises:
-        NequIPMDError: the file cannot be read or is not YAML, or a key or value is refused.
+        NequIPMDError: the file is of another kind, cannot be read or is not YAML, or a key or value is refused.
     """
     path = Path(path)
+    refuse_other(path, FileKind.TRAINING_FILE)
     try:
         content = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except OSError as error:

@@ -80,11 +80,9 @@ def _labels_and_options(options: argparse.Namespace) -> tuple[Labels, GraphOptio
 
     if options.train_file is None:
         return Labels(weight="config_weight"), None
-    from nequip_md.files import FileKind, refuse_other
     from nequip_md.training.config import load_config
     from nequip_md.training.samples import GraphOptions
 
-    refuse_other(options.train_file, FileKind.TRAINING_FILE)
     config = load_config(options.train_file)
     return Labels.from_config(config.data), GraphOptions.from_potential(config.potential())
 

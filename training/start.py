@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nequip_md.errors import NequIPMDError, install_command
-from nequip_md.files import FileKind, refuse_other
 from nequip_md.memory import keep_freed_memory
 from nequip_md.training.folder import BEST
 
@@ -98,7 +97,6 @@ def _checked(
         except NequIPMDError as error:
             raise NequIPMDError(f"the training configuration is not valid\n{error}") from None
     elif isinstance(config, (str, os.PathLike)):
-        refuse_other(Path(config), FileKind.TRAINING_FILE)
         config = load_config(config)
     return config.model_copy(update={"output": os.fspath(output)}) if output else config
 
