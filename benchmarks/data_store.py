@@ -20,11 +20,11 @@ import h5py
 import lmdb
 import numpy as np
 
-from nequip_md.training.labels import Labels
-from nequip_md.training.samples import GraphOptions
-from nequip_md.training.store import GraphStore
-from nequip_md.training.store_format import environment, frame_key
-from nequip_md.training.store_writer import write_store
+from nequip_md.training.data.labels import Labels
+from nequip_md.training.data.samples import GraphOptions
+from nequip_md.training.data.store import GraphStore
+from nequip_md.training.data.store_format import environment, frame_key
+from nequip_md.training.data.store_writer import write_store
 
 PROCESSES = (1, 2, 4)
 

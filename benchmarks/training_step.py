@@ -30,14 +30,14 @@ from torch import nn
 from nequip_md.bench.peer import build_pair
 from nequip_md.bench.structures import water_box
 from nequip_md.model import PRESETS, preset
-from nequip_md.training.compiled_step import CompiledStep
 from nequip_md.training.config import LossConfig
-from nequip_md.training.labels import FrameLabels
-from nequip_md.training.loss import label_counts
-from nequip_md.training.recorded_step import RecordedStep, TalliedStep
-from nequip_md.training.samples import collate, make_sample
-from nequip_md.training.step import EagerStep, Tally
-from nequip_md.training.update import RecordedUpdate, Update
+from nequip_md.training.data.labels import FrameLabels
+from nequip_md.training.data.samples import collate, make_sample
+from nequip_md.training.steps.compiled_step import CompiledStep
+from nequip_md.training.steps.loss import label_counts
+from nequip_md.training.steps.recorded_step import RecordedStep, TalliedStep
+from nequip_md.training.steps.step import EagerStep, Tally
+from nequip_md.training.steps.update import RecordedUpdate, Update
 
 LOSS = LossConfig(energy=1.0, force=1.0)
 NEQUIP = ("S", "M", "L", "XL")

@@ -9,9 +9,9 @@ from importlib import import_module
 from nequip_md.cli import add_version
 
 COMMANDS = {
-    "data": ("nequip_md.training.data_cli", "convert, check, describe and split data files"),
+    "data": ("nequip_md.training.data.cli", "convert, check, describe and split data files"),
     "train": ("nequip_md.training.cli", "train an Allegro or NequIP potential"),
-    "evaluate": ("nequip_md.training.evaluate_cli", "errors of a model on labelled structures"),
+    "evaluate": ("nequip_md.training.evaluation.cli", "errors of a model on labelled structures"),
     "export": ("nequip_md.export.cli", "compile a trained potential into one .pt2 file"),
     "validate": ("nequip_md.export.validate_cli", "check a compiled potential"),
     "lammps": ("nequip_md.lammps.cli", "build and find the LAMMPS plugin"),

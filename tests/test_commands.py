@@ -65,7 +65,7 @@ class Command:
 CASES = {
     "data": Command(
         ["summary", "absent.extxyz"],
-        ("nequip_md.training.samples", "labelled_frames"),
+        ("nequip_md.training.data.samples", "labelled_frames"),
         ["split", "absent.extxyz", "-o", "parts"],
         "data file absent.extxyz does not exist",
     ),

@@ -11,15 +11,21 @@ from nequip_md.model import with_dtype
 from nequip_md.model.build import build_model
 from nequip_md.model.config import AllegroConfig, preset
 from nequip_md.precision import matmul_precision
-from nequip_md.training import compiled_step
-from nequip_md.training.compiled_step import CheckedStep, CompiledStep, pad_batch, relative_difference, step_program
 from nequip_md.training.config import LossConfig
-from nequip_md.training.ema import AveragedModel
-from nequip_md.training.loss import divisors, label_counts
-from nequip_md.training.recorded_step import EDGES_OF_A_PHANTOM, RecordedStep, TalliedStep, padded_sizes
-from nequip_md.training.samples import collate, make_sample
-from nequip_md.training.step import EagerStep, Tally, tensors_of, trained
-from nequip_md.training.update import RecordedUpdate, Update
+from nequip_md.training.data.samples import collate, make_sample
+from nequip_md.training.steps import compiled_step
+from nequip_md.training.steps.compiled_step import (
+    CheckedStep,
+    CompiledStep,
+    pad_batch,
+    relative_difference,
+    step_program,
+)
+from nequip_md.training.steps.ema import AveragedModel
+from nequip_md.training.steps.loss import divisors, label_counts
+from nequip_md.training.steps.recorded_step import EDGES_OF_A_PHANTOM, RecordedStep, TalliedStep, padded_sizes
+from nequip_md.training.steps.step import EagerStep, Tally, tensors_of, trained
+from nequip_md.training.steps.update import RecordedUpdate, Update
 from support.training_runs import MODEL, crystals
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"

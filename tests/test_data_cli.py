@@ -13,10 +13,10 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from matplotlib.image import imread
 
 from nequip_md.errors import NequIPMDError
-from nequip_md.training.data_cli import main
-from nequip_md.training.data_files import part_sizes
-from nequip_md.training.readers import read
-from nequip_md.training.store import GraphStore
+from nequip_md.training.data.cli import main
+from nequip_md.training.data.files import part_sizes
+from nequip_md.training.data.readers import read
+from nequip_md.training.data.store import GraphStore
 from support.training_runs import MODEL, crystals
 
 HARTREE, BOHR = 27.211386, 0.529177211

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 import torch
 
-from nequip_md.training.batches import Batches
-from nequip_md.training.data_cli import main as convert
+from nequip_md.training.data.batches import Batches
+from nequip_md.training.data.cli import main as convert
 from nequip_md.training.divergence import FirstFailure
-from nequip_md.training.loss import Prediction
-from nequip_md.training.step import EagerStep
+from nequip_md.training.steps.loss import Prediction
+from nequip_md.training.steps.step import EagerStep
 from support.training_runs import batch_of, crystals, run, write_config, write_data
 
 pytestmark = pytest.mark.usefixtures("one_thread")

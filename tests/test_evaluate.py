@@ -17,9 +17,9 @@ from ase.calculators.singlepoint import SinglePointCalculator
 
 import nequip_md
 from nequip_md import NequIPMDCalculator, NequIPMDError
-from nequip_md.training.error_groups import force_errors_by_size, statistics_of, worst_frames
-from nequip_md.training.evaluate_cli import main
-from nequip_md.training.predictions import Predictions
+from nequip_md.training.evaluation.cli import main
+from nequip_md.training.evaluation.error_groups import force_errors_by_size, statistics_of, worst_frames
+from nequip_md.training.evaluation.predictions import Predictions
 from support.structures import triclinic_crystal, water_box
 
 UPSTREAM = Path(__file__).resolve().parent / "data" / "upstream"

@@ -13,9 +13,9 @@ from nequip_md.model.build import build_model
 from nequip_md.model.config import AllegroConfig, preset
 from nequip_md.training import fine_tuning
 from nequip_md.training.cli import main
-from nequip_md.training.loss import predict
-from nequip_md.training.sample_set import MemorySource, SampleSet
-from nequip_md.training.samples import collate, make_sample
+from nequip_md.training.data.sample_set import MemorySource, SampleSet
+from nequip_md.training.data.samples import collate, make_sample
+from nequip_md.training.steps.loss import predict
 from support.training_runs import MODEL, crystals, run, write_data
 
 MODELS = {

@@ -17,7 +17,7 @@ from nequip_md.model.build import build_model
 from nequip_md.model.potential import energy_and_gradient
 from nequip_md.training.cli import main
 from nequip_md.training.config import load_config
-from nequip_md.training.loss import Error, loss
+from nequip_md.training.steps.loss import Error, loss
 from support.upstream_nequip import evaluate_upstream, upstream_settings, upstream_state
 
 STATISTICS = "${training_data_stats:%s}"

@@ -10,8 +10,8 @@ from nequip_md import checkpoint
 from nequip_md.model.build import build_model
 from nequip_md.model.config import AllegroConfig
 from nequip_md.training.config import LossConfig
-from nequip_md.training.loss import divisors, label_counts
-from nequip_md.training.step import loss_and_gradient, trained
+from nequip_md.training.steps.loss import divisors, label_counts
+from nequip_md.training.steps.step import loss_and_gradient, trained
 from support.training_runs import MODEL, assert_same_end, batch_of, crystals, run, write_data
 
 pytestmark = pytest.mark.usefixtures("one_thread")

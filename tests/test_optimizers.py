@@ -12,8 +12,8 @@ from nequip_md.errors import NequIPMDError
 from nequip_md.model.build import build_model
 from nequip_md.model.config import preset
 from nequip_md.training.config import OptimizerConfig
-from nequip_md.training.ema import ScheduleFreeModel, averaged
-from nequip_md.training.optimizers import freeze, is_matrix, make_optimizer, parameter_groups, warmed_up
+from nequip_md.training.steps.ema import ScheduleFreeModel, averaged
+from nequip_md.training.steps.optimizers import freeze, is_matrix, make_optimizer, parameter_groups, warmed_up
 from support.training_runs import assert_same_end, run, write_data
 
 

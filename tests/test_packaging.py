@@ -31,7 +31,7 @@ for name in ("ops", "model", "graph", "checkpoint", "calculators", "lammps", "be
 from importlib.resources import files
 assert (files("nequip_md") / "py.typed").is_file()
 assert (files("nequip_md.kernels.cpu") / "cpu_kernels.cpp").is_file()
-assert (files("nequip_md.training") / "report_template.html").is_file()
+assert (files("nequip_md.training.report") / "template.html").is_file()
 from nequip_md.lammps.installation import package_folder
 for name in ("pair_nequip.cpp", "pair_nequip_intree.h", "install.cmake"):
     assert list(package_folder("nequip_md.pair_style", "").rglob(name)), name

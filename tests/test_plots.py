@@ -10,8 +10,8 @@ from matplotlib.image import imread
 
 import nequip_md
 from nequip_md import NequIPMDError
-from nequip_md.training import plots
-from nequip_md.training.predictions import Predictions
+from nequip_md.training.evaluation.predictions import Predictions
+from nequip_md.training.report import plots
 
 
 def predictions(frames: int = 12, atoms: int = 9, *, stress: bool = True) -> Predictions:
@@ -110,7 +110,7 @@ def test_nothing_is_drawn_without_labels(tmp_path):
 
 def test_without_matplotlib(monkeypatch):
     """Plots are refused before anything is read."""
-    monkeypatch.delitem(sys.modules, "nequip_md.training.plots")
+    monkeypatch.delitem(sys.modules, "nequip_md.training.report.plots")
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(NequIPMDError, match=r"evaluation needs the package matplotlib: pip install '.\[train\]'"):
         nequip_md.evaluate("absent.nqmd", __file__, plots="plots")

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import yaml
 
-from nequip_md.training import report_page
-from nequip_md.training.history import read_history
+from nequip_md.training.report import page
+from nequip_md.training.report.history import read_history
 from support.training_runs import run, write_data
 
 EMPTY = ("meta", "img")
@@ -131,7 +131,7 @@ def test_a_page_that_cannot_be_drawn_costs_a_warning(tmp_path, monkeypatch, caps
     def fail(*_):
         raise ValueError("no ink")
 
-    monkeypatch.setattr(report_page, "learning_curves", fail)
+    monkeypatch.setattr(page, "learning_curves", fail)
     output = tmp_path / "run"
     assert run(write_data(tmp_path), output, stop={"max_epochs": 1}, report_page=True) == 0
     text = capsys.readouterr().out

@@ -20,11 +20,11 @@ from nequip_md.model.config import AllegroConfig
 from nequip_md.model.potential import energy_and_gradient
 from nequip_md.training.callbacks import BestModel
 from nequip_md.training.config import CosineSchedule, LossConfig, PlateauSchedule, StopConfig
-from nequip_md.training.ema import AveragedModel
-from nequip_md.training.loss import Error, Prediction, errors, label_counts, loss, predict
-from nequip_md.training.metrics import ErrorMetrics, ForceErrorByType, weighted_loss
-from nequip_md.training.samples import collate, make_sample
-from nequip_md.training.schedule import Clock, make_schedule
+from nequip_md.training.data.samples import collate, make_sample
+from nequip_md.training.evaluation.metrics import ErrorMetrics, ForceErrorByType, weighted_loss
+from nequip_md.training.steps.ema import AveragedModel
+from nequip_md.training.steps.loss import Error, Prediction, errors, label_counts, loss, predict
+from nequip_md.training.steps.schedule import Clock, make_schedule
 from support.training_runs import MODEL, assert_same_end, crystals, run, write_data
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -356,7 +356,7 @@ def test_a_step_that_runs_out_of_memory_names_its_frames(folder, tmp_path, monke
     def step(self, batch, counts):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nMore")
 
-    monkeypatch.setattr("nequip_md.training.step.EagerStep.__call__", step)
+    monkeypatch.setattr("nequip_md.training.steps.step.EagerStep.__call__", step)
     assert run(folder, tmp_path / "out") == 1
     message = capsys.readouterr().err
     assert re.search(

@@ -9,10 +9,10 @@ from ase.calculators.singlepoint import SinglePointCalculator
 
 from nequip_md.errors import NequIPMDError
 from nequip_md.model.config import AllegroConfig
-from nequip_md.training.batches import Batches
 from nequip_md.training.config import DataConfig
-from nequip_md.training.data import AtomsData, Labels, collate, make_sample, split
-from nequip_md.training.statistics import automatic_value, compute_statistics, isolated_atom_energies
+from nequip_md.training.data.batches import Batches
+from nequip_md.training.data.data_module import AtomsData, Labels, collate, make_sample, split
+from nequip_md.training.data.statistics import automatic_value, compute_statistics, isolated_atom_energies
 
 TYPES = ["H", "O"]
 CUTOFF = 1.6

@@ -23,13 +23,13 @@ from nequip_md.model.config import AllegroConfig
 from nequip_md.model.potential import energy_and_gradient
 from nequip_md.training.cli import main
 from nequip_md.training.config import LossConfig, check_config
-from nequip_md.training.data import AtomsData, collate, make_sample
+from nequip_md.training.data.data_module import AtomsData, collate, make_sample
+from nequip_md.training.data.labels import Labels
+from nequip_md.training.data.statistics import compute_statistics
 from nequip_md.training.divergence import FirstFailure
-from nequip_md.training.labels import Labels
-from nequip_md.training.loss import Prediction, errors, label_counts, loss, predict
-from nequip_md.training.metrics import ErrorMetrics
+from nequip_md.training.evaluation.metrics import ErrorMetrics
 from nequip_md.training.prepare import prepare, resolved, suggest_repulsion
-from nequip_md.training.statistics import compute_statistics
+from nequip_md.training.steps.loss import Prediction, errors, label_counts, loss, predict
 
 MODEL = {
     "kind": "allegro", "type_names": ["Ar"], "cutoff": 4.5, "l_max": 1, "num_layers": 1, "num_scalar_features": 4,

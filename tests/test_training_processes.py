@@ -13,7 +13,7 @@ import torch
 from ase.calculators.lj import LennardJones
 
 from nequip_md import checkpoint
-from nequip_md.training.batches import Batches
+from nequip_md.training.data.batches import Batches
 from nequip_md.training.parallel import Processes
 from nequip_md.training.states import read_state
 from support.training_processes import train_on

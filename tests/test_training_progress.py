@@ -16,7 +16,7 @@ from nequip_md.errors import NequIPMDError
 from nequip_md.training import loggers
 from nequip_md.training.config import StopConfig
 from nequip_md.training.progress import TrainingBar, seconds_left
-from nequip_md.training.schedule import Clock
+from nequip_md.training.steps.schedule import Clock
 from support.training_runs import run, write_config, write_data
 
 

@@ -16,11 +16,11 @@ from scipy import constants
 
 from nequip_md.errors import NequIPMDError
 from nequip_md.model.config import AllegroConfig
-from nequip_md.training import readers
 from nequip_md.training.config import DataConfig
-from nequip_md.training.data import AtomsData
-from nequip_md.training.readers.spice import formal_charge
-from nequip_md.training.units import Units
+from nequip_md.training.data import readers
+from nequip_md.training.data.data_module import AtomsData
+from nequip_md.training.data.readers.spice import formal_charge
+from nequip_md.training.data.units import Units
 
 EV = constants.e
 HARTREE = constants.value("Hartree energy") / EV

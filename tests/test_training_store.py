@@ -21,12 +21,12 @@ from nequip_md.errors import NequIPMDError
 from nequip_md.info.cli import main as info
 from nequip_md.model.config import AllegroConfig
 from nequip_md.training.config import DataConfig
-from nequip_md.training.data import AtomsData
-from nequip_md.training.labels import Labels
-from nequip_md.training.samples import GraphOptions, Sample
-from nequip_md.training.statistics import compute_statistics
-from nequip_md.training.store import GraphStore
-from nequip_md.training.store_writer import write_store
+from nequip_md.training.data.data_module import AtomsData
+from nequip_md.training.data.labels import Labels
+from nequip_md.training.data.samples import GraphOptions, Sample
+from nequip_md.training.data.statistics import compute_statistics
+from nequip_md.training.data.store import GraphStore
+from nequip_md.training.data.store_writer import write_store
 from support.training_runs import MODEL, assert_same_end, crystals, run, write_data
 
 POTENTIAL = AllegroConfig(**MODEL)

@@ -50,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         result = train(options.config, output=options.output, resume=options.resume, overwrite=options.overwrite)
         from rich.console import Console
 
-        from nequip_md.training.report import metrics_table
+        from nequip_md.training.report.tables import metrics_table
 
         Console().print(metrics_table(result.metrics))
         print(f"best model: {result.best}")

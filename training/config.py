@@ -25,6 +25,7 @@ from pydantic import (
 from nequip_md.errors import NequIPMDError
 from nequip_md.files import FileKind, refuse_other
 from nequip_md.model.config import AllegroConfig, NequIPConfig, PotentialConfig, preset
+from nequip_md.training.data.units import ENERGY, FORCE, LENGTH, SIGN, STRESS
 from nequip_md.training.step_config import (
     ConstantSchedule,
     CosineSchedule,
@@ -37,7 +38,6 @@ from nequip_md.training.step_config import (
     StopConfig,
     as_list,
 )
-from nequip_md.training.units import ENERGY, FORCE, LENGTH, SIGN, STRESS
 
 AUTO_VALUES = {
     "avg_num_neighbors": ("auto", "auto_by_type"),
@@ -76,7 +76,7 @@ def _one_of(names: Iterable[str]) -> AfterValidator:
 
 
 class DataConfig(Section):
-    """Labelled structures, in the formats of :mod:`nequip_md.training.readers` or as stores of finished graphs."""
+    """Labelled structures, in the formats of :mod:`nequip_md.training.data.readers` or as stores of finished graphs."""
 
     train: Files
     validation: Files | None = None

@@ -13,12 +13,12 @@ import torch
 from torch import Tensor, distributed
 
 from nequip_md.atomic import write_atomically
-from nequip_md.training.loss import Prediction
+from nequip_md.training.data.samples import Sample
 from nequip_md.training.parallel import are_connected
-from nequip_md.training.samples import Sample
+from nequip_md.training.steps.loss import Prediction
 
 if TYPE_CHECKING:
-    from nequip_md.training.data import AtomsData
+    from nequip_md.training.data.data_module import AtomsData
 
 _BATCH = 2**32  # more than there are frames: a batch and a frame in it are one number
 _NO_FRAME = _BATCH - 1

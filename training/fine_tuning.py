@@ -14,9 +14,9 @@ from nequip_md.errors import NequIPMDError
 from nequip_md.model.build import build_model
 from nequip_md.model.config import PotentialConfig
 from nequip_md.model.potential import Potential
-from nequip_md.training.loss import predict
-from nequip_md.training.sample_set import SampleSet
-from nequip_md.training.samples import Sample, collate
+from nequip_md.training.data.sample_set import SampleSet
+from nequip_md.training.data.samples import Sample, collate
+from nequip_md.training.steps.loss import predict
 
 log = logging.getLogger(__name__)
 

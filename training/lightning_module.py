@@ -15,27 +15,27 @@ from nequip_md.files import TRAINING_STATE_KEY
 from nequip_md.interrupt import hold, uninterrupted
 from nequip_md.model.potential import Potential
 from nequip_md.training.config import TrainingConfig
+from nequip_md.training.data.samples import Sample
 from nequip_md.training.divergence import describe_failure, describe_frames
-from nequip_md.training.ema import averaged
+from nequip_md.training.evaluation.metrics import ErrorMetrics, weighted_loss
 from nequip_md.training.folder import DIVERGED
-from nequip_md.training.loss import divisors, errors, label_counts, predict
-from nequip_md.training.metrics import ErrorMetrics, weighted_loss
-from nequip_md.training.optimizers import freeze, make_optimizer, warmed_up
 from nequip_md.training.parallel import are_connected, stop_together, sum_over_processes
 from nequip_md.training.position import between_steps
-from nequip_md.training.recorded_step import (
+from nequip_md.training.report.tables import epoch_line
+from nequip_md.training.step_config import QUANTITIES
+from nequip_md.training.steps.ema import averaged
+from nequip_md.training.steps.loss import divisors, errors, label_counts, predict
+from nequip_md.training.steps.optimizers import freeze, make_optimizer, warmed_up
+from nequip_md.training.steps.recorded_step import (
     CheckedRecordedStep,
     RecordedStep,
     TalliedStep,
     make_step,
     validation_step,
 )
-from nequip_md.training.report import epoch_line
-from nequip_md.training.samples import Sample
-from nequip_md.training.schedule import Clock, make_schedule
-from nequip_md.training.step import Tally, trained
-from nequip_md.training.step_config import QUANTITIES
-from nequip_md.training.update import RecordedUpdate, Update, on_the_device_of_its_weights
+from nequip_md.training.steps.schedule import Clock, make_schedule
+from nequip_md.training.steps.step import Tally, trained
+from nequip_md.training.steps.update import RecordedUpdate, Update, on_the_device_of_its_weights
 
 log = logging.getLogger(__name__)
 

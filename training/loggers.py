@@ -11,7 +11,7 @@ from pathlib import Path
 from lightning.pytorch.loggers import CSVLogger, Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
 
 from nequip_md.errors import NequIPMDError
-from nequip_md.training.history import LOGS
+from nequip_md.training.report.history import LOGS
 
 log = logging.getLogger(__name__)
 

@@ -9,9 +9,9 @@ from ase.data import atomic_numbers, covalent_radii
 from nequip_md.model.build import build_model
 from nequip_md.model.config import PotentialConfig
 from nequip_md.training.config import AUTO_VALUES, TrainingConfig
-from nequip_md.training.data import AtomsData
-from nequip_md.training.labels import Labels
-from nequip_md.training.statistics import Statistics, automatic_value, compute_statistics, isolated_atom_energies
+from nequip_md.training.data.data_module import AtomsData
+from nequip_md.training.data.labels import Labels
+from nequip_md.training.data.statistics import Statistics, automatic_value, compute_statistics, isolated_atom_energies
 
 log = logging.getLogger(__name__)
 

@@ -11,8 +11,8 @@ from lightning.pytorch.callbacks import RichProgressBar
 from rich.progress import ProgressColumn, Task
 from rich.text import Text
 
-from nequip_md.training.samples import Sample
-from nequip_md.training.schedule import Clock
+from nequip_md.training.data.samples import Sample
+from nequip_md.training.steps.schedule import Clock
 
 
 def seconds_left(clock: Clock, epochs: int, fraction: float, epoch_elapsed: float) -> float:

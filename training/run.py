@@ -33,18 +33,18 @@ from nequip_md.precision import matmul_precision
 from nequip_md.training import fine_tuning
 from nequip_md.training.callbacks import BestModel, InterruptedState
 from nequip_md.training.config import TrainingConfig
-from nequip_md.training.data import AtomsData
+from nequip_md.training.data.data_module import AtomsData
+from nequip_md.training.data.statistics import Statistics
 from nequip_md.training.determinism import deterministic
+from nequip_md.training.evaluation.metrics import evaluate
+from nequip_md.training.evaluation.predictions import PredictionCollector
 from nequip_md.training.folder import BEST, LAST, REPORT, REPORT_PAGE, forget_run, held, holds_run
 from nequip_md.training.lightning_module import STATE_KEY, PotentialModule
 from nequip_md.training.loggers import make_loggers, require_loggers
-from nequip_md.training.metrics import evaluate
 from nequip_md.training.parallel import Processes, Replicas
-from nequip_md.training.predictions import PredictionCollector
 from nequip_md.training.prepare import prepare, resolved
 from nequip_md.training.progress import TrainingBar
 from nequip_md.training.states import StateFiles
-from nequip_md.training.statistics import Statistics
 
 log = logging.getLogger(__name__)
 
@@ -314,7 +314,7 @@ def _write_page(
 ) -> None:
     """Write ``report.html``. An error is reported as a warning, as the training itself has succeeded."""
     try:
-        from nequip_md.training.report_page import write_report_page  # imports matplotlib
+        from nequip_md.training.report.page import write_report_page  # imports matplotlib
 
         predictions = {name: collector.finish() for name, collector in collectors.items()}
         write_report_page(output, record, data, config, predictions, device)

@@ -65,7 +65,7 @@ class LossConfig(Section):
     force: NonNegativeFloat = 1.0
     stress: NonNegativeFloat = 0.0
     kind: Literal["mse", "mae", "huber", "stratified_huber"] = "mse"
-    """What is averaged: x^2, |x|, or Huber's function of an error x (:func:`nequip_md.training.loss.penalty`)."""
+    """What is averaged: x^2, |x|, or Huber's function of an error x (:func:`nequip_md.training.steps.loss.penalty`)."""
     huber_delta: PositiveFloat = 0.01
     """Where Huber's function turns from a parabola into a line, in the unit of each error."""
     schedule: list[LossChange] = []

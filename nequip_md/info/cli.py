@@ -62,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
             facts = installation_facts()
         elif options.model.suffix == ".graphs":
-            from nequip_md.training.store import store_facts  # imports PyTorch and lmdb
+            from nequip_md.training.data.store import store_facts  # imports PyTorch and lmdb
 
             facts = store_facts(options.model)
         else:

@@ -10,7 +10,7 @@ from ase.calculators.lj import LennardJones
 from nequip_md import checkpoint
 from nequip_md.model.config import AllegroConfig
 from nequip_md.training.cli import main
-from nequip_md.training.samples import collate, make_sample
+from nequip_md.training.data.samples import collate, make_sample
 
 MODEL = {
     "kind": "allegro", "type_names": ["Ar"], "cutoff": 1.8, "l_max": 1, "num_layers": 1,

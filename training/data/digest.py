@@ -1,0 +1,73 @@
+"""Digests of data, by which a resumed run recognises its own data."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import fields
+from typing import TYPE_CHECKING
+
+import numpy as np
+from ase import Atoms
+
+if TYPE_CHECKING:
+    from nequip_md.training.data.samples import Sample
+
+_NO_LABELS = {"graph", "volume", "index"}
+"""Fields that follow from the structures and their order, some with rounding errors that differ between machines."""
+
+
+def data_digest(frames: Sequence[Atoms], samples: Sequence[Sample]) -> dict[str, str]:
+    """SHA-256 of a data set, one for its structures and one for each label, all in the order of the frames.
+
+    Args:
+        frames: the structures: numbers, positions, cells and periodic directions count.
+        samples: their labels; every field of :class:`~nequip_md.training.data.samples.Sample` that is a label counts.
+
+    Returns:
+        Hexadecimal digests by ``structures``, ``energy``, ``forces``, ...
+    """
+    digest = DataDigest()
+    for atoms, sample in zip(frames, samples, strict=True):
+        digest.add(atoms, sample)
+    return digest.values
+
+
+class DataDigest:
+    """The digests of :func:`data_digest`, of one frame after the other."""
+
+    def __init__(self):
+        self._digests = {"structures": hashlib.sha256()}
+
+    def add(self, atoms: Atoms, sample: Sample) -> None:
+        for array in (atoms.numbers.astype(np.int64), atoms.positions, atoms.cell.array, atoms.pbc):
+            _add(self._digests["structures"], array)
+        for name in {f.name for f in fields(sample)} - _NO_LABELS:
+            tensor = getattr(sample, name)
+            # a stress may come from a virial and a volume, whose last bits are another machine's own
+            array = (tensor.float() if name == "stress" else tensor).numpy()
+            _add(self._digests.setdefault(name, hashlib.sha256()), array)
+
+    @property
+    def values(self) -> dict[str, str]:
+        return {name: digest.hexdigest() for name, digest in self._digests.items()}
+
+
+def combined_digest(parts: Sequence[dict[str, str]], rows: np.ndarray) -> dict[str, str]:
+    """Digests of some frames of several sources.
+
+    Args:
+        parts: digests of each source.
+        rows: the frames, counted through all sources, int64 [n].
+    """
+    combined = {}
+    for name in dict.fromkeys(name for part in parts for name in part):
+        digest = hashlib.sha256("".join(part.get(name, "") for part in parts).encode())
+        _add(digest, rows.astype(np.int64))
+        combined[name] = digest.hexdigest()
+    return combined
+
+
+def _add(digest, array: np.ndarray) -> None:
+    digest.update(repr((array.dtype.str, array.shape)).encode())
+    digest.update(np.ascontiguousarray(array))

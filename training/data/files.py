@@ -1,0 +1,125 @@
+"""Data files to data files: conversion to extended XYZ, and splits."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+import numpy as np
+from ase import Atoms
+from ase.io.extxyz import write_xyz
+from ase.io.formats import open_with_compression
+
+from nequip_md.atomic import replacing
+from nequip_md.errors import NequIPMDError
+from nequip_md.training.data import readers
+from nequip_md.training.data.label_counts import LabelCounter, LabelCounts
+from nequip_md.training.data.labels import FrameLabels, Labels, is_isolated_atom, with_labels
+from nequip_md.training.data.readers import extxyz
+from nequip_md.training.data.samples import labelled_frames, naming
+
+PARTS = ("train", "validation", "test")
+
+Frames = Iterable[tuple[str, Atoms, FrameLabels]]
+
+
+def write_extxyz(
+    output: str | os.PathLike,
+    files: Sequence[str],
+    labels: Labels,
+    *,
+    keep: Callable[[Atoms, FrameLabels], bool] = lambda atoms, found: True,
+    progress: Callable[[Frames], Frames] = lambda frames: frames,
+) -> list[LabelCounts]:
+    """Write the frames of some files to one file in extended XYZ, with ASE's names and units.
+
+    Args, Returns, Raises: as :func:`~nequip_md.training.data.store_writer.write_store`.
+    """
+    counters = [LabelCounter("train", path, labels) for path in files]
+
+    def frames() -> Iterator[tuple[str, Atoms, FrameLabels]]:
+        for path, counter in zip(files, counters, strict=True):
+            for name, atoms, found in labelled_frames(path, labels):
+                with naming(name):
+                    kept = is_isolated_atom(atoms) or keep(atoms, found)
+                if is_isolated_atom(atoms):
+                    counter.add_isolated_atom()
+                elif kept:
+                    counter.add(atoms, found)
+                if kept:
+                    yield name, atoms, found
+
+    written = 0
+    with replacing(output) as unfinished, open(unfinished, "w", encoding="utf-8") as file:
+        for _, atoms, found in progress(frames()):
+            write_xyz(file, [with_labels(atoms, found)])
+            written += 1
+        if not written:
+            raise NequIPMDError(f"no frame of {', '.join(files)} is left to write to {output}")
+    return [counter.result() for counter in counters]
+
+
+def part_sizes(count: int, fractions: Sequence[float]) -> list[int]:
+    """Numbers of frames in parts; if the fractions are all of it, the first part takes what rounding leaves.
+
+    Raises:
+        NequIPMDError: fractions that are not positive or more than 1 in all, or a part without a frame.
+    """
+    if any(not 0 < f <= 1 for f in fractions) or sum(fractions) > 1 + 1e-9:
+        raise NequIPMDError(f"fractions are positive and at most 1 in all, not {' '.join(map(str, fractions))}")
+    sizes = [round(f * count) for f in fractions]
+    if sum(fractions) > 1 - 1e-9:
+        sizes[0] = count - sum(sizes[1:])
+    if any(size < 1 for size in sizes):
+        raise NequIPMDError(f"the parts of {count} frames would have {' '.join(map(str, sizes))}; ask for larger ones")
+    return sizes
+
+
+def split_file(path: str, fractions: Sequence[float], seed: int, folder: str | os.PathLike) -> dict[Path, int]:
+    """Draw parts of a file at random and write them to ``train.extxyz``, ``validation.extxyz`` and ``test.extxyz``.
+
+    Frames of a part stay in their order. Extended XYZ is copied as it stands, frames of other formats get ASE's names;
+    isolated atoms all go to the first part, and do not count.
+
+    Args:
+        fractions: of one to three parts.
+        folder: made if it does not exist; the files must not.
+
+    Returns:
+        The files and the number of frames in each, isolated atoms included.
+
+    Raises:
+        NequIPMDError: a file that cannot be read, parts that cannot be, a part that exists already.
+    """
+    isolated = np.array([is_isolated_atom(atoms) for _, atoms in readers.read(path)])
+    sizes = part_sizes(int((~isolated).sum()), fractions)
+    names = [Path(folder) / f"{part}.extxyz" for part in PARTS[: len(sizes)]]
+    if existing := [str(name) for name in names if name.exists()]:
+        raise NequIPMDError(f"{', '.join(existing)} exists already; give another folder, or remove it")
+    part_of = np.full(len(isolated), -1)
+    order = np.random.default_rng(seed).permutation(np.flatnonzero(~isolated))
+    for part, chosen in enumerate(np.split(order, np.cumsum(sizes))[: len(sizes)]):
+        part_of[chosen] = part
+    part_of[isolated] = 0
+    os.makedirs(folder, exist_ok=True)
+    with ExitStack() as stack:
+        files = [open(stack.enter_context(replacing(name)), "w", encoding="utf-8") for name in names]
+        for file in files:
+            stack.callback(file.close)  # before the file gets its name
+        for part, text in zip(part_of.tolist(), _texts(path), strict=True):
+            if part >= 0:
+                text(files[part])
+    return {name: int((part_of == part).sum()) for part, name in enumerate(names)}
+
+
+def _texts(path: str) -> Iterator[Callable]:
+    """For each frame a function that writes it to an open file."""
+    if readers.file_format(path).frames is extxyz.frames:
+        with open_with_compression(path, "r") as file:
+            for text in extxyz.frame_texts(file):
+                yield lambda out, text=text: out.write(text)
+        return
+    for _, atoms in readers.read(path):
+        yield lambda out, atoms=atoms: write_xyz(out, [atoms])

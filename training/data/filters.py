@@ -1,0 +1,64 @@
+"""Which frames to take from large data sets."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from ase import Atoms
+
+from nequip_md.errors import NequIPMDError
+from nequip_md.training.data.labels import FrameLabels
+
+
+@dataclass
+class Filter:
+    """Conditions that a frame has to meet; None stands for no condition.
+
+    Attributes:
+        max_force: largest norm of a force on an atom, eV/angstrom; frames without forces meet it.
+        charge: total charge in ``Atoms.info["charge"]``, elementary charges.
+        elements: chemical symbols that a frame may have.
+        single_fragment: one molecule alone, by the number in ``Atoms.info["fragments"]``.
+        dropped: frames that were refused, by condition.
+    """
+
+    max_force: float | None = None
+    charge: float | None = None
+    elements: frozenset[str] | None = None
+    single_fragment: bool = False
+
+    def __post_init__(self):
+        self.dropped: dict[str, int] = {}
+
+    def __call__(self, atoms: Atoms, found: FrameLabels) -> bool:
+        """Whether the frame meets all conditions.
+
+        Raises:
+            NequIPMDError: the frame does not say its charge or its number of fragments.
+        """
+        reason = self._reason(atoms, found)
+        if reason is not None:
+            self.dropped[reason] = self.dropped.get(reason, 0) + 1
+        return reason is None
+
+    def _reason(self, atoms: Atoms, found: FrameLabels) -> str | None:
+        if self.elements is not None and (other := set(atoms.symbols) - self.elements):
+            return f"elements {' '.join(sorted(other))}"
+        if self.charge is not None and _info(atoms, "charge", "--charge") != self.charge:
+            return "another charge"
+        if self.single_fragment and _info(atoms, "fragments", "--fragments") != 1:
+            return "several fragments"
+        if self.max_force is not None and found.forces is not None and len(atoms):
+            if np.linalg.norm(found.forces, axis=1).max() > self.max_force:
+                return "a larger force"
+        return None
+
+
+def _info(atoms: Atoms, name: str, option: str) -> float:
+    if name not in atoms.info:
+        raise NequIPMDError(
+            f"{option} needs the entry {name} of a frame, as those of the SPICE data set have it; {atoms.symbols} has"
+            f" {', '.join(atoms.info) or 'none'}: leave the option out"
+        )
+    return atoms.info[name]

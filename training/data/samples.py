@@ -1,0 +1,228 @@
+"""Labelled graphs: one of each frame, batches of them, and all of a file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, fields, replace
+from itertools import islice
+
+import numpy as np
+import torch
+from ase import Atoms
+from torch import Tensor
+
+from nequip_md.errors import NequIPMDError
+from nequip_md.graph import Graph, Structure, batch_graphs, build_graph, build_graphs
+from nequip_md.model.config import PotentialConfig
+from nequip_md.training.data import readers
+from nequip_md.training.data.label_counts import LabelCounter
+from nequip_md.training.data.labels import FrameLabels, Labels, is_isolated_atom, with_labels
+from nequip_md.training.data.units import ASE_UNITS
+
+MIN_DISTANCE = 0.1
+"""Angstrom; atoms that are closer are taken for an error in the data (at distance 0 a model gives no number)."""
+
+_GROUP = 256
+"""Frames whose neighbours are searched together."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Structures with their labels: one, or a batch of B of them. A label that the data lacks is NaN.
+
+    Attributes:
+        graph: N atoms in all.
+        energy: eV, float64 [B].
+        forces: eV/angstrom, float64 [N, 3].
+        stress: eV/angstrom^3, positive under tension, float64 [B, 3, 3].
+        volume: angstrom^3, infinite for structures whose cell has none, float64 [B].
+        weight: factor of each structure's part of the loss, float64 [B].
+        index: of each structure in its data set, int64 [B].
+    """
+
+    graph: Graph
+    energy: Tensor
+    forces: Tensor
+    stress: Tensor
+    volume: Tensor
+    weight: Tensor
+    index: Tensor
+
+    @property
+    def num_atoms(self) -> Tensor:
+        """Atoms of each structure, int64 [B]."""
+        return self.graph.graph_ptr.diff()
+
+    @property
+    def num_bytes(self) -> int:
+        labels = [getattr(self, f.name) for f in fields(self) if f.name != "graph"]
+        return sum(t.numel() * t.element_size() for t in (*self.graph.tensors, *labels))
+
+    def to(self, device: torch.device | str, **_) -> Sample:
+        return Sample(**{f.name: getattr(self, f.name).to(device) for f in fields(self)})
+
+
+def collate(samples: Sequence[Sample]) -> Sample:
+    """One batch of several samples, on the device that they are on."""
+    labels = {f.name: torch.cat([getattr(s, f.name) for s in samples]) for f in fields(Sample) if f.name != "graph"}
+    return Sample(graph=batch_graphs([s.graph for s in samples]), **labels)
+
+
+@dataclass(frozen=True)
+class GraphOptions:
+    """What a graph depends on besides its structure.
+
+    Attributes:
+        type_names: chemical symbols in the order of the model's types.
+        cutoffs: angstrom, ``[centre type][neighbour type]``.
+    """
+
+    type_names: tuple[str, ...]
+    cutoffs: tuple[tuple[float, ...], ...]
+
+    @classmethod
+    def from_potential(cls, config: PotentialConfig) -> GraphOptions:
+        return cls(tuple(config.type_names), tuple(map(tuple, config.cutoff_matrix())))
+
+
+def without_labels(sample: Sample) -> Sample:
+    """The same structures without labels: what a process takes that has no frames in a step, as it adds nothing to the loss."""
+    labels = {name: torch.full_like(getattr(sample, name), torch.nan) for name in ("energy", "forces", "stress")}
+    return replace(sample, **labels)
+
+
+def batch_of(samples: Sequence[Sample], otherwise: Sample) -> Sample:
+    """One batch of several samples; without any, ``otherwise``."""
+    return collate(samples) if samples else otherwise
+
+
+def make_sample(
+    atoms: Atoms, config: PotentialConfig, labels: Labels | FrameLabels | None = None, index: int = 0
+) -> Sample:
+    """The graph of a frame with its labels.
+
+    Args:
+        labels: the labels, or the names to look for; by default those of :class:`Labels`.
+        index: of the frame in its data set.
+
+    Raises:
+        NequIPMDError: a label that is refused (see :meth:`Labels.of`), an element that the model lacks, a bad cell, two
+            atoms at one place.
+    """
+    found = labels if isinstance(labels, FrameLabels) else (labels or Labels()).of(atoms)
+    structure = Structure.from_ase(atoms, config.type_names)
+    return _labelled(structure, build_graph(structure, config.cutoff_matrix()), found, index)
+
+
+def read_samples(
+    path: str,
+    labels: Labels,
+    options: GraphOptions,
+    counter: LabelCounter,
+    isolated_atoms: list[tuple[str, Atoms]],
+    keep: Callable[[Atoms, FrameLabels], bool] = lambda atoms, found: True,
+) -> Iterator[tuple[str, Atoms, Sample]]:
+    """Each frame of a file: its name, itself, its sample. A few frames at a time are in memory.
+
+    Args:
+        counter: counts the labels.
+        isolated_atoms: takes the frames that are marked as isolated atoms, by name; they give no sample.
+        keep: whether to take a frame.
+
+    Raises:
+        NequIPMDError: a file or a frame that cannot be used; the message names it.
+    """
+    frames = labelled_frames(path, labels)
+    while group := list(islice(frames, _GROUP)):
+        taken, structures = [], []
+        for name, atoms, found in group:
+            if is_isolated_atom(atoms):
+                counter.add_isolated_atom()
+                isolated_atoms.append((name, with_labels(atoms, found)))
+                continue
+            with naming(name):
+                if not keep(atoms, found):
+                    continue
+                structures.append(Structure.from_ase(atoms, options.type_names))
+            counter.add(atoms, found)
+            taken.append((name, atoms, found))
+        graphs = _graphs([name for name, _, _ in taken], structures, options)
+        for (name, atoms, found), structure, graph in zip(taken, structures, graphs):
+            with naming(name):
+                sample = _labelled(structure, graph, found)
+            yield name, atoms, sample
+
+
+def labelled_frames(path: str, labels: Labels) -> Iterator[tuple[str, Atoms, FrameLabels]]:
+    """Each frame of a file: its name, itself with lengths in angstrom, its labels in eV and angstrom.
+
+    Raises:
+        NequIPMDError: a file, a frame or a label that cannot be used; the message names it.
+    """
+    names = labels_in(path, labels)
+    for name, atoms in readers.read(path, labels.units):
+        with naming(name):
+            found = names.of(atoms)
+        yield name, atoms, found
+
+
+def labels_in(path: str, labels: Labels) -> Labels:
+    """The labels to look for in the frames of a file: in eV and angstrom where its reader gives these."""
+    return replace(labels, units=ASE_UNITS) if readers.file_format(path).has_units else labels
+
+
+@contextmanager
+def naming(frame: str) -> Iterator[None]:
+    """Errors begin with the name of the frame."""
+    try:
+        yield
+    except NequIPMDError as error:
+        raise NequIPMDError(f"{frame}: {error}") from None
+
+
+def _graphs(names: Sequence[str], structures: Sequence[Structure], options: GraphOptions) -> list[Graph]:
+    try:
+        return build_graphs(structures, options.cutoffs)
+    except NequIPMDError:
+        for name, structure in zip(names, structures):  # the error of a search of many does not name the frame
+            with naming(name):
+                build_graph(structure, options.cutoffs)
+        raise
+
+
+def _labelled(structure: Structure, graph: Graph, labels: FrameLabels, index: int = 0) -> Sample:
+    """The graph of a structure with its labels.
+
+    Raises:
+        NequIPMDError: two atoms at one place.
+    """
+    _refuse_coincident_atoms(graph)
+    volume = structure.volume
+
+    def tensor(value, *shape: int) -> Tensor:
+        value = np.full(shape, np.nan) if value is None else np.array(value, dtype=np.float64).reshape(shape)
+        return torch.from_numpy(value)
+
+    return Sample(
+        graph=graph,
+        energy=tensor(labels.energy, 1),
+        forces=tensor(labels.forces, structure.num_atoms, 3),
+        stress=tensor(labels.stress, 1, 3, 3),
+        volume=tensor(np.inf if volume is None else volume, 1),
+        weight=tensor(labels.weight, 1),
+        index=torch.tensor([index]),
+    )
+
+
+def _refuse_coincident_atoms(graph: Graph) -> None:
+    if graph.num_edges == 0:
+        return
+    lengths = graph.edge_vectors.norm(dim=1)
+    closest = int(lengths.argmin())
+    if lengths[closest] < MIN_DISTANCE:
+        i, j = graph.edge_index[:, closest].tolist()
+        raise NequIPMDError(
+            f"atoms {i} and {j} are {lengths[closest]:.3g} Å apart (periodic images counted); leave the frame out or"
+            " correct its positions and cell"
+        )
