@@ -250,6 +250,16 @@ def test_splits_are_disjoint_complete_and_follow_the_seed():
     assert [len(p) for p in split(5, [None, None], seed=0)] == [5, 0, 0]
 
 
+def test_an_epoch_of_several_passes():
+    once, thrice = Batches([3] * 20, [8] * 20, (7,), seed=1), Batches([3] * 20, [8] * 20, (7,), seed=1, passes=3)
+    frames = [frame for batch in thrice for frame in batch]
+    assert len(thrice) == 9 and max(map(len, thrice)) == 7  # 60 frames, batches go on across the ends of passes
+    passes = [frames[:20], frames[20:40], frames[40:]]
+    assert all(sorted(p) == list(range(20)) for p in passes)
+    assert passes[0] == [frame for batch in once for frame in batch]
+    assert passes[0] != passes[1] != passes[2]
+
+
 def test_the_order_of_an_epoch_depends_on_seed_and_epoch_alone():
     def batches(seed, epoch):
         made = Batches([3] * 20, [8] * 20, (6,), seed=seed)

@@ -47,7 +47,7 @@ def test_the_bar_counts_atoms(monkeypatch):
     monkeypatch.setattr("lightning.pytorch.callbacks.RichProgressBar.on_train_epoch_start", lambda *_: None)
     monkeypatch.setattr("lightning.pytorch.callbacks.RichProgressBar.on_train_batch_end", lambda *_: None)
     clock = Clock(StopConfig(max_epochs=2))
-    data = SimpleNamespace(train=range(8))
+    data = SimpleNamespace(train=range(4), config=SimpleNamespace(passes_per_epoch=2))
     trainer, module = SimpleNamespace(datamodule=data, world_size=1, current_epoch=0), SimpleNamespace(clock=clock)
     bar.on_train_epoch_start(trainer, module)
     for k, atoms in enumerate((30, 50)):

@@ -113,6 +113,9 @@ class DataConfig(Section):
     max_atoms: PositiveInt | None = None
     max_edges: PositiveInt | None = None
     """Largest numbers of atoms and of edges in one training step of each process; a larger frame is a step by itself."""
+    passes_per_epoch: PositiveInt = 1
+    """How often one epoch goes over the training frames. Validation, saving and the schedule follow each epoch; for few frames
+    they take as long as the steps, and more passes save time."""
     evaluation_batch_size: PositiveInt | None = None
     """Frames in one validation or test batch; None means ``batch_size``."""
     keep_on_device: Literal["auto", True, False] = "auto"

@@ -97,14 +97,16 @@ class PotentialModule(L.LightningModule):
 
     def on_fit_start(self) -> None:
         # here the model is on its device
-        frames = self.config.data.frames_in_batch or self.config.data.batch_size
+        data = self.config.data
+        frames = data.frames_in_batch or data.batch_size
         self.step = make_step(
             self.model,
             self.config.loss.without_weights(),
             self.tallies["train"],
             with_stress=self.trains_stress,
             compiled="no" if self.config.deterministic else self.config.compile,
-            steps=self.config.stop.max_epochs * math.ceil(len(self.trainer.datamodule.train) / frames),
+            steps=self.config.stop.max_epochs
+            * math.ceil(len(self.trainer.datamodule.train) * data.passes_per_epoch / frames),
         )
         optimizer = self.optimizers().optimizer
         update = Update(trained(self.model), optimizer, self.config.optimizer.gradient_clip, self.average, self.model)

@@ -70,7 +70,9 @@ class TrainingBar(RichProgressBar):
         self._frames += batch.graph.num_graphs
         self.atoms_per_second = self._atoms / elapsed
         # not by batches, whose number is not known beforehand where atoms or edges limit them
-        fraction = min(1.0, self._frames * trainer.world_size / len(trainer.datamodule.train))
+        data = trainer.datamodule
+        frames = len(data.train) * data.config.passes_per_epoch
+        fraction = min(1.0, self._frames * trainer.world_size / frames)
         self.left = seconds_left(module.clock, trainer.current_epoch, fraction, elapsed)
         super().on_train_batch_end(trainer, module, outputs, batch, batch_idx)
 

@@ -20,6 +20,7 @@ class Batches:
         atoms, edges: of each frame.
         limits: most frames, atoms and edges of a batch; None, or none given, means no limit.
         seed: of the order in each epoch; None keeps the frames in their order.
+        passes: how often an epoch goes over all frames, each time in another order.
         process, processes: number of this process, and of all of them.
     """
 
@@ -30,12 +31,13 @@ class Batches:
         limits: Sequence[int | None],
         *,
         seed: int | None = None,
+        passes: int = 1,
         process: int = 0,
         processes: int = 1,
     ):
         self.sizes = np.stack([np.ones(len(atoms)), np.asarray(atoms), np.asarray(edges)], axis=1)
         self.limits = np.array([np.inf if m is None else m for m in (*limits, None, None, None)[:3]])
-        self.seed, self.process, self.processes = seed, process, processes
+        self.seed, self.passes, self.process, self.processes = seed, passes, process, processes
         self.varies = seed is not None and bool(np.isfinite(self.limits[1:]).any())
         self.epoch = 0
         self.left_out = (-1, 0)
@@ -58,9 +60,11 @@ class Batches:
     def all_batches(self) -> list[list[int]]:
         """The batches of all processes in this epoch."""
         count = len(self.sizes)
-        order = (
-            np.arange(count) if self.seed is None else np.random.default_rng([self.seed, self.epoch]).permutation(count)
-        )
+        if self.seed is None:
+            order = np.tile(np.arange(count), self.passes)
+        else:
+            random = np.random.default_rng([self.seed, self.epoch])
+            order = np.concatenate([random.permutation(count) for _ in range(self.passes)])
         batches: list[list[int]] = []
         total = self.limits
         for frame in order.tolist():

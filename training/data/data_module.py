@@ -179,7 +179,9 @@ class AtomsData(L.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader:
         c = self.config
-        loader = self._loader(self.train, c.frames_in_batch, c.max_atoms, c.max_edges, seed=self.seed)
+        loader = self._loader(
+            self.train, c.frames_in_batch, c.max_atoms, c.max_edges, seed=self.seed, passes=c.passes_per_epoch
+        )
         self.batches["train"] = loader.batch_sampler
         if self.trainer is not None:  # workers begin to read before Lightning tells a resumed run's epoch
             loops = self.trainer.fit_loop
@@ -197,12 +199,18 @@ class AtomsData(L.LightningDataModule):
     def test_dataloader(self) -> DataLoader:
         return self._loader(self.test, self.config.evaluation_batch_size or self.config.batch_size)
 
-    def _loader(self, samples: SampleSet, *limits: int | None, seed: int | None = None) -> DataLoader:
+    def _loader(self, samples: SampleSet, *limits: int | None, seed: int | None = None, passes: int = 1) -> DataLoader:
         """Batches of this process, with at most so many frames, atoms and edges."""
         processes = Processes.of_this_run()
         table = samples.table
         batches = Batches(
-            table.num_atoms, table.num_edges, limits, seed=seed, process=processes.rank, processes=processes.size
+            table.num_atoms,
+            table.num_edges,
+            limits,
+            seed=seed,
+            passes=passes,
+            process=processes.rank,
+            processes=processes.size,
         )
         placed = self._placed(samples)
         # samples that are on the device already cannot be sent to other processes
