@@ -185,6 +185,12 @@ def test_the_running_average_follows_its_definition():
     assert model.weight.requires_grad
 
 
+def test_the_running_average_lies_on_the_device_of_the_model():
+    # a recording of the step reads its weight there, and would take that of the CPU for a constant
+    average = AveragedModel(nn.Linear(3, 2, device="meta"), decay=0.6)
+    assert {t.device.type for t in (*average.parameters(), *average.buffers())} == {"meta"}
+
+
 def optimizer_of(rate):
     return torch.optim.AdamW([nn.Parameter(torch.zeros(1))], lr=rate)
 

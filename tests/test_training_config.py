@@ -7,6 +7,7 @@ import pytest
 import yaml
 
 from nequip_md.errors import NequIPMDError
+from nequip_md.model import PRESETS, preset
 from nequip_md.training.cli import main
 from nequip_md.training.config import LossConfig, StopConfig, check_config, load_config
 
@@ -165,6 +166,20 @@ def test_paths_start_at_the_folder_of_the_file(tmp_path):
     data = load_config(path).data
     assert data.train == [str(tmp_path.resolve() / "a.xyz"), "/b.xyz"]
     assert Path(data.validation[0]).resolve() == tmp_path.resolve().parent / "v.xyz"
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_preset_is_a_model_section(name):
+    model = {"preset": name, "type_names": ["H", "O"], "cutoff": 4.5}
+    assert check_config({**MINIMAL, "model": model}, Path("/")).potential() == preset(
+        name, type_names=["H", "O"], cutoff=4.5
+    )
+
+
+@pytest.mark.parametrize("name", ["S", "M", "L", "XL"])
+def test_a_preset_without_a_cutoff_asks_for_one(name):
+    with pytest.raises(NequIPMDError, match=r"model\.cutoff: is required"):
+        check_config({**MINIMAL, "model": {"preset": name, "type_names": ["H"]}}, Path("/"))
 
 
 def test_presets_and_given_values_reach_the_model():

@@ -46,7 +46,8 @@ class AveragedModel(_Copy):
         super().__init__(model)
         self.decay = decay
         # on the device, so that a recording of the step reads it
-        self.register_buffer("weight", torch.ones(()), persistent=False)
+        device = next(model.parameters()).device
+        self.register_buffer("weight", torch.ones((), device=device), persistent=False)
 
     def before_step(self, step: int) -> None:
         """Set the weight 1 - d of the ``step``-th step, from 1."""
