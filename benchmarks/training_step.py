@@ -5,7 +5,8 @@
 
 The batch is a number of drops of water, cut from the liquid, with random labels; energies and forces are in the loss, AdamW
 takes the step. The two packages' models have the same weights, and their losses are compared first. Then all take turns; figures
-are medians. Peers: upstream ``eager``, with its ``compile_mode: compile``, and that with the tensor products of cuEquivariance
+are medians. More numbers after ``--frames`` are larger batches, for which time, memory and atoms per second are measured as well,
+until memory is full. Peers: upstream ``eager``, with its ``compile_mode: compile``, and that with the tensor products of cuEquivariance
 (Allegro) or OpenEquivariance (NequIP), where these are installed. ``--threads`` is for a CPU. Needs nequip-md[test].
 """
 
@@ -32,7 +33,7 @@ from nequip_md.bench.structures import water_box
 from nequip_md.model import PRESETS, preset
 from nequip_md.training.config import LossConfig
 from nequip_md.training.data.labels import FrameLabels
-from nequip_md.training.data.samples import collate, make_sample
+from nequip_md.training.data.samples import Sample, collate, make_sample
 from nequip_md.training.steps.compiled_step import CompiledStep
 from nequip_md.training.steps.loss import label_counts
 from nequip_md.training.steps.recorded_step import RecordedStep, TalliedStep
@@ -62,9 +63,8 @@ class Ours:
     """One step of this package: ``eager``, ``compiled``, or ``recorded`` as CUDA graphs."""
 
     def __init__(self, model: nn.Module, samples: list, device: str, kind: str):
-        self.model = deepcopy(model).to(device).train()
-        self.batch = collate(samples).to(device)
-        self.counts = label_counts(self.batch)
+        self.model, self.device = deepcopy(model).to(device).train(), device
+        self.take(collate(samples))
         step = (EagerStep if kind == "eager" else CompiledStep)(self.model, LOSS, with_stress=False)
         weights, on_gpu = list(self.model.parameters()), device == "cuda"
         optimizer = torch.optim.AdamW(weights, lr=1e-6, fused=on_gpu, capturable=on_gpu)
@@ -75,6 +75,11 @@ class Ours:
         else:
             self.step = TalliedStep(step, self.tally)
         self.results = step
+
+    def take(self, batch: Sample, structures: list[Atoms] | None = None) -> None:
+        """Take a batch for the next steps."""
+        self.batch = batch.to(self.device)
+        self.counts = label_counts(self.batch)
 
     def loss(self) -> torch.Tensor:
         return self.results(self.batch, self.counts).loss
@@ -91,22 +96,29 @@ class Ours:
 class Theirs:
     """One step of upstream's model, on the same labels."""
 
-    def __init__(self, model: nn.Module, frames: list[Atoms], batch, config, device: str, kind: str):
-        from nequip.data import AtomicDataDict, from_ase
+    def __init__(self, model: nn.Module, structures: list[Atoms], batch: Sample, config, device: str, kind: str):
         from nequip.data.transforms import ChemicalSpeciesToAtomTypeMapper, NeighborListTransform
         from nequip.model.modify_utils import modify
 
         names = config.type_names
         mapper = ChemicalSpeciesToAtomTypeMapper(names, chemical_species_to_atom_type_map={n: n for n in names})
         lists = NeighborListTransform(r_max=config.cutoff, type_names=names)
-        data = AtomicDataDict.batched_from_list([lists(mapper(from_ase(frame))) for frame in frames])
-        self.data = {key: value.to(device) if torch.is_tensor(value) else value for key, value in data.items()}
+        self.transform = lambda data: lists(mapper(data))
+        self.device = device
+        self.take(batch, structures)
         if kind in MODIFIERS:
             model = modify(model, [{"modifier": MODIFIERS[kind]}])
         self.model = model.to(device).train()
-        self.energy, self.forces = batch.energy.to(device), batch.forces.to(device)
-        self.atoms = batch.num_atoms.to(device)
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-6, fused=device == "cuda")
+
+    def take(self, batch: Sample, structures: list[Atoms]) -> None:
+        """Take a batch for the next steps."""
+        from nequip.data import AtomicDataDict, from_ase
+
+        data = AtomicDataDict.batched_from_list([self.transform(from_ase(a)) for a in structures])
+        self.data = {key: value.to(self.device) if torch.is_tensor(value) else value for key, value in data.items()}
+        self.energy, self.forces = batch.energy.to(self.device), batch.forces.to(self.device)
+        self.atoms = batch.num_atoms.to(self.device)
 
     def loss(self) -> torch.Tensor:
         found = self.model(dict(self.data))
@@ -133,16 +145,67 @@ def median(step: Callable[[], None], repeats: int, device: str) -> float:
     return statistics.median(times)
 
 
-def measure(name: str, device: str, frames: int, size: int, repeats: int, peers: list[str], report=print) -> dict:
-    """Build all steps, compare their gradients, time them in turns; times in seconds."""
+def labelled(frames: int, size: int, config) -> tuple[list[Atoms], list[Sample]]:
+    """Drops of water with random labels."""
+    structures, rng = molecules(frames, size), np.random.default_rng(1)
+    return structures, [
+        make_sample(a, config, FrameLabels(float(rng.normal()), rng.normal(size=(len(a), 3)), None)) for a in structures
+    ]
+
+
+def peak_memory(step: Callable[[], None]) -> float:
+    """GB that a step takes on the GPU beside what it finds."""
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    step()
+    torch.cuda.synchronize()
+    return (torch.cuda.max_memory_allocated() - before) / 1e9
+
+
+def larger(
+    steps: dict[str, Ours | Theirs], counts: list[int], size: int, config, device: str, repeats: int
+) -> list[dict]:
+    """Time, memory and atoms per second for batches of so many frames; a step that runs out of memory takes no further ones."""
+    rows, able = [], dict(steps)
+    for frames in counts:
+        structures, samples = labelled(frames, size, config)
+        batch = collate(samples)
+        atoms = batch.graph.num_nodes
+        row = {"frames": frames, "atoms": atoms, "edges": batch.graph.num_edges}
+        row |= {"step_s": {}, "atoms_per_s": {}, "peak_of_step_GB": {}}
+        for key in list(able):
+            try:
+                able[key].take(batch, structures)
+                for _ in range(3):
+                    able[key]()
+                seconds = median(able[key], repeats, device)
+                row["step_s"][key], row["atoms_per_s"][key] = seconds, atoms / seconds
+                if device == "cuda" and key != "ours, recorded":
+                    row["peak_of_step_GB"][key] = peak_memory(able[key])
+            except torch.OutOfMemoryError:
+                del able[key]
+            if device == "cuda":
+                torch.cuda.empty_cache()
+        rows.append(row)
+        print(
+            f"{frames} frames, {atoms} atoms: "
+            + ", ".join(f"{k} {v:,.0f} atoms/s" for k, v in row["atoms_per_s"].items())
+        )
+    return rows
+
+
+def measure(name: str, device: str, counts: list[int], size: int, repeats: int, peers: list[str], report=print) -> dict:
+    """Build all steps, compare their gradients, time them in turns; times in seconds.
+
+    Args:
+        counts: frames of the batch, and of larger ones.
+    """
     options = {"cutoff": 6.0} if name in NEQUIP else {}
     config = preset(name, type_names=["H", "O"], avg_num_neighbors=30.0, **options)
     theirs, ours = build_pair(config)
-    structures = molecules(frames, size)
-    rng = np.random.default_rng(1)
-    samples = [
-        make_sample(a, config, FrameLabels(float(rng.normal()), rng.normal(size=(len(a), 3)), None)) for a in structures
-    ]
+    frames = counts[0]
+    structures, samples = labelled(frames, size, config)
     batch = collate(samples)
     steps: dict[str, Ours | Theirs] = {}
     prepared: dict[str, float] = {}
@@ -175,16 +238,13 @@ def measure(name: str, device: str, frames: int, size: int, repeats: int, peers:
             step()
         # what a recording needs is set aside when it is made
         if device == "cuda" and key != "ours, recorded":
-            torch.cuda.synchronize()
-            torch.cuda.reset_peak_memory_stats()
-            before = torch.cuda.memory_allocated()
-            step()
-            torch.cuda.synchronize()
-            memory[key] = (torch.cuda.max_memory_allocated() - before) / 1e9
+            memory[key] = peak_memory(step)
     times = {key: [] for key in steps}
     for _ in range(3):
         for key, step in steps.items():
             times[key].append(median(step, repeats, device))
+    # eager steps would be measured no further than needed
+    compiled = {key: step for key, step in steps.items() if "eager" not in key} if device == "cuda" else steps
     return {
         "work": f"{config.kind} {name}, fp32, {frames} drops of {size} water molecules, {batch.graph.num_nodes} atoms, "
         f"{batch.graph.num_edges} edges, energies and forces in the loss, AdamW",
@@ -193,6 +253,7 @@ def measure(name: str, device: str, frames: int, size: int, repeats: int, peers:
         "loss_difference": differences,
         "gradient_difference": off,
         "peak_of_step_GB": memory,
+        "larger_batches": larger(compiled, counts[1:], size, config, device, repeats),
         "machine": f"{torch.cuda.get_device_name() if device == 'cuda' else platform.processor() or platform.machine()}, "
         f"{torch.get_num_threads()} threads, PyTorch {torch.__version__.split('+')[0]}",
         "date": date.today().isoformat(),
@@ -204,7 +265,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--preset", default="medium", choices=PRESETS)
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
-    parser.add_argument("--frames", type=int, default=8)
+    parser.add_argument("--frames", type=int, nargs="+", default=[8])
     parser.add_argument("--molecules", type=int, default=16, help="water molecules in each frame")
     parser.add_argument("--repeats", type=int, default=11)
     parser.add_argument("--threads", type=int)
