@@ -109,7 +109,8 @@ class PotentialModule(L.LightningModule):
             * math.ceil(len(self.trainer.datamodule.train) * data.passes_per_epoch / frames),
         )
         optimizer = self.optimizers().optimizer
-        update = Update(trained(self.model), optimizer, self.config.optimizer.gradient_clip, self.average, self.model)
+        self.weights = trained(self.model)  # once, because the search takes as long as other parts of a step
+        update = Update(self.weights, optimizer, self.config.optimizer.gradient_clip, self.average, self.model)
         recordable = isinstance(optimizer, torch.optim.AdamW) and isinstance(self.step, CheckedRecordedStep)
         # Lightning calls the step of the optimizer, and counts it
         optimizer.step = RecordedUpdate(update) if recordable else update
@@ -142,7 +143,7 @@ class PotentialModule(L.LightningModule):
             # the recording of the update reads them in their place
             torch._foreach_copy_(gradients, summed)
             summed = gradients
-        for weight, gradient in zip(trained(self.model), summed, strict=True):
+        for weight, gradient in zip(self.weights, summed, strict=True):
             weight.grad = gradient
         if self.average is not None:
             self.average.before_step(self.trainer.global_step + 1)
