@@ -75,7 +75,6 @@ REFUSED = [
         {"loss": {"schedule": [{"epoch": 5, "force": 0}, {"epoch": 9, "energy": 0}]}},
         ["loss: at least one of energy, force and stress", "schedule leaves none from epoch 9 on"],
     ),
-    (None, {"deterministic": True, "compile": "yes"}, ["compile: deterministic steps are eager; leave compile out"]),
     (
         None,
         {"deterministic": True, "schedule": {"kind": "cosine"}, "stop": {"max_time": "8 h"}},

@@ -189,7 +189,8 @@ class TrainingConfig(Section):
     """Precision of the model in training: fp32 and fp64 set the model's ``dtype``; tf32 is fp32 with matrix products in TF32 on a GPU,
     in steps and validation, while the final errors are those of fp32. None leaves the ``dtype`` of the model section."""
     deterministic: bool = False
-    """Take deterministic algorithms only, so that a run of the same file gives the same digits."""
+    """Take deterministic algorithms only, so that a run of the same file gives the same digits; steps are eager unless ``compile``
+    is ``yes``."""
     loss: LossConfig = LossConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     schedule: Schedule = PlateauSchedule()
@@ -213,8 +214,6 @@ class TrainingConfig(Section):
     def _repeats(self):
         if not self.deterministic:
             return self
-        if self.compile == "yes":
-            raise ValueError("compile: deterministic steps are eager; leave compile out")
         if isinstance(self.schedule, CosineSchedule) and self.stop.max_time is not None:
             raise ValueError(
                 "deterministic: with stop.max_time the cosine schedule follows the clock; leave max_time out, or take"

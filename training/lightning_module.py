@@ -104,7 +104,8 @@ class PotentialModule(L.LightningModule):
             self.config.loss.without_weights(),
             self.tallies["train"],
             with_stress=self.trains_stress,
-            compiled="no" if self.config.deterministic else self.config.compile,
+            # what auto takes depends on earlier runs
+            compiled="no" if self.config.deterministic and self.config.compile == "auto" else self.config.compile,
             steps=self.config.stop.max_epochs
             * math.ceil(len(self.trainer.datamodule.train) * data.passes_per_epoch / frames),
         )

@@ -52,11 +52,13 @@ class Backend:
         notes: one sentence for each part of a model that runs in a slower form, with the reason; filled while tracing.
         linked_operators: operators that stay in the graph, each of which compiled code calls through a C function; the
             exchange is not among them.
+        unordered: operators whose forms add in an order that differs from run to run.
     """
 
     device = "cpu"
     kernels = "none"
     linked_operators: frozenset[OpOverload] = frozenset()
+    unordered: frozenset[OpOverload] = frozenset()
 
     def __init__(self):
         self.notes: list[str] = []
@@ -68,13 +70,19 @@ class Backend:
         }
 
     def for_training(self) -> Backend:
-        """Change the backend to that of graphs of training steps, where weights vary and there are no ghosts; returns it."""
+        """Change the backend to that of graphs of training steps, where weights vary and there are no ghosts; returns it.
+
+        While PyTorch takes deterministic algorithms only, ``unordered`` operators run as their references.
+        """
         self.weights_vary = True
         self._forms |= {
             **self.forms_of_training(),
             torch.ops.nequip_md.ghost_exchange.default: [Form(lambda owned, node_types: owned.clone())],
             torch.ops.nequip_md.ghost_reduce.default: [Form(lambda values, node_types, owned: values.clone())],
         }
+        if torch.are_deterministic_algorithms_enabled():
+            for operator in self.unordered:
+                del self._forms[operator]
         return self
 
     def forms(self) -> dict[OpOverload, list[Form]]:

@@ -60,7 +60,8 @@ def step_precision(model: Potential) -> str:
 class CompiledStep:
     """The step in compiled code.
 
-    Sizes of batches are variables in it, so that it is compiled once. It is kept in a file, since that takes minutes.
+    Sizes of batches are variables in it, so that it is compiled once. It is kept in a file, since that takes minutes. If it is made
+    while PyTorch takes deterministic algorithms only, it repeats its results to the last digit.
 
     Attributes:
         with_stress: whether stresses are predicted as well.
@@ -105,9 +106,9 @@ class CompiledStep:
         return StepResult(loss, gradients, Prediction(energy[:frames], forces[:atoms], stress), totals, failed)
 
 
-def is_compiled(model: Potential, config: LossConfig, *, with_stress: bool) -> bool:
+def is_compiled(model: Potential, config: LossConfig, *, with_stress: bool, folder: Path | None = None) -> bool:
     """Whether :class:`CompiledStep` would find what it needs in its folder."""
-    return _path(model, config, with_stress).exists()
+    return _path(model, config, with_stress, folder).exists()
 
 
 def pad_batch(batch: Sample, *, frames: int, atoms: int, edges: int, cutoff: float) -> Sample:
@@ -216,7 +217,9 @@ def _compile(path: Path, model: Potential, config: LossConfig, with_stress: bool
 def _compiled(model: Potential, config: LossConfig, with_stress: bool, device: torch.device) -> memoryview:
     """The content of the package of a step."""
     backend = training_backend(device.type, step_precision(model))
-    return compile_program(step_program(model, config, with_stress, device, backend), backend)
+    # Inductor would choose among kernels by their times, which differ from run to run
+    options = {"deterministic": True} if torch.are_deterministic_algorithms_enabled() else {}
+    return compile_program(step_program(model, config, with_stress, device, backend), backend, options)
 
 
 def step_program(
@@ -283,6 +286,7 @@ def _digest(model: Potential, config: LossConfig, with_stress: bool, device: tor
         config.model_dump_json(),
         with_stress,
         step_precision(model),
+        torch.are_deterministic_algorithms_enabled(),
         trains,
         torch.__version__,
         _machine(device),

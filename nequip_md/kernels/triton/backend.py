@@ -33,6 +33,7 @@ class TritonBackend(Backend):
 
     device = "cuda"
     kernels = "triton"
+    unordered = frozenset({OPERATORS.tensor_product_convolution_nodes.default})
 
     def __init__(self, precision: str):
         self.products = 1 if precision == "tf32" else 3
