@@ -237,7 +237,7 @@ def test_a_store_appears_when_it_is_complete(folder, tmp_path):
     assert path.read_bytes() == before
     assert sorted(p.name for p in tmp_path.iterdir()) == ["bad.extxyz", "kept.graphs"]
     with pytest.raises(NequIPMDError, match="no frame of .*bad.extxyz is left to write"):
-        convert(tmp_path / "bad.extxyz", path, keep=lambda atoms, found: False)
+        convert(tmp_path / "bad.extxyz", path, refuse=lambda atoms, found: "none is wanted")
 
 
 def test_a_full_disk(folder, tmp_path):

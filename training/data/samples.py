@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
-from itertools import islice
 
 import numpy as np
 import torch
@@ -18,13 +17,14 @@ from nequip_md.model.config import PotentialConfig
 from nequip_md.training.data import readers
 from nequip_md.training.data.label_counts import LabelCounter
 from nequip_md.training.data.labels import FrameLabels, Labels, is_isolated_atom, with_labels
+from nequip_md.training.data.readers import RawFrame
 from nequip_md.training.data.units import ASE_UNITS
 
 MIN_DISTANCE = 0.1
 """Angstrom; atoms that are closer are taken for an error in the data (at distance 0 a model gives no number)."""
 
-_GROUP = 256
-"""Frames whose neighbours are searched together."""
+_GROUP, _GROUP_ATOMS = 256, 4096
+"""Frames whose neighbours are searched together: at most so many, and no further one after so many atoms."""
 
 
 @dataclass(frozen=True)
@@ -115,43 +115,97 @@ def make_sample(
     return _labelled(structure, build_graph(structure, config.cutoff_matrix()), found, index)
 
 
+Refusal = Callable[[Atoms, FrameLabels], str | None]
+"""Gives the reason to leave a frame out, in words; None takes it."""
+
+
+@dataclass(frozen=True)
+class FrameGroup:
+    """Frames of one file that follow each other, and whose neighbours are searched together.
+
+    Attributes:
+        path: of the file.
+        labels: names and units of labels in the file.
+        frames: a few hundred at most, and few thousand atoms.
+        error: why the file could not be read beyond these frames.
+        source: number of the file among several.
+    """
+
+    path: str
+    labels: Labels
+    frames: list[RawFrame]
+    error: NequIPMDError | None = None
+    source: int = 0
+
+
+def frame_groups(path: str, labels: Labels, source: int = 0) -> Iterator[FrameGroup]:
+    """The frames of a file in groups. What is wrong with the file is the ``error`` of the last group."""
+    frames: list[RawFrame] = []
+    atoms, error = 0, None
+    try:
+        given, labels = labels, labels_in(path, labels)
+        for frame in readers.raw_frames(path, given.units):
+            frames.append(frame)
+            atoms += frame.num_atoms
+            if len(frames) == _GROUP or atoms >= _GROUP_ATOMS:
+                yield FrameGroup(path, labels, frames, source=source)
+                frames, atoms = [], 0
+    except NequIPMDError as reason:
+        error = reason
+    if frames or error is not None:
+        yield FrameGroup(path, labels, frames, error, source)
+
+
+def group_samples(
+    group: FrameGroup,
+    options: GraphOptions,
+    counter: LabelCounter,
+    isolated_atoms: list[tuple[str, Atoms]],
+    refuse: Refusal | None = None,
+) -> Iterator[tuple[str, Atoms, Sample]]:
+    """Each frame of a group: its name, itself, its sample. Args, Raises: as :func:`read_samples`."""
+    taken, structures = [], []
+    for frame in group.frames:
+        name, atoms = frame.read()
+        with naming(name):
+            found = group.labels.of(atoms)
+            if is_isolated_atom(atoms):
+                counter.add_isolated_atom()
+                isolated_atoms.append((name, with_labels(atoms, found)))
+                continue
+            if refuse is not None and (reason := refuse(atoms, found)) is not None:
+                counter.leave_out(reason)
+                continue
+            structures.append(Structure.from_ase(atoms, options.type_names))
+        counter.add(atoms, found)
+        taken.append((name, atoms, found))
+    graphs = _graphs([name for name, _, _ in taken], structures, options)
+    for (name, atoms, found), structure, graph in zip(taken, structures, graphs):
+        with naming(name):
+            sample = _labelled(structure, graph, found)
+        yield name, atoms, sample
+    if group.error is not None:
+        raise group.error
+
+
 def read_samples(
     path: str,
     labels: Labels,
     options: GraphOptions,
     counter: LabelCounter,
     isolated_atoms: list[tuple[str, Atoms]],
-    keep: Callable[[Atoms, FrameLabels], bool] = lambda atoms, found: True,
 ) -> Iterator[tuple[str, Atoms, Sample]]:
     """Each frame of a file: its name, itself, its sample. A few frames at a time are in memory.
 
     Args:
         counter: counts the labels.
         isolated_atoms: takes the frames that are marked as isolated atoms, by name; they give no sample.
-        keep: whether to take a frame.
 
     Raises:
         NequIPMDError: a file or a frame that cannot be used; the message names it.
     """
-    frames = labelled_frames(path, labels)
-    while group := list(islice(frames, _GROUP)):
-        taken, structures = [], []
-        for name, atoms, found in group:
-            if is_isolated_atom(atoms):
-                counter.add_isolated_atom()
-                isolated_atoms.append((name, with_labels(atoms, found)))
-                continue
-            with naming(name):
-                if not keep(atoms, found):
-                    continue
-                structures.append(Structure.from_ase(atoms, options.type_names))
-            counter.add(atoms, found)
-            taken.append((name, atoms, found))
-        graphs = _graphs([name for name, _, _ in taken], structures, options)
-        for (name, atoms, found), structure, graph in zip(taken, structures, graphs):
-            with naming(name):
-                sample = _labelled(structure, graph, found)
-            yield name, atoms, sample
+    for group in frame_groups(path, labels):
+        yield from group_samples(group, options, counter, isolated_atoms)
 
 
 def labelled_frames(path: str, labels: Labels) -> Iterator[tuple[str, Atoms, FrameLabels]]:
