@@ -12,9 +12,10 @@ from ase import Atoms
 from torch import Tensor
 
 from nequip_md.errors import NequIPMDError
-from nequip_md.graph import Graph, Structure, batch_graphs, build_graph, build_graphs
+from nequip_md.graph import Graph, Structure, build_graph, build_graphs
 from nequip_md.model.config import PotentialConfig
 from nequip_md.training.data import readers
+from nequip_md.training.data.buffers import Layout, joined
 from nequip_md.training.data.label_counts import LabelCounter
 from nequip_md.training.data.labels import FrameLabels, Labels, is_isolated_atom, with_labels
 from nequip_md.training.data.readers import RawFrame
@@ -55,18 +56,79 @@ class Sample:
         return self.graph.graph_ptr.diff()
 
     @property
-    def num_bytes(self) -> int:
-        labels = [getattr(self, f.name) for f in fields(self) if f.name != "graph"]
-        return sum(t.numel() * t.element_size() for t in (*self.graph.tensors, *labels))
+    def tensors(self) -> list[Tensor]:
+        """Those of the graph, then the others."""
+        return [getattr(self.graph, name) for name in _OF_GRAPH] + [getattr(self, name) for name in _OTHERS]
+
+    @property
+    def arrays(self) -> list[np.ndarray]:
+        """The :attr:`tensors` as arrays in the same memory, which is the processor's."""
+        return [t.numpy() for t in self.tensors]
+
+    @classmethod
+    def from_tensors(cls, tensors: Sequence[Tensor]) -> Sample:
+        """The sample that has these :attr:`tensors`."""
+        return cls(Graph(*tensors[: len(_OF_GRAPH)]), *tensors[len(_OF_GRAPH) :])
+
+    @classmethod
+    def in_buffer(cls, buffer: Tensor, layout: Layout) -> Sample:
+        """The sample whose :attr:`tensors` lie in a buffer; it moves as a whole."""
+        sample = cls.from_tensors(layout.tensors(buffer))
+        object.__setattr__(sample, "_buffer", (buffer, layout))
+        return sample
+
+    def _in_one_piece(self) -> tuple[Tensor, Layout]:
+        return getattr(self, "_buffer", None) or joined(self.tensors)
+
+    def __reduce__(self) -> tuple:
+        # other processes take one tensor in the time of one
+        if self.energy.device.type == "cpu":
+            return Sample.in_buffer, self._in_one_piece()
+        return Sample.from_tensors, (self.tensors,)
+
+    def pin_memory(self) -> Sample:
+        """A copy in pinned memory, which :meth:`to` copies to a GPU while the program goes on. Called by ``DataLoader``."""
+        buffer, layout = self._in_one_piece()
+        return Sample.in_buffer(buffer.pin_memory(), layout)
 
     def to(self, device: torch.device | str, **_) -> Sample:
-        return Sample(**{f.name: getattr(self, f.name).to(device) for f in fields(self)})
+        """On another device; itself if it is there. Called by Lightning for each batch."""
+        device = torch.device(device)
+        if device == self.energy.device:
+            return self
+        if self.energy.device.type != "cpu":
+            return Sample.from_tensors([t.to(device) for t in self.tensors])
+        buffer, layout = self._in_one_piece()
+        return Sample.in_buffer(buffer.to(device, non_blocking=buffer.is_pinned()), layout)
+
+
+_OF_GRAPH = tuple(f.name for f in fields(Graph))
+_OTHERS = tuple(f.name for f in fields(Sample) if f.name != "graph")
+_TYPES = tuple(
+    torch.float64 if name in ("edge_vectors", "energy", "forces", "stress", "volume", "weight") else torch.int64
+    for name in _OF_GRAPH + _OTHERS
+)
 
 
 def collate(samples: Sequence[Sample]) -> Sample:
-    """One batch of several samples, on the device that they are on."""
-    labels = {f.name: torch.cat([getattr(s, f.name) for s in samples]) for f in fields(Sample) if f.name != "graph"}
-    return Sample(graph=batch_graphs([s.graph for s in samples]), **labels)
+    """One batch of several samples without phantom atoms, all in the memory of the processor; it lies in one buffer."""
+    return collate_arrays([sample.arrays for sample in samples])
+
+
+def collate_arrays(samples: Sequence[Sequence[np.ndarray]]) -> Sample:
+    """What :func:`collate` gives for the samples that have these :attr:`~Sample.arrays`."""
+    parts = dict(zip(_OF_GRAPH + _OTHERS, map(list, zip(*samples, strict=True)), strict=True))
+    atoms, edges = (np.cumsum([0, *map(len, parts[name])]) for name in ("node_types", "edge_vectors"))
+    for name, starts in (("row_ptr", edges), ("graph_ptr", atoms)):
+        parts[name] = [part[:-1] + start for part, start in zip(parts[name], starts)] + [starts[-1:]]
+    parts["edge_index"] = [part + start for part, start in zip(parts["edge_index"], atoms)]
+    shapes = {name: (sum(map(len, part)), *part[0].shape[1:]) for name, part in parts.items()}
+    shapes["edge_index"] = (2, int(edges[-1]))
+    layout = Layout(_TYPES, tuple(shapes.values()))
+    buffer = layout.new_buffer()
+    for (name, part), array in zip(parts.items(), layout.arrays(buffer), strict=True):
+        np.concatenate(part, axis=int(name == "edge_index"), out=array)
+    return Sample.in_buffer(buffer, layout)
 
 
 @dataclass(frozen=True)
@@ -92,8 +154,10 @@ def without_labels(sample: Sample) -> Sample:
     return replace(sample, **labels)
 
 
-def batch_of(samples: Sequence[Sample], otherwise: Sample) -> Sample:
-    """One batch of several samples; without any, ``otherwise``."""
+def batch_of(samples: Sample | Sequence[Sample], otherwise: Sample) -> Sample:
+    """One batch of several samples, or the batch that a data set has made of them; without any, ``otherwise``."""
+    if isinstance(samples, Sample):
+        return samples
     return collate(samples) if samples else otherwise
 
 
