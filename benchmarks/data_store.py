@@ -1,8 +1,9 @@
 """Random reads of graphs from files: LMDB, as the stores of ``nequip-md-data`` use it, HDF5, and the store itself.
 
 ``python benchmarks/data_store.py FILE TYPES [FILE TYPES ...] [--json FILE]`` converts the frames of each file (types:
-chemical symbols joined by commas), writes the same records to LMDB and HDF5, and reads them in random order by 1, 2 and
-4 processes. Files stay in the system's cache, so that formats are compared and not disks. ``--frames`` repeats frames.
+chemical symbols joined by commas) with 1 and 2 processes, writes the same records to LMDB and HDF5, and reads them in
+random order by 1, 2 and 4 processes. Files stay in the system's cache, so that formats are compared and not disks.
+``--copies`` repeats frames.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from nequip_md.training.data.store_format import environment, frame_key
 from nequip_md.training.data.store_writer import write_store
 
 PROCESSES = (1, 2, 4)
+WORKERS = (1, 2)
 
 
 def read_lmdb(path: str, order: list[int]) -> None:
@@ -96,9 +98,11 @@ def rate(name: str, path: Path, frames: int, processes: int, reads: int) -> floa
 def measure(source: str, types: list[str], cutoff: float, copies: int, reads: int, folder: Path) -> dict:
     options = GraphOptions(tuple(types), tuple((cutoff,) * len(types) for _ in types))
     paths = {name: folder / f"{name}.{'graphs' if name == 'store' else name}" for name in READERS}
-    started = time.perf_counter()
-    write_store(paths["store"], [source] * copies, Labels(), options)
-    made = time.perf_counter() - started
+    made = {}
+    for workers in WORKERS:
+        started = time.perf_counter()
+        counts = write_store(paths["store"], [source] * copies, Labels(), options, workers=workers)
+        made[str(workers)] = round(sum(c.frames for c in counts) / (time.perf_counter() - started))
     store = GraphStore(paths["store"])
     content = records(store)
     written = {}
@@ -113,7 +117,7 @@ def measure(source: str, types: list[str], cutoff: float, copies: int, reads: in
         "edges in a frame": round(float(store.table.num_edges.mean())),
         "cutoff": cutoff,
         "bytes in a frame": round(os.path.getsize(paths["store"]) / len(store)),
-        "conversion, frames/s": round(len(store) / made),
+        "conversion, frames/s": made,
         "write, s": {name: round(value, 3) for name, value in written.items()},
         "file, MB": {name: round(os.path.getsize(path) / 1e6, 1) for name, path in paths.items()},
         "random reads, frames/s": {
@@ -131,7 +135,9 @@ def main() -> None:
     parser.add_argument("--reads", type=int, default=4000, help="reads of each process")
     parser.add_argument("--json", type=Path, help="file to write the results to")
     arguments = parser.parse_args()
-    result = {"machine": f"{os.cpu_count()} cores, {platform.machine()}", "sets": []}
+    # a load above 0 at the beginning is that of other programs, which take time from this one
+    machine = {"machine": f"{os.cpu_count()} cores, {platform.machine()}", "load before": round(os.getloadavg()[0], 1)}
+    result = {**machine, "sets": []}
     for source, types in zip(arguments.files[::2], arguments.files[1::2], strict=True):
         with tempfile.TemporaryDirectory() as folder:
             options = (arguments.cutoff, arguments.copies, arguments.reads)

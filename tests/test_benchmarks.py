@@ -16,6 +16,7 @@ import accuracy
 import counters
 import data_store
 import kernel_times
+import large_store
 import make_data
 import nve_drift
 import rounding
@@ -27,6 +28,7 @@ from nequip_md.bench.structures import water_box
 from nequip_md.errors import NequIPMDError
 from nequip_md.graph import Structure, build_graph
 from nequip_md.model import AllegroConfig
+from nequip_md.training.data.store import GraphStore
 
 WATER = ("medium", "water", "fp32")
 
@@ -231,3 +233,15 @@ def test_stores_are_read(tmp_path, monkeypatch):
     # 28 bytes for each edge, 36 for each atom, and little more
     assert found["bytes in a frame"] > 28 * found["edges in a frame"]
     assert found["file, MB"]["lmdb"] * 1e6 / 6 < 28 * found["edges in a frame"] + 36 * 81 + 3e4
+
+
+def test_large_stores_are_measured(tmp_path, monkeypatch):
+    monkeypatch.setattr(large_store, "WORKERS", (0, 1))
+    monkeypatch.setattr(large_store, "GROUP", 40)
+    found = large_store.measure(tmp_path / "x.graphs", water_box(81), ["H", "O"], 3.0, 100, 5, 2)
+    store = GraphStore(tmp_path / "x.graphs")
+    assert len(store) == 100 and len({sample.energy.item() for sample in store}) == 100
+    assert found["open"]["training frames"] == 99 and found["write"]["processes"] == 2
+    assert found["epoch, by workers"]["1"]["batches/s"] > 0 and found["epoch, by workers"].keys() == {"0", "1"}
+    # a process that has imported PyTorch takes more than this
+    assert found["open"]["opened, MB"] >= found["open"]["imports, MB"] > 50

@@ -162,6 +162,42 @@ def test_batches_share_all_frames_among_processes(limits):
     assert [f for b in Batches(atoms, edges, (4,)) for f in b] == list(range(57))
 
 
+def one_frame_after_the_other(atoms, edges, limits, seed, epoch):
+    """All batches of an epoch, as they are defined."""
+    limits = [np.inf if m is None else m for m in (*limits, None, None)[:3]]
+    batches, totals = [], None
+    for frame in np.random.default_rng([seed, epoch]).permutation(len(atoms)).tolist():
+        sizes = (1, atoms[frame], edges[frame])
+        totals = sizes if totals is None else tuple(t + s for t, s in zip(totals, sizes))
+        if not batches or any(t > m for t, m in zip(totals, limits)):
+            batches.append([])
+            totals = sizes
+        batches[-1].append(frame)
+    return batches
+
+
+@pytest.mark.parametrize("limits", [(4,), (None, 40), (None, None, 300), (3, 60, 500), (None, 1, None), (1000,)])
+@pytest.mark.parametrize("seed", [0, 1, 2**31])
+def test_batches_are_those_of_a_loop_over_all_frames(limits, seed):
+    rng = np.random.default_rng(seed)
+    for epoch in range(5):
+        count = int(rng.integers(1, 400))
+        atoms, edges = rng.integers(0, 30, count), rng.integers(0, 250, count) * rng.integers(0, 2, count)
+        expected = one_frame_after_the_other(atoms, edges, limits, seed, epoch)
+        for processes in (1, 3):
+            for process in range(processes):
+                made = Batches(atoms, edges, limits, seed=seed, process=process, processes=processes)
+                made.set_epoch(epoch)
+                own = expected[process::processes]
+                own += [[]] * (-(-len(expected) // processes) - len(own))
+                assert list(made) == own
+                made.leave_out(2, epoch)
+                assert list(made) == own[2:]
+                steps = [made.frames(k) for k in range(len(own) + 1)]
+                together = [sum(expected[k * processes : (k + 1) * processes], []) for k in range(len(own) + 1)]
+                assert steps == together
+
+
 def test_batches_are_filled():
     """No batch and the next one's first frame would have fitted together."""
     rng = np.random.default_rng(1)

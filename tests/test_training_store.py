@@ -16,19 +16,24 @@ import pytest
 import torch
 from ase import Atoms
 from ase.calculators.singlepoint import SinglePointCalculator
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from nequip_md.errors import NequIPMDError
+from nequip_md.graph import batch_graphs
 from nequip_md.info.cli import main as info
 from nequip_md.model.config import AllegroConfig
 from nequip_md.training.config import DataConfig
+from nequip_md.training.data import statistics
 from nequip_md.training.data.data_module import AtomsData
 from nequip_md.training.data.labels import Labels
-from nequip_md.training.data.samples import GraphOptions, Sample
+from nequip_md.training.data.samples import GraphOptions, Sample, collate
+from nequip_md.training.data.stacked import StackedSamples
 from nequip_md.training.data.statistics import compute_statistics
 from nequip_md.training.data.store import GraphStore
 from nequip_md.training.data.store_writer import write_store
 from support.training_runs import MODEL, assert_same_end, crystals, run, write_data
 
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)] if torch.cuda.is_available() else ["cpu"]
 POTENTIAL = AllegroConfig(**MODEL)
 OPTIONS = GraphOptions.from_potential(POTENTIAL)
 
@@ -103,6 +108,15 @@ def test_statistics_are_those_of_the_file(folder):
     assert one == other and one.num_frames == 22 and one.energy_rms > 0
 
 
+@pytest.mark.parametrize("together", [1, 3, 1000])
+def test_statistics_do_not_depend_on_how_many_frames_are_read_together(tmp_path, monkeypatch, together):
+    ase.io.write(tmp_path / "data.extxyz", [*mixed_frames(), *crystals(9, 7)])
+    samples = read(convert(tmp_path / "data.extxyz", tmp_path / "data.graphs").path).train
+    expected = compute_statistics(samples, ["Ar"])
+    monkeypatch.setattr(statistics, "_BATCH", together)
+    assert compute_statistics(samples, ["Ar"]) == compute_statistics(iter(list(samples)), ["Ar"]) == expected
+
+
 def test_a_store_and_a_file_together(folder):
     files = [str(folder / "train.graphs"), str(folder / "test.extxyz")]
     data = AtomsData(DataConfig(train=files, validation_split=5), POTENTIAL)
@@ -112,6 +126,101 @@ def test_a_store_and_a_file_together(folder):
     again = AtomsData(DataConfig(train=files, validation_split=5), POTENTIAL)
     other = AtomsData(DataConfig(train=files, validation_split=5, split_seed=1), POTENTIAL)
     assert data.digests == again.digests and data.digests["train"] != other.digests["train"]
+
+
+def assert_same_batch(batch, expected):
+    """The same bits in all tensors, NaN included."""
+    for one, other in zip(batch.tensors, expected.tensors, strict=True):
+        assert one.dtype == other.dtype and one.shape == other.shape
+        assert one.contiguous().numpy().tobytes() == other.contiguous().numpy().tobytes()
+
+
+def test_batches_are_those_of_the_samples(tmp_path):
+    """Of a store, a file in memory, and both together: what PyTorch makes of their samples one by one."""
+    ase.io.write(tmp_path / "data.extxyz", mixed_frames())
+    convert(tmp_path / "data.extxyz", tmp_path / "data.graphs")
+    for files in (["data.graphs"], ["data.extxyz"], ["data.graphs", "data.extxyz", "data.graphs"]):
+        data = AtomsData(DataConfig(train=[str(tmp_path / f) for f in files], validation_split=1), POTENTIAL)
+        for indices in ([0], [3, 1, 4], list(range(len(data.train)))[::-1]):
+            samples = [data.train[k] for k in indices]
+            names = {f.name for f in fields(Sample)} - {"graph"}
+            labels = {name: torch.cat([getattr(s, name) for s in samples]) for name in names}
+            expected = Sample(graph=batch_graphs([s.graph for s in samples]), **labels)
+            assert expected.index.tolist() == indices
+            for batch in (data.train.batch(indices), collate(samples), pickle.loads(pickle.dumps(expected))):
+                assert_same_batch(batch, expected)
+            assert_same_batch(collate([expected, expected]), collate([*samples, *samples]))
+        parts = list(data.train.in_batches(4))
+        assert [k for part in parts for k in part.index.tolist()] == list(range(len(data.train)))
+        assert data.train.__getitems__([]) == []
+
+
+class Operations(TorchDispatchMode):
+    """Counts the operations of PyTorch but for views, which cost a GPU nothing."""
+
+    VIEWS = {"alias", "detach", "lift_fresh", "select", "slice", "unbind", "view"}
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.count += function.overloadpacket.__name__ not in self.VIEWS
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_batches_of_samples_that_stay_on_a_device(tmp_path, device):
+    """The same bits as batches of samples, by few operations for any number of frames."""
+    ase.io.write(tmp_path / "data.extxyz", mixed_frames())
+    samples = read(tmp_path / "data.extxyz", validation_split=1).train
+    stacked = StackedSamples(samples, torch.device(device))
+    counts = []
+    for indices in ([0], [5], [3, 1, 4], [2, 2], list(range(len(samples)))[::-1]):
+        with Operations() as operations:
+            batch = stacked.batch(indices)
+        counts.append(operations.count)
+        assert all(t.is_contiguous() and t.device.type == device for t in batch.tensors)
+        assert_same_batch(batch.to("cpu"), samples.batch(indices))
+    assert max(counts) < 25
+    assert len(stacked) == len(samples) and stacked.__getitems__([]) == []
+    assert_same_samples([stacked[-1].to("cpu")], [samples[len(samples) - 1]])
+    with pytest.raises(IndexError, match=f"none with index {len(samples)}"):
+        stacked[len(samples)]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
+def test_batches_in_pinned_memory(folder):
+    batch = read(folder / "train.graphs").train.batch([3, 0, 7])
+    pinned = batch.pin_memory()
+    assert all(t.is_pinned() for t in pinned.tensors)
+    on_gpu = pinned.to("cuda")
+    assert on_gpu.energy.device.type == "cuda"
+    for found in (pinned, on_gpu.to("cpu")):
+        assert_same_batch(found, batch)
+
+
+@pytest.mark.parametrize(("device", "pinned"), [("cpu", False), ("cuda", True)])
+def test_loaders_pin_memory_for_gpus_alone(folder, monkeypatch, device, pinned):
+    monkeypatch.setattr(AtomsData, "_device", torch.device(device))
+    data = read(folder / "train.graphs", keep_on_device=False)
+    loaders = [data.train_dataloader(), data.val_dataloader()]
+    assert [loader.pin_memory for loader in loaders] == [pinned, pinned]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_loaders_give_batches_in_one_buffer(folder, workers):
+    """A worker hands one file of shared memory over for each batch, and a GPU takes one copy."""
+    data = read(folder / "train.graphs", workers=workers, batch_size=5)
+    seen = 0
+    for batch in data.train_dataloader():
+        seen += batch.graph.num_graphs
+        starts = np.array([t.data_ptr() for t in batch.tensors])
+        ends = starts + [t.numel() * t.element_size() for t in batch.tensors]
+        assert (starts % 64 == 0).all() and (starts[1:] - ends[:-1] < 64).all()
+        assert_same_batch(batch, collate([data.train[k] for k in batch.index.tolist()]))
+    assert seen == len(data.train)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -237,7 +346,7 @@ def test_a_store_appears_when_it_is_complete(folder, tmp_path):
     assert path.read_bytes() == before
     assert sorted(p.name for p in tmp_path.iterdir()) == ["bad.extxyz", "kept.graphs"]
     with pytest.raises(NequIPMDError, match="no frame of .*bad.extxyz is left to write"):
-        convert(tmp_path / "bad.extxyz", path, keep=lambda atoms, found: False)
+        convert(tmp_path / "bad.extxyz", path, refuse=lambda atoms, found: "none is wanted")
 
 
 def test_a_full_disk(folder, tmp_path):

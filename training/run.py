@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import json
 import logging
-import multiprocessing
 import re
 import signal
 import sys
 import time
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +30,7 @@ from nequip_md.model.potential import Potential
 from nequip_md.precision import matmul_precision
 from nequip_md.training import fine_tuning
 from nequip_md.training.callbacks import BestModel, InterruptedState
+from nequip_md.training.children import without_children
 from nequip_md.training.config import TrainingConfig
 from nequip_md.training.data.data_module import AtomsData
 from nequip_md.training.data.statistics import Statistics
@@ -106,22 +105,6 @@ def run_training(config: TrainingConfig, *, resume: bool = False, overwrite: boo
             ) from None
         except OSError as error:  # such as a full disk, when checkpoints or logs are written
             raise NequIPMDError(f"the run in {output} has failed: {error}; {note()}") from None
-
-
-@contextmanager
-def without_children() -> Iterator[None]:
-    """End the processes that the block has started and left, such as readers of data after an error.
-
-    They ignore the signal by which Python would end them at its exit, where it would wait for them for ever.
-    """
-    before = multiprocessing.active_children()
-    try:
-        yield
-    finally:
-        for process in multiprocessing.active_children():
-            if process not in before:
-                process.kill()
-                process.join()
 
 
 def _train(

@@ -35,10 +35,12 @@ class Batches:
         process: int = 0,
         processes: int = 1,
     ):
-        self.sizes = np.stack([np.ones(len(atoms)), np.asarray(atoms), np.asarray(edges)], axis=1)
-        self.limits = np.array([np.inf if m is None else m for m in (*limits, None, None, None)[:3]])
+        self.num_frames, self.count = len(atoms), passes * len(atoms)
+        frames, *others = (*limits, None, None, None)[:3]
+        self.most_frames = self.count if frames is None else frames
+        self.limited = [(np.asarray(n), most) for n, most in zip((atoms, edges), others) if most is not None]
         self.seed, self.passes, self.process, self.processes = seed, passes, process, processes
-        self.varies = seed is not None and bool(np.isfinite(self.limits[1:]).any())
+        self.varies = seed is not None and bool(self.limited)
         self.epoch = 0
         self.left_out = (-1, 0)
         # Lightning looks for set_epoch there
@@ -54,33 +56,46 @@ class Batches:
 
     def frames(self, number: int) -> list[int]:
         """The frames of the batches that all processes take in one step of this epoch; steps are numbered from 0."""
-        batches = self.all_batches()[number * self.processes : (number + 1) * self.processes]
-        return [frame for batch in batches for frame in batch]
+        order = self._order()
+        ends = [*self._starts(order), self.count]
+        first, last = (min(step * self.processes, len(ends) - 1) for step in (number, number + 1))
+        return order[ends[first] : ends[last]].tolist()
 
-    def all_batches(self) -> list[list[int]]:
-        """The batches of all processes in this epoch."""
-        count = len(self.sizes)
+    def _order(self) -> np.ndarray:
+        """All frames in their order in this epoch, int64 [passes n]."""
         if self.seed is None:
-            order = np.tile(np.arange(count), self.passes)
-        else:
-            random = np.random.default_rng([self.seed, self.epoch])
-            order = np.concatenate([random.permutation(count) for _ in range(self.passes)])
-        batches: list[list[int]] = []
-        total = self.limits
-        for frame in order.tolist():
-            total = total + self.sizes[frame]
-            if (total > self.limits).any():
-                batches.append([])
-                total = self.sizes[frame]
-            batches[-1].append(frame)
-        return batches
+            return np.tile(np.arange(self.num_frames), self.passes)
+        random = np.random.default_rng([self.seed, self.epoch])
+        return np.concatenate([random.permutation(self.num_frames) for _ in range(self.passes)])
+
+    def _starts(self, order: np.ndarray) -> list[int]:
+        """The place in the order at which each batch of all processes begins."""
+        places = np.arange(self.count)
+        # of a batch that would begin at each place: the one at which the next begins
+        following = np.minimum(places + max(self.most_frames, 1), self.count)
+        for sizes, most in self.limited:
+            sums = np.zeros(self.count + 1, dtype=np.int64)
+            np.cumsum(sizes[order], out=sums[1:])
+            np.minimum(following, np.searchsorted(sums, sums[:-1] + most, side="right") - 1, out=following)
+        np.maximum(following, places + 1, out=following)
+        starts, place = [], 0
+        while place < self.count:
+            starts.append(place)
+            place = following.item(place)
+        return starts
 
     def __iter__(self) -> Iterator[list[int]]:
         # a generator, because Lightning makes an iterator before it sets the epoch
-        batches = self.all_batches()
-        batches += [[]] * (-len(batches) % self.processes)
+        order = self._order()
+        ends = [*self._starts(order), self.count]
         epoch, first = self.left_out
-        yield from batches[self.process :: self.processes][first if epoch == self.epoch else 0 :]
+        first = self.processes * (first if epoch == self.epoch else 0)
+        for batch in range(first + self.process, self.processes * self._steps(len(ends) - 1), self.processes):
+            # the last batches of a process may be empty
+            yield order[ends[batch] : ends[batch + 1]].tolist() if batch + 1 < len(ends) else []
+
+    def _steps(self, batches: int) -> int:
+        return -(-batches // self.processes)
 
     def __len__(self) -> int:
         if self.varies:
@@ -89,4 +104,4 @@ class Batches:
 
     @cached_property
     def _length(self) -> int:
-        return -(-len(self.all_batches()) // self.processes)
+        return self._steps(len(self._starts(self._order())))

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -19,6 +22,8 @@ if TYPE_CHECKING:
 _Frame = TypeVar("_Frame")
 
 _MOST_LINES = 50
+_MOST_WORKERS = 8
+"""Processes by default; one writer does not keep up with many more."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -36,6 +41,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     convert.add_argument("--charge", type=float, metavar="Q", help="take frames of this charge (SPICE)")
     convert.add_argument("--elements", nargs="+", metavar="X", help="take frames of these elements alone")
     convert.add_argument("--fragments", choices=["single"], help="take frames of one molecule alone (SPICE)")
+    text = f"processes that make a store (default: as many as there are cores, at most {_MOST_WORKERS})"
+    convert.add_argument("--workers", type=_workers, metavar="N", help=text)
 
     check = commands.add_parser("check", help="the labels of files and their suspicious frames; status 1 if any")
     check.add_argument("files", nargs="+", metavar="FILE")
@@ -70,6 +77,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return exit_status(program)
 
 
+def _workers(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of processes; give 1 or more")
+    return int(text)
+
+
 def _add_train_file(parser: argparse.ArgumentParser, text: str) -> None:
     parser.add_argument("--train-file", type=Path, metavar="TRAIN.yaml", help=text)
 
@@ -99,23 +112,25 @@ def _convert(options: argparse.Namespace) -> None:
     labels, graph_options = _labels_and_options(options)
     if to_store:
         graph_options = _graph_options(options, graph_options)
-    keep = Filter(
+    refuse = Filter(
         max_force=options.max_force,
         charge=options.charge,
         elements=None if options.elements is None else frozenset(options.elements),
         single_fragment=options.fragments == "single",
     )
-    more = {"keep": keep, "progress": _progress}
     if to_store:
         from nequip_md.training.data.store_writer import write_store
 
+        workers = options.workers or min(_MOST_WORKERS, len(os.sched_getaffinity(0)))
+        more = {"refuse": refuse, "workers": workers, "progress": partial(_progress, size=len)}
         counts = write_store(options.output, options.files, labels, graph_options, **more)
     else:
         from nequip_md.training.data.files import write_extxyz
 
-        counts = write_extxyz(options.output, options.files, labels, **more)
+        counts = write_extxyz(options.output, options.files, labels, refuse=refuse, progress=_progress)
     log_label_table(counts)
-    for reason, number in sorted(keep.dropped.items()):
+    left_out = sum((Counter(c.left_out) for c in counts), Counter())
+    for reason, number in sorted(left_out.items()):
         print(f"left out: {number} frames with {reason}")
     print(f"{options.output}: {sum(c.frames for c in counts)} frames, {options.output.stat().st_size / 1e6:.1f} MB")
 
@@ -173,8 +188,12 @@ def _split(options: argparse.Namespace) -> None:
         print(f"{path}: {frames} frames")
 
 
-def _progress(frames: Iterable[_Frame]) -> Iterator[_Frame]:
-    """The frames, counted on a terminal while they go by; how many there will be is not known."""
+def _progress(frames: Iterable[_Frame], size: Callable[[_Frame], int] = lambda frame: 1) -> Iterator[_Frame]:
+    """The frames, counted on a terminal while they go by; how many there will be is not known.
+
+    Args:
+        size: number of frames in an item.
+    """
     from rich.console import Console
     from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
@@ -183,7 +202,7 @@ def _progress(frames: Iterable[_Frame]) -> Iterator[_Frame]:
         task = bar.add_task("", total=None)
         for frame in frames:
             yield frame
-            bar.advance(task)
+            bar.advance(task, size(frame))
 
 
 if __name__ == "__main__":

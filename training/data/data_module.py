@@ -37,6 +37,7 @@ from nequip_md.training.data.samples import (
     read_samples,
     without_labels,
 )
+from nequip_md.training.data.stacked import StackedSamples
 from nequip_md.training.data.store import GraphStore, is_store
 from nequip_md.training.parallel import Processes
 
@@ -218,6 +219,7 @@ class AtomsData(L.LightningDataModule):
         if workers is None and not on_device and not samples.in_memory:
             workers = min(MOST_WORKERS, len(os.sched_getaffinity(0)))
         workers = 0 if on_device else workers or 0
+        to_gpu = self._device.type == "cuda" and not on_device
         # a generator of its own: a loader draws a seed for its workers each time, even when it has none
         return DataLoader(
             placed,
@@ -225,19 +227,23 @@ class AtomsData(L.LightningDataModule):
             collate_fn=partial(batch_of, otherwise=without_labels(placed[0])),
             generator=torch.Generator(),
             num_workers=workers,
+            pin_memory=to_gpu,  # so that a batch is copied while the step before it is computed
             persistent_workers=workers > 0,
             worker_init_fn=_leave_signals if workers else None,
         )
 
+    @property
+    def _device(self) -> torch.device:
+        return self.trainer.strategy.root_device if self.trainer is not None else torch.device("cpu")
+
     def _placed(self, samples: SampleSet) -> Sequence[Sample]:
         """The samples on the training device, where they are to be kept there."""
-        device = self.trainer.strategy.root_device if self.trainer is not None else torch.device("cpu")
-        keep = self.config.keep_on_device
+        device, keep = self._device, self.config.keep_on_device
         if device.type == "cpu" or keep is False:
             return samples
         if keep == "auto" and samples.num_bytes > torch.cuda.mem_get_info(device)[0] // 4:
             return samples
-        return [s.to(device) for s in samples]
+        return StackedSamples(samples, device)
 
 
 def _leave_signals(_: int) -> None:

@@ -40,17 +40,27 @@ class DataDigest:
         self._digests = {"structures": hashlib.sha256()}
 
     def add(self, atoms: Atoms, sample: Sample) -> None:
-        for array in (atoms.numbers.astype(np.int64), atoms.positions, atoms.cell.array, atoms.pbc):
-            _add(self._digests["structures"], array)
-        for name in {f.name for f in fields(sample)} - _NO_LABELS:
-            tensor = getattr(sample, name)
-            # a stress may come from a virial and a volume, whose last bits are another machine's own
-            array = (tensor.float() if name == "stress" else tensor).numpy()
-            _add(self._digests.setdefault(name, hashlib.sha256()), array)
+        self.add_contents(digested(atoms, sample))
+
+    def add_contents(self, contents: dict[str, bytes]) -> None:
+        """Add what :func:`digested` has given for some frames, joined."""
+        for name, content in contents.items():
+            self._digests.setdefault(name, hashlib.sha256()).update(content)
 
     @property
     def values(self) -> dict[str, str]:
         return {name: digest.hexdigest() for name, digest in self._digests.items()}
+
+
+def digested(atoms: Atoms, sample: Sample) -> dict[str, bytes]:
+    """What the digests of a frame are computed of, by their names."""
+    structure = (atoms.numbers.astype(np.int64), atoms.positions, atoms.cell.array, atoms.pbc)
+    contents = {"structures": b"".join(map(_content, structure))}
+    for name in (f.name for f in fields(sample) if f.name not in _NO_LABELS):
+        tensor = getattr(sample, name)
+        # a stress may come from a virial and a volume, whose last bits are another machine's own
+        contents[name] = _content((tensor.float() if name == "stress" else tensor).numpy())
+    return contents
 
 
 def combined_digest(parts: Sequence[dict[str, str]], rows: np.ndarray) -> dict[str, str]:
@@ -63,11 +73,10 @@ def combined_digest(parts: Sequence[dict[str, str]], rows: np.ndarray) -> dict[s
     combined = {}
     for name in dict.fromkeys(name for part in parts for name in part):
         digest = hashlib.sha256("".join(part.get(name, "") for part in parts).encode())
-        _add(digest, rows.astype(np.int64))
+        digest.update(_content(rows.astype(np.int64)))
         combined[name] = digest.hexdigest()
     return combined
 
 
-def _add(digest, array: np.ndarray) -> None:
-    digest.update(repr((array.dtype.str, array.shape)).encode())
-    digest.update(np.ascontiguousarray(array))
+def _content(array: np.ndarray) -> bytes:
+    return repr((array.dtype.str, array.shape)).encode() + array.tobytes()

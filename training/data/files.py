@@ -10,15 +10,13 @@ from pathlib import Path
 import numpy as np
 from ase import Atoms
 from ase.io.extxyz import write_xyz
-from ase.io.formats import open_with_compression
 
 from nequip_md.atomic import replacing
 from nequip_md.errors import NequIPMDError
 from nequip_md.training.data import readers
 from nequip_md.training.data.label_counts import LabelCounter, LabelCounts
 from nequip_md.training.data.labels import FrameLabels, Labels, is_isolated_atom, with_labels
-from nequip_md.training.data.readers import extxyz
-from nequip_md.training.data.samples import labelled_frames, naming
+from nequip_md.training.data.samples import Refusal, labelled_frames, naming
 
 PARTS = ("train", "validation", "test")
 
@@ -30,7 +28,7 @@ def write_extxyz(
     files: Sequence[str],
     labels: Labels,
     *,
-    keep: Callable[[Atoms, FrameLabels], bool] = lambda atoms, found: True,
+    refuse: Refusal | None = None,
     progress: Callable[[Frames], Frames] = lambda frames: frames,
 ) -> list[LabelCounts]:
     """Write the frames of some files to one file in extended XYZ, with ASE's names and units.
@@ -42,14 +40,16 @@ def write_extxyz(
     def frames() -> Iterator[tuple[str, Atoms, FrameLabels]]:
         for path, counter in zip(files, counters, strict=True):
             for name, atoms, found in labelled_frames(path, labels):
-                with naming(name):
-                    kept = is_isolated_atom(atoms) or keep(atoms, found)
                 if is_isolated_atom(atoms):
                     counter.add_isolated_atom()
-                elif kept:
+                else:
+                    with naming(name):
+                        reason = None if refuse is None else refuse(atoms, found)
+                    if reason is not None:
+                        counter.leave_out(reason)
+                        continue
                     counter.add(atoms, found)
-                if kept:
-                    yield name, atoms, found
+                yield name, atoms, found
 
     written = 0
     with replacing(output) as unfinished, open(unfinished, "w", encoding="utf-8") as file:
@@ -116,10 +116,8 @@ def split_file(path: str, fractions: Sequence[float], seed: int, folder: str | o
 
 def _texts(path: str) -> Iterator[Callable]:
     """For each frame a function that writes it to an open file."""
-    if readers.file_format(path).frames is extxyz.frames:
-        with open_with_compression(path, "r") as file:
-            for text in extxyz.frame_texts(file):
-                yield lambda out, text=text: out.write(text)
-        return
-    for _, atoms in readers.read(path):
-        yield lambda out, atoms=atoms: write_xyz(out, [atoms])
+    for frame in readers.raw_frames(path):
+        if isinstance(frame.content, str):
+            yield lambda out, text=frame.content: out.write(text)
+        else:
+            yield lambda out, atoms=frame.content: write_xyz(out, [atoms])

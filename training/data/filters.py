@@ -11,7 +11,7 @@ from nequip_md.errors import NequIPMDError
 from nequip_md.training.data.labels import FrameLabels
 
 
-@dataclass
+@dataclass(frozen=True)
 class Filter:
     """Conditions that a frame has to meet; None stands for no condition.
 
@@ -20,7 +20,6 @@ class Filter:
         charge: total charge in ``Atoms.info["charge"]``, elementary charges.
         elements: chemical symbols that a frame may have.
         single_fragment: one molecule alone, by the number in ``Atoms.info["fragments"]``.
-        dropped: frames that were refused, by condition.
     """
 
     max_force: float | None = None
@@ -28,21 +27,12 @@ class Filter:
     elements: frozenset[str] | None = None
     single_fragment: bool = False
 
-    def __post_init__(self):
-        self.dropped: dict[str, int] = {}
-
-    def __call__(self, atoms: Atoms, found: FrameLabels) -> bool:
-        """Whether the frame meets all conditions.
+    def __call__(self, atoms: Atoms, found: FrameLabels) -> str | None:
+        """The condition that the frame does not meet, in words; None if it meets all.
 
         Raises:
             NequIPMDError: the frame does not say its charge or its number of fragments.
         """
-        reason = self._reason(atoms, found)
-        if reason is not None:
-            self.dropped[reason] = self.dropped.get(reason, 0) + 1
-        return reason is None
-
-    def _reason(self, atoms: Atoms, found: FrameLabels) -> str | None:
         if self.elements is not None and (other := set(atoms.symbols) - self.elements):
             return f"elements {' '.join(sorted(other))}"
         if self.charge is not None and _info(atoms, "charge", "--charge") != self.charge:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import re
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from ase import Atoms
@@ -33,6 +34,7 @@ class LabelCounts:
         unused_stress: frames whose stress is not used, because their cells have no volume.
         isolated_atoms: frames of isolated atoms, which are not among ``frames``.
         names: what the frames have, for messages.
+        left_out: frames that were left out, by reason.
     """
 
     role: str
@@ -44,6 +46,7 @@ class LabelCounts:
     unused_stress: int
     isolated_atoms: int
     names: str
+    left_out: dict[str, int] = field(default_factory=dict)
 
 
 class LabelCounter:
@@ -58,8 +61,7 @@ class LabelCounter:
         """``names`` are those under which labels are looked for."""
         self.role, self.path, self._names = role, path, names
         self._frames = self._empty = self._unused_stress = self._isolated_atoms = 0
-        self._present = dict.fromkeys(_KINDS, 0)
-        self._lacking = dict.fromkeys(_KINDS, 0)
+        self._present, self._lacking, self._left_out = Counter(), Counter(), Counter()
         self._seen, self._seen_in_empty = NamesSeen(), NamesSeen()
         self._seen_without = {kind: NamesSeen() for kind in _KINDS}
         self._largest_stress = 0.0
@@ -86,6 +88,20 @@ class LabelCounter:
     def add_isolated_atom(self) -> None:
         self._isolated_atoms += 1
 
+    def leave_out(self, reason: str) -> None:
+        """Count a frame that is left out."""
+        self._left_out[reason] += 1
+
+    def add_counts(self, later: LabelCounter) -> None:
+        """Add what another one has counted of the frames that follow in the same file."""
+        for name in ("_frames", "_empty", "_unused_stress", "_isolated_atoms"):
+            setattr(self, name, getattr(self, name) + getattr(later, name))
+        for name in ("_present", "_lacking", "_left_out", "_ignored", "_seen", "_seen_in_empty"):
+            getattr(self, name).update(getattr(later, name))
+        for kind, seen in self._seen_without.items():
+            seen.update(later._seen_without[kind])
+        self._largest_stress = max(self._largest_stress, later._largest_stress)
+
     def result(self) -> LabelCounts:
         """The counts; warns of frames without any label and of names that look like labels but are not read."""
         self._warn_of_missing()
@@ -102,10 +118,11 @@ class LabelCounter:
             self.role,
             self.path,
             self._frames,
-            **self._present,
+            **{kind: self._present[kind] for kind in _KINDS},
             unused_stress=self._unused_stress,
             isolated_atoms=self._isolated_atoms,
             names=self._seen.describe(),
+            left_out=dict(self._left_out),
         )
 
     def _warn_of_missing(self) -> None:

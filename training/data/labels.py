@@ -193,6 +193,11 @@ class NamesSeen:
                 if kind and name not in _NOT_LABELS and np.asarray(value).dtype.kind in "if":
                     self._found[kind][name] = None
 
+    def update(self, later: NamesSeen) -> None:
+        """Add the names that another one has seen in later frames."""
+        for kind, names in later._found.items():
+            self._found[kind].update(names)
+
     def similar_to(self, label: str) -> list[str]:
         """Names that resemble the label ``energy``, ``forces`` or ``stress`` in spelling and shape."""
         return [n for n in self._found[label] if re.search(_LOOK_LIKE[label], n, re.IGNORECASE)]

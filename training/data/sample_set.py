@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, field, fields, replace
 from typing import Protocol
 
@@ -13,7 +14,7 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from ase.stress import full_3x3_to_voigt_6_stress
 
 from nequip_md.training.data.digest import combined_digest, data_digest
-from nequip_md.training.data.samples import Sample
+from nequip_md.training.data.samples import Sample, collate_arrays
 
 
 @dataclass(frozen=True)
@@ -86,6 +87,9 @@ class Source(Protocol):
 
     def __getitem__(self, index: int) -> Sample: ...
 
+    def reading(self) -> AbstractContextManager[Callable[[int], list[np.ndarray]]]:
+        """A function from the number of a frame to the arrays of its sample, which are valid within the block."""
+
     def name(self, index: int) -> str:
         """Name of a frame for messages."""
 
@@ -124,6 +128,9 @@ class MemorySource:
     def __getitem__(self, index: int) -> Sample:
         return self.samples[index]
 
+    def reading(self) -> AbstractContextManager[Callable[[int], list[np.ndarray]]]:
+        return nullcontext(lambda index: self.samples[index].arrays)
+
     def name(self, index: int) -> str:
         return self.names[index]
 
@@ -152,11 +159,15 @@ class SampleSet(Sequence[Sample]):
     def __init__(self, sources: Sequence[Source], rows: np.ndarray | None = None):
         """``rows`` None stands for all samples."""
         self.sources = sources
-        self._ends = np.cumsum([len(s) for s in sources], dtype=np.int64)
+        sizes = np.array([len(s) for s in sources], dtype=np.int64)
+        self._ends = np.cumsum(sizes)
+        self._starts = self._ends - sizes
         total = int(self._ends[-1]) if len(sources) else 0
         self.rows = np.arange(total) if rows is None else rows
         self._is_whole = len(self.rows) == total and bool((self.rows == np.arange(total)).all())
-        self.table = FrameTable.joined([s.table for s in sources]).take(self.rows)
+        tables = [s.table for s in sources]
+        table = tables[0] if len(tables) == 1 else FrameTable.joined(tables)
+        self.table = table if self._is_whole else table.take(self.rows)
 
     @property
     def in_memory(self) -> bool:
@@ -184,7 +195,7 @@ class SampleSet(Sequence[Sample]):
     def _place(self, index: int) -> tuple[Source, int]:
         row = int(self.rows[index])
         source = int(np.searchsorted(self._ends, row, side="right"))
-        return self.sources[source], row - (int(self._ends[source - 1]) if source else 0)
+        return self.sources[source], row - int(self._starts[source])
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -195,6 +206,26 @@ class SampleSet(Sequence[Sample]):
         index %= len(self)
         source, place = self._place(index)
         return replace(source[place], index=torch.tensor([index]))
+
+    def batch(self, indices: Sequence[int]) -> Sample:
+        """What :func:`~nequip_md.training.data.samples.collate` gives for the samples with these indices."""
+        rows = self.rows[np.asarray(indices)]
+        numbers = np.searchsorted(self._ends, rows, side="right")
+        places = rows - self._starts[numbers]
+        with ExitStack() as stack:
+            readers = {k: stack.enter_context(self.sources[k].reading()) for k in set(numbers.tolist())}
+            arrays = [readers[k](place) for k, place in zip(numbers.tolist(), places.tolist())]
+            for of_sample, index in zip(arrays, indices):
+                of_sample[-1] = np.array([index])
+            return collate_arrays(arrays)
+
+    def __getitems__(self, indices: list[int]) -> Sample | list[Sample]:
+        """The batch of these samples, for ``DataLoader``; an empty list of none."""
+        return self.batch(indices) if indices else []
+
+    def in_batches(self, size: int) -> Iterator[Sample]:
+        """All samples in their order, so many together."""
+        return (self.batch(range(k, min(k + size, len(self)))) for k in range(0, len(self), size))
 
     def __iter__(self) -> Iterator[Sample]:
         return map(self.__getitem__, range(len(self)))

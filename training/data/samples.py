@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
-from itertools import islice
 
 import numpy as np
 import torch
@@ -13,18 +12,20 @@ from ase import Atoms
 from torch import Tensor
 
 from nequip_md.errors import NequIPMDError
-from nequip_md.graph import Graph, Structure, batch_graphs, build_graph, build_graphs
+from nequip_md.graph import Graph, Structure, build_graph, build_graphs
 from nequip_md.model.config import PotentialConfig
 from nequip_md.training.data import readers
+from nequip_md.training.data.buffers import Layout, joined
 from nequip_md.training.data.label_counts import LabelCounter
 from nequip_md.training.data.labels import FrameLabels, Labels, is_isolated_atom, with_labels
+from nequip_md.training.data.readers import RawFrame
 from nequip_md.training.data.units import ASE_UNITS
 
 MIN_DISTANCE = 0.1
 """Angstrom; atoms that are closer are taken for an error in the data (at distance 0 a model gives no number)."""
 
-_GROUP = 256
-"""Frames whose neighbours are searched together."""
+_GROUP, _GROUP_ATOMS = 256, 4096
+"""Frames whose neighbours are searched together: at most so many, and no further one after so many atoms."""
 
 
 @dataclass(frozen=True)
@@ -55,18 +56,79 @@ class Sample:
         return self.graph.graph_ptr.diff()
 
     @property
-    def num_bytes(self) -> int:
-        labels = [getattr(self, f.name) for f in fields(self) if f.name != "graph"]
-        return sum(t.numel() * t.element_size() for t in (*self.graph.tensors, *labels))
+    def tensors(self) -> list[Tensor]:
+        """Those of the graph, then the others."""
+        return [getattr(self.graph, name) for name in _OF_GRAPH] + [getattr(self, name) for name in _OTHERS]
+
+    @property
+    def arrays(self) -> list[np.ndarray]:
+        """The :attr:`tensors` as arrays in the same memory, which is the processor's."""
+        return [t.numpy() for t in self.tensors]
+
+    @classmethod
+    def from_tensors(cls, tensors: Sequence[Tensor]) -> Sample:
+        """The sample that has these :attr:`tensors`."""
+        return cls(Graph(*tensors[: len(_OF_GRAPH)]), *tensors[len(_OF_GRAPH) :])
+
+    @classmethod
+    def in_buffer(cls, buffer: Tensor, layout: Layout) -> Sample:
+        """The sample whose :attr:`tensors` lie in a buffer; it moves as a whole."""
+        sample = cls.from_tensors(layout.tensors(buffer))
+        object.__setattr__(sample, "_buffer", (buffer, layout))
+        return sample
+
+    def _in_one_piece(self) -> tuple[Tensor, Layout]:
+        return getattr(self, "_buffer", None) or joined(self.tensors)
+
+    def __reduce__(self) -> tuple:
+        # other processes take one tensor in the time of one
+        if self.energy.device.type == "cpu":
+            return Sample.in_buffer, self._in_one_piece()
+        return Sample.from_tensors, (self.tensors,)
+
+    def pin_memory(self) -> Sample:
+        """A copy in pinned memory, which :meth:`to` copies to a GPU while the program goes on. Called by ``DataLoader``."""
+        buffer, layout = self._in_one_piece()
+        return Sample.in_buffer(buffer.pin_memory(), layout)
 
     def to(self, device: torch.device | str, **_) -> Sample:
-        return Sample(**{f.name: getattr(self, f.name).to(device) for f in fields(self)})
+        """On another device; itself if it is there. Called by Lightning for each batch."""
+        device = torch.device(device)
+        if device == self.energy.device:
+            return self
+        if self.energy.device.type != "cpu":
+            return Sample.from_tensors([t.to(device) for t in self.tensors])
+        buffer, layout = self._in_one_piece()
+        return Sample.in_buffer(buffer.to(device, non_blocking=buffer.is_pinned()), layout)
+
+
+_OF_GRAPH = tuple(f.name for f in fields(Graph))
+_OTHERS = tuple(f.name for f in fields(Sample) if f.name != "graph")
+_TYPES = tuple(
+    torch.float64 if name in ("edge_vectors", "energy", "forces", "stress", "volume", "weight") else torch.int64
+    for name in _OF_GRAPH + _OTHERS
+)
 
 
 def collate(samples: Sequence[Sample]) -> Sample:
-    """One batch of several samples, on the device that they are on."""
-    labels = {f.name: torch.cat([getattr(s, f.name) for s in samples]) for f in fields(Sample) if f.name != "graph"}
-    return Sample(graph=batch_graphs([s.graph for s in samples]), **labels)
+    """One batch of several samples without phantom atoms, all in the memory of the processor; it lies in one buffer."""
+    return collate_arrays([sample.arrays for sample in samples])
+
+
+def collate_arrays(samples: Sequence[Sequence[np.ndarray]]) -> Sample:
+    """What :func:`collate` gives for the samples that have these :attr:`~Sample.arrays`."""
+    parts = dict(zip(_OF_GRAPH + _OTHERS, map(list, zip(*samples, strict=True)), strict=True))
+    atoms, edges = (np.cumsum([0, *map(len, parts[name])]) for name in ("node_types", "edge_vectors"))
+    for name, starts in (("row_ptr", edges), ("graph_ptr", atoms)):
+        parts[name] = [part[:-1] + start for part, start in zip(parts[name], starts)] + [starts[-1:]]
+    parts["edge_index"] = [part + start for part, start in zip(parts["edge_index"], atoms)]
+    shapes = {name: (sum(map(len, part)), *part[0].shape[1:]) for name, part in parts.items()}
+    shapes["edge_index"] = (2, int(edges[-1]))
+    layout = Layout(_TYPES, tuple(shapes.values()))
+    buffer = layout.new_buffer()
+    for (name, part), array in zip(parts.items(), layout.arrays(buffer), strict=True):
+        np.concatenate(part, axis=int(name == "edge_index"), out=array)
+    return Sample.in_buffer(buffer, layout)
 
 
 @dataclass(frozen=True)
@@ -92,8 +154,10 @@ def without_labels(sample: Sample) -> Sample:
     return replace(sample, **labels)
 
 
-def batch_of(samples: Sequence[Sample], otherwise: Sample) -> Sample:
-    """One batch of several samples; without any, ``otherwise``."""
+def batch_of(samples: Sample | Sequence[Sample], otherwise: Sample) -> Sample:
+    """One batch of several samples, or the batch that a data set has made of them; without any, ``otherwise``."""
+    if isinstance(samples, Sample):
+        return samples
     return collate(samples) if samples else otherwise
 
 
@@ -115,43 +179,97 @@ def make_sample(
     return _labelled(structure, build_graph(structure, config.cutoff_matrix()), found, index)
 
 
+Refusal = Callable[[Atoms, FrameLabels], str | None]
+"""Gives the reason to leave a frame out, in words; None takes it."""
+
+
+@dataclass(frozen=True)
+class FrameGroup:
+    """Frames of one file that follow each other, and whose neighbours are searched together.
+
+    Attributes:
+        path: of the file.
+        labels: names and units of labels in the file.
+        frames: a few hundred at most, and few thousand atoms.
+        error: why the file could not be read beyond these frames.
+        source: number of the file among several.
+    """
+
+    path: str
+    labels: Labels
+    frames: list[RawFrame]
+    error: NequIPMDError | None = None
+    source: int = 0
+
+
+def frame_groups(path: str, labels: Labels, source: int = 0) -> Iterator[FrameGroup]:
+    """The frames of a file in groups. What is wrong with the file is the ``error`` of the last group."""
+    frames: list[RawFrame] = []
+    atoms, error = 0, None
+    try:
+        given, labels = labels, labels_in(path, labels)
+        for frame in readers.raw_frames(path, given.units):
+            frames.append(frame)
+            atoms += frame.num_atoms
+            if len(frames) == _GROUP or atoms >= _GROUP_ATOMS:
+                yield FrameGroup(path, labels, frames, source=source)
+                frames, atoms = [], 0
+    except NequIPMDError as reason:
+        error = reason
+    if frames or error is not None:
+        yield FrameGroup(path, labels, frames, error, source)
+
+
+def group_samples(
+    group: FrameGroup,
+    options: GraphOptions,
+    counter: LabelCounter,
+    isolated_atoms: list[tuple[str, Atoms]],
+    refuse: Refusal | None = None,
+) -> Iterator[tuple[str, Atoms, Sample]]:
+    """Each frame of a group: its name, itself, its sample. Args, Raises: as :func:`read_samples`."""
+    taken, structures = [], []
+    for frame in group.frames:
+        name, atoms = frame.read()
+        with naming(name):
+            found = group.labels.of(atoms)
+            if is_isolated_atom(atoms):
+                counter.add_isolated_atom()
+                isolated_atoms.append((name, with_labels(atoms, found)))
+                continue
+            if refuse is not None and (reason := refuse(atoms, found)) is not None:
+                counter.leave_out(reason)
+                continue
+            structures.append(Structure.from_ase(atoms, options.type_names))
+        counter.add(atoms, found)
+        taken.append((name, atoms, found))
+    graphs = _graphs([name for name, _, _ in taken], structures, options)
+    for (name, atoms, found), structure, graph in zip(taken, structures, graphs):
+        with naming(name):
+            sample = _labelled(structure, graph, found)
+        yield name, atoms, sample
+    if group.error is not None:
+        raise group.error
+
+
 def read_samples(
     path: str,
     labels: Labels,
     options: GraphOptions,
     counter: LabelCounter,
     isolated_atoms: list[tuple[str, Atoms]],
-    keep: Callable[[Atoms, FrameLabels], bool] = lambda atoms, found: True,
 ) -> Iterator[tuple[str, Atoms, Sample]]:
     """Each frame of a file: its name, itself, its sample. A few frames at a time are in memory.
 
     Args:
         counter: counts the labels.
         isolated_atoms: takes the frames that are marked as isolated atoms, by name; they give no sample.
-        keep: whether to take a frame.
 
     Raises:
         NequIPMDError: a file or a frame that cannot be used; the message names it.
     """
-    frames = labelled_frames(path, labels)
-    while group := list(islice(frames, _GROUP)):
-        taken, structures = [], []
-        for name, atoms, found in group:
-            if is_isolated_atom(atoms):
-                counter.add_isolated_atom()
-                isolated_atoms.append((name, with_labels(atoms, found)))
-                continue
-            with naming(name):
-                if not keep(atoms, found):
-                    continue
-                structures.append(Structure.from_ase(atoms, options.type_names))
-            counter.add(atoms, found)
-            taken.append((name, atoms, found))
-        graphs = _graphs([name for name, _, _ in taken], structures, options)
-        for (name, atoms, found), structure, graph in zip(taken, structures, graphs):
-            with naming(name):
-                sample = _labelled(structure, graph, found)
-            yield name, atoms, sample
+    for group in frame_groups(path, labels):
+        yield from group_samples(group, options, counter, isolated_atoms)
 
 
 def labelled_frames(path: str, labels: Labels) -> Iterator[tuple[str, Atoms, FrameLabels]]:

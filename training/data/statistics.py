@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -13,9 +14,13 @@ from ase import Atoms
 
 from nequip_md.errors import NequIPMDError
 from nequip_md.training.data.labels import Labels, describe_names
-from nequip_md.training.data.samples import Sample
+from nequip_md.training.data.sample_set import SampleSet
+from nequip_md.training.data.samples import Sample, collate
 
 log = logging.getLogger(__name__)
+
+_BATCH = 32
+"""Samples that are looked at together."""
 
 
 @dataclass(frozen=True)
@@ -62,23 +67,28 @@ def compute_statistics(samples: Iterable[Sample], type_names: Sequence[str]) -> 
     squares, labelled = np.zeros(num_types), np.zeros(num_types)
     closest, largest = np.full((num_types, num_types), np.inf), None
     energies = _CompositionFit(num_types)
-    for s in samples:
-        num_frames += 1
-        types = s.graph.node_types
-        composition = np.bincount(types.numpy(), minlength=num_types)
-        atoms += composition
-        edges += np.bincount(types.numpy(), weights=s.graph.row_ptr.diff().numpy(), minlength=num_types)
+    for s in _batches(samples):
+        frames = s.graph.num_graphs
+        num_frames += frames
+        types = s.graph.node_types.numpy()
+        # a row for each frame, so that sums are those of one frame after the other, to the last digit
+        of_frame = s.graph.node_graph.numpy() * num_types + types
+        shape, size = (frames, num_types), frames * num_types
+        composition = np.bincount(of_frame, minlength=size).reshape(shape)
+        atoms += composition.sum(axis=0)
+        edges += np.bincount(types, weights=s.graph.row_ptr.diff().numpy(), minlength=num_types)
         known = torch.isfinite(s.forces).all(dim=1)
-        squares += np.bincount(
-            types[known].numpy(), weights=s.forces[known].square().sum(1).numpy(), minlength=num_types
-        )
-        labelled += 3 * np.bincount(types[known].numpy(), minlength=num_types)
-        centre, neighbour = types[s.graph.edge_index].numpy()
+        of_known = s.forces[known].square().sum(1).numpy()
+        rows = np.bincount(of_frame[known.numpy()], weights=of_known, minlength=size).reshape(shape)
+        squares = np.cumsum(np.concatenate([squares[None], rows]), axis=0)[-1]
+        labelled += 3 * np.bincount(types[known.numpy()], minlength=num_types)
+        centre, neighbour = types[s.graph.edge_index.numpy()]
         np.minimum.at(closest, (centre, neighbour), s.graph.edge_vectors.norm(dim=1).numpy())
         if known.any():
             largest = max(largest or 0.0, s.forces[known].norm(dim=1).max().item())
-        if np.isfinite(energy := s.energy.item()):
-            energies.add(composition, energy)
+        for of_sample, energy in zip(composition, s.energy.tolist()):
+            if np.isfinite(energy):
+                energies.add(of_sample, energy)
     shifts, rank, residual = energies.result()
     return Statistics(
         num_frames=num_frames,
@@ -95,6 +105,15 @@ def compute_statistics(samples: Iterable[Sample], type_names: Sequence[str]) -> 
         closest_distances=_by_pair(type_names, np.minimum(closest, closest.T)),
         largest_force=largest,
     )
+
+
+def _batches(samples: Iterable[Sample]) -> Iterator[Sample]:
+    if isinstance(samples, SampleSet):
+        yield from samples.in_batches(_BATCH)
+        return
+    samples = iter(samples)
+    while some := list(islice(samples, _BATCH)):
+        yield collate(some)
 
 
 class _CompositionFit:

@@ -10,6 +10,8 @@ import io
 import json
 import os
 import shlex
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -33,6 +35,7 @@ from nequip_md.training.data.store_format import (
     frame_key,
     identity,
     unpack,
+    unpack_arrays,
 )
 
 _FORMAT = "nequip-md graphs"
@@ -145,18 +148,35 @@ class GraphStore(Dataset):
         """Name of a frame for messages: its number here, and the name that it had in its file."""
         return f"frame {index} of {self.path} ({self._read(index)[1]})"
 
+    @contextmanager
+    def reading(self) -> Iterator[Callable[[int], list[np.ndarray]]]:
+        """A function from the number of a frame to its arrays, which are valid within the block."""
+        with self._records() as record:
+            yield lambda index: unpack_arrays(record(index))[0]
+
     def _read(self, index: int) -> tuple[Sample, str]:
-        if not 0 <= index < len(self):
-            raise IndexError(f"the store {self.path} has {len(self)} frames, and none with number {index}")
+        with self._records() as record:
+            return unpack(record(index))
+
+    @contextmanager
+    def _records(self) -> Iterator[Callable[[int], memoryview]]:
+        """A function from the number of a frame to its record, which is valid within the block."""
         if self._process != os.getpid():
             self._opened, self._process = environment(self.path), os.getpid()
             if identity(os.path.realpath(self.path)) != self._identity:
                 raise self._replaced
         try:
-            with self._opened.begin(buffers=True) as transaction:
-                return unpack(transaction.get(frame_key(index)))
+            transaction = self._opened.begin(buffers=True)
         except lmdb.Error:  # another store of the same name has been opened since, in the place of this one
             raise self._replaced from None
+
+        def record(index: int) -> memoryview:
+            if not 0 <= index < len(self):
+                raise IndexError(f"the store {self.path} has {len(self)} frames, and none with number {index}")
+            return transaction.get(frame_key(index))
+
+        with transaction:
+            yield record
 
     @property
     def _replaced(self) -> NequIPMDError:

@@ -18,7 +18,6 @@ import numpy as np
 import torch
 
 from nequip_md.errors import NequIPMDError
-from nequip_md.graph import Graph
 from nequip_md.training.data.samples import Sample
 
 SUFFIX = ".graphs"
@@ -94,24 +93,23 @@ def pack(sample: Sample, name: str) -> bytes:
 
 def unpack(record: memoryview) -> tuple[Sample, str]:
     """The sample and the name in a record; copies, so that the record need not stay."""
+    arrays, name = unpack_arrays(record)
+    return Sample.from_tensors([torch.from_numpy(array.copy()) for array in arrays]), name.decode()
+
+
+def unpack_arrays(record: memoryview) -> tuple[list[np.ndarray], bytes]:
+    """The :attr:`~nequip_md.training.data.samples.Sample.arrays` of the sample in a record, partly in its memory; its name."""
     nodes, edges, length = np.frombuffer(record, np.int64, 3).tolist()
-    doubles = torch.from_numpy(np.frombuffer(record, np.float64, 12 + 3 * nodes + 3 * edges, 24).copy())
+    doubles = np.frombuffer(record, np.float64, 12 + 3 * nodes + 3 * edges, 24)
     start = 24 + 8 * len(doubles)
     integers = np.frombuffer(record, np.int32, 2 * nodes + edges, start)
     counts, types = integers[:nodes], integers[nodes : 2 * nodes].astype(np.int64)
     row_ptr = np.zeros(nodes + 1, dtype=np.int64)
     np.cumsum(counts, out=row_ptr[1:])
     index = np.empty((2, edges), dtype=np.int64)
-    index[0], index[1] = np.repeat(np.arange(nodes), counts), integers[2 * nodes :]
-    forces, vectors = doubles[12 : 12 + 3 * nodes], doubles[12 + 3 * nodes :]
-    graph = Graph(vectors.reshape(edges, 3), *map(torch.from_numpy, (index, row_ptr, types)))
-    sample = Sample(
-        graph=graph,
-        energy=doubles[0:1],
-        forces=forces.reshape(nodes, 3),
-        stress=doubles[3:12].reshape(1, 3, 3),
-        volume=doubles[2:3],
-        weight=doubles[1:2],
-        index=torch.tensor([0]),
-    )
-    return sample, bytes(record[start + 4 * len(integers) :][:length]).decode()
+    index[0], index[1] = np.arange(nodes).repeat(counts), integers[2 * nodes :]
+    energy, weight, volume, stress = doubles[0:1], doubles[1:2], doubles[2:3], doubles[3:12].reshape(1, 3, 3)
+    forces, vectors = doubles[12 : 12 + 3 * nodes].reshape(nodes, 3), doubles[12 + 3 * nodes :].reshape(edges, 3)
+    graph = [vectors, index, row_ptr, types, np.array([0, nodes])]
+    name = bytes(record[start + 4 * len(integers) :][:length])
+    return [*graph, energy, forces, stress, volume, weight, np.array([0])], name

@@ -1,13 +1,14 @@
 """Data files to frames, one at a time: one module for each format that ASE does not read, or not as people expect.
 
-A reader is a generator of ``(what, atoms)``, where ``what`` says which part of the file the frame is if "frame 3" does
-not, and is empty otherwise.
+A reader is a generator of ``(what, frame)``, where ``what`` says which part of the file the frame is if "frame 3" does
+not, and is empty otherwise. The frame is an ``Atoms``, or a text that another process may parse.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from ase import Atoms
@@ -16,7 +17,7 @@ from nequip_md.errors import NequIPMDError
 from nequip_md.training.data.readers import ase_files, extxyz, lammps_dump, npz, spice
 from nequip_md.training.data.units import ASE_UNITS, Units
 
-__all__ = ["Format", "file_format", "read"]
+__all__ = ["Format", "RawFrame", "file_format", "raw_frames", "read"]
 
 _HDF5 = b"\x89HDF\r\n\x1a\n"
 
@@ -33,8 +34,44 @@ class Format:
     """
 
     library: str
-    frames: Callable[[str, Units], Iterator[tuple[str, Atoms]]]
+    frames: Callable[[str, Units], Iterator[tuple[str, Atoms | str]]]
     has_units: bool
+
+
+@dataclass(frozen=True)
+class RawFrame:
+    """A frame of a file, which :meth:`read` parses where that takes time.
+
+    Attributes:
+        path: of the file.
+        number: of the frame in the file, from 0.
+        what: which part of the file it is, where the number does not say, or empty.
+        content: the frame, or its text in extended XYZ.
+        library: what reads it, for messages.
+        units: of its lengths.
+    """
+
+    path: str
+    number: int
+    what: str
+    content: Atoms | str
+    library: str
+    units: Units
+
+    @property
+    def num_atoms(self) -> int:
+        return extxyz.num_atoms(self.content) if isinstance(self.content, str) else len(self.content)
+
+    def read(self) -> tuple[str, Atoms]:
+        """Its name for messages ("frame 3 of water.extxyz") and itself, with lengths in angstrom.
+
+        Raises:
+            NequIPMDError: the text cannot be parsed.
+        """
+        with _naming(self.library, self.path, self.number):
+            atoms = extxyz.parse(self.content) if isinstance(self.content, str) else self.content
+        name = f"frame {self.number} of {self.path}" + (f" ({self.what})" if self.what else "")
+        return name, self.units.to_lengths_in_angstrom(atoms)
 
 
 def file_format(path: str | os.PathLike) -> Format:
@@ -90,23 +127,34 @@ def read(path: str | os.PathLike, units: Units = ASE_UNITS) -> Iterator[tuple[st
     Raises:
         NequIPMDError: a file that does not exist, that cannot be read (the frame is named), or that holds no frame.
     """
+    return (frame.read() for frame in raw_frames(path, units))
+
+
+def raw_frames(path: str | os.PathLike, units: Units = ASE_UNITS) -> Iterator[RawFrame]:
+    """Every frame of a file before it is parsed. Args, Raises: as :func:`read`."""
     path = os.fspath(path)
     format = file_format(path)
     count = 0
     frames = format.frames(path, units)
     while True:
-        try:
-            what, atoms = next(frames)
-        except StopIteration:
+        with _naming(format.library, path, count):
+            what, content = next(frames, (None, None))
+        if content is None:
             break
-        except NequIPMDError as error:
-            raise NequIPMDError(f"frame {count} of {path}: {error}" if count else f"{path}: {error}") from None
-        except Exception as error:  # readers raise whatever their parsing meets
-            raise NequIPMDError(
-                f"{format.library} cannot read frame {count} of the data file {path}: {type(error).__name__}: {error}"
-            ) from None
-        name = f"frame {count} of {path}" + (f" ({what})" if what else "")
-        yield name, atoms if format.has_units else units.to_lengths_in_angstrom(atoms)
+        yield RawFrame(path, count, what, content, format.library, ASE_UNITS if format.has_units else units)
         count += 1
     if not count:
         raise NequIPMDError(f"data file {path} holds no frame")
+
+
+@contextmanager
+def _naming(library: str, path: str, number: int) -> Iterator[None]:
+    """Errors of readers and parsers name the frame."""
+    try:
+        yield
+    except NequIPMDError as error:
+        raise NequIPMDError(f"frame {number} of {path}: {error}" if number else f"{path}: {error}") from None
+    except Exception as error:  # readers raise whatever their parsing meets
+        raise NequIPMDError(
+            f"{library} cannot read frame {number} of the data file {path}: {type(error).__name__}: {error}"
+        ) from None

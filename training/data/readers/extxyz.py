@@ -13,10 +13,21 @@ from ase.io.formats import open_with_compression
 from nequip_md.training.data.units import Units
 
 
-def frames(path: str, _: Units) -> Iterator[tuple[str, Atoms]]:
+def frames(path: str, _: Units) -> Iterator[tuple[str, str]]:
+    """The text of each frame, for :func:`parse`."""
     with open_with_compression(path, "r") as file:
         for text in frame_texts(file):
-            yield "", next(read_xyz(StringIO(text), 0))
+            yield "", text
+
+
+def parse(text: str) -> Atoms:
+    """The frame that has this text."""
+    return next(read_xyz(StringIO(text), 0))
+
+
+def num_atoms(text: str) -> int:
+    """Number of atoms of the frame that has this text."""
+    return int(text.partition("\n")[0])
 
 
 def frame_texts(file: TextIO) -> Iterator[str]:
