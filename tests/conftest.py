@@ -16,6 +16,10 @@ if not torch.cuda.is_available():
     # Triton decides at its first import whether kernels are compiled or interpreted
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
+# most of the code that calls kernels runs once or twice here; the kernels themselves are compiled as for users
+os.environ.setdefault("AOT_INDUCTOR_COMPILE_WRAPPER_OPT_LEVEL", "O0")
+os.environ.setdefault("AOT_INDUCTOR_ENABLE_LINE_TABLES", "0")
+
 # small tensors gain nothing from threads; tests of threads set their own number
 torch.set_num_threads(1)
 

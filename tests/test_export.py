@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import os
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -17,7 +14,7 @@ from nequip_md import NequIPMDError
 from nequip_md.artifact import load_artifact, read_metadata
 from nequip_md.artifact.metadata import cpu_instructions
 from nequip_md.checkpoint import checkpoint_sha256, save
-from nequip_md.export import artifact_metadata, export_checkpoint, package, write_artifact
+from nequip_md.export import artifact_metadata, cli, export_checkpoint, package, write_artifact
 from nequip_md.graph import Graph, Structure, build_graph
 from nequip_md.kernels import Backend
 from nequip_md.lowering.trace import example_inputs, trace
@@ -35,15 +32,6 @@ SYSTEMS = {
 
 
 SMALLEST = AllegroConfig(type_names=["H"], cutoff=3.0, num_layers=1, num_scalar_features=4, num_tensor_features=2)
-
-
-def command(*arguments) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, "-m", "nequip_md.export.cli", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
 
 
 @pytest.mark.parametrize("name, tolerance", [("allegro_fp64", 1e-12), ("allegro_fp32", 1e-5), ("nequip_fp64", 1e-12)])
@@ -212,16 +200,18 @@ REFUSED_BY_THE_COMMAND = {
 
 
 @pytest.mark.parametrize("case", REFUSED_BY_THE_COMMAND)
-def test_command_refuses(small_models, tmp_path, monkeypatch, case):
+def test_command_refuses(small_models, tmp_path, monkeypatch, capfd, case):
+    """One line and status 1; test_commands.py has the same of the program in a process of its own."""
     if case == "no cuda" and torch.cuda.is_available():
         pytest.skip("there is a CUDA device here")
     monkeypatch.chdir(tmp_path)
     checkpoint, artifact = small_models("allegro_fp32")
     arguments, message = REFUSED_BY_THE_COMMAND[case]
-    done = command(*(a.format(model=checkpoint, artifact=artifact) for a in arguments))
-    assert done.returncode == 1
-    assert done.stderr.startswith("error: ") and message in done.stderr
-    assert "Traceback" not in done.stderr
+    capfd.readouterr()
+    assert cli.main([a.format(model=checkpoint, artifact=artifact) for a in arguments]) == 1
+    error = capfd.readouterr().err
+    assert error.startswith("error: ") and message in error
+    assert "Traceback" not in error
     assert list(tmp_path.iterdir()) == []
 
 
@@ -264,19 +254,17 @@ def test_refused_before_compilation(tmp_path, monkeypatch, case):
     assert sorted(tmp_path.iterdir()) == before
 
 
-def test_an_artifact_that_differs_replaces_nothing(tmp_path, monkeypatch):
+def test_an_artifact_that_differs_replaces_nothing(small_models, tmp_path, monkeypatch):
     """The check after compilation is real, and comes before the file is replaced."""
+    original, artifact = small_models("allegro_fp32")
+    model = nequip_md.load_checkpoint(original)
+    with torch.no_grad():
+        model.readout.weights[0].mul_(1.01)
     checkpoint = tmp_path / "model.nqmd"
-    save(checkpoint, build_model(SMALLEST))
-    compile_model = package.compile_model
+    save(checkpoint, model)
 
-    def compile_other(model, *arguments):
-        other = copy.deepcopy(model)
-        with torch.no_grad():
-            other.readout.weights[0].mul_(1.01)
-        return compile_model(other, *arguments)
-
-    monkeypatch.setattr(package, "compile_model", compile_other)
+    # code that was compiled from the other weights
+    monkeypatch.setattr(package, "compile_model", lambda *arguments: (memoryview(artifact.read_bytes()), []))
     output = tmp_path / "out.pt2"
     output.write_text("a good one")
     with pytest.raises(NequIPMDError, match="differs from the checkpoint .*out.pt2 was not written"):

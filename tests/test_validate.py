@@ -217,14 +217,10 @@ def test_compiled_models_pass(small_models, name):
     assert failures(validate_artifact(load_artifact(path), load_checkpoint(checkpoint))) == []
 
 
-def command(*arguments) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, "-m", "nequip_md.export.validate_cli", *map(str, arguments)], capture_output=True, text=True
-    )
-
-
 def test_command(small_models):
-    done = command(small_models("allegro_fp32")[1])
+    """The program in a process of its own."""
+    command = [sys.executable, "-m", "nequip_md.export.validate_cli", small_models("allegro_fp32")[1]]
+    done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     assert (
         "stress against differences" in done.stdout and "checks passed" in done.stdout and "FAILED" not in done.stdout
@@ -245,9 +241,12 @@ def test_command_reports_failures(small_models, monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("content", "message"), [(None, "no such file"), (b"PK not a package", "not a compiled model")]
 )
-def test_command_refuses_bad_files(tmp_path, content, message):
+def test_command_refuses_bad_files(tmp_path, capfd, content, message):
+    from nequip_md.export.validate_cli import main
+
     path = tmp_path / "model.pt2"
     if content is not None:
         path.write_bytes(content)
-    done = command(path)
-    assert done.returncode == 1 and message in done.stderr and "Traceback" not in done.stderr
+    assert main([str(path)]) == 1
+    error = capfd.readouterr().err
+    assert message in error and "Traceback" not in error

@@ -9,6 +9,7 @@ import torch
 
 from nequip_md.kernels.cpu.backend import OPERATORS, CPUBackend
 from nequip_md.kernels.shims import function_name
+from nequip_md.lowering.compile import compile_program
 from operators.cases import DTYPE, Graph, at_most, wrong
 from operators.lowered import Module, exported
 from operators.table import GROUPS
@@ -80,12 +81,7 @@ def artifact(made_once):
         program = exported(module(), backend)
         called = {node.target for node in program.graph.nodes}
         assert called >= OPERATORS
-        # the kernels are compiled as for users; the code that calls them has thousands of lines, which run once
-        plain = {"aot_inductor.compile_wrapper_opt_level": "O0"}
-        with backend.linked() as options:
-            torch._inductor.aoti_compile_and_package(
-                program, package_path=str(path), inductor_configs={**options, **plain}
-            )
+        path.write_bytes(compile_program(program, backend))
 
     return torch._inductor.aoti_load_package(str(made_once("operators.pt2", compile_all)))
 

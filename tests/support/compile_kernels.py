@@ -18,9 +18,23 @@ from pathlib import Path
 import triton
 
 from nequip_md.kernels.triton.backend import TritonBackend
+from nequip_md.lowering.trace import example_inputs, symbolic, trace_function
+from nequip_md.model import energy_and_gradient
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
-from triton_launches import compile_launch, cuda_graph
+from triton_launches import compile_launch, preset_model, recorded_launches
+
+
+def launches(preset: str, precision: str) -> list[dict]:
+    """The launches of an export's graph; one lowering has them all, and an export takes two to compare them."""
+    model = preset_model(preset, precision).requires_grad_(False)
+    inputs = example_inputs(11, 5, 9, 2, model.config.cutoff, seed=1)
+    dynamic = ([0], [1], [0], [0])
+    with recorded_launches() as found:
+        trace_function(
+            lambda *tensors: energy_and_gradient(model, *tensors), symbolic(inputs, dynamic), TritonBackend(precision)
+        )
+    return found
 
 
 def compiled(launch: dict) -> dict:
@@ -47,9 +61,8 @@ def compiled(launch: dict) -> dict:
 
 def main() -> None:
     preset, precision = sys.argv[1:]
-    _, launches = cuda_graph(preset, precision, TritonBackend(precision))
     with ProcessPoolExecutor(2) as workers:
-        for result in workers.map(compiled, launches):
+        for result in workers.map(compiled, launches(preset, precision)):
             print(json.dumps(result), flush=True)
 
 

@@ -1,4 +1,7 @@
 # Builds for tests alone read PyTorch's headers once, as these take most of the time. CMAKE_PROJECT_INCLUDE names this file.
+if(CMAKE_UNITY_BUILD)
+  return()  # a library is one source, which reads them once
+endif()
 cmake_language(DEFER CALL target_precompile_headers nequip_md_engine PRIVATE
   <ATen/Parallel.h> <ATen/TensorOperators.h> <ATen/core/Tensor.h> <ATen/ops/empty.h> <ATen/ops/from_blob.h> <ATen/ops/zeros.h>
   <torch/csrc/inductor/aoti_runner/model_container_runner.h>)

@@ -48,6 +48,9 @@ class Compute {
     std::unique_ptr<Gpu> gpu_;
 };
 
+// The elements of a tensor of int64, as the kernels take them.
+inline Int64 *longs(const at::Tensor &tensor) { return reinterpret_cast<Int64 *>(tensor.data_ptr<int64_t>()); }
+
 #define NEQUIP_MD_RUN(compute, kernel, arguments, count) (compute).run(#kernel "_kernel", kernel, arguments, count)
 
 }  // namespace nequip_md

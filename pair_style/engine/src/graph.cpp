@@ -10,8 +10,6 @@ namespace {
 
 constexpr int64_t MIN_EDGES = 2;  // artifacts are exported for at least two edges
 
-Int64 *longs(const at::Tensor &tensor) { return reinterpret_cast<Int64 *>(tensor.data_ptr<int64_t>()); }
-
 }  // namespace
 
 at::Tensor count_edges(const Compute &compute, const NeighbourTable &table, int64_t num_centres)

@@ -8,7 +8,7 @@ namespace {
 
 // Distances below this fraction of the closest one in the training data are reported. It is less than 1, since long
 // runs at the temperature of the training data come a little closer.
-constexpr double CLOSE = 0.9;
+constexpr double NARROW = 0.9;
 
 }  // namespace
 
@@ -16,7 +16,7 @@ std::vector<double> Guard::shortest() const
 {
     std::vector<double> squares;
     if (!watching_) return squares;
-    for (const double distance : metadata_.closest_distances) squares.push_back(CLOSE * CLOSE * distance * distance);
+    for (const double distance : metadata_.closest_distances) squares.push_back(NARROW * NARROW * distance * distance);
     return squares;
 }
 

@@ -76,7 +76,6 @@ at::Tensor on_host(const std::vector<Value> &values, at::ScalarType type)
 }
 
 int *ints(const at::Tensor &tensor) { return tensor.data_ptr<int>(); }
-Int64 *longs(const at::Tensor &tensor) { return reinterpret_cast<Int64 *>(tensor.data_ptr<int64_t>()); }
 
 }  // namespace
 

@@ -16,8 +16,6 @@ namespace {
 
 enum Sum { VIRIAL = 0, ENERGY = 6, TOO_LARGE = 7, EDGES = 8, CLOSE = 9 };
 
-const Int64 *longs(const at::Tensor &tensor) { return reinterpret_cast<const Int64 *>(tensor.data_ptr<int64_t>()); }
-
 }  // namespace
 
 Tally::Tally(const Compute &compute, int64_t num_centres, int64_t num_atoms, const Wanted &wanted, bool wide)
