@@ -13,6 +13,7 @@ import json
 import multiprocessing
 import os
 import platform
+import resource
 import tempfile
 import time
 from pathlib import Path
@@ -95,14 +96,23 @@ def rate(name: str, path: Path, frames: int, processes: int, reads: int) -> floa
         return processes * reads / (time.perf_counter() - started)
 
 
+def processor_time() -> dict[str, float]:
+    """Seconds of a core that this process, and its children that have ended, have taken."""
+    whose = {"this process": resource.RUSAGE_SELF, "workers": resource.RUSAGE_CHILDREN}
+    return {name: sum(resource.getrusage(number)[:2]) for name, number in whose.items()}
+
+
 def measure(source: str, types: list[str], cutoff: float, copies: int, reads: int, folder: Path) -> dict:
     options = GraphOptions(tuple(types), tuple((cutoff,) * len(types) for _ in types))
     paths = {name: folder / f"{name}.{'graphs' if name == 'store' else name}" for name in READERS}
-    made = {}
+    made, spent = {}, {}
     for workers in WORKERS:
-        started = time.perf_counter()
+        before, started = processor_time(), time.perf_counter()
         counts = write_store(paths["store"], [source] * copies, Labels(), options, workers=workers)
-        made[str(workers)] = round(sum(c.frames for c in counts) / (time.perf_counter() - started))
+        seconds, frames = time.perf_counter() - started, sum(c.frames for c in counts)
+        made[str(workers)] = round(frames / seconds)
+        after = processor_time()
+        spent[str(workers)] = {name: round(1e3 * (after[name] - before[name]) / frames, 3) for name in after}
     store = GraphStore(paths["store"])
     content = records(store)
     written = {}
@@ -118,6 +128,7 @@ def measure(source: str, types: list[str], cutoff: float, copies: int, reads: in
         "cutoff": cutoff,
         "bytes in a frame": round(os.path.getsize(paths["store"]) / len(store)),
         "conversion, frames/s": made,
+        "conversion, processor ms/frame": spent,
         "write, s": {name: round(value, 3) for name, value in written.items()},
         "file, MB": {name: round(os.path.getsize(path) / 1e6, 1) for name, path in paths.items()},
         "random reads, frames/s": {

@@ -229,6 +229,7 @@ def test_stores_are_read(tmp_path, monkeypatch):
     ase.io.write(tmp_path / "water.traj", [water_box(81)] * 3)
     found = data_store.measure(str(tmp_path / "water.traj"), ["H", "O"], 3.0, 2, 5, tmp_path)
     assert found["frames"] == 6 and found["atoms in a frame"] == 81 and found["edges in a frame"] > 500
+    assert found["conversion, processor ms/frame"]["1"]["this process"] > 0
     assert all(found["random reads, frames/s"][name]["1"] > 0 for name in data_store.READERS)
     # 28 bytes for each edge, 36 for each atom, and little more
     assert found["bytes in a frame"] > 28 * found["edges in a frame"]

@@ -66,6 +66,20 @@ def gpu_step(key):
     return 1e3 * read("h200_training_step.json")["step_s"][key]
 
 
+def large_store(*keys):
+    """A number of the store of a million frames."""
+    value = read("large_store.json")["sets"][-1]
+    for key in keys:
+        value = value[key]
+    return value
+
+
+def bytes_per_frame():
+    small, large = read("large_store.json")["sets"]
+    memory = [s["epoch, by workers"]["0"]["at the end, MB"] for s in (small, large)]
+    return 1e6 * (memory[1] - memory[0]) / (large["frames"] - small["frames"])
+
+
 LARGEST = "medium, fp32-accurate, largest system, time"
 OVERHEAD = "medium, fp32-accurate, 98,304 atoms"
 CPU = "medium, fp32, 192 atoms of water, CPU"
@@ -164,6 +178,12 @@ FIGURES = [
         ],
     ),
     ("docs/lammps.md", 'about {} kB per edge on a GPU with the "medium" preset', [kilobytes_per_edge]),
+    ("docs/data.md", "grows with the store, by {} bytes for each frame", [bytes_per_frame]),
+    (
+        "docs/data.md",
+        "were opened in {} s, and the first batch of an epoch came after {} s",
+        [lambda: large_store("open", "open, s"), lambda: large_store("epoch, by workers", "0", "first batch after, s")],
+    ),
     ("docs/files_and_trust.md", "its peak can be {} times as high", [malloc_peak]),
 ]
 
