@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import math
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -36,6 +37,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     convert.add_argument("--charge", type=float, metavar="Q", help="take frames of this charge (SPICE)")
     convert.add_argument("--elements", nargs="+", metavar="X", help="take frames of these elements alone")
     convert.add_argument("--fragments", choices=["single"], help="take frames of one molecule alone (SPICE)")
+
+    convert.add_argument(
+        "--weight", type=float, metavar="W", help="multiply the weights of the frames in the loss (extended XYZ)"
+    )
+    convert.add_argument(
+        "--without",
+        nargs="+",
+        default=[],
+        choices=["energy", "forces", "stress"],
+        metavar="LABEL",
+        help="leave these labels out: energy, forces, stress (extended XYZ)",
+    )
 
     check = commands.add_parser("check", help="the labels of files and their suspicious frames; status 1 if any")
     check.add_argument("files", nargs="+", metavar="FILE")
@@ -96,6 +109,12 @@ def _convert(options: argparse.Namespace) -> None:
         raise NequIPMDError(
             f"{options.output} is named neither .graphs (a store, ready for training) nor .extxyz (extended XYZ)"
         )
+    if options.weight is not None and not 0 <= options.weight < math.inf:
+        raise NequIPMDError(f"--weight is {options.weight}; it must be a number that is not negative")
+    if to_store and (options.weight is not None or options.without):
+        raise NequIPMDError(
+            "--weight and --without write extended XYZ; give -o OUT.extxyz, and make the store of that file"
+        )
     labels, graph_options = _labels_and_options(options)
     if to_store:
         graph_options = _graph_options(options, graph_options)
@@ -113,7 +132,9 @@ def _convert(options: argparse.Namespace) -> None:
     else:
         from nequip_md.training.data.files import write_extxyz
 
-        counts = write_extxyz(options.output, options.files, labels, **more)
+        counts = write_extxyz(
+            options.output, options.files, labels, **more, weight=options.weight, without=options.without
+        )
     log_label_table(counts)
     for reason, number in sorted(keep.dropped.items()):
         print(f"left out: {number} frames with {reason}")
