@@ -1,13 +1,14 @@
 """Fine-tuning of a model that upstream trained, beside training from scratch on the same few frames.
 
-    python benchmarks/fine_tuning.py --first acac/train_300K.xyz --types H C O --new-types N --data 3bpa/train_300K.extxyz \
-        --test 3bpa/test_300K.extxyz --output RESULTS.json
+    python benchmarks/fine_tuning.py --first train_300K.xyz --first-test test_300K.xyz --data train_mixedT.xyz --hotter \\
+        --output RESULTS.json
 
 Upstream's ``nequip-train`` trains a small Allegro model on ``--first``. From its ``.ckpt``, ``nequip-md-train`` goes on with a
-few frames of ``--data`` in each of the :data:`WAYS`, and trains the same architecture from scratch on the same frames, with the
-same number of steps. Frames for validation, which choose the best model of a run and the learning rate, are drawn beside
-them; the errors are those of ``--test``. The defaults are files of https://github.com/davkovacs/BOTNet-datasets: acetylacetone
-with PBE-D3, then 3BPA with wB97X and one element more. Needs nequip-md[test].
+few frames of ``--data`` in several :data:`WAYS`, and trains the same architecture from scratch on the same frames, with the
+same number of steps. Other frames validate, which chooses the best model of a run and its learning rate; errors are those of the
+frames that remain. ``--hotter`` takes frames of ``--data`` with more energy than any of ``--first``. The files above are of
+https://github.com/davkovacs/BOTNet-datasets: a molecule at 300 K, then at up to 1200 K. With ``--types H C O --new-types N``, another
+molecule with an element more can follow, labelled with another functional. Needs nequip-md[test].
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from typing import Any
 import ase.io
 import numpy as np
 import torch
+from ase import Atoms
 
 from nequip_md import checkpoint, evaluate
 from nequip_md.cli import exit_status
@@ -127,23 +129,33 @@ def train_upstream(folder: Path, content: dict[str, Any]) -> Path:
     return folder / "first.ckpt"
 
 
-def draw(path: str, parts: dict[str, int], folder: Path, seed: int = 0) -> dict[str, Path]:
-    """Frames of a file, drawn without replacement, as a file for each part."""
-    frames = ase.io.read(path, ":")
+def draw(frames: list[Atoms], sizes: dict[str, int], folder: Path, seed: int = 0) -> dict[str, Path]:
+    """Frames, drawn without replacement, as a file for each part; ``rest`` are those that remain.
+
+    Raises:
+        NequIPMDError: there are not enough frames.
+    """
+    if sum(sizes.values()) >= len(frames):
+        raise NequIPMDError(f"{sum(sizes.values())} of {len(frames)} frames leave none to test on; ask for fewer")
     order = np.random.default_rng(seed).permutation(len(frames))
-    written, first = {}, 0
-    for name, count in parts.items():
-        written[name] = folder / f"{name}.extxyz"
-        ase.io.write(written[name], [frames[k] for k in order[first : first + count]])
-        first += count
-    return written
+    ends = np.cumsum([0, *sizes.values()])
+    parts = {name: order[a:b] for name, a, b in zip(sizes, ends, ends[1:])} | {"rest": order[ends[-1] :]}
+    for name, chosen in parts.items():
+        ase.io.write(folder / f"{name}.extxyz", [frames[k] for k in chosen])
+    return {name: folder / f"{name}.extxyz" for name in parts}
 
 
-def replay_file(path: str, count: int, weight: float, folder: Path) -> Path:
-    """Frames of the first data set to train on beside the new ones, each with a weight below 1."""
-    source = draw(path, {"old": count}, folder, seed=1)["old"]
-    target = folder / "replay.extxyz"
-    arguments = ["convert", str(source), "-o", str(target), "--weight", str(weight)]
+def hotter(frames: list[Atoms], others: list[Atoms]) -> list[Atoms]:
+    """Those frames of a molecule whose energy is above that of all others."""
+    highest = max(atoms.get_potential_energy() for atoms in others)
+    return [atoms for atoms in frames if atoms.get_potential_energy() > highest]
+
+
+def replay_file(frames: list[Atoms], count: int, weight: float, folder: Path) -> Path:
+    """Frames of the first data set to train on beside the new ones, each with a weight below 1 and without its energy."""
+    folder.mkdir()
+    source, target = draw(frames, {"old": count}, folder, seed=1)["old"], folder / "replay.extxyz"
+    arguments = ["convert", str(source), "-o", str(target), "--weight", str(weight), "--without", "energy"]
     if data_command(arguments):
         raise NequIPMDError(f"{source} could not be given the weight {weight}")
     return target
@@ -157,7 +169,7 @@ WAYS: dict[str, dict[str, Any]] = {
     "fine-tuned, with old frames": {},
 }
 """Options of the optimizer by the way of training."""
-RATES = {"from scratch": (2e-3, 5e-3, 1e-2), "fine-tuned": (1e-3, 2e-3, 5e-3)}
+RATES = {"from scratch": (5e-3, 1e-2, 2e-2), "fine-tuned": (1e-3, 2e-3, 5e-3)}
 """Learning rates that are tried; the other ways take the best one of "fine-tuned"."""
 
 
@@ -176,7 +188,7 @@ def training(
         "data": {
             "train": [str(path) for path in train],
             "validation": str(files["validation"]),
-            "test": str(files["test"]),
+            "test": str(files["rest"]),
             "batch_size": 5,
             "evaluation_batch_size": 25,
         },
@@ -195,8 +207,17 @@ def run(content: dict[str, Any], output: Path, old_test: Path) -> dict[str, Any]
     start = time.perf_counter()
     result = train(content, output=output, overwrite=True)
     seconds = time.perf_counter() - start
-    old = evaluate(result.best, old_test).all["force"]
-    return {"seconds": seconds, **result.metrics, "force_rmse_of_first_data": old["rmse"]}
+    return {"seconds": seconds, **result.metrics, "force_rmse_of_first_data": force_rmse(result.best, old_test)}
+
+
+def errors(model: Path, data: Path) -> dict[str, float]:
+    """Of energies (eV/atom) and forces (eV/angstrom)."""
+    found = evaluate(model, data).all
+    return {"energy_rmse": found["energy_per_atom"]["rmse"], "force_rmse": found["force"]["rmse"]}
+
+
+def force_rmse(model: Path, data: Path) -> float:
+    return errors(model, data)["force_rmse"]
 
 
 def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
@@ -213,9 +234,12 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         )
         first = train_upstream(folder, content)
     pretraining = time.perf_counter() - start
-    files = draw(options.data, {"few": options.frames, "validation": options.frames}, folder)
-    files |= {"test": options.test.resolve()}
-    files["replay"] = replay_file(options.first, options.replay, options.replay_weight, folder)
+    old, frames = ase.io.read(options.first, ":"), ase.io.read(options.data, ":")
+    frames = hotter(frames, old) if options.hotter else frames
+    files = draw(frames, {"few": options.frames, "validation": options.frames}, folder)
+    first_test = folder / "first_test.extxyz"
+    ase.io.write(first_test, ase.io.read(options.first_test, f":{options.first_test_frames}"))
+    files["replay"] = replay_file(old, options.replay, options.replay_weight, folder / "old")
     types = [*options.types, *options.new_types]
     results: dict[str, Any] = {}
     rates: dict[str, float] = {}
@@ -224,7 +248,7 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         found = {}
         for rate in candidates:
             output = folder / f"{way}, {rate}"
-            found[rate] = run(training(way, rate, first, types, files, options.epochs), output, options.first_test)
+            found[rate] = run(training(way, rate, first, types, files, options.epochs), output, first_test)
             print(f"{way}, learning rate {rate}: {found[rate]}", flush=True)
         rates[way] = min(found, key=lambda rate: found[rate]["validation"]["force_rmse"])
         results[way] = {"learning_rate": rates[way], **found[rates[way]], "tried": list(candidates)}
@@ -237,7 +261,8 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         f" epochs of {options.first.name} by nequip-train",
         "first": {
             **checkpoint.read_info(first).training,
-            "force_rmse": evaluate(first, options.first_test).all["force"]["rmse"],
+            "force_rmse_of_first_data": force_rmse(first, first_test),
+            "test": None if options.new_types else errors(first, files["rest"]),
         },
         "pretraining_s": None if options.checkpoint else pretraining,
         "runs": results,
@@ -251,17 +276,18 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("--first", type=Path, default="acac/train_600K.xyz", help="frames that upstream trains on")
-    add("--first-test", type=Path, default="acac/test_MD_600K.xyz", help="other frames of that kind")
+    add("--first", type=Path, required=True, help="frames that upstream trains on")
+    add("--first-test", type=Path, required=True, help="other frames of that kind")
+    add("--first-test-frames", type=int, default=200, help="so many of them are used")
     add("--first-epochs", type=int, default=16)
     add("--first-validation", type=int, default=50, help="frames of --first that are held out")
-    add("--types", nargs="+", default=["H", "C", "O"], help="elements in --first")
+    add("--types", nargs="+", default=["H", "C", "N", "O"], help="elements in --first")
     add("--checkpoint", type=Path, help="the model that an earlier run of this script has trained on --first")
-    add("--data", type=Path, default="3bpa/train_300K.extxyz", help="frames to draw the few from")
-    add("--test", type=Path, default="3bpa/test_300K.extxyz")
-    add("--new-types", nargs="*", default=["N"], help="elements in --data that --first lacks")
+    add("--data", type=Path, required=True, help="frames to draw the few from; the rest of them is for tests")
+    add("--hotter", action="store_true", help="of --data, take frames with more energy than any of --first")
+    add("--new-types", nargs="*", default=[], help="elements in --data that --first lacks")
     add("--frames", type=int, default=20, help="frames to train on, and as many for validation")
-    add("--epochs", type=int, default=250)
+    add("--epochs", type=int, default=100)
     add("--replay", type=int, default=20, help="frames of --first in the run with old frames")
     add("--replay-weight", type=float, default=0.1)
     add("--threads", type=int)

@@ -104,6 +104,7 @@ def test_weights_are_multiplied_and_labels_left_out(here):
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
+        (["-o", "x.extxyz", "--within", "0"], "--within is 0.0; it must be a distance above 0"),
         (["-o", "x.extxyz", "--weight", "-1"], "--weight is -1.0; it must be a number that is not negative"),
         (["-o", "x.graphs", "--cutoff", "3", "--types", "O", "H", "--without", "energy"], "give -o OUT.extxyz"),
         (["-o", "x.h5"], "x.h5 is named neither .graphs .* nor .extxyz"),
@@ -170,6 +171,17 @@ def test_filters_of_spice(here, capsys, arguments, names):
     assert sum(dropped) == 16 - len(found)
     assert main(["convert", "SPICE.hdf5", "-o", "o.graphs", "--cutoff", "2", "--types", "H", "C", "O", *arguments]) == 0
     assert len(GraphStore("o.graphs")) == len(found)
+
+
+def test_frames_with_an_atom_far_from_all_others_are_left_out(here, capsys):
+    frames = [Atoms("H2", [[0, 0, 0], [0, 0, d]]) for d in (5.0, 7.0)]
+    frames += [Atoms("H", cell=[a, 20, 20], pbc=True) for a in (5.0, 7.0)]  # the nearest atom is an image
+    for k, atoms in enumerate(frames):
+        atoms.calc = SinglePointCalculator(atoms, energy=float(k))
+    ase.io.write("data.extxyz", frames)
+    assert main(["convert", "data.extxyz", "-o", "new.extxyz", "--within", "6"]) == 0
+    assert [atoms.get_potential_energy() for atoms in ase.io.read("new.extxyz", ":")] == [0.0, 2.0]
+    assert "left out: 2 frames with an atom too far from all others" in capsys.readouterr().out
 
 
 def spoiled(frames):

@@ -272,7 +272,7 @@ class TrainingConfig(Section):
                 return kind(**options)
             if "kind" in options:
                 raise NequIPMDError("model has both preset and kind: a preset has its own kind, leave kind out")
-            kind = type(preset(name, type_names=["H"])) if isinstance(name, str) else None
+            kind = type(preset(name, type_names=["H"], cutoff=1.0)) if isinstance(name, str) else None
             return preset(name, **options)
         except ValidationError as error:
             raise NequIPMDError(describe(error, kind, "model")) from None

@@ -60,9 +60,7 @@ def continued(options: dict[str, Any]) -> PotentialConfig:
     config = checkpoint.read_info(path, allow_pickle=allowed).config
     names = options.get("type_names", config.type_names)
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise NequIPMDError(
-            f"model.type_names is {names!r}; it must be a list of names (in YAML, 'No' needs quotes)"
-        )
+        raise NequIPMDError(f"model.type_names is {names!r}; it must be a list of names (in YAML, 'No' needs quotes)")
     old = config.type_names
     if names[: len(old)] != old:
         raise NequIPMDError(

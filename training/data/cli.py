@@ -36,6 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     convert.add_argument("--max-force", type=float, metavar="F", help="leave frames with a larger force out, eV/Å")
     convert.add_argument("--charge", type=float, metavar="Q", help="take frames of this charge (SPICE)")
     convert.add_argument("--elements", nargs="+", metavar="X", help="take frames of these elements alone")
+    convert.add_argument("--within", type=float, metavar="Å", help="take frames in which each atom has another so near")
     convert.add_argument("--fragments", choices=["single"], help="take frames of one molecule alone (SPICE)")
 
     convert.add_argument(
@@ -115,6 +116,8 @@ def _convert(options: argparse.Namespace) -> None:
         raise NequIPMDError(
             "--weight and --without write extended XYZ; give -o OUT.extxyz, and make the store of that file"
         )
+    if options.within is not None and not 0 < options.within < math.inf:
+        raise NequIPMDError(f"--within is {options.within}; it must be a distance above 0 (angstrom)")
     labels, graph_options = _labels_and_options(options)
     if to_store:
         graph_options = _graph_options(options, graph_options)
@@ -123,6 +126,7 @@ def _convert(options: argparse.Namespace) -> None:
         charge=options.charge,
         elements=None if options.elements is None else frozenset(options.elements),
         single_fragment=options.fragments == "single",
+        within=options.within,
     )
     more = {"keep": keep, "progress": _progress}
     if to_store:
