@@ -169,7 +169,7 @@ WAYS: dict[str, dict[str, Any]] = {
     "fine-tuned, with old frames": {},
 }
 """Options of the optimizer by the way of training."""
-RATES = {"from scratch": (5e-3, 1e-2, 2e-2), "fine-tuned": (1e-3, 2e-3, 5e-3)}
+RATES = {"from scratch": (1e-2, 2e-2), "fine-tuned": (2e-3, 5e-3)}
 """Learning rates that are tried; the other ways take the best one of "fine-tuned"."""
 
 
@@ -255,12 +255,13 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
     for way in WAYS:
         runs(way, RATES[way] if way in RATES else [rates["fine-tuned"]])
+    trained = checkpoint.read_info(first).training
     packages = ("nequip", "nequip-allegro", "torch")
     return {
-        "work": f"{options.frames} frames of {options.data.name}, {options.epochs} epochs in batches of 5, after {options.first_epochs}"
+        "work": f"{options.frames} frames of {options.data.name}, {options.epochs} epochs in batches of 5, after {trained['epoch'] + 1}"
         f" epochs of {options.first.name} by nequip-train",
         "first": {
-            **checkpoint.read_info(first).training,
+            **trained,
             "force_rmse_of_first_data": force_rmse(first, first_test),
             "test": None if options.new_types else errors(first, files["rest"]),
         },
@@ -273,7 +274,7 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     }
 
 
-def main() -> None:
+def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--first", type=Path, required=True, help="frames that upstream trains on")
@@ -292,7 +293,11 @@ def main() -> None:
     add("--replay-weight", type=float, default=0.1)
     add("--threads", type=int)
     add("--output", type=Path)
-    options = parser.parse_args()
+    return parser
+
+
+def main() -> None:
+    options = parser().parse_args()
     if options.threads:
         torch.set_num_threads(options.threads)
 

@@ -15,6 +15,9 @@ import yaml
 from ase.build import bulk
 from ase.calculators.emt import EMT
 
+sys.path[:0] = [str(Path(__file__).resolve().parents[1] / "benchmarks")]
+import fine_tuning as benchmark
+
 from nequip_md import checkpoint, evaluate
 from nequip_md.training.cli import main
 from nequip_md.training.config import AUTO_VALUES
@@ -176,3 +179,24 @@ def test_code_in_a_checkpoint_runs_only_if_allowed(learned, few, tmp_path, capsy
     assert tune(few, tmp_path / "run", source, "--check") == 1
     assert "model.allow_pickle: true in a training file" in capsys.readouterr().err
     assert tune(few, tmp_path / "run", {**source, "allow_pickle": True}, stop={"max_epochs": 1}) == 0
+
+
+def test_the_benchmark_runs_on_other_data(learned, few, tmp_path, monkeypatch):
+    """Each way of training once, from the model that is there."""
+    monkeypatch.setattr(benchmark, "RATES", {"from scratch": [0.01], "fine-tuned": [0.01]})
+    arguments = [
+        *("--first", learned / "frames.extxyz", "--first-test", few / "old.extxyz", "--data", few / "test.extxyz"),
+        *("--checkpoint", learned / "learned.ckpt", "--types", "Cu", "Al", "--new-types", "Ni"),
+        *("--frames", 3, "--epochs", 2, "--replay", 4),
+    ]
+    result = benchmark.measure(benchmark.parser().parse_args([str(a) for a in arguments]), tmp_path)
+    assert list(result["runs"]) == list(benchmark.WAYS)
+    for found in result["runs"].values():
+        assert 0 < found["test"]["force_rmse"] < 10 and 0 < found["force_rmse_of_first_data"] < 10
+    assert result["first"]["global_step"] > 0 and result["first"]["test"] is None
+
+
+def test_frames_of_the_benchmark_are_hotter():
+    frames = alloys(6, 4)
+    frames.sort(key=lambda atoms: atoms.get_potential_energy())
+    assert benchmark.hotter(frames[1:], frames[:3]) == frames[3:]
