@@ -111,6 +111,15 @@ def test_a_new_type_takes_up_what_is_not_determined(tmp_path):
     assert shifts == pytest.approx({"Ar": 0.3, "Ne": -0.5, "Xe": -0.1 + 500}, abs=1e-3)
 
 
+def test_frozen_weights_of_new_types_are_named(trained, caplog):
+    for types, expected in ((["Ar", "Ne", "Xe"], True), (["Ar", "Ne"], False)):
+        options = {"checkpoint": str(trained), "type_names": types}
+        caplog.clear()
+        fine_tuning.start(options, fine_tuning.continued(options), frozen=["*embedding*", "readout.*"])
+        text = caplog.text
+        assert ("leave them out of freeze" in text) == expected and "readout" not in text
+
+
 def test_refitted_shifts_take_up_another_reference(trained):
     """Labels that differ from the model's energies by sums over atoms alone: then the fit is exact."""
     model = checkpoint.load(trained)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from fnmatch import fnmatchcase
 from typing import Any
 
 import numpy as np
@@ -90,12 +91,13 @@ def new_types(options: dict[str, Any], config: PotentialConfig) -> list[str]:
     return config.type_names[len(trained.type_names) :]
 
 
-def start(options: dict[str, Any], config: PotentialConfig) -> Potential:
+def start(options: dict[str, Any], config: PotentialConfig, frozen: Sequence[str] = ()) -> Potential:
     """A model with the weights of the trained one; new types have the mean weights of the others.
 
     Args:
         options: as for :func:`continued`.
         config: what that gave.
+        frozen: patterns of names of weights that will not be trained; a warning says where new types have such weights.
     """
     trained = checkpoint.load(options["checkpoint"], allow_pickle=options.get("allow_pickle", False))
     model = build_model(config)
@@ -107,6 +109,15 @@ def start(options: dict[str, Any], config: PotentialConfig) -> Potential:
         for name, tensor in model.state_dict().items()
     }
     model.load_state_dict(values)
+    stuck = [
+        n for n, p in model.named_parameters() if p.shape != state[n].shape and any(fnmatchcase(n, f) for f in frozen)
+    ]
+    if stuck:
+        log.warning(
+            "warning: optimizer.freeze keeps %s, where the types that are added have weights of their own: these stay the mean of"
+            " the other types; leave them out of freeze",
+            ", ".join(stuck),
+        )
     return model
 
 

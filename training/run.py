@@ -179,7 +179,7 @@ def _train(
 
 def _trained_model(config: TrainingConfig, potential: PotentialConfig, data: AtomsData) -> Potential:
     """The trained model that ``model.checkpoint`` names, from which training starts."""
-    model = fine_tuning.start(config.model, potential)
+    model = fine_tuning.start(config.model, potential, config.optimizer.freeze)
     log.info("training starts from the weights of %s", config.model["checkpoint"])
     if config.model.get("energy_shifts", "refit") != "refit":
         return model
