@@ -1,14 +1,14 @@
 """Fine-tuning of a model that upstream trained, beside training from scratch on the same few frames.
 
-    python benchmarks/fine_tuning.py --first train_300K.xyz --first-test test_300K.xyz --data train_mixedT.xyz --hotter \\
-        --output RESULTS.json
+    python benchmarks/fine_tuning.py --first acac_train_600K.xyz --first-test acac_test_MD_600K.xyz --types H C O \\
+        --data ethanol_train.xyz --output RESULTS.json
 
 Upstream's ``nequip-train`` trains a small Allegro model on ``--first``. From its ``.ckpt``, ``nequip-md-train`` goes on with a
 few frames of ``--data`` in several :data:`WAYS`, and trains the same architecture from scratch on the same frames, with the
 same number of steps. Other frames validate, which chooses the best model of a run and its learning rate; errors are those of the
-frames that remain. ``--hotter`` takes frames of ``--data`` with more energy than any of ``--first``. The files above are of
-https://github.com/davkovacs/BOTNet-datasets: a molecule at 300 K, then at up to 1200 K. With ``--types H C O --new-types N``, another
-molecule with an element more can follow, labelled with another functional. Needs nequip-md[test].
+frames that remain. ``--hotter`` takes frames of ``--data`` with more energy than any of ``--first``; ``--new-types`` are elements that
+``--first`` lacks. The files above are of https://github.com/davkovacs/BOTNet-datasets: acetylacetone, then ethanol.
+Needs nequip-md[test].
 """
 
 from __future__ import annotations
@@ -169,7 +169,7 @@ WAYS: dict[str, dict[str, Any]] = {
     "fine-tuned, with old frames": {},
 }
 """Options of the optimizer by the way of training."""
-RATES = {"from scratch": (1e-2, 2e-2), "fine-tuned": (2e-3, 5e-3)}
+RATES = {"from scratch": (5e-3, 1e-2, 2e-2), "fine-tuned": (2e-3, 5e-3)}
 """Learning rates that are tried; the other ways take the best one of "fine-tuned"."""
 
 
@@ -247,8 +247,10 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     def runs(way: str, candidates: Sequence[float]) -> None:
         found = {}
         for rate in candidates:
-            output = folder / f"{way}, {rate}"
-            found[rate] = run(training(way, rate, first, types, files, options.epochs), output, first_test)
+            output, epochs = folder / f"{way}, {rate}", options.epochs
+            if way.endswith("old frames"):  # as many steps as the other ways take
+                epochs = max(round(epochs * options.frames / (options.frames + options.replay)), 1)
+            found[rate] = run(training(way, rate, first, types, files, epochs), output, first_test)
             print(f"{way}, learning rate {rate}: {found[rate]}", flush=True)
         rates[way] = min(found, key=lambda rate: found[rate]["validation"]["force_rmse"])
         results[way] = {"learning_rate": rates[way], **found[rates[way]], "tried": list(candidates)}
@@ -282,12 +284,12 @@ def parser() -> argparse.ArgumentParser:
     add("--first-test-frames", type=int, default=200, help="so many of them are used")
     add("--first-epochs", type=int, default=16)
     add("--first-validation", type=int, default=50, help="frames of --first that are held out")
-    add("--types", nargs="+", default=["H", "C", "N", "O"], help="elements in --first")
+    add("--types", nargs="+", required=True, help="elements in --first")
     add("--checkpoint", type=Path, help="the model that an earlier run of this script has trained on --first")
     add("--data", type=Path, required=True, help="frames to draw the few from; the rest of them is for tests")
     add("--hotter", action="store_true", help="of --data, take frames with more energy than any of --first")
     add("--new-types", nargs="*", default=[], help="elements in --data that --first lacks")
-    add("--frames", type=int, default=20, help="frames to train on, and as many for validation")
+    add("--frames", type=int, default=10, help="frames to train on, and as many for validation")
     add("--epochs", type=int, default=100)
     add("--replay", type=int, default=20, help="frames of --first in the run with old frames")
     add("--replay-weight", type=float, default=0.1)
