@@ -6,7 +6,7 @@
 The training file (docs/training.md) gives data, loss, optimizer and what all models have in common (types, cutoff, pair
 potential); ``--presets`` take the place of its ``kind`` or ``preset``, ``--epochs`` and ``--seconds`` that of its ``stop``. It needs test
 frames. A budget is short of what a model could learn: large models need more of it, and may want another learning rate than
-small ones. Each model is timed on water, or on ``--structure``, as ``nequip-md-bench`` does.
+small ones. Each model is timed on water, or on ``--structure``, as ``nequip-md-bench`` does, three times in turns.
 """
 
 from __future__ import annotations
@@ -30,12 +30,16 @@ from nequip_md.bench.report import check_files
 from nequip_md.bench.run import ENGINES, BenchOptions, bench
 from nequip_md.cli import exit_status
 from nequip_md.errors import NequIPMDError
+from nequip_md.export import export_checkpoint
 from nequip_md.model import PRESETS, PotentialConfig
 from nequip_md.training import train
 from nequip_md.training.config import StopConfig, TrainingConfig, load_config
+from nequip_md.training.folder import BEST
 
 COMMON = set(PotentialConfig.model_fields)
 """Options of the model section that hold for every preset."""
+TURNS = 3
+"""Times that each model is timed; the fastest counts."""
 
 
 def with_preset(config: TrainingConfig, name: str, stop: dict[str, Any], output: Path) -> TrainingConfig:
@@ -61,46 +65,47 @@ def with_preset(config: TrainingConfig, name: str, stop: dict[str, Any], output:
     return config
 
 
-def measure(config: TrainingConfig, name: str, options: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """Train and time one preset: errors of its test frames (eV/atom, eV/angstrom) and times (microseconds/atom/step).
+def trained(config: TrainingConfig, name: str, options: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """Train one preset, or find it trained; errors of its test frames in eV/atom and eV/angstrom.
 
     Raises:
-        NequIPMDError: training failed, or no size could be timed.
+        NequIPMDError: training failed.
     """
-    stop = {
-        key: value
-        for key, value in (("max_epochs", options.epochs), ("max_time", options.seconds))
-        if value is not None
-    }
-    if "max_time" in stop:
-        stop.setdefault("max_epochs", 1_000_000)
-    start = time.perf_counter()
-    result = train(with_preset(config, name, stop, folder / name), overwrite=True)
-    seconds = time.perf_counter() - start
-    rows = bench(
-        BenchOptions(
-            str(result.best),
-            sizes=options.sizes,
-            structure=options.structure,
-            device=options.device,
-            precisions=[options.precision],
-            engines=[options.engine],
-            threads=options.threads,
-        ),
-        report=lambda line: print(f"{name}: {line}", flush=True),
-    )
-    timed = [row for row in rows if row.us_per_atom_step is not None]
-    if not timed:
-        raise NequIPMDError(f"{name} could not be timed: {rows[0].error}")
+    best, seconds = folder / name / BEST, None
+    if not (options.reuse and best.is_file()):
+        given = {"max_epochs": options.epochs, "max_time": options.seconds}
+        stop = {key: value for key, value in given.items() if value is not None}
+        if "max_time" in stop:
+            stop.setdefault("max_epochs", 1_000_000)
+        start = time.perf_counter()
+        train(with_preset(config, name, stop, folder / name), overwrite=True)
+        seconds = time.perf_counter() - start
+    record = checkpoint.read_info(best).training
     return {
         "preset": name,
-        "weights": sum(p.numel() for p in checkpoint.load(result.best).parameters()),
+        "weights": sum(p.numel() for p in checkpoint.load(best).parameters()),
         "training_s": seconds,
-        "best_epoch": checkpoint.read_info(result.best).training["epoch"],
-        "test": {key: value for key, value in result.metrics["test"].items() if isinstance(value, float)},
-        "us_per_atom_step": {row.atoms: row.us_per_atom_step for row in timed},
-        "edges_per_atom": timed[-1].edges_per_atom,
+        "best_epoch": record["epoch"],
+        "test": {key: value for key, value in record["metrics"]["test"].items() if isinstance(value, float)},
     }
+
+
+def timed(artifact: Path, options: argparse.Namespace) -> dict[int, float]:
+    """Microseconds/atom/step by number of atoms.
+
+    Raises:
+        NequIPMDError: no size could be timed.
+    """
+    wanted = {
+        "sizes": options.sizes,
+        "structure": options.structure,
+        "engines": [options.engine],
+        "threads": options.threads,
+    }
+    rows = bench(BenchOptions(str(artifact), **wanted))
+    if not any(row.us_per_atom_step for row in rows):
+        raise NequIPMDError(f"{artifact.name} could not be timed: {rows[0].error}")
+    return {row.atoms: row.us_per_atom_step for row in rows if row.us_per_atom_step is not None}
 
 
 def draw(rows: list[dict[str, Any]], path: Path, title: str) -> None:
@@ -122,11 +127,10 @@ def draw(rows: list[dict[str, Any]], path: Path, title: str) -> None:
 
 
 def compare(options: argparse.Namespace, report: Callable[[str], None] = print) -> dict[str, Any]:
-    """All presets that the options name; results are written after each."""
+    """All presets that the options name: training, export, then times, which are taken in turns."""
     check_files(options.output, options.plot)
-    config = load_config(options.config)
-    if options.device is not None:
-        config = config.model_copy(update={"device": options.device})
+    device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    config = load_config(options.config).model_copy(update={"device": device})
     budget = [] if options.epochs is None else [f"{options.epochs} epochs"]
     budget += [] if options.seconds is None else [f"{options.seconds:g} s"]
     result = {
@@ -135,25 +139,30 @@ def compare(options: argparse.Namespace, report: Callable[[str], None] = print) 
         "data": [Path(path).name for path in config.data.train],
         "engine": options.engine,
         "precision": options.precision,
-        "machine": machine(options.device or ("cuda" if torch.cuda.is_available() else "cpu")),
+        "machine": machine(device),
         "date": date.today().isoformat(),
         "command": shlex.join(["python", *sys.argv]),
         "rows": [],
     }
     with tempfile.TemporaryDirectory() as scratch:
+        folder, artifacts = options.folder or Path(scratch), {}
         for name in options.presets:
-            row = measure(config, name, options, options.folder or Path(scratch))
+            row = trained(config, name, options, folder)
             result["rows"].append(row)
-            times = ", ".join(
-                f"{t:.2f} µs/atom/step at {atoms:,} atoms" for atoms, t in row["us_per_atom_step"].items()
-            )
+            report(f"{name}: forces {1e3 * row['test']['force_rmse']:.1f} meV/Å")
+            artifacts[name] = folder / name / f"{name}.pt2"
+            export_checkpoint(folder / name / BEST, artifacts[name], device=device, precision=options.precision)
+        times = [{name: timed(artifact, options) for name, artifact in artifacts.items()} for _ in range(TURNS)]
+        for row in result["rows"]:
+            found = [turn[row["preset"]] for turn in times]
+            row["us_per_atom_step"] = {n: min(turn[n] for turn in found if n in turn) for n in found[0]}
             report(
-                f"{name}: forces {1e3 * row['test']['force_rmse']:.1f} meV/Å; {times}; trained {row['training_s']:.0f} s"
+                f"{row['preset']}: {', '.join(f'{t:.2f} µs/atom/step at {n:,} atoms' for n, t in row['us_per_atom_step'].items())}"
             )
-            if options.output:
-                options.output.write_text(json.dumps(result, indent=2) + "\n")
-            if options.plot:
-                draw(result["rows"], options.plot, f"training: {result['budget']}")
+    if options.output:
+        options.output.write_text(json.dumps(result, indent=2) + "\n")
+    if options.plot:
+        draw(result["rows"], options.plot, f"training: {result['budget']}")
     return result
 
 
@@ -177,6 +186,7 @@ def parser() -> argparse.ArgumentParser:
     add("--structure", type=Path, metavar="FILE", help="repeat this structure instead of water")
     add("--threads", type=int, help="CPU threads")
     add("--folder", type=Path, help="keep the trained models there")
+    add("--reuse", action="store_true", help="take the models that an earlier run has left in --folder")
     add("--output", type=Path, metavar="RESULTS.json")
     add("--plot", type=Path, metavar="PICTURE.png")
     return result

@@ -169,7 +169,7 @@ WAYS: dict[str, dict[str, Any]] = {
     "fine-tuned, with old frames": {},
 }
 """Options of the optimizer by the way of training."""
-RATES = {"from scratch": (5e-3, 1e-2, 2e-2), "fine-tuned": (2e-3, 5e-3)}
+RATES = {"from scratch": (1e-2, 2e-2, 4e-2), "fine-tuned": (5e-3, 1e-2)}
 """Learning rates that are tried; the other ways take the best one of "fine-tuned"."""
 
 
