@@ -23,6 +23,7 @@ from nequip_md.bench.cli import parser as bench_parser
 from nequip_md.bench.run import BenchOptions, bench
 from nequip_md.cli import exit_status
 from nequip_md.errors import NequIPMDError
+from nequip_md.model.config import ALLEGRO_PRESETS
 
 
 def measure(model: str, molecules: int, repeats: int, threads: int, report=print) -> dict:
@@ -77,7 +78,7 @@ def measure(model: str, molecules: int, repeats: int, threads: int, report=print
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--preset", default="medium", choices=("small", "medium", "large"))
+    parser.add_argument("--preset", default="medium", choices=ALLEGRO_PRESETS)
     parser.add_argument("--molecules", type=int, default=4, help="n: n^3 water molecules (default 4: 192 atoms)")
     parser.add_argument("--repeats", type=int, default=11)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())

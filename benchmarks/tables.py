@@ -17,7 +17,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
-PAGES = ("README.md", "docs/performance.md", "docs/kernels.md")
+PAGES = ("README.md", "docs/performance.md", "docs/kernels.md", "docs/training.md")
 BLOCK = re.compile(r"(<!-- table: ([a-z_]+) \(python benchmarks/tables\.py\) -->\n)(.*?)(<!-- end of table -->)", re.S)
 
 PUBLISHED = "LAMMPS-Kokkos on an H100"
@@ -164,6 +164,29 @@ def drift() -> str:
     return table(["potential", "machine", "precision", "length", "drift, meV/atom/ps"], rows)
 
 
+def fine_tuning() -> str:
+    result = read("fine_tuning.json")
+
+    def cells(found: dict[str, Any]) -> list[str]:
+        return [f"{1e3 * found['test']['force_rmse']:.0f}", f"{1e3 * found['test']['energy_rmse']:.1f}"]
+
+    first = result["first"]
+    old = f"{1e3 * first['force_rmse_of_first_data']:.0f}"
+    rows = [["upstream's model as it is", "", cells(first)[0], "", old]]  # its energies have another zero
+    for way, found in result["runs"].items():
+        old = f"{1e3 * found['force_rmse_of_first_data']:.0f}"
+        rows.append([way, f"{found['learning_rate']:g}", *cells(found), old])
+    return table(["", "learning rate", "forces, meV/Å", "energies, meV/atom", "forces in acetylacetone, meV/Å"], rows)
+
+
+def accuracy_speed() -> str:
+    rows = []
+    for row in read("accuracy_speed_cpu.json")["rows"]:
+        (time,) = row["us_per_atom_step"].values()
+        rows.append([row["preset"], f"{row['weights']:,}", f"{time:.0f}", f"{1e3 * row['test']['force_rmse']:.0f}"])
+    return table(["preset", "weights", "µs/atom", "force RMSE, meV/Å"], rows)
+
+
 def kernel_times() -> str:
     columns = []
     for precision in ("fp32", "tf32"):
@@ -211,6 +234,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "drift": drift,
     "kernel_times": kernel_times,
     "hopper_kernels": hopper_kernels,
+    "fine_tuning": fine_tuning,
+    "accuracy_speed": accuracy_speed,
 }
 
 

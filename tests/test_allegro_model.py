@@ -264,9 +264,18 @@ def test_presets_are_the_published_sizes(name):
     assert np.isfinite(energy).all() and np.abs(forces).max() > 0
 
 
+def test_each_preset_has_more_weights_than_the_one_before():
+    for names in (("nano", "tiny", "small", "medium", "large"), ("S", "M", "L", "XL")):
+        counts = []
+        for name in names:
+            model = build_model(preset(name, type_names=["H", "O"], cutoff=5.0))
+            counts.append(sum(p.numel() for p in model.parameters()))
+        assert all(2 * a < b or name == "medium" for a, b, name in zip(counts, counts[1:], names[1:])), counts
+
+
 def test_every_preset_has_a_model_kind():
     assert {preset(name, type_names=["H"], cutoff=5.0).kind for name in PRESETS} == {"allegro", "nequip"}
-    with pytest.raises(ValueError, match="no preset 'huge'; there are small, medium"):
+    with pytest.raises(ValueError, match="no preset 'huge'; there are nano, tiny, small, medium"):
         preset("huge", type_names=["H"])
 
 

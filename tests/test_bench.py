@@ -23,6 +23,7 @@ from nequip_md.checkpoint import save
 from nequip_md.errors import NequIPMDError
 from nequip_md.graph import Structure, build_graph
 from nequip_md.model import AllegroConfig, build_model
+from nequip_md.model.config import ALLEGRO_PRESETS, NEQUIP_PRESETS
 from support.lammps_run import run_lammps
 from support.structures import single_atom, slab, small_molecule, triclinic_crystal
 from support.structures import water_box as reference_water
@@ -243,7 +244,7 @@ def test_bad_input_is_named(small_models, tmp_path, monkeypatch):
     ase.io.write(tmp_path / "ethanol.xyz", small_molecule())
     (tmp_path / "massless.data").write_text(DATA_FILE.replace("Masses\n\n1 15.999\n2 1.008\n", ""))
     cases = [
-        ("neither a file nor a preset", "tiny"),
+        ("neither a file nor a preset", "huge"),
         ("no type for C; its types are H, O", artifact, "--structure", tmp_path / "ethanol.xyz", "--sizes", 9),
         ("cannot be repeated", artifact, "--structure", tmp_path / "ethanol.xyz", "--sizes", 10),
         ("ASE cannot read", artifact, "--structure", tmp_path / "none.xyz"),
@@ -312,6 +313,11 @@ def test_different_models_are_not_compared(small_models):
     assert Scaled(1.0).compare(artifact, box) == 0
     with pytest.raises(NequIPMDError, match="cannot be compared"):
         Scaled(1.01).compare(artifact, box)
+
+
+def test_help_names_every_preset():
+    text = " ".join(parser().format_help().split())
+    assert f"{', '.join(ALLEGRO_PRESETS)} (Allegro), {', '.join(NEQUIP_PRESETS)} (NequIP)" in text
 
 
 def test_presets_take_the_elements_of_the_structure():

@@ -92,7 +92,7 @@ CASES = {
         "there is no mpi.h in /nowhere",
     ),
     "bench": Command(
-        ["small"], ("nequip_md.bench.cli", "bench"), ["tiny"], "tiny is neither a file nor a preset; presets are small"
+        ["small"], ("nequip_md.bench.cli", "bench"), ["huge"], "huge is neither a file nor a preset; presets are nano"
     ),
     "info": Command(
         ["absent.pt2"], ("nequip_md.info", "model_facts"), ["absent.pt2"], "absent.pt2: no such file; check the path"

@@ -80,9 +80,33 @@ def test_stresses_survive_the_way_through_extended_xyz(here):
         np.testing.assert_allclose(new.get_stress(), np.linspace(-0.3, 0.4, 6), atol=1e-9)
 
 
+def test_weights_are_multiplied_and_labels_left_out(here):
+    """Also labels under names of their own, which another training file may ask for."""
+    train_file(energy_key="E", force_key="F", virial_key="W")
+    frames = [atoms.copy() for atoms in crystals(3, 3)]
+    for k, atoms in enumerate(frames):
+        atoms.info |= {"E": 1.0, "W": np.eye(3), "config_weight": 1.0 + k}
+        atoms.arrays["F"] = np.ones((len(atoms), 3))
+    del frames[0].info["config_weight"]
+    ase.io.write("data.extxyz", frames)
+    command = ["convert", "data.extxyz", "--train-file", "train.yaml", "-o"]
+    assert main([*command, "weight.extxyz", "--weight", "0.5"]) == 0
+    new = ase.io.read("weight.extxyz", ":")
+    assert [atoms.info["config_weight"] for atoms in new] == [0.5, 1.0, 1.5]
+    assert all({"energy", "forces", "stress"} <= atoms.calc.results.keys() for atoms in new)
+    for label, name in (("energy", "E"), ("forces", "F"), ("stress", "W")):
+        assert main([*command, "less.extxyz", "--without", label]) == 0
+        for atoms in ase.io.read("less.extxyz", ":"):
+            assert {"energy", "forces", "stress"} - atoms.calc.results.keys() == {label}
+            assert {"E", "F", "W"} - atoms.info.keys() - atoms.arrays.keys() == {name}
+
+
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
+        (["-o", "x.extxyz", "--within", "0"], "--within is 0.0; it must be a distance above 0"),
+        (["-o", "x.extxyz", "--weight", "-1"], "--weight is -1.0; it must be a number that is not negative"),
+        (["-o", "x.graphs", "--cutoff", "3", "--types", "O", "H", "--without", "energy"], "give -o OUT.extxyz"),
         (["-o", "x.h5"], "x.h5 is named neither .graphs .* nor .extxyz"),
         (["-o", "x.graphs"], "needs types and cutoffs of a model: give --train-file, or --cutoff and --types"),
         (["-o", "x.graphs", "--cutoff", "3"], "give --train-file, or --cutoff and --types"),
@@ -147,6 +171,17 @@ def test_filters_of_spice(here, capsys, arguments, names):
     assert sum(dropped) == 16 - len(found)
     assert main(["convert", "SPICE.hdf5", "-o", "o.graphs", "--cutoff", "2", "--types", "H", "C", "O", *arguments]) == 0
     assert len(GraphStore("o.graphs")) == len(found)
+
+
+def test_frames_with_an_atom_far_from_all_others_are_left_out(here, capsys):
+    frames = [Atoms("H2", [[0, 0, 0], [0, 0, d]]) for d in (5.0, 7.0)]
+    frames += [Atoms("H", cell=[a, 20, 20], pbc=True) for a in (5.0, 7.0)]  # the nearest atom is an image
+    for k, atoms in enumerate(frames):
+        atoms.calc = SinglePointCalculator(atoms, energy=float(k))
+    ase.io.write("data.extxyz", frames)
+    assert main(["convert", "data.extxyz", "-o", "new.extxyz", "--within", "6"]) == 0
+    assert [atoms.get_potential_energy() for atoms in ase.io.read("new.extxyz", ":")] == [0.0, 2.0]
+    assert "left out: 2 frames with an atom too far from all others" in capsys.readouterr().out
 
 
 def spoiled(frames):

@@ -14,6 +14,8 @@ RESULTS = ROOT / "benchmarks" / "results"
 sys.path.insert(0, str(ROOT / "benchmarks"))
 import tables
 
+from nequip_md.model.config import ALLEGRO_PRESETS, preset
+
 
 def read(name):
     return json.loads((RESULTS / name).read_text())
@@ -228,6 +230,17 @@ def test_tables(page):
 def test_every_table_is_somewhere():
     pages = "".join((ROOT / page).read_text() for page in tables.PAGES)
     assert {match[1] for match in tables.BLOCK.findall(pages)} == set(tables.TABLES)
+
+
+def test_the_table_of_presets():
+    """Of Allegro; NequIP's are upstream's, which other tests compare."""
+    text = (ROOT / "docs" / "training.md").read_text()
+    rows = dict(re.findall(r"(?m)^\| `(\w+)` \| Allegro \| (.*) \|$", text))
+    for name in ALLEGRO_PRESETS:
+        c = preset(name, type_names=["H"])
+        widths = f"{c.num_scalar_features}, {c.num_tensor_features} | {c.allegro_mlp_depth} × {c.allegro_mlp_width}"
+        assert rows.pop(name) == f"{c.l_max} | {c.num_layers} | {widths}"
+    assert not rows
 
 
 def test_a_changed_table_is_found():

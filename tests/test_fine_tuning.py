@@ -5,8 +5,10 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from ase import Atoms
 from ase.build import bulk
 from ase.calculators.lj import LennardJones
+from ase.calculators.singlepoint import SinglePointCalculator
 
 from nequip_md import checkpoint
 from nequip_md.model.build import build_model
@@ -71,6 +73,53 @@ def test_more_types_change_nothing_for_the_old_ones(trained):
     assert np.isfinite(other).all() and forces.isfinite().all() and other[0] != new[0][0]
 
 
+def test_elements_are_added_to_a_model_with_repulsion(tmp_path):
+    """The repulsion of the new element is that of its nuclear charge, not a mean over the others."""
+    zbl = {"chemical_species": ["Ar", "Ne"]}
+    config = AllegroConfig(**{**MODEL, "type_names": ["Ar", "Ne"], "pair_potential": zbl})
+    torch.manual_seed(1)
+    model = build_model(config)
+    checkpoint.save(tmp_path / "trained.nqmd", model)
+    options = {"checkpoint": str(tmp_path / "trained.nqmd"), "type_names": ["Ar", "Ne", "Xe"]}
+    extended = fine_tuning.start(options, fine_tuning.continued(options))
+    assert extended.config.pair_potential.chemical_species == ["Ar", "Ne", "Xe"]
+    frames = mixtures(2, 2)
+    np.testing.assert_allclose(energies(extended, frames)[0], energies(model, frames)[0], rtol=1e-12)
+    pair, repulsive = Atoms("Xe2", [[0, 0, 0], [0, 0, 0.3]]), {}
+    for name, network in (("Xe", extended), ("Ar", model)):
+        pair.symbols = f"{name}2"
+        repulsive[name] = energies(network, [pair])[0].item()
+    assert repulsive["Xe"] > 5 * repulsive["Ar"] > 0
+
+
+def test_a_new_type_takes_up_what_is_not_determined(tmp_path):
+    """One composition: the energy of the only atom that is new changes, the others stay."""
+    options = {"type_names": ["Ar", "Ne", "Xe"], "checkpoint": str(tmp_path / "trained.nqmd")}
+    torch.manual_seed(1)
+    checkpoint.save(tmp_path / "trained.nqmd", build_model(MODELS["allegro"]))
+    model = fine_tuning.start(options, config := fine_tuning.continued(options))
+    frames = mixtures(3, 4)
+    for atoms in frames:
+        atoms.symbols = "Ar2NeXe"
+    found, _ = energies(model, frames)
+    source = MemorySource()
+    for k, (atoms, energy) in enumerate(zip(frames, found, strict=True)):
+        atoms.calc = SinglePointCalculator(atoms, energy=energy + 500.0)
+        source.append(f"frame {k} of x", atoms, make_sample(atoms, model.config))
+    assert fine_tuning.new_types(options, config) == ["Xe"]
+    shifts = fine_tuning.refitted_shifts(model, SampleSet([source]), batch_size=4, added=["Xe"])
+    assert shifts == pytest.approx({"Ar": 0.3, "Ne": -0.5, "Xe": -0.1 + 500}, abs=1e-3)
+
+
+def test_frozen_weights_of_new_types_are_named(trained, caplog):
+    for types, expected in ((["Ar", "Ne", "Xe"], True), (["Ar", "Ne"], False)):
+        options = {"checkpoint": str(trained), "type_names": types}
+        caplog.clear()
+        fine_tuning.start(options, fine_tuning.continued(options), frozen=["*embedding*", "readout.*"])
+        text = caplog.text
+        assert ("leave them out of freeze" in text) == expected and "readout" not in text
+
+
 def test_refitted_shifts_take_up_another_reference(trained):
     """Labels that differ from the model's energies by sums over atoms alone: then the fit is exact."""
     model = checkpoint.load(trained)
@@ -131,6 +180,9 @@ def test_a_fine_tuned_model_beats_one_from_scratch(tmp_path, capsys):
         ({"type_names": ["Ne", "Ar"]}, "must begin with the types of the checkpoint"),
         ({"energy_shifts": "auto"}, "it must be refit, keep, a number"),
         ({"checkpoint": "absent.nqmd"}, "absent.nqmd does not exist"),
+        ({"checkpoint": ["a.nqmd"]}, "model.checkpoint is ['a.nqmd']; it must be the path of one file"),
+        ({"allow_pickle": "maybe"}, "model.allow_pickle is 'maybe'; it must be true or false"),
+        ({"type_names": ["Ar", "Ne", True]}, "it must be a list of names (in YAML, 'No' needs quotes)"),
     ],
 )
 def test_what_does_not_fit_is_refused(options, expected, tmp_path, capsys):

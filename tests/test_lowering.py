@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import re
 from collections import Counter
 
@@ -174,8 +175,10 @@ def test_loss_gradient_is_that_of_finite_differences(kind):
 # ---- whole models ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("precision", ["fp64", "fp32", "tf32"])
-@pytest.mark.parametrize("name", ["small", "large"])
+@pytest.mark.parametrize(
+    ("name", "precision"),
+    [*itertools.product(("small", "large"), ("fp64", "fp32", "tf32")), ("nano", "fp32")],
+)
 def test_whole_allegro(name, precision):
     """The graph that an export for CUDA compiles, node by node, against the model in float64."""
     by_type = (

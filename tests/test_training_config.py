@@ -6,10 +6,12 @@ from pathlib import Path
 import pytest
 import yaml
 
+from nequip_md import checkpoint
 from nequip_md.errors import NequIPMDError
-from nequip_md.model import PRESETS, preset
+from nequip_md.model import PRESETS, build_model, preset
 from nequip_md.training.cli import main
 from nequip_md.training.config import LossConfig, StopConfig, check_config, load_config
+from nequip_md.training.steps.optimizers import freeze
 
 MINIMAL = {
     "model": {"kind": "allegro", "type_names": ["H", "O"], "cutoff": 5.0},
@@ -124,10 +126,21 @@ def test_a_bad_value_is_refused_by_name(section, change, expected):
         assert text in str(error.value)
 
 
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_preset_can_be_trained(name):
+    content = {**MINIMAL, "model": {"preset": name, "type_names": ["H", "O"], "cutoff": 4.0}}
+    assert check_config(content, Path("/")).potential() == preset(
+        name, type_names=["H", "O"], cutoff=4.0, avg_num_neighbors=None, energy_scales=None, energy_shifts=None
+    )
+    content["model"]["wings"] = 2
+    with pytest.raises(NequIPMDError, match="model.wings: no such key; allowed are type_names"):
+        check_config(content, Path("/"))
+
+
 @pytest.mark.parametrize("name", ["huge", 3])
 def test_an_unknown_preset_lists_the_known_ones(name):
     content = {**MINIMAL, "model": {"preset": name, "type_names": ["H"]}}
-    with pytest.raises(NequIPMDError, match="small, medium, large, S, M, L, XL"):
+    with pytest.raises(NequIPMDError, match="nano, tiny, small, medium, large, S, M, L, XL"):
         check_config(content, Path("/"))
 
 
@@ -165,14 +178,6 @@ def test_paths_start_at_the_folder_of_the_file(tmp_path):
     data = load_config(path).data
     assert data.train == [str(tmp_path.resolve() / "a.xyz"), "/b.xyz"]
     assert Path(data.validation[0]).resolve() == tmp_path.resolve().parent / "v.xyz"
-
-
-@pytest.mark.parametrize("name", PRESETS)
-def test_every_preset_is_a_model_section(name):
-    model = {"preset": name, "type_names": ["H", "O"], "cutoff": 4.5}
-    assert check_config({**MINIMAL, "model": model}, Path("/")).potential() == preset(
-        name, type_names=["H", "O"], cutoff=4.5
-    )
 
 
 @pytest.mark.parametrize("name", ["S", "M", "L", "XL"])
@@ -253,13 +258,32 @@ def test_the_demo_configuration_is_valid():
     assert load_config(path).model["type_names"] == ["H", "O"]
 
 
-@pytest.mark.parametrize(
-    "path",
-    sorted((Path(__file__).resolve().parents[1] / "examples" / "training").glob("*.yaml")),
-    ids=lambda path: path.name,
-)
-def test_the_recipes_are_valid(path):
-    assert load_config(path).potential().type_names == ["H", "C", "N", "O"]
+RECIPES = Path(__file__).resolve().parents[1] / "examples" / "training"
+
+
+@pytest.mark.parametrize("name", sorted(path.name for path in RECIPES.glob("*.yaml")))
+def test_the_recipes_are_valid(name, tmp_path):
+    """Those that go on from a checkpoint find one where they look for it."""
+    text = (RECIPES / name).read_text()
+    assert text.startswith("# ") and f"#   nequip-md-train {name}" in text and "# Data: " in text and "Expect" in text
+    (tmp_path / name).write_text(text)
+    model = yaml.safe_load(text)["model"]
+    if "checkpoint" in model:
+        with pytest.raises(NequIPMDError, match=f"{model['checkpoint']} does not exist"):
+            load_config(tmp_path / name)
+        path = tmp_path / model["checkpoint"]
+        path.parent.mkdir(exist_ok=True)
+        checkpoint.save(path, build_model(preset("nano", type_names=["H", "O"])))
+    config = load_config(tmp_path / name)
+    network = freeze(build_model(config.potential()), config.optimizer)  # patterns of weights fit
+    assert all(p.requires_grad for p in network.parameters())
+
+
+def test_the_recipes_of_spice_belong_together():
+    first, second = (yaml.safe_load((RECIPES / f"{name}.yaml").read_text()) for name in ("spice", "spice_stage2"))
+    assert second["model"]["checkpoint"] == f"{first['output']}/best.nqmd"
+    assert first["data"] == second["data"]
+    assert first["model"]["type_names"] == first["model"]["pair_potential"]["chemical_species"]
 
 
 @pytest.mark.parametrize(("word", "value"), [("no", "no"), ("yes", "yes"), ("auto", "auto"), ("'no'", "no")])

@@ -12,6 +12,7 @@ from nequip_md.training.config import AUTO_VALUES, TrainingConfig
 from nequip_md.training.data.data_module import AtomsData
 from nequip_md.training.data.labels import Labels
 from nequip_md.training.data.statistics import Statistics, automatic_value, compute_statistics, isolated_atom_energies
+from nequip_md.training.steps.optimizers import freeze
 
 log = logging.getLogger(__name__)
 
@@ -70,10 +71,14 @@ def check(config: TrainingConfig) -> None:
     """Do all that a run does before it trains: read the data, compute its statistics, build the model.
 
     Raises:
-        NequIPMDError: see :func:`prepare` and :func:`resolved`.
+        NequIPMDError: see :func:`prepare`, :func:`resolved` and :func:`~nequip_md.training.steps.optimizers.freeze`.
     """
     potential = resolved(config, *prepare(config))
-    log.info("%s model with %d weights", potential.kind, sum(p.numel() for p in build_model(potential).parameters()))
+    model = freeze(build_model(potential), config.optimizer)
+    weights = list(model.parameters())
+    log.info("%s model with %d weights", potential.kind, sum(p.numel() for p in weights))
+    if config.optimizer.freeze:
+        log.info("%d of them are frozen", sum(p.numel() for p in weights if not p.requires_grad))
 
 
 def suggest_repulsion(statistics: Statistics, potential: PotentialConfig) -> None:

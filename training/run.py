@@ -162,11 +162,12 @@ def _train(
 
 def _trained_model(config: TrainingConfig, potential: PotentialConfig, data: AtomsData) -> Potential:
     """The trained model that ``model.checkpoint`` names, from which training starts."""
-    model = fine_tuning.start(config.model, potential)
+    model = fine_tuning.start(config.model, potential, config.optimizer.freeze)
     log.info("training starts from the weights of %s", config.model["checkpoint"])
     if config.model.get("energy_shifts", "refit") != "refit":
         return model
-    return fine_tuning.with_shifts(model, fine_tuning.refitted_shifts(model, data.train, config.data.batch_size))
+    new = fine_tuning.new_types(config.model, potential)
+    return fine_tuning.with_shifts(model, fine_tuning.refitted_shifts(model, data.train, config.data.batch_size, new))
 
 
 def _same_run(config: TrainingConfig, state: dict[str, Any]) -> None:

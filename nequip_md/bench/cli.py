@@ -26,7 +26,7 @@ def parser() -> argparse.ArgumentParser:
         "model",
         metavar="MODEL",
         help="checkpoint (.nqmd, .ckpt, .nequip.zip), artifact (.pt2), or a preset with random "
-        "weights and the structure's elements: small, medium, large (Allegro), S, M, L, XL (NequIP)",
+        "weights and the structure's elements: nano, tiny, small, medium, large (Allegro), S, M, L, XL (NequIP)",
     )
     add(
         "--sizes",

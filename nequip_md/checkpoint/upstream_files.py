@@ -154,7 +154,7 @@ def _load_pickle(path: Path, allow_pickle: bool) -> Any:
         raise NequIPMDError(
             f"checkpoint {path} holds more than tensors and plain data{named}: reading it would execute code stored in "
             "the file. If it is not damaged and you trust its origin, allow that: --allow-pickle on the command line, "
-            "allow_pickle=True in Python."
+            "allow_pickle=True in Python, model.allow_pickle: true in a training file."
         ) from error
     except (RuntimeError, EOFError, ValueError, OSError, zipfile.BadZipFile) as error:
         raise NequIPMDError(f"checkpoint {path} is damaged ({brief(error)}). {COPY_AGAIN}") from error

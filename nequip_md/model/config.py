@@ -185,7 +185,27 @@ _SPICE = {
     "readout_mlp_width": 128,
     "readout_mlp_nonlinearity": None,
 }
+# nano and tiny are this package's own; the larger ones are those of the seed paper's SPICE-2 models
 _ALLEGRO_PRESETS = {
+    "nano": {
+        "l_max": 1,
+        "num_layers": 1,
+        "num_scalar_features": 32,
+        "num_tensor_features": 16,
+        "two_body_mlp_width": 32,
+        "allegro_mlp_depth": 2,
+        "allegro_mlp_width": 32,
+        "readout_mlp_depth": 0,
+    },
+    "tiny": {
+        "l_max": 2,
+        "num_layers": 1,
+        "num_scalar_features": 32,
+        "num_tensor_features": 32,
+        "allegro_mlp_depth": 2,
+        "allegro_mlp_width": 64,
+        "readout_mlp_depth": 0,
+    },
     "small": {
         "l_max": 2,
         "num_layers": 2,
@@ -219,12 +239,13 @@ _NEQUIP_PRESETS = {
 }
 
 
-PRESETS = tuple(_ALLEGRO_PRESETS) + tuple(_NEQUIP_PRESETS)
+ALLEGRO_PRESETS, NEQUIP_PRESETS = tuple(_ALLEGRO_PRESETS), tuple(_NEQUIP_PRESETS)
+PRESETS = ALLEGRO_PRESETS + NEQUIP_PRESETS
 """Names that :func:`preset` knows."""
 
 
 def preset(name: str, **options: Any) -> AllegroConfig | NequIPConfig:
-    """The named architecture: Allegro small/medium/large or NequIP S/M/L/XL; ``options`` override its values.
+    """The named architecture: Allegro nano/tiny/small/medium/large or NequIP S/M/L/XL; ``options`` override its values.
 
     Raises:
         ValueError: no such preset.

@@ -131,14 +131,18 @@ CASES: dict[str, tuple[bool, dict]] = {
             "model": {"_target_": "nequip.model.ModelFromCheckpoint", "checkpoint_path": "allegro.ckpt"},
         },
     ),
+    # the one that is trained until it has learned something
+    "learned": (True, {**_ALLEGRO, "num_layers": 1, "num_scalar_features": 16, "num_tensor_features": 8}),
 }
+LEARNING = {"frames": 50, "epochs": 40, "batch_size": 5, "optimizer": {"_target_": "torch.optim.Adam", "lr": 0.02}}
+"""What differs in the training of the case "learned"."""
 
 
-def frames() -> list[Atoms]:
-    """Eight small periodic CuAl cells (some sheared), labelled by ASE's EMT."""
+def frames(count: int = 8) -> list[Atoms]:
+    """Small periodic CuAl cells (some sheared), labelled by ASE's EMT."""
     rng = np.random.default_rng(SEED)
     out = []
-    for index in range(8):
+    for index in range(count):
         atoms = bulk("Cu", "fcc", a=3.8, cubic=True) * (1, 1, 2)
         atoms.symbols = rng.choice(TYPE_NAMES, len(atoms))
         atoms.set_cell(atoms.cell @ (np.eye(3) + 0.03 * rng.standard_normal((3, 3))), scale_atoms=True)
@@ -159,8 +163,10 @@ def _mapper_options() -> dict:
 
 
 def config(case: str, data: Path) -> dict:
-    """The ``nequip-train`` configuration of one case: two epochs on six frames."""
+    """The ``nequip-train`` configuration of one case: two epochs, and all frames but two to train on."""
     ema, model = CASES[case]
+    few = {"frames": 8, "epochs": 2, "batch_size": 2, "optimizer": {"_target_": "torch.optim.SGD", "lr": 0.05}}
+    options = LEARNING if case == "learned" else few  # SGD without momentum: no state, small files
     statistics = {
         "seed": SEED,
         "model_dtype": "float64",
@@ -174,7 +180,7 @@ def config(case: str, data: Path) -> dict:
     if "ModelFrom" not in builder["_target_"]:
         builder = {**statistics, **builder}
         model = {**model, "model": builder} if "model" in model else builder
-    loader = {"_target_": "torch.utils.data.DataLoader", "batch_size": 2}
+    loader = {"_target_": "torch.utils.data.DataLoader", "batch_size": options["batch_size"]}
     metrics = {"_target_": "nequip.train.EnergyForceMetrics", "coeffs": {"total_energy_rmse": 1.0, "forces_rmse": 1.0}}
     return {
         "run": ["train"],
@@ -182,7 +188,7 @@ def config(case: str, data: Path) -> dict:
         "data": {
             "_target_": "nequip.data.datamodule.ASEDataModule",
             "seed": SEED,
-            "split_dataset": {"file_path": data.name, "train": 6, "val": 2},
+            "split_dataset": {"file_path": data.name, "train": options["frames"] - 2, "val": 2},
             "transforms": [
                 {"_target_": "nequip.data.transforms.ChemicalSpeciesToAtomTypeMapper", **_mapper_options()},
                 {"_target_": "nequip.data.transforms.NeighborListTransform", "r_max": 4.0},
@@ -193,7 +199,7 @@ def config(case: str, data: Path) -> dict:
         },
         "trainer": {
             "_target_": "lightning.Trainer",
-            "max_epochs": 2,
+            "max_epochs": options["epochs"],
             "accelerator": "cpu",
             "logger": False,
             "enable_progress_bar": False,
@@ -218,7 +224,7 @@ def config(case: str, data: Path) -> dict:
             "val_metrics": metrics,
             "train_metrics": metrics,
             "test_metrics": metrics,
-            "optimizer": {"_target_": "torch.optim.SGD", "lr": 0.05},  # without momentum: no state, small files
+            "optimizer": options["optimizer"],
             "model": model,
         },
     }
@@ -239,7 +245,9 @@ def train(case: str, folder: Path) -> Path:
     from omegaconf import OmegaConf
 
     data = folder / "frames.extxyz"
-    if not data.exists():
+    if case == "learned":
+        write(data, frames(LEARNING["frames"]))
+    elif not data.exists():
         write(data, frames())
     checkpoint = folder / f"{case}.ckpt"
     checkpoint.unlink(missing_ok=True)

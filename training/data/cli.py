@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import math
 import os
 import sys
 from collections import Counter
@@ -40,9 +41,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     convert.add_argument("--max-force", type=float, metavar="F", help="leave frames with a larger force out, eV/Å")
     convert.add_argument("--charge", type=float, metavar="Q", help="take frames of this charge (SPICE)")
     convert.add_argument("--elements", nargs="+", metavar="X", help="take frames of these elements alone")
+    convert.add_argument("--within", type=float, metavar="Å", help="take frames in which each atom has another so near")
     convert.add_argument("--fragments", choices=["single"], help="take frames of one molecule alone (SPICE)")
     text = f"processes that make a store (default: as many as there are cores, at most {_MOST_WORKERS})"
     convert.add_argument("--workers", type=_workers, metavar="N", help=text)
+
+    convert.add_argument(
+        "--weight", type=float, metavar="W", help="multiply the weights of the frames in the loss (extended XYZ)"
+    )
+    convert.add_argument(
+        "--without",
+        nargs="+",
+        default=[],
+        choices=["energy", "forces", "stress"],
+        metavar="LABEL",
+        help="leave these labels out: energy, forces, stress (extended XYZ)",
+    )
 
     check = commands.add_parser("check", help="the labels of files and their suspicious frames; status 1 if any")
     check.add_argument("files", nargs="+", metavar="FILE")
@@ -109,6 +123,14 @@ def _convert(options: argparse.Namespace) -> None:
         raise NequIPMDError(
             f"{options.output} is named neither .graphs (a store, ready for training) nor .extxyz (extended XYZ)"
         )
+    if options.weight is not None and not 0 <= options.weight < math.inf:
+        raise NequIPMDError(f"--weight is {options.weight}; it must be a number that is not negative")
+    if to_store and (options.weight is not None or options.without):
+        raise NequIPMDError(
+            "--weight and --without write extended XYZ; give -o OUT.extxyz, and make the store of that file"
+        )
+    if options.within is not None and not 0 < options.within < math.inf:
+        raise NequIPMDError(f"--within is {options.within}; it must be a distance above 0 (angstrom)")
     labels, graph_options = _labels_and_options(options)
     if to_store:
         graph_options = _graph_options(options, graph_options)
@@ -117,6 +139,7 @@ def _convert(options: argparse.Namespace) -> None:
         charge=options.charge,
         elements=None if options.elements is None else frozenset(options.elements),
         single_fragment=options.fragments == "single",
+        within=options.within,
     )
     if to_store:
         from nequip_md.training.data.store_writer import write_store
@@ -127,7 +150,15 @@ def _convert(options: argparse.Namespace) -> None:
     else:
         from nequip_md.training.data.files import write_extxyz
 
-        counts = write_extxyz(options.output, options.files, labels, refuse=refuse, progress=_progress)
+        counts = write_extxyz(
+            options.output,
+            options.files,
+            labels,
+            refuse=refuse,
+            progress=_progress,
+            weight=options.weight,
+            without=options.without,
+        )
     log_label_table(counts)
     left_out = sum((Counter(c.left_out) for c in counts), Counter())
     for reason, number in sorted(left_out.items()):

@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from ase import Atoms
@@ -15,7 +17,7 @@ from nequip_md.atomic import replacing
 from nequip_md.errors import NequIPMDError
 from nequip_md.training.data import readers
 from nequip_md.training.data.label_counts import LabelCounter, LabelCounts
-from nequip_md.training.data.labels import FrameLabels, Labels, is_isolated_atom, with_labels
+from nequip_md.training.data.labels import FrameLabels, Labels, Names, is_isolated_atom, with_labels
 from nequip_md.training.data.samples import Refusal, labelled_frames, naming
 
 PARTS = ("train", "validation", "test")
@@ -30,10 +32,16 @@ def write_extxyz(
     *,
     refuse: Refusal | None = None,
     progress: Callable[[Frames], Frames] = lambda frames: frames,
+    weight: float | None = None,
+    without: Sequence[str] = (),
 ) -> list[LabelCounts]:
     """Write the frames of some files to one file in extended XYZ, with ASE's names and units.
 
-    Args, Returns, Raises: as :func:`~nequip_md.training.data.store_writer.write_store`.
+    Args, Returns, Raises: as :func:`~nequip_md.training.data.store_writer.write_store`, and
+
+    Args:
+        weight: multiplies the weights of the frames, which are written as ``config_weight``; None leaves them as they are.
+        without: labels that are left out, of ``energy``, ``forces`` and ``stress``; not those of isolated atoms.
     """
     counters = [LabelCounter("train", path, labels) for path in files]
 
@@ -48,17 +56,37 @@ def write_extxyz(
                     if reason is not None:
                         counter.leave_out(reason)
                         continue
+                    if without:
+                        atoms, found = _without(atoms, found, labels, without)
                     counter.add(atoms, found)
                 yield name, atoms, found
 
     written = 0
     with replacing(output) as unfinished, open(unfinished, "w", encoding="utf-8") as file:
         for _, atoms, found in progress(frames()):
-            write_xyz(file, [with_labels(atoms, found)])
+            copy = with_labels(atoms, found)
+            if weight is not None and not is_isolated_atom(atoms):
+                copy.info["config_weight"] = weight * found.weight
+            write_xyz(file, [copy])
             written += 1
         if not written:
             raise NequIPMDError(f"no frame of {', '.join(files)} is left to write to {output}")
     return [counter.result() for counter in counters]
+
+
+def _without(atoms: Atoms, found: FrameLabels, labels: Labels, kinds: Sequence[str]) -> tuple[Atoms, FrameLabels]:
+    """A frame and its labels without those of some kinds, also under the names by which they were found."""
+    copy = atoms.copy()
+    for kind in ("stress", "virial") if "stress" in kinds else ():
+        _forget(copy.info, getattr(labels, kind))
+    _forget(copy.info, labels.energy if "energy" in kinds else None)
+    _forget(copy.arrays, labels.forces if "forces" in kinds else None)
+    return copy, replace(found, **dict.fromkeys(kinds))
+
+
+def _forget(place: dict[str, Any], names: Names) -> None:
+    for name in [names] if isinstance(names, str) else names or ():
+        place.pop(name, None)
 
 
 def part_sizes(count: int, fractions: Sequence[float]) -> list[int]:
