@@ -9,7 +9,7 @@ Packages, one for each concern:
 
 The run itself: ``config`` and ``step_config`` (what a training file may say), ``from_nequip`` (training files of upstream),
 ``prepare`` (all that comes before the first step), ``fine_tuning``, ``run`` (a whole run), ``lightning_module``, ``callbacks``,
-``parallel`` (several processes), ``determinism``, ``divergence`` (which frame failed), ``progress`` (the bar), ``loggers``,
+``parallel`` (several processes), ``children`` (those that help one), ``determinism``, ``divergence`` (which frame failed), ``progress`` (the bar), ``loggers``,
 ``folder`` (the output folder), ``states`` and ``position`` (what a run resumes from), ``start`` (the functions for programs),
 ``cli``.
 """
