@@ -19,6 +19,7 @@ from typing import TypeVar
 import torch
 
 from nequip_md.errors import NequIPMDError
+from nequip_md.interrupt import uninterrupted
 
 START = "fork" if sys.platform == "linux" else "spawn"
 """How processes begin; a new interpreter would need seconds to import PyTorch."""
@@ -60,13 +61,17 @@ def map_in_order(
                         yield waiting.popleft().result()
             while waiting:
                 yield waiting.popleft().result()
-            pool.shutdown()
         except BrokenProcessPool:
+            pool.shutdown(wait=False, cancel_futures=True)  # others may wait for a lock that the dead one has held
             raise NequIPMDError(
                 f"one of {workers} processes has died, most often because the memory is full; take fewer processes"
             ) from None
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+        except BaseException:
+            # they take what was sent to them: the pool's thread that sends would wait for ever for processes that were killed
+            with uninterrupted():
+                pool.shutdown(cancel_futures=True)
+            raise
+        pool.shutdown()
 
 
 @contextmanager
