@@ -141,7 +141,7 @@ def compare(options: argparse.Namespace, report: Callable[[str], None] = print) 
         "precision": options.precision,
         "machine": machine(device),
         "date": date.today().isoformat(),
-        "command": shlex.join(["python", *sys.argv]),
+        "command": shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]]),
         "rows": [],
     }
     with tempfile.TemporaryDirectory() as scratch:
