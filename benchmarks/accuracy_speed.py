@@ -6,7 +6,7 @@
 The training file (docs/training.md) gives data, loss, optimizer and what all models have in common (types, cutoff, pair
 potential); ``--presets`` take the place of its ``kind`` or ``preset``, ``--epochs`` and ``--seconds`` that of its ``stop``. It needs test
 frames. A budget is short of what a model could learn: large models need more of it, and may want another learning rate than
-small ones. Each model is timed on water, or on ``--structure``, as ``nequip-md-bench`` does, three times in turns.
+small ones. Each model is timed on water, or on ``--structure``, as ``nequip-md-bench`` does, several times in turns.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from nequip_md.training.folder import BEST
 
 COMMON = set(PotentialConfig.model_fields)
 """Options of the model section that hold for every preset."""
-TURNS = 3
+TURNS = 5
 """Times that each model is timed; the fastest counts."""
 
 
@@ -151,7 +151,8 @@ def compare(options: argparse.Namespace, report: Callable[[str], None] = print) 
             result["rows"].append(row)
             report(f"{name}: forces {1e3 * row['test']['force_rmse']:.1f} meV/Å")
             artifacts[name] = folder / name / f"{name}.pt2"
-            export_checkpoint(folder / name / BEST, artifacts[name], device=device, precision=options.precision)
+            if not (options.reuse and artifacts[name].is_file()):
+                export_checkpoint(folder / name / BEST, artifacts[name], device=device, precision=options.precision)
         times = [{name: timed(artifact, options) for name, artifact in artifacts.items()} for _ in range(TURNS)]
         for row in result["rows"]:
             found = [turn[row["preset"]] for turn in times]
@@ -186,7 +187,7 @@ def parser() -> argparse.ArgumentParser:
     add("--structure", type=Path, metavar="FILE", help="repeat this structure instead of water")
     add("--threads", type=int, help="CPU threads")
     add("--folder", type=Path, help="keep the trained models there")
-    add("--reuse", action="store_true", help="take the models that an earlier run has left in --folder")
+    add("--reuse", action="store_true", help="take the models and artifacts that an earlier run has left in --folder")
     add("--output", type=Path, metavar="RESULTS.json")
     add("--plot", type=Path, metavar="PICTURE.png")
     return result
