@@ -120,7 +120,7 @@ def draw(rows: list[dict[str, Any]], path: Path, title: str) -> None:
         axes.plot(x, y, "o", color="C0")
         axes.annotate(row["preset"], (x, y), xytext=(5, 5), textcoords="offset points")
     axes.set(xscale="log", xlabel=f"µs/atom/step, {atoms:,} atoms", ylabel="force RMSE, meV/Å", title=title)
-    axes.set_ylim(bottom=0)
+    axes.set_ylim(0, 1.15e3 * max(row["test"]["force_rmse"] for row in rows))
     axes.margins(x=0.2)
     axes.grid(alpha=0.3, which="both")
     figure.savefig(path, dpi=150)
