@@ -6,7 +6,7 @@
 The training file (docs/training.md) gives data, loss, optimizer and what all models have in common (types, cutoff, pair
 potential); ``--presets`` take the place of its ``kind`` or ``preset``, ``--epochs`` and ``--seconds`` that of its ``stop``. It needs test
 frames. A budget is short of what a model could learn: large models need more of it, and may want another learning rate than
-small ones. Each model is timed on water, or on ``--structure``, as ``nequip-md-bench`` does, three times in turns.
+small ones. Each model is timed on water, or on ``--structure``, as ``nequip-md-bench`` does, several times in turns.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from nequip_md.training.folder import BEST
 
 COMMON = set(PotentialConfig.model_fields)
 """Options of the model section that hold for every preset."""
-TURNS = 3
+TURNS = 5
 """Times that each model is timed; the fastest counts."""
 
 
@@ -120,7 +120,7 @@ def draw(rows: list[dict[str, Any]], path: Path, title: str) -> None:
         axes.plot(x, y, "o", color="C0")
         axes.annotate(row["preset"], (x, y), xytext=(5, 5), textcoords="offset points")
     axes.set(xscale="log", xlabel=f"µs/atom/step, {atoms:,} atoms", ylabel="force RMSE, meV/Å", title=title)
-    axes.set_ylim(bottom=0)
+    axes.set_ylim(0, 1.15e3 * max(row["test"]["force_rmse"] for row in rows))
     axes.margins(x=0.2)
     axes.grid(alpha=0.3, which="both")
     figure.savefig(path, dpi=150)
@@ -141,7 +141,7 @@ def compare(options: argparse.Namespace, report: Callable[[str], None] = print) 
         "precision": options.precision,
         "machine": machine(device),
         "date": date.today().isoformat(),
-        "command": shlex.join(["python", *sys.argv]),
+        "command": shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]]),
         "rows": [],
     }
     with tempfile.TemporaryDirectory() as scratch:
@@ -151,7 +151,8 @@ def compare(options: argparse.Namespace, report: Callable[[str], None] = print) 
             result["rows"].append(row)
             report(f"{name}: forces {1e3 * row['test']['force_rmse']:.1f} meV/Å")
             artifacts[name] = folder / name / f"{name}.pt2"
-            export_checkpoint(folder / name / BEST, artifacts[name], device=device, precision=options.precision)
+            if not (options.reuse and artifacts[name].is_file()):
+                export_checkpoint(folder / name / BEST, artifacts[name], device=device, precision=options.precision)
         times = [{name: timed(artifact, options) for name, artifact in artifacts.items()} for _ in range(TURNS)]
         for row in result["rows"]:
             found = [turn[row["preset"]] for turn in times]
@@ -186,7 +187,7 @@ def parser() -> argparse.ArgumentParser:
     add("--structure", type=Path, metavar="FILE", help="repeat this structure instead of water")
     add("--threads", type=int, help="CPU threads")
     add("--folder", type=Path, help="keep the trained models there")
-    add("--reuse", action="store_true", help="take the models that an earlier run has left in --folder")
+    add("--reuse", action="store_true", help="take the models and artifacts that an earlier run has left in --folder")
     add("--output", type=Path, metavar="RESULTS.json")
     add("--plot", type=Path, metavar="PICTURE.png")
     return result

@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import platform
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -272,7 +273,7 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         "versions": {name: version(name) for name in packages},
         "machine": f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads",
         "date": date.today().isoformat(),
-        "command": "python " + " ".join(sys.argv),
+        "command": shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]]),
     }
 
 
