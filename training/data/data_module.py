@@ -227,7 +227,7 @@ class AtomsData(L.LightningDataModule):
             collate_fn=partial(batch_of, otherwise=without_labels(placed[0])),
             generator=torch.Generator(),
             num_workers=workers,
-            pin_memory=to_gpu,  # so that a batch is copied while the step before it is computed
+            pin_memory=to_gpu,  # so that the program does not wait for the copy of a batch
             persistent_workers=workers > 0,
             worker_init_fn=_leave_signals if workers else None,
         )
