@@ -11,8 +11,8 @@ from pathlib import Path
 import ase.io
 import numpy as np
 import pytest
-import torch
 import yaml
+from ase import Atoms
 
 import nequip_md
 from nequip_md.checkpoint import read_info
@@ -45,13 +45,20 @@ def test_force_error_on_the_test_data(data_folder):
     assert abs(rmse - stated) < 0.003
 
 
-def test_example_runs(plugin_folder, tmp_path):
+@pytest.fixture(scope="session")
+def water_artifact(made_once) -> Path:
+    """The example's checkpoint, compiled."""
+    return made_once(
+        "water.pt2", lambda path: export_checkpoint(WATER / "water.nqmd", path, device="cpu", precision="fp32")
+    )
+
+
+def test_example_runs(plugin_folder, water_artifact, tmp_path):
     """The example's own input and picture, shortened, from a copy of its folder."""
     folder = tmp_path / "water"
     shutil.copytree(WATER, folder, ignore=shutil.ignore_patterns("out"))
     (folder / "out").mkdir()
-    torch.manual_seed(0)
-    export_checkpoint(folder / "water.nqmd", folder / "out" / "water.pt2", device="cpu", precision="fp32")
+    shutil.copy(water_artifact, folder / "out" / "water.pt2")
     outcome = run_lammps(
         (folder / "in.water").read_text(),
         folder,
@@ -76,6 +83,40 @@ def test_example_runs(plugin_folder, tmp_path):
         23.060549 * metal["PotEng"], rel=1e-7
     )  # kcal/mol and eV, printed with eight digits
     assert real["Press"] == pytest.approx(metal["Press"] / 1.01325, rel=1e-4)  # atm and bar
+
+
+def cluster() -> list[Atoms]:
+    """Four molecules of the example's water, twice."""
+    water = ase.io.read(WATER / "water.data", format="lammps-data", atom_style="atomic", Z_of_type={1: 8, 2: 1})
+    oxygens = np.flatnonzero(water.numbers == 8)
+    first = oxygens[np.argsort(water.get_distances(oxygens[0], oxygens, mic=True))[:4]]
+    chosen = []
+    for oxygen in first:
+        chosen += [oxygen, *np.argsort(water.get_distances(oxygen, range(len(water)), mic=True))[1:3]]
+    vectors = water.get_distances(oxygens[0], chosen, mic=True, vector=True)
+    return [Atoms(water.symbols[chosen], vectors)] * 2
+
+
+def test_molecule_runs(plugin_folder, water_artifact, tmp_path):
+    """The example of a molecule, shortened, with molecules of water."""
+    folder = tmp_path / "molecule"
+    shutil.copytree(WATER.parent / "molecule", folder, ignore=shutil.ignore_patterns("out"))
+    (folder / "out").mkdir()
+    shutil.copy(water_artifact, folder / "out" / "molecule.pt2")
+    ase.io.write(tmp_path / "frames.extxyz", cluster())
+
+    def python(*arguments) -> subprocess.CompletedProcess:
+        command = [sys.executable, "molecule.py", *map(str, arguments)]
+        return subprocess.run(command, cwd=folder, capture_output=True, text=True, env=dict(os.environ))
+
+    assert python("prepare", tmp_path / "frames.extxyz").returncode == 0
+    outcome = run_lammps((folder / "in.molecule").read_text(), folder, arguments=("-var", "steps", "600"))
+    assert outcome.status == 0, outcome.text
+    drawn = python("draw", tmp_path / "frames.extxyz", 300)
+    assert drawn.stdout.startswith("0 ps: ") and "longest bond 1." in drawn.stdout, drawn.stderr
+    assert "bond" not in drawn.stderr and (folder / "out" / "molecule.png").stat().st_size > 10_000
+    drawn = python("draw", tmp_path / "frames.extxyz", 1200)
+    assert drawn.returncode == 1 and "error: mean temperature" in drawn.stderr
 
 
 def first_row(log: Path) -> dict[str, float]:
