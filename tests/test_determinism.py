@@ -60,7 +60,12 @@ def test_two_runs_of_a_file_are_equal_to_the_last_digit(folder, tmp_path):
         options = {"model": {"dtype": "float32"}, "deterministic": True, "data": {"batch_size": 6}}
         path = write_config(folder, tmp_path / name, **options)
         command = [sys.executable, "-m", "nequip_md.training.cli", path, "--output", tmp_path / name]
-        environment = {**os.environ, "OMP_NUM_THREADS": "3", "PYTHONHASHSEED": "1" if name == "a" else "2"}
+        environment = {
+            **os.environ,
+            "OMP_NUM_THREADS": "3",
+            "OMP_WAIT_POLICY": "passive",
+            "PYTHONHASHSEED": "1" if name == "a" else "2",
+        }
         subprocess.run(command, check=True, capture_output=True, env=environment, cwd=tmp_path)
     assert_same_end(tmp_path / "a", tmp_path / "b")
     tables = [(tmp_path / name / "logs/version_0/metrics.csv").read_text().splitlines() for name in ("a", "b")]
@@ -91,14 +96,14 @@ def test_a_compiled_step_repeats_its_digits(tmp_path):
         assert is_compiled(model, loss, with_stress=False, folder=tmp_path)
     assert not is_compiled(model, loss, with_stress=False, folder=tmp_path)  # others have code of their own
     threads = torch.get_num_threads()
-    torch.set_num_threads(3)
+    torch.set_num_threads(2)
     try:
-        first, *others = [step(batch, counts) for _ in range(20)]
+        first, *others = [step(batch, counts) for _ in range(6)]
     finally:
         torch.set_num_threads(threads)
     assert relative_difference(first, EagerStep(model, loss, with_stress=False)(batch, counts)) < 1e-5
     assert all(torch.equal(a, b) for other in others for a, b in zip(first.gradients, other.gradients))
-    # twenty runs may agree by chance; additions in any order are atomic
+    # six runs may agree by chance; additions in any order are atomic
     (path,) = tmp_path.glob("*.pt2")
     with zipfile.ZipFile(path) as package:
         code = [package.read(name) for name in package.namelist() if name.endswith(".cpp")]
