@@ -179,6 +179,11 @@ FIGURES = [
             lambda: read("training_step_cpu.json")["step_s"]["upstream, eager"],
         ],
     ),
+    (
+        "docs/training.md",
+        "The first step came after {} s",
+        [lambda: read("training_step_cpu.json")["until_first_loss_s"]["ours, compiled"]],
+    ),
     ("docs/lammps.md", 'about {} kB per edge on a GPU with the "medium" preset', [kilobytes_per_edge]),
     ("docs/data.md", "grows with the store, by {} bytes for each frame", [bytes_per_frame]),
     (
