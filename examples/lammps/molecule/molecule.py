@@ -4,6 +4,8 @@ Ends with status 1 if the run is not a sane one: a bond broken, atoms bound that
 """
 
 import sys
+from contextlib import suppress
+from itertools import takewhile
 from pathlib import Path
 
 import ase.io
@@ -39,11 +41,9 @@ def thermo(path):
     lines = path.read_text().splitlines()
     start = next(k for k, line in enumerate(lines) if line.split()[:2] == ["Step", "Time"])
     rows = []
-    for line in lines[start + 1 :]:
-        try:
+    for line in takewhile(lambda line: not line.startswith("Loop time"), lines[start + 1 :]):
+        with suppress(ValueError):  # warnings stand between the rows
             rows.append([float(word) for word in line.split()])
-        except ValueError:
-            break
     return dict(zip(lines[start].split(), np.array(rows).T))
 
 
@@ -66,7 +66,7 @@ def draw(frames, temperature):
     longest, closest = (got / sums)[:, bonds].max(), (got / sums)[:, ~bonds].min()
     mean = run["Temp"][len(run["Temp"]) // 10 :].mean()
     print(
-        f"{run['Time'][-1]:.0f} ps: {mean:.0f} K, potential energy {run['PotEng'].min():.2f} to {run['PotEng'].max():.2f} eV;"
+        f"{run['Time'][-1]:.1f} ps: {mean:.0f} K, potential energy {run['PotEng'].min():.2f} to {run['PotEng'].max():.2f} eV;"
         f" longest bond {longest:.2f}, closest other pair {closest:.2f} times the sum of radii"
         f" (in the data {(expected / sums)[:, bonds].max():.2f}, {(expected / sums)[:, ~bonds].min():.2f})"
     )

@@ -4,6 +4,8 @@ Ends with status 1 if the water is not a sane liquid: first g_OO peak near 2.8 a
 """
 
 import sys
+from contextlib import suppress
+from itertools import takewhile
 from pathlib import Path
 
 import matplotlib
@@ -22,11 +24,9 @@ def thermo(path):
     start = next(k for k, line in enumerate(lines) if line.split()[:2] == ["Step", "Time"])
     names = lines[start].split()
     rows = []
-    for line in lines[start + 1 :]:
-        try:
+    for line in takewhile(lambda line: not line.startswith("Loop time"), lines[start + 1 :]):
+        with suppress(ValueError):  # warnings stand between the rows
             rows.append([float(word) for word in line.split()])
-        except ValueError:
-            break
     return dict(zip(names, np.array(rows).T))
 
 
