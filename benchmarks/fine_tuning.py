@@ -212,7 +212,7 @@ def run(content: dict[str, Any], output: Path, old_test: Path) -> dict[str, Any]
 
 
 def errors(model: Path, data: Path) -> dict[str, float]:
-    """Of energies (eV/atom) and forces (eV/angstrom)."""
+    """The test errors of energies (eV/atom) and forces (eV/angstrom)."""
     found = evaluate(model, data).all
     return {"energy_rmse": found["energy_per_atom"]["rmse"], "force_rmse": found["force"]["rmse"]}
 

@@ -238,7 +238,7 @@ def test_every_table_is_somewhere():
 
 
 def test_the_table_of_presets():
-    """Of Allegro; NequIP's are upstream's, which other tests compare."""
+    """The sizes of Allegro's presets; NequIP's are upstream's, which other tests compare."""
     text = (ROOT / "docs" / "training.md").read_text()
     rows = dict(re.findall(r"(?m)^\| `(\w+)` \| Allegro \| (.*) \|$", text))
     for name in ALLEGRO_PRESETS:

@@ -136,7 +136,7 @@ def assert_same_batch(batch, expected):
 
 
 def test_batches_are_those_of_the_samples(tmp_path):
-    """Of a store, a file in memory, and both together: what PyTorch makes of their samples one by one."""
+    """Batches of a store, a file in memory, and both together equal what PyTorch makes of their samples one by one."""
     ase.io.write(tmp_path / "data.extxyz", mixed_frames())
     convert(tmp_path / "data.extxyz", tmp_path / "data.graphs")
     for files in (["data.graphs"], ["data.extxyz"], ["data.graphs", "data.extxyz", "data.graphs"]):

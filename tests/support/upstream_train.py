@@ -135,7 +135,7 @@ CASES: dict[str, tuple[bool, dict]] = {
     "learned": (True, {**_ALLEGRO, "num_layers": 1, "num_scalar_features": 16, "num_tensor_features": 8}),
 }
 LEARNING = {"frames": 50, "epochs": 40, "batch_size": 5, "optimizer": {"_target_": "torch.optim.Adam", "lr": 0.02}}
-"""What differs in the training of the case "learned"."""
+"""The case "learned" is trained with these changes."""
 
 
 def frames(count: int = 8) -> list[Atoms]:

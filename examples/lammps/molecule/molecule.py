@@ -1,4 +1,4 @@
-"""What run.sh does in Python: LAMMPS' input from the first frame of a file, and a picture of the run beside the file's frames.
+"""The Python half of run.sh writes LAMMPS' input from the first frame of a file, and draws the run beside the file's frames.
 
 Ends with status 1 if the run is not a sane one: a bond broken, atoms bound that were not, a wrong temperature.
 """
