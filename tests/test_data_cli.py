@@ -105,6 +105,7 @@ def test_weights_are_multiplied_and_labels_left_out(here):
     ("arguments", "expected"),
     [
         (["-o", "x.extxyz", "--within", "0"], "--within is 0.0; it must be a distance above 0"),
+        (["-o", "x.extxyz", "--workers", "2"], "--workers is for stores"),
         (["-o", "x.extxyz", "--weight", "-1"], "--weight is -1.0; it must be a number that is not negative"),
         (["-o", "x.graphs", "--cutoff", "3", "--types", "O", "H", "--without", "energy"], "give -o OUT.extxyz"),
         (["-o", "x.h5"], "x.h5 is named neither .graphs .* nor .extxyz"),

@@ -129,6 +129,8 @@ def _convert(options: argparse.Namespace) -> None:
         raise NequIPMDError(
             "--weight and --without write extended XYZ; give -o OUT.extxyz, and make the store of that file"
         )
+    if options.workers is not None and not to_store:
+        raise NequIPMDError("--workers is for stores (-o OUT.graphs); extended XYZ is written by one process")
     if options.within is not None and not 0 < options.within < math.inf:
         raise NequIPMDError(f"--within is {options.within}; it must be a distance above 0 (angstrom)")
     labels, graph_options = _labels_and_options(options)
