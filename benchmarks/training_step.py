@@ -28,6 +28,7 @@ import torch
 from ase import Atoms
 from torch import nn
 
+from nequip_md.bench.measure import peak_bytes
 from nequip_md.bench.peer import build_pair
 from nequip_md.bench.structures import water_box
 from nequip_md.model import PRESETS, preset
@@ -153,16 +154,6 @@ def labelled(frames: int, size: int, config) -> tuple[list[Atoms], list[Sample]]
     ]
 
 
-def peak_memory(step: Callable[[], None]) -> float:
-    """GB that a step takes on the GPU beside what it finds."""
-    torch.cuda.synchronize()
-    torch.cuda.reset_peak_memory_stats()
-    before = torch.cuda.memory_allocated()
-    step()
-    torch.cuda.synchronize()
-    return (torch.cuda.max_memory_allocated() - before) / 1e9
-
-
 def larger(
     steps: dict[str, Ours | Theirs], counts: list[int], size: int, config, device: str, repeats: int
 ) -> list[dict]:
@@ -182,7 +173,7 @@ def larger(
                 seconds = median(able[key], repeats, device)
                 row["step_s"][key], row["atoms_per_s"][key] = seconds, atoms / seconds
                 if device == "cuda" and key != "ours, recorded":
-                    row["peak_of_step_GB"][key] = peak_memory(able[key])
+                    row["peak_of_step_GB"][key] = peak_bytes(able[key]) / 1e9
             except torch.OutOfMemoryError:
                 del able[key]
             if device == "cuda":
@@ -238,7 +229,7 @@ def measure(name: str, device: str, counts: list[int], size: int, repeats: int, 
             step()
         # what a recording needs is set aside when it is made
         if device == "cuda" and key != "ours, recorded":
-            memory[key] = peak_memory(step)
+            memory[key] = peak_bytes(step) / 1e9
     times = {key: [] for key in steps}
     for _ in range(3):
         for key, step in steps.items():

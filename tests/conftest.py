@@ -5,6 +5,8 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
+import subprocess
+import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -71,6 +73,27 @@ def made_once(tmp_path_factory) -> Callable[[str, Callable[[Path], object]], Pat
                 make(path)
                 lock.write("made")
         return path
+
+    return get
+
+
+@pytest.fixture(scope="session")
+def trained_by_upstream(made_once) -> Callable[..., Path]:
+    """``trained_by_upstream(name, *arguments)``: the folder of a run of ``support/upstream_train.py`` with these arguments, made
+    once. Skips the test where upstream's packages are not installed."""
+    pytest.importorskip("nequip")
+    pytest.importorskip("allegro")
+
+    def get(name: str, *arguments: str) -> Path:
+        def train(folder: Path) -> None:
+            folder.mkdir(exist_ok=True)
+            script = Path(__file__).resolve().parent / "support" / "upstream_train.py"
+            command = [sys.executable, str(script), str(folder), *arguments]
+            environment = {**os.environ, "OMP_NUM_THREADS": "1"}  # more threads only slow such small models down
+            done = subprocess.run(command, capture_output=True, text=True, timeout=600, env=environment)
+            assert done.returncode == 0, done.stderr[-4000:]
+
+        return made_once(name, train)
 
     return get
 

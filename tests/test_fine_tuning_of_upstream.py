@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -23,26 +21,15 @@ from nequip_md.training.cli import main
 from nequip_md.training.config import AUTO_VALUES
 from nequip_md.training.data.cli import main as data_command
 
-SCRIPT = Path(__file__).resolve().parent / "support" / "upstream_train.py"
 TYPES = ["Cu", "Al", "Ni"]
 OFFSETS = {"Cu": -40.0, "Al": 7.0, "Ni": -310.0}
 """eV; the new labels have another zero of energy."""
 
 
 @pytest.fixture(scope="module")
-def learned(made_once) -> Path:
+def learned(trained_by_upstream) -> Path:
     """The folder of ``learned.ckpt``, a model of copper and aluminium, and ``frames.extxyz``, which it was trained on."""
-    pytest.importorskip("nequip")
-    pytest.importorskip("allegro")
-
-    def make(folder: Path) -> None:
-        folder.mkdir(exist_ok=True)
-        command = [sys.executable, str(SCRIPT), str(folder), "learned"]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        done = subprocess.run(command, capture_output=True, text=True, timeout=600, env=environment)
-        assert done.returncode == 0, done.stderr[-4000:]
-
-    return made_once("learned", make)
+    return trained_by_upstream("learned", "learned")
 
 
 def alloys(count: int, seed: int) -> list:

@@ -9,9 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -47,26 +44,9 @@ MIN_EMA_EFFECT = 1e-4  # relative difference of forces between averaged and last
 
 
 @pytest.fixture(scope="session")
-def trained(made_once) -> Path:
+def trained(trained_by_upstream) -> Path:
     """Folder with CASE.ckpt, CASE.json and some CASE.nequip.zip, by the installed upstream."""
-    pytest.importorskip("nequip")
-    pytest.importorskip("allegro")
-
-    def train(folder: Path) -> None:
-        folder.mkdir(exist_ok=True)
-        command = [
-            sys.executable,
-            str(HERE / "support" / "upstream_train.py"),
-            str(folder),
-            *CASES,
-            "--package",
-            *PACKAGED,
-        ]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}  # more threads only slow such small models down
-        done = subprocess.run(command, capture_output=True, text=True, timeout=600, env=environment)
-        assert done.returncode == 0, done.stderr[-4000:]
-
-    return made_once("upstream", train)
+    return trained_by_upstream("upstream", *CASES, "--package", *PACKAGED)
 
 
 def compare(model, reference: Path) -> tuple[float, float]:

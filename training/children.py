@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from itertools import islice
+from itertools import chain, islice
 from multiprocessing.connection import wait
 from typing import TypeVar
 
@@ -53,12 +53,11 @@ def map_in_order(
     with without_children():
         pool = ProcessPoolExecutor(workers, multiprocessing.get_context(START), _begin)
         try:
-            for some in (first, items):
-                for item in some:
-                    with _blocked_signals():  # submitting starts processes, which inherit it
-                        waiting.append(pool.submit(function, item))
-                    if len(waiting) > 2 * workers:
-                        yield waiting.popleft().result()
+            for item in chain(first, items):
+                with _blocked_signals():  # submitting starts processes, which inherit it
+                    waiting.append(pool.submit(function, item))
+                if len(waiting) > 2 * workers:
+                    yield waiting.popleft().result()
             while waiting:
                 yield waiting.popleft().result()
         except BrokenProcessPool:
@@ -100,7 +99,7 @@ def _blocked_signals() -> Iterator[None]:
 
 
 def _begin() -> None:
-    """What a process does first: take one core, and end when the process that has started it does, even if it is killed."""
+    """A new process takes one core, and will end when the process that has started it does, even if it is killed."""
     torch.set_num_threads(1)
     parent = multiprocessing.parent_process()
 

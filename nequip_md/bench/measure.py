@@ -104,13 +104,14 @@ def _seconds(call: Callable[[], object], device: str, count: int = 1) -> float:
     return (time.perf_counter() - start) / count
 
 
-def _peak_gib(call: Callable[[], object]) -> float:
+def peak_bytes(call: Callable[[], object]) -> int:
+    """Memory of the GPU that a call takes at most, beside what is allocated before it."""
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
     call()
     torch.cuda.synchronize()
-    return (torch.cuda.max_memory_allocated() - before) / 2**30
+    return torch.cuda.max_memory_allocated() - before
 
 
 def time_alternately(
@@ -133,7 +134,7 @@ def time_alternately(
     def warm_up(key: Hashable) -> None:
         for _ in range(WARM_UP):
             if device == "cuda":
-                peaks[key] = _peak_gib(calls[key])
+                peaks[key] = peak_bytes(calls[key]) / 2**30
             else:
                 calls[key]()
         if device == "cuda":

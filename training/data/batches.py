@@ -57,9 +57,9 @@ class Batches:
     def frames(self, number: int) -> list[int]:
         """The frames of the batches that all processes take in one step of this epoch; steps are numbered from 0."""
         order = self._order()
-        ends = [*self._starts(order), self.count]
-        first, last = (min(step * self.processes, len(ends) - 1) for step in (number, number + 1))
-        return order[ends[first] : ends[last]].tolist()
+        bounds = self._bounds(order)
+        first, last = (min(step * self.processes, len(bounds) - 1) for step in (number, number + 1))
+        return order[bounds[first] : bounds[last]].tolist()
 
     def _order(self) -> np.ndarray:
         """All frames in their order in this epoch, int64 [passes n]."""
@@ -68,8 +68,8 @@ class Batches:
         random = np.random.default_rng([self.seed, self.epoch])
         return np.concatenate([random.permutation(self.num_frames) for _ in range(self.passes)])
 
-    def _starts(self, order: np.ndarray) -> list[int]:
-        """The place in the order at which each batch of all processes begins."""
+    def _bounds(self, order: np.ndarray) -> list[int]:
+        """The place in the order at which each batch of all processes begins, and that after the last one."""
         places = np.arange(self.count)
         # of a batch that would begin at each place: the one at which the next begins
         following = np.minimum(places + max(self.most_frames, 1), self.count)
@@ -78,21 +78,20 @@ class Batches:
             np.cumsum(sizes[order], out=sums[1:])
             np.minimum(following, np.searchsorted(sums, sums[:-1] + most, side="right") - 1, out=following)
         np.maximum(following, places + 1, out=following)
-        starts, place = [], 0
-        while place < self.count:
-            starts.append(place)
-            place = following.item(place)
-        return starts
+        bounds = [0]
+        while bounds[-1] < self.count:
+            bounds.append(following.item(bounds[-1]))
+        return bounds
 
     def __iter__(self) -> Iterator[list[int]]:
         # a generator, because Lightning makes an iterator before it sets the epoch
         order = self._order()
-        ends = [*self._starts(order), self.count]
+        bounds = self._bounds(order)
         epoch, first = self.left_out
         first = self.processes * (first if epoch == self.epoch else 0)
-        for batch in range(first + self.process, self.processes * self._steps(len(ends) - 1), self.processes):
+        for batch in range(first + self.process, self.processes * self._steps(len(bounds) - 1), self.processes):
             # the last batches of a process may be empty
-            yield order[ends[batch] : ends[batch + 1]].tolist() if batch + 1 < len(ends) else []
+            yield order[bounds[batch] : bounds[batch + 1]].tolist() if batch + 1 < len(bounds) else []
 
     def _steps(self, batches: int) -> int:
         return -(-batches // self.processes)
@@ -104,4 +103,4 @@ class Batches:
 
     @cached_property
     def _length(self) -> int:
-        return self._steps(len(self._starts(self._order())))
+        return self._steps(len(self._bounds(self._order())) - 1)

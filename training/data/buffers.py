@@ -18,7 +18,7 @@ _ALIGNMENT = 64
 
 @dataclass(frozen=True)
 class Layout:
-    """Where tensors lie in a buffer.
+    """The places of tensors in a buffer.
 
     Attributes:
         types: of the tensors in their order.

@@ -53,7 +53,7 @@ class DataDigest:
 
 
 def digested(atoms: Atoms, sample: Sample) -> dict[str, bytes]:
-    """What the digests of a frame are computed of, by their names."""
+    """The bytes that the digests of a frame are computed of, by the digests' names."""
     structure = (atoms.numbers.astype(np.int64), atoms.positions, atoms.cell.array, atoms.pbc)
     contents = {"structures": b"".join(map(_content, structure))}
     for name in (f.name for f in fields(sample) if f.name not in _NO_LABELS):

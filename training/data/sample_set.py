@@ -208,7 +208,7 @@ class SampleSet(Sequence[Sample]):
         return replace(source[place], index=torch.tensor([index]))
 
     def batch(self, indices: Sequence[int]) -> Sample:
-        """What :func:`~nequip_md.training.data.samples.collate` gives for the samples with these indices."""
+        """The batch that :func:`~nequip_md.training.data.samples.collate` gives for the samples with these indices."""
         rows = self.rows[np.asarray(indices)]
         numbers = np.searchsorted(self._ends, rows, side="right")
         places = rows - self._starts[numbers]

@@ -104,9 +104,11 @@ class Sample:
 
 _OF_GRAPH = tuple(f.name for f in fields(Graph))
 _OTHERS = tuple(f.name for f in fields(Sample) if f.name != "graph")
+TENSORS = _OF_GRAPH + _OTHERS
+"""Names of :attr:`Sample.tensors`."""
 _TYPES = tuple(
     torch.float64 if name in ("edge_vectors", "energy", "forces", "stress", "volume", "weight") else torch.int64
-    for name in _OF_GRAPH + _OTHERS
+    for name in TENSORS
 )
 
 
@@ -116,8 +118,8 @@ def collate(samples: Sequence[Sample]) -> Sample:
 
 
 def collate_arrays(samples: Sequence[Sequence[np.ndarray]]) -> Sample:
-    """What :func:`collate` gives for the samples that have these :attr:`~Sample.arrays`."""
-    parts = dict(zip(_OF_GRAPH + _OTHERS, map(list, zip(*samples, strict=True)), strict=True))
+    """The batch that :func:`collate` gives for the samples that have these :attr:`~Sample.arrays`."""
+    parts = dict(zip(TENSORS, map(list, zip(*samples, strict=True)), strict=True))
     atoms, edges = (np.cumsum([0, *map(len, parts[name])]) for name in ("node_types", "edge_vectors"))
     for name, starts in (("row_ptr", edges), ("graph_ptr", atoms)):
         parts[name] = [part[:-1] + start for part, start in zip(parts[name], starts)] + [starts[-1:]]

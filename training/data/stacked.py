@@ -65,7 +65,7 @@ class StackedSamples(Sequence[Sample]):
         return self.batch(indices) if indices else []
 
     def batch(self, indices: Sequence[int]) -> Sample:
-        """What :func:`~nequip_md.training.data.samples.collate` gives for these samples, on the device."""
+        """The batch that :func:`~nequip_md.training.data.samples.collate` gives for these samples, on the device."""
         frames = np.asarray(indices)
         atoms, edges = self._atoms[frames], self._edges[frames]
         ends, edge_ends = np.cumsum(atoms), np.cumsum(edges)

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from nequip_md.graph import Graph
 from nequip_md.training.config import LossConfig
-from nequip_md.training.data.samples import Sample
+from nequip_md.training.data.samples import TENSORS, Sample
 from nequip_md.training.divergence import FirstFailure, first_failure
 from nequip_md.training.steps.loss import QUANTITIES, Prediction, errors, loss, predict
 
@@ -124,23 +123,16 @@ def loss_and_gradient(
     return StepResult(value.detach(), gradients, prediction, totals.detach(), first_failure(prediction, batch))
 
 
-_GRAPH = ("edge_vectors", "edge_index", "row_ptr", "node_types", "graph_ptr")
-_LABELS = tuple(f.name for f in fields(Sample) if f.name not in ("graph", "index"))
+_READ = tuple(name for name in TENSORS if name != "index")
+"""The tensors of a batch that a step reads."""
 
 
 def tensors_of(batch: Sample) -> dict[str, Tensor]:
     """Everything that a step reads of a batch, by name."""
-    return {
-        **{name: getattr(batch.graph, name) for name in _GRAPH},
-        **{name: getattr(batch, name) for name in _LABELS},
-    }
+    return {name: tensor for name, tensor in zip(TENSORS, batch.tensors, strict=True) if name in _READ}
 
 
 def batch_of(tensors: dict[str, Tensor], index: Tensor | None = None) -> Sample:
     """The reverse of :func:`tensors_of`; without ``index`` the frames have none."""
-    graph = Graph(**{name: tensors[name] for name in _GRAPH})
-    return Sample(
-        graph=graph,
-        **{name: tensors[name] for name in _LABELS},
-        index=torch.empty(0, dtype=torch.int64) if index is None else index,
-    )
+    named = {**tensors, "index": torch.empty(0, dtype=torch.int64) if index is None else index}
+    return Sample.from_tensors([named[name] for name in TENSORS])
