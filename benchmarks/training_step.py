@@ -52,7 +52,7 @@ def molecules(count: int, size: int) -> list[Atoms]:
     box = water_box(3000)
     oxygens = np.arange(0, len(box), 3)
     drops = []
-    for centre in np.random.default_rng(0).choice(oxygens, count, replace=False):
+    for centre in np.random.default_rng(0).choice(oxygens, count, replace=count > len(oxygens)):
         nearest = oxygens[np.argsort(box.get_distances(centre, oxygens, mic=True))[:size]]
         chosen = (nearest[:, None] + np.arange(3)).ravel()
         positions = box.positions[centre] + box.get_distances(centre, chosen, mic=True, vector=True)
