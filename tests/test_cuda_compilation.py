@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 SCRIPT = Path(__file__).parent / "support" / "compile_kernels.py"
+ANALYSES = Path(__file__).parent / "support" / "kernel_analyses.py"
 MACHINE_CODE = Path(__file__).resolve().parents[1] / "benchmarks" / "machine_code.py"
 SHARED_MEMORY = 227 * 1024  # bytes of shared memory of a thread block on compute capability 9.0
 MOST_SPILLED = 2000  # bytes for each thread; a kernel that spills much more is slower than several kernels that do not
@@ -35,6 +36,14 @@ def test_kernels_fit(preset, precision, kernels):
     assert len(results) > 15 and kernels <= {r["kernel"] for r in results}
     for result in results:
         assert result["shared"] <= SHARED_MEMORY and result["spilled"] <= MOST_SPILLED, result
+
+
+def test_each_kind_of_launch_is_analysed_once():
+    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
+    run = subprocess.run([sys.executable, ANALYSES], env=environment, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr[-3000:]
+    # PyTorch alone analyses each of four launches twice
+    assert json.loads(run.stdout) == {"same": True, "written": ["['out']"] * 4, "translations": [8, 2]}
 
 
 def test_machine_code_of_two_versions_is_compared(tmp_path):

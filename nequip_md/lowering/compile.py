@@ -11,6 +11,7 @@ import torch
 from nequip_md import inductor_cache
 from nequip_md.errors import NequIPMDError
 from nequip_md.kernels import Backend
+from nequip_md.lowering.compile_time import short_compilation
 
 
 def compile_program(program: torch.export.ExportedProgram, backend: Backend, options: dict | None = None) -> memoryview:
@@ -35,7 +36,7 @@ def compile_program(program: torch.export.ExportedProgram, backend: Backend, opt
     # in memory, because PyTorch ends the process when it cannot write to a file
     content = io.BytesIO()
     try:
-        with backend.linked() as options_of_kernels, warnings.catch_warnings():
+        with backend.linked() as options_of_kernels, short_compilation(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             torch._inductor.aoti_compile_and_package(
                 program, package_path=content, inductor_configs={**options, **options_of_kernels}

@@ -15,6 +15,7 @@ from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, Stateles
 from nequip_md.errors import NequIPMDError
 from nequip_md.kernels import Backend
 from nequip_md.lowering.clean import merge_equal_calls
+from nequip_md.lowering.compile_time import few_collections
 from nequip_md.lowering.constants import fold_constants
 from nequip_md.lowering.passes import run_passes
 from nequip_md.model import energy_and_gradient
@@ -49,6 +50,7 @@ def dynamic_shapes() -> tuple:
     return ({0: edges}, {1: edges}, {0: owned + 1}, {0: nodes})
 
 
+@few_collections()
 def trace(
     model: nn.Module,
     cutoff: float,

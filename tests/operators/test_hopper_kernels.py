@@ -192,7 +192,8 @@ def test_kernels_in_an_artifact(batch, precision, tmp_path):
     for sizes in graphs:
         inputs = cases.inputs(sizes)
         results = compiled(*inputs)
-        found = wrong_results(cases, inputs, results, "hopper")
+        # the energy of one row is one number, a sum whose terms may cancel
+        found = wrong_results(cases, inputs, results, "hopper", 4 if sizes.counts == (1,) else 1)
         assert not found, "\n".join(found)
         again = compiled(*inputs)
         assert all(torch.equal(a, b) for a, b in zip(results, again)), "equal digits when repeated"

@@ -9,6 +9,7 @@ import time
 from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,6 +22,7 @@ from nequip_md.errors import NequIPMDError
 from nequip_md.graph import Graph, pad_graph
 from nequip_md.kernels import Backend, training_backend
 from nequip_md.lowering.compile import compile_program
+from nequip_md.lowering.compile_time import few_collections
 from nequip_md.lowering.trace import example_inputs, symbolic, trace_function
 from nequip_md.model.potential import Potential
 from nequip_md.training.config import LossConfig
@@ -217,11 +219,15 @@ def _compile(path: Path, model: Potential, config: LossConfig, with_stress: bool
 def _compiled(model: Potential, config: LossConfig, with_stress: bool, device: torch.device) -> memoryview:
     """The content of the package of a step."""
     backend = training_backend(device.type, step_precision(model))
-    # Inductor would choose among kernels by their times, which differ from run to run
-    options = {"deterministic": True} if torch.are_deterministic_algorithms_enabled() else {}
+    # the code that launches kernels is long and runs in little time: once, where a GPU's launches are recorded
+    options: dict[str, Any] = {"aot_inductor.compile_wrapper_opt_level": "O0"}
+    if torch.are_deterministic_algorithms_enabled():
+        # Inductor would choose among kernels by their times, which differ from run to run
+        options["deterministic"] = True
     return compile_program(step_program(model, config, with_stress, device, backend), backend, options)
 
 
+@few_collections()
 def step_program(
     model: Potential, config: LossConfig, with_stress: bool, device: torch.device, backend: Backend
 ) -> torch.export.ExportedProgram:
