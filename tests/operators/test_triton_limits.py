@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from nequip_md.kernels.triton import weights
 from nequip_md.kernels.triton.backend import TritonBackend
 from operators.cases import arguments, upcast
 from operators.edge_cases import EMBEDDINGS
@@ -80,3 +81,33 @@ def test_not_a_number_is_not_hidden(backend):
     finite = torch.isfinite(out).all(dim=1)
     assert not finite[7]
     assert finite.sum() == 39
+
+
+@pytest.mark.parametrize("size", [1e-15, 1.0, 1e12])
+@pytest.mark.parametrize(
+    ("widths", "columns", "pad"),
+    [([7], 5, None), ([64, 3, 40, 1], 24, None), ([100], 300, weights.multiple_of_64), ([16, 16, 16], 16, None)],
+)
+@pytest.mark.parametrize("varies", [False, True])
+def test_weights_are_split_exactly(widths, columns, pad, varies, size):
+    w = size * random(sum(widths), columns)
+    w[0, 0], w[-1, -1] = 0.0, 1e-3 * w[-1, -1]
+    hi, lo, info = weights.split(w, widths, *([pad] if pad else []), varies=varies)
+    unscale, columns_norm, rows_norm = info[:, 0].double()
+    assert hi.shape == lo.shape and float(unscale.log2()) % 1 == 0
+    pad = pad or weights.launcher.tile_width
+    rows = torch.cat([torch.arange(k) + sum(map(pad, widths[:i])) for i, k in enumerate(widths)]).to(DEVICE)
+    want = torch.zeros(sum(map(pad, widths)), pad(columns), dtype=torch.float64, device=DEVICE)
+    want[rows, :columns] = w.double()
+    assert want.shape == hi.shape
+    # 11 bits each and a sign; the low part of a small number has fewer bits
+    error = ((hi.double() + lo.double()) * unscale - want).abs()
+    assert bool((error <= 2.0**-22 * want.abs() + 2.0**-38 * w.double().norm()).all())
+    assert bool((hi.double() * unscale - want).abs().le(2.0**-11 * want.abs() + 2.0**-38 * w.double().norm()).all())
+    assert columns_norm >= w.double().norm(dim=0).max() and rows_norm >= w.double().norm(dim=1).max()
+    assert float(w.double().abs().max() / unscale) < 65504
+
+
+def test_weights_that_vanish_are_split_into_zeros():
+    hi, lo, info = weights.split(torch.zeros(5, 7, device=DEVICE), [5], varies=True)
+    assert not hi.any() and not lo.any() and bool(info.isfinite().all())
