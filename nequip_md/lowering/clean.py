@@ -1,12 +1,16 @@
-"""Removal of what a trace leaves behind: detached copies, several names of one constant, calls that were made before."""
+"""Removal of what a trace leaves behind: detached copies, several names of one constant, calls that do nothing or were made before."""
 
 from __future__ import annotations
 
+import sys
+
 import torch
-from torch.fx import GraphModule
+from torch import Tensor
+from torch._ops import OpOverload
+from torch.fx import Graph, GraphModule, Node
 
 from nequip_md.kernels import Backend
-from nequip_md.lowering.rewriting import calls, replace
+from nequip_md.lowering.rewriting import calls, is_call, replace, value
 
 aten = torch.ops.aten
 
@@ -14,8 +18,9 @@ aten = torch.ops.aten
 def remove_aliases(module: GraphModule, backend: Backend) -> None:
     """Replace detached tensors by the tensors themselves, since gradients are part of the graph, and merge nodes of one constant."""
     graph = module.graph
-    for node in calls(graph, aten.detach.default):
-        replace(node, node.args[0])
+    for operator in (aten.detach.default, aten.detach_.default):
+        for node in calls(graph, operator):
+            replace(node, node.args[0])
     first: dict[int, torch.fx.Node] = {}
     for node in [n for n in graph.nodes if n.op == "get_attr"]:
         known = first.setdefault(id(getattr(module, node.target)), node)
@@ -23,25 +28,93 @@ def remove_aliases(module: GraphModule, backend: Backend) -> None:
             replace(node, known)
 
 
+def remove_no_ops(module: GraphModule) -> None:
+    """Replace tensors that were transposed or reshaped twice, sliced as a whole or joined alone by the tensors that they equal.
+
+    Linear maps and their derivatives leave many of them, which hide that two calls are equal.
+
+    Args:
+        module: with values in ``meta["val"]``.
+    """
+    for node in list(module.graph.nodes):
+        if node.op == "call_function" and (same := _equal_input(node)) is not None:
+            replace(node, same)
+    module.graph.eliminate_dead_code()
+    module.recompile()
+
+
+def _equal_input(node: Node) -> Node | None:
+    """The tensor that a node equals, in strides too, if it is the node's input or the input of that."""
+    if (
+        node.target is aten.slice.Tensor
+        and not node.kwargs
+        and node.args[2:] in ((0, sys.maxsize), (0, sys.maxsize, 1))
+    ):
+        return node.args[0]
+    if node.target is aten.cat.default and len(node.args[0]) == 1 and _is_contiguous(node.args[0][0]):
+        return node.args[0][0]
+    if is_call(node, aten.t.default) and is_call(node.args[0], aten.t.default):
+        return node.args[0].args[0]
+    if node.target in _VIEWS and node.args[0].target in _VIEWS:
+        origin = node.args[0].args[0]
+        if _is_contiguous(origin) and _same_shape(value(origin), value(node)):
+            return origin
+    return None
+
+
+_VIEWS = (aten.view.default, aten._unsafe_view.default)
+
+
+def _same_shape(a: Tensor, b: Tensor) -> bool:
+    """Whether two fake tensors have the same shape, whatever the sizes that are symbols."""
+    return len(a.shape) == len(b.shape) and all(str(n) == str(m) for n, m in zip(a.shape, b.shape))
+
+
+def _is_contiguous(node: Node) -> bool:
+    return value(node).is_contiguous()
+
+
 def merge_equal_calls(module: GraphModule) -> None:
     """Let each call of an operator with the same arguments as an earlier one be that one.
 
-    Gradients compute again what the forward pass has computed, such as the parts of split matrices. A graph with an operator that
-    changes its inputs is left as it is.
+    Gradients compute again what the forward pass has computed, such as the parts of split matrices. Calls that read or make a tensor
+    that another call changes in place stay.
     """
-    operators = [
-        n for n in module.graph.nodes if n.op == "call_function" and isinstance(n.target, torch._ops.OpOverload)
-    ]
-    if any(node.target._schema.is_mutable for node in operators):
-        return
-    first: dict[object, torch.fx.Node] = {}
+    changed = _changed_in_place(module.graph)
+    first: dict[object, Node] = {}
     for node in list(module.graph.nodes):
         if node.op != "call_function" or torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
+            continue
+        if node in changed or any(read in changed for read in node.all_input_nodes):
             continue
         known = first.setdefault((node.target, _key(node.args), _key(tuple(node.kwargs.items()))), node)
         if known is not node:
             replace(node, known)
     module.recompile()
+
+
+def _changed_in_place(graph: Graph) -> set[Node]:
+    """The tensors that calls change, by any of their names."""
+    changed: set[Node] = set()
+
+    def add(node: Node) -> None:
+        if node not in changed:
+            changed.add(node)
+            for _, read in _shared(node):
+                add(read)
+
+    for node in graph.nodes:
+        if any(argument.alias_info.is_write for argument, _ in _shared(node)):
+            add(node)
+    return changed
+
+
+def _shared(node: Node) -> list[tuple[torch.Argument, Node]]:
+    """Inputs whose memory a call changes or shares with its result, with the operator's arguments."""
+    if not isinstance(node.target, OpOverload):
+        return []
+    pairs = zip(node.target._schema.arguments, node.args)
+    return [(argument, read) for argument, read in pairs if argument.alias_info and isinstance(read, Node)]
 
 
 def _key(argument: object) -> object:

@@ -14,7 +14,7 @@ from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, Stateles
 
 from nequip_md.errors import NequIPMDError
 from nequip_md.kernels import Backend
-from nequip_md.lowering.clean import merge_equal_calls
+from nequip_md.lowering.clean import merge_equal_calls, remove_aliases, remove_no_ops
 from nequip_md.lowering.compile_time import few_collections
 from nequip_md.lowering.constants import fold_constants
 from nequip_md.lowering.passes import run_passes
@@ -112,7 +112,11 @@ def trace_function(function: Callable, inputs: Sequence[Tensor], backend: Backen
         inputs: fake tensors, from :func:`symbolic`.
         backend: whose forms replace the operators.
     """
-    graph = lower(_traced(function, inputs), inputs, backend)
+    graph = _traced(function, inputs)
+    remove_no_ops(graph)
+    graph = lower(graph, inputs, backend)
+    remove_aliases(graph, backend)
+    remove_no_ops(graph)
     merge_equal_calls(graph)
     return graph
 

@@ -25,7 +25,8 @@ from nequip_md.kernels.shims import shims
 from nequip_md.kernels.static_library import build, searched, with_library
 from nequip_md.kernels.triton import launcher
 from nequip_md.kernels.triton.backend import TritonBackend
-from nequip_md.kernels.triton.mlp_forms import MAX_PARTS, part_widths, served
+from nequip_md.kernels.triton.mlp_forms import part_widths, served
+from nequip_md.kernels.triton.weights import MAX_PARTS
 
 _LIBRARY = "nequip_md_hopper"
 _MOST_TERMS = 800

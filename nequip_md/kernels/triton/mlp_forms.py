@@ -13,16 +13,13 @@ from torch.nn.functional import pad
 
 from nequip_md.kernels.backend import Form
 from nequip_md.kernels.triton import dense, launcher, mlp_energy, mlp_hidden, mlp_layers, tiles, weights
-from nequip_md.kernels.triton.weights import split
+from nequip_md.kernels.triton.weights import MAX_PARTS, split
 
 if TYPE_CHECKING:
     from nequip_md.kernels.triton.backend import TritonBackend
 
 OPERATORS = torch.ops.nequip_md
 
-
-MAX_PARTS = 4
-"""Most parts of an input that a kernel takes."""
 MAX_WIDTH = 512
 """Width of the widest layer that the kernels take."""
 
@@ -120,6 +117,9 @@ class _Forms:
         return dense.dense(x, *split_w, *w.shape, False, self.products)
 
     def product(self, x, w):
+        if not w.is_contiguous() and w.t().is_contiguous():
+            # the matrix of a linear map, in its derivative: it is split once for both
+            return self.dense(x.contiguous(), w.t(), True)
         return self.dense(x.contiguous(), w.contiguous(), False)
 
     def mix_orders(self, x, w, transposed):

@@ -14,7 +14,7 @@ from nequip_md.kernels.triton import launcher
 from nequip_md.kernels.triton.mlp_arithmetic import split_fp16
 
 MAX_PARTS = 4
-"""Parts of the input whose rows :func:`split_varying` can pad."""
+"""Most parts of an input that a kernel takes."""
 
 
 def multiple_of_64(width: int) -> int:
