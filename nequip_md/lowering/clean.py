@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from operator import getitem
 
 import torch
 from torch import Tensor
@@ -29,22 +30,31 @@ def remove_aliases(module: GraphModule, backend: Backend) -> None:
 
 
 def remove_no_ops(module: GraphModule) -> None:
-    """Replace tensors that were transposed or reshaped twice, sliced as a whole or joined alone by the tensors that they equal.
+    """Replace tensors that were transposed or reshaped twice, sliced as a whole, joined alone, copied in the same order, or joined and
+    split again by the tensors that they equal.
 
     Linear maps and their derivatives leave many of them, which hide that two calls are equal.
 
     Args:
         module: with values in ``meta["val"]``.
     """
+    changed = _changed_in_place(module.graph)
     for node in list(module.graph.nodes):
-        if node.op == "call_function" and (same := _equal_input(node)) is not None:
-            replace(node, same)
+        if node.op == "call_function" and node not in changed and (same := _equal_input(node)) is not None:
+            if same not in changed:
+                replace(node, same)
     module.graph.eliminate_dead_code()
     module.recompile()
 
 
 def _equal_input(node: Node) -> Node | None:
-    """The tensor that a node equals, in strides too, if it is the node's input or the input of that."""
+    """The tensor that a node equals, if it is the node's input or the input of that."""
+    if node.target is getitem and is_call(split := node.args[0], aten.split_with_sizes.default):
+        joined, sizes, dim = (*split.args, 0)[:3]
+        begin = sum(sizes[: node.args[1]])
+        return _joined_part(joined, dim, begin, begin + sizes[node.args[1]])
+    if node.target is aten.slice.Tensor and len(node.args) == 4 and is_call(node.args[0], aten.cat.default):
+        return _joined_part(*node.args)
     if (
         node.target is aten.slice.Tensor
         and not node.kwargs
@@ -53,12 +63,29 @@ def _equal_input(node: Node) -> Node | None:
         return node.args[0]
     if node.target is aten.cat.default and len(node.args[0]) == 1 and _is_contiguous(node.args[0][0]):
         return node.args[0][0]
+    if node.target is aten.clone.default and _is_contiguous(node.args[0]):
+        return node.args[0]
     if is_call(node, aten.t.default) and is_call(node.args[0], aten.t.default):
         return node.args[0].args[0]
     if node.target in _VIEWS and node.args[0].target in _VIEWS:
         origin = node.args[0].args[0]
         if _is_contiguous(origin) and _same_shape(value(origin), value(node)):
             return origin
+    return None
+
+
+def _joined_part(joined: Node, dim: int, begin: int, end: int) -> Node | None:
+    """The tensor that lies from ``begin`` to ``end`` in joined ones, if it is one of these and is contiguous."""
+    if not is_call(joined, aten.cat.default) or (*joined.args[1:], 0)[0] != dim:
+        return None
+    first = 0
+    for part in joined.args[0]:
+        width = value(part).shape[dim]
+        if not isinstance(width, int):
+            return None
+        if (first, first + width) == (begin, end):
+            return part if _is_contiguous(part) else None
+        first += width
     return None
 
 
