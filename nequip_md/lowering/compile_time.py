@@ -109,8 +109,8 @@ def launchers_side_by_side() -> Iterator[None]:
         pending = {key: value for key, value in scope.items() if isinstance(value, (Future, CodeCacheFuture))}
         with ThreadPoolExecutor(_LAUNCHERS_AT_ONCE) as threads:
             results = {key: threads.submit(future.result) for key, future in pending.items()}
-        scope.update({key: result.result() for key, result in results.items()})
-        wait(self, scope)
+        scope.update({key: result.result() for key, result in results.items() if result.exception() is None})
+        wait(self, scope)  # PyTorch reports what failed
 
     with patch.object(AsyncCompile, "_wait_futures", wait_side_by_side):
         yield
