@@ -8,6 +8,14 @@ from torch import Tensor, nn
 from nequip_md.model.nequip_irreps import Irreps, split
 
 
+def mixed(x: Tensor, weight: Tensor) -> Tensor:
+    """[nodes, components, channels] times [channels, N], as [nodes, components * N].
+
+    All nodes are rows of one product. PyTorch would take a product for each node where their rows are not adjacent.
+    """
+    return (x.flatten(0, 1) @ weight).view(x.shape[0], x.shape[1] * weight.shape[1])
+
+
 class EquivariantLinear(nn.Module):
     """y_c,w = sum_u x_c,u W_uw / sqrt(U) for each irrep, the same W for its components c.
 
@@ -37,7 +45,7 @@ class EquivariantLinear(nn.Module):
         results = []
         for source, block in zip(self._source, self.outputs):
             weight = self.weights[block.name] * self.inputs[source].mul ** -0.5
-            results.append((parts[source] @ weight).flatten(1))
+            results.append(mixed(parts[source], weight))
         return torch.cat(results, dim=1)
 
 
@@ -95,5 +103,5 @@ class SelfConnection(nn.Module):
             if folded:
                 weight = torch.einsum("uvw,tv->utw", weight, embedding)
             product = parts[source][..., None] * attributes[:, None, None, :]
-            results.append((product.flatten(2) @ weight.flatten(0, 1)).flatten(1))
+            results.append(mixed(product.flatten(2), weight.flatten(0, 1)))
         return torch.cat(results, dim=1)
