@@ -3,7 +3,7 @@
 set(CMAKE_UNITY_BUILD ON)
 set(CMAKE_UNITY_BUILD_BATCH_SIZE 0)
 if(NOT CHANGED_SOURCES)
-  return()
+  return()  # each library reads the headers once as it is
 endif()
 cmake_language(DEFER CALL set_source_files_properties ${CHANGED_SOURCES}
   TARGET_DIRECTORY nequip_md_engine nequip_md_plugin PROPERTIES SKIP_UNITY_BUILD_INCLUSION ON)
