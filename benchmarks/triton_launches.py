@@ -30,10 +30,10 @@ POINTERS = {
 }
 
 
-def preset_model(name: str, precision: str) -> Potential:
-    """A preset for hydrogen and oxygen with random but reproducible weights, in the dtype of ``precision``."""
+def preset_model(name: str, precision: str, **options) -> Potential:
+    """A preset for hydrogen and oxygen with random but reproducible weights, in the dtype of ``precision``; ``options`` change it."""
     torch.manual_seed(0)
-    config = preset(name, type_names=["H", "O"], cutoff=6.0, avg_num_neighbors=20.0)
+    config = preset(name, type_names=["H", "O"], cutoff=6.0, avg_num_neighbors=20.0, **options)
     return with_dtype(build_model(config).eval(), "float64" if precision == "fp64" else "float32")
 
 

@@ -22,6 +22,10 @@ if not torch.cuda.is_available():
 os.environ.setdefault("AOT_INDUCTOR_COMPILE_WRAPPER_OPT_LEVEL", "O0")
 os.environ.setdefault("AOT_INDUCTOR_ENABLE_LINE_TABLES", "0")
 
+# ranks of MPICH that wait go to sleep: as many as eight run on two cores here, and would keep each other from working
+os.environ.setdefault("MPIR_CVAR_CH4_PROGRESS_THROTTLE", "1")
+os.environ.setdefault("MPIR_CVAR_CH4_PROGRESS_THROTTLE_NO_PROGRESS_COUNT", "100")
+
 # small tensors gain nothing from threads; tests of threads set their own number
 torch.set_num_threads(1)
 

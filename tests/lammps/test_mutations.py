@@ -72,7 +72,9 @@ MUTATIONS = {
 
 @pytest.fixture(scope="module")
 def plugin(tmp_path_factory) -> ChangedPlugin:
-    return ChangedPlugin(tmp_path_factory.mktemp("mutations"), "-DCMAKE_CXX_FLAGS_RELEASE=-O1")
+    changed = sorted({mutation.file for mutation in MUTATIONS.values() if mutation.file.endswith(".cpp")})
+    options = "-DCMAKE_CXX_FLAGS_RELEASE=-O1", f"-DCHANGED_SOURCES={';'.join(changed)}"
+    return ChangedPlugin(tmp_path_factory.mktemp("mutations"), *options)
 
 
 def compare(cache: Path, lj_artifact: Path, eam_artifact: Path, folder: Path) -> None:

@@ -33,7 +33,7 @@ class ChangedPlugin:
             f"-DNEQUIP_MD_TORCH_ROOT={self.installation.torch}",
             f"-DNEQUIP_MD_LAMMPS_ROOT={self.installation.lammps}",
             f"-DNEQUIP_MD_MPI_INCLUDE_DIR={self.installation.mpi_include}",
-            f"-DCMAKE_PROJECT_INCLUDE={Path(__file__).with_name('precompiled_headers.cmake')}",
+            f"-DCMAKE_PROJECT_INCLUDE={Path(__file__).with_name('few_sources.cmake')}",
             *options,
         )
         self._cmake("--build", self.tree)

@@ -20,6 +20,7 @@ import triton
 from nequip_md.kernels.triton.backend import TritonBackend
 from nequip_md.lowering.trace import example_inputs, symbolic, trace_function
 from nequip_md.model import energy_and_gradient
+from nequip_md.model.config import ALLEGRO_PRESETS
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
 from triton_launches import compile_launch, preset_model, recorded_launches
@@ -27,7 +28,9 @@ from triton_launches import compile_launch, preset_model, recorded_launches
 
 def launches(preset: str, precision: str) -> list[dict]:
     """The launches of an export's graph; one lowering has them all, and an export takes two to compare them."""
-    model = preset_model(preset, precision).requires_grad_(False)
+    # in NequIP's presets, all layers between the first and the last launch the same kernels
+    layers = {} if preset in ALLEGRO_PRESETS else {"num_layers": 3}
+    model = preset_model(preset, precision, **layers).requires_grad_(False)
     inputs = example_inputs(11, 5, 9, 2, model.config.cutoff, seed=1)
     dynamic = ([0], [1], [0], [0])
     with recorded_launches() as found:

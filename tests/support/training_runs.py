@@ -19,14 +19,14 @@ MODEL = {
 }  # fmt: skip
 
 
-def crystals(count, seed, *, periodic=True):
-    """Rattled and strained fcc cells of 8 atoms with Lennard-Jones energies, forces and stresses (reduced units)."""
+def crystals(count, seed, *, periodic=True, cells=2):
+    """Rattled and strained fcc crystals of 4 atoms per cell with Lennard-Jones energies, forces and stresses (reduced units)."""
     rng = np.random.default_rng(seed)
     frames = []
     for _ in range(count):
-        atoms = bulk("Ar", "fcc", a=1.6, cubic=True).repeat((2, 1, 1))
+        atoms = bulk("Ar", "fcc", a=1.6, cubic=True).repeat((cells, 1, 1))
         atoms.set_cell(atoms.cell.array @ (np.eye(3) + rng.uniform(-0.04, 0.04, (3, 3))), scale_atoms=True)
-        atoms.positions += rng.normal(scale=0.05, size=(8, 3))
+        atoms.positions += rng.normal(scale=0.05, size=(len(atoms), 3))
         atoms.pbc = periodic
         atoms.calc = LennardJones(sigma=1.0, epsilon=0.5, rc=1.8, ro=1.4, smooth=True)
         atoms.get_forces()
