@@ -21,7 +21,7 @@ from contextlib import contextmanager
 from http.client import HTTPException, HTTPResponse
 from pathlib import Path
 from typing import NamedTuple
-from urllib.error import HTTPError
+from urllib.error import HTTPError, URLError
 from urllib.parse import quote, urlsplit
 from urllib.request import Request, urlopen
 
@@ -106,7 +106,11 @@ def _alone(file: Path) -> Iterator[bool]:
     """Wait until no other process downloads this file. False where the file system has no locks."""
     with open(file.with_name(file.name + ".lock"), "ab") as lock:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                print(f"waiting for another process, which downloads {file}", file=sys.stderr)
+                fcntl.flock(lock, fcntl.LOCK_EX)
         except OSError as error:
             if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
                 raise
@@ -181,10 +185,8 @@ def _fetch(address: str, part: Path) -> None:
         except _Cut as error:
             if connections == _CONNECTIONS:
                 there = part.stat().st_size if part.exists() else 0
-                raise NequIPMDError(
-                    f"cannot download {address} ({error}); {there / 1e6:.1f} MB are kept: give the same command again to "
-                    f"continue, {by_hand}"
-                ) from error
+                again = f"the first {there} bytes are kept: try again to continue" if there else "try again later"
+                raise NequIPMDError(f"cannot download {address} ({error}); {again}, {by_hand}") from error
             time.sleep(PAUSE)
 
 
@@ -259,7 +261,11 @@ def _check(part: Path) -> None:
 
 def _open(address: str, headers: dict[str, str] | None = None) -> HTTPResponse:
     request = Request(address, headers={"User-Agent": f"nequip-md/{__version__}", **(headers or {})})
-    return urlopen(request, timeout=_TIMEOUT)
+    response = urlopen(request, timeout=_TIMEOUT)
+    if urlsplit(response.url).scheme not in ("https", urlsplit(SITE).scheme):
+        response.close()
+        raise URLError(f"it leads to {response.url}, which is not https")
+    return response
 
 
 def _reason(error: Exception) -> str:

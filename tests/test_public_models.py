@@ -11,6 +11,7 @@ import threading
 import zipfile
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from io import BytesIO
+from pathlib import Path
 from urllib.parse import unquote
 
 import pytest
@@ -19,11 +20,13 @@ import torch
 import nequip_md
 from nequip_md import NequIPMDError, public_models
 from nequip_md.artifact import load_artifact, read_metadata
+from nequip_md.bench.compilation import model_config
 from nequip_md.export import cli, export_checkpoint
 from nequip_md.graph import Structure, build_graph
 from nequip_md.info import model_facts
 from nequip_md.public_models import local_file
 from nequip_md.training.config import check_config
+from nequip_md.training.evaluation.parts import load_evaluator
 from support.structures import triclinic_crystal
 
 NAME = "nequip.net:some-group/Some-Model:0.1"
@@ -182,6 +185,11 @@ def test_training_file(site, cached, tmp_path):
     assert cached.is_file()
 
 
+def test_evaluation_and_bench(site):
+    for types in (load_evaluator(Path(NAME), "cpu", False).type_names, model_config(NAME, None).type_names):
+        assert types == ["Cu", "Al"]
+
+
 def test_broken_connection_continues(site, cached, package):
     site.cuts = [1000, 2000]
     assert local_file(NAME).read_bytes() == package.read_bytes()
@@ -191,7 +199,7 @@ def test_broken_connection_continues(site, cached, package):
 
 def test_interrupted_download_continues_later(site, cached, package):
     site.cuts = [1000, 500, 0, 0, 0]
-    message = rf"cannot download {site.address}{FILE} .*0.0 MB are kept: give the same command again"
+    message = rf"cannot download {site.address}{FILE} .*the first 1500 bytes are kept: try again to continue"
     with pytest.raises(NequIPMDError, match=message):
         local_file(NAME)
     assert files_beside(cached) == {f"{cached.name}.part"}
@@ -295,6 +303,15 @@ def test_no_network(site, monkeypatch):
             NequIPMDError, match=rf"cannot download {nowhere}/x.nequip.zip \(Connection refused\).*by hand"
         ):
             local_file(NAME)
+
+
+def test_only_https_from_the_site(site, cached, monkeypatch):
+    """Also where an address leads, once it is followed."""
+    monkeypatch.setattr(public_models, "SITE", "https://www.nequip.net")
+    cached.parent.mkdir(parents=True)
+    with pytest.raises(NequIPMDError, match=f"leads to {site.address}{FILE}, which is not https"):
+        public_models._fetch(site.address + FILE, cached)
+    assert not cached.exists()
 
 
 def test_full_disk(site, cached):
