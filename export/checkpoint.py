@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from nequip_md.errors import NequIPMDError
@@ -16,6 +16,7 @@ def export_checkpoint(
     *,
     device: str = "cpu",
     precision: str = "fp32",
+    types: Sequence[str] | None = None,
     allow_pickle: bool = False,
     report: Callable[[str], None] | None = None,
 ) -> Path:
@@ -30,6 +31,8 @@ def export_checkpoint(
             GPU that it will run on.
         precision: arithmetic of the network: ``fp64``, ``fp32`` or ``tf32`` (CUDA only). Distances (angstrom) and
             energies (eV) are always float64.
+        types: names of the model's types to keep, for structures that have no others; their order does not matter. None keeps
+            all.
         allow_pickle: permit upstream files whose format executes code stored in them.
         report: called with a line of text after each step.
 
@@ -51,13 +54,15 @@ def export_checkpoint(
     from nequip_md.export.metadata import model_metadata
     from nequip_md.export.package import artifact_target, check_target, compile_model
     from nequip_md.export.validate import validate_artifact
-    from nequip_md.model import with_dtype
+    from nequip_md.model import keep_types, with_dtype
+    from nequip_md.public_models import local_file
 
-    checkpoint, output = Path(checkpoint), Path(output)
+    output = Path(output)
     report = report or (lambda line: None)
     check_target(output, device)
     if precision not in PRECISIONS:
         raise NequIPMDError(f"precision {precision!r} is not known; choose one of {', '.join(PRECISIONS)}")
+    checkpoint = local_file(checkpoint)
     if os.path.exists(output) and os.path.exists(checkpoint) and os.path.samefile(output, checkpoint):
         raise NequIPMDError(f"{output} is the checkpoint itself; give the artifact another name")
     if precision == "tf32" and device != "cuda":
@@ -67,6 +72,9 @@ def export_checkpoint(
     start = time.perf_counter()
     with artifact_target(output) as unfinished:
         model = load(checkpoint, allow_pickle=allow_pickle)
+        every_type = model.type_names
+        if types is not None:
+            model = keep_types(model, types)
         config = model.config
         if precision == "fp64" and config.dtype == "float32":
             report("note: the checkpoint's weights are float32; fp64 evaluates the same weights in float64")
@@ -74,6 +82,8 @@ def export_checkpoint(
         report(
             f"read {checkpoint}: {config.kind}, types {' '.join(config.type_names)}, cutoff {config.cutoff} angstrom, {parameters:,} parameters"
         )
+        if config.type_names != every_type:
+            report(f"kept {len(config.type_names)} of the {len(every_type)} types of the checkpoint")
         model = with_dtype(model, PRECISIONS[precision])
         if broken := [name for name, tensor in model.state_dict().items() if not tensor.isfinite().all()]:
             raise NequIPMDError(
@@ -86,6 +96,7 @@ def export_checkpoint(
             device=device,
             checkpoint_sha256=checkpoint_sha256(checkpoint),
             training=read_info(checkpoint, allow_pickle=allow_pickle).training,
+            checkpoint_type_names=every_type,
         )
         content, plain = compile_model(model, metadata, device)
         unfinished.write_bytes(content)

@@ -26,10 +26,12 @@ def artifact_metadata(
     checkpoint_sha256: str = "",
     config: dict | None = None,
     training: dict | None = None,
+    checkpoint_type_names: list[str] = (),
 ) -> dict[str, str]:
     """The metadata of an artifact that this process compiles (docs/artifact.md lists the keys).
 
     Args:
+        checkpoint_type_names: types of the checkpoint, where ``type_names`` are some of them.
         pair_cutoffs: ``[centre type][neighbour type]``, angstrom; by default ``cutoff`` for every pair.
 
     Raises:
@@ -44,6 +46,7 @@ def artifact_metadata(
     capability = ""
     if device == "cuda":
         capability = ".".join(str(n) for n in torch.cuda.get_device_capability())
+    left_out = len(checkpoint_type_names) > len(type_names)
     return {
         "format_version": FORMAT_VERSION,
         "kind": kind,
@@ -66,6 +69,7 @@ def artifact_metadata(
         "nequip_md_version": nequip_md.__version__,
         "config": json.dumps(config or {}),
         "training": json.dumps(training or {}),
+        **({"checkpoint_type_names": " ".join(checkpoint_type_names)} if left_out else {}),
         **_seen_in_training(type_names, (training or {}).get("statistics") or {}),
     }
 
@@ -82,7 +86,13 @@ def _seen_in_training(type_names: list[str], statistics: dict) -> dict[str, str]
 
 
 def model_metadata(
-    config: PotentialConfig, *, precision: str, device: str, checkpoint_sha256: str = "", training: dict | None = None
+    config: PotentialConfig,
+    *,
+    precision: str,
+    device: str,
+    checkpoint_sha256: str = "",
+    training: dict | None = None,
+    checkpoint_type_names: list[str] = (),
 ) -> dict[str, str]:
     """:func:`artifact_metadata` of one of this package's models."""
     message_passing = isinstance(config, NequIPConfig)
@@ -100,4 +110,5 @@ def model_metadata(
         checkpoint_sha256=checkpoint_sha256,
         config=config.model_dump(mode="json"),
         training=training,
+        checkpoint_type_names=checkpoint_type_names,
     )

@@ -177,14 +177,6 @@ BAD_FILES = {
 }
 
 
-def test_a_model_on_a_server():
-    with pytest.raises(
-        NequIPMDError,
-        match="nequip.net:group/model:0.1 names a model on https://www.nequip.net/.*get its .nequip.zip there",
-    ):
-        load("nequip.net:group/model:0.1")
-
-
 @pytest.mark.parametrize("name", BAD_FILES)
 def test_bad_files(name, written, tmp_path):
     spoil, message = BAD_FILES[name]

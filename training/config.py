@@ -25,6 +25,7 @@ from pydantic import (
 from nequip_md.errors import NequIPMDError
 from nequip_md.files import FileKind, refuse_other
 from nequip_md.model.config import AllegroConfig, NequIPConfig, PotentialConfig, preset
+from nequip_md.public_models import is_public_name
 from nequip_md.training.data.units import ENERGY, FORCE, LENGTH, SIGN, STRESS
 from nequip_md.training.step_config import (
     ConstantSchedule,
@@ -346,9 +347,10 @@ def check_config(content: dict[str, Any], folder: Path) -> TrainingConfig:
 def _with_path(content: dict[str, Any], folder: Path) -> dict[str, Any]:
     """The content of a training file with the path of ``model.checkpoint`` made absolute."""
     model = content.get("model")
-    if not isinstance(model, dict) or not isinstance(model.get("checkpoint"), str):
+    path = model.get("checkpoint") if isinstance(model, dict) else None
+    if not isinstance(path, str) or is_public_name(path):
         return content
-    return {**content, "model": {**model, "checkpoint": str(folder / model["checkpoint"])}}
+    return {**content, "model": {**model, "checkpoint": str(folder / path)}}
 
 
 def describe(error: ValidationError, model: type[BaseModel] | None, prefix: str = "") -> str:

@@ -20,6 +20,7 @@ from nequip_md.export import export_checkpoint
 from nequip_md.files import FileKind, file_kind
 from nequip_md.graph import Structure, build_graph
 from nequip_md.model import PRESETS, AllegroConfig, NequIPConfig, PotentialConfig, build_model, preset
+from nequip_md.public_models import local_file
 
 PRESET_CUTOFF = 6.0
 """Cutoff of presets, angstrom."""
@@ -61,7 +62,7 @@ def model_config(model: str, structure: Atoms | None, allow_pickle: bool = False
     Raises:
         NequIPMDError: there is no such model.
     """
-    path = Path(model)
+    path = local_file(model)
     if path.is_file():
         return (
             None
@@ -95,7 +96,7 @@ def compile_all(
     """Artifacts of a model, with random weights if it is a preset, and of its peer.
 
     Args:
-        model: a checkpoint's path or a preset's name.
+        model: a checkpoint's path, or the name of a public model or a preset.
         sample: the structure on which forces are compared.
         folder: where the artifacts are written.
 
@@ -104,7 +105,7 @@ def compile_all(
     """
     result = Compiled()
     for precision in precisions:
-        checkpoint = Path(model)
+        checkpoint = local_file(model)
         if with_peer:
             sized = config.model_copy(update={"dtype": DTYPES[precision]})
             theirs, ours = peer.build_pair(sized)

@@ -19,6 +19,7 @@ from nequip_md.checkpoint.upstream import convert, read_upstream, upstream_info
 from nequip_md.errors import NequIPMDError
 from nequip_md.files import FileKind, refuse_other
 from nequip_md.model.potential import Potential
+from nequip_md.public_models import local_file
 
 __all__ = ["CheckpointInfo", "checkpoint_sha256", "load", "read_info", "save"]
 
@@ -27,14 +28,15 @@ def load(path: str | os.PathLike, *, allow_pickle: bool = False) -> Potential:
     """The model of a checkpoint, in evaluation mode on the CPU.
 
     Args:
-        path: a native checkpoint, a Lightning ``.ckpt`` of ``nequip-train`` or a packaged ``.nequip.zip``. Averaged
-            (EMA) weights are used where an upstream checkpoint has them.
+        path: a native checkpoint, a Lightning ``.ckpt`` of ``nequip-train``, a packaged ``.nequip.zip``, or the name of a
+            model on https://www.nequip.net/, ``nequip.net:GROUP/MODEL:VERSION``, which is downloaded once. Averaged (EMA)
+            weights are used where an upstream checkpoint has them.
         allow_pickle: permit a ``.ckpt`` that holds more than tensors and plain data; reading it executes code stored
             in it.
 
     Raises:
-        NequIPMDError: missing or damaged file, unknown kind, newer format, weights that do not fit, or an upstream
-            option that is not implemented, by name.
+        NequIPMDError: missing or damaged file, unknown kind, newer format, weights that do not fit, an upstream option that is
+            not implemented, by name, or a public model that cannot be downloaded.
     """
     with _damage_named(path):
         path, kind = _identify(path)
@@ -77,12 +79,7 @@ def _damage_named(path: str | os.PathLike) -> Iterator[None]:
 
 
 def _existing(path: str | os.PathLike) -> Path:
-    if str(path).startswith("nequip.net:"):
-        raise NequIPMDError(
-            f"{path} names a model on https://www.nequip.net/, and nequip-md downloads none: "
-            "get its .nequip.zip there and give that file"
-        )
-    path = Path(path)
+    path = local_file(path)
     if path.is_dir():
         raise NequIPMDError(f"checkpoint {path} is a directory; give the file inside it")
     if path.exists() and not path.is_file():

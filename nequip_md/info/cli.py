@@ -48,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         type=Path,
         nargs="?",
         metavar="FILE",
-        help="compiled model (.pt2), checkpoint (.nqmd, .ckpt, .nequip.zip), state of a run (last.ckpt), store of graphs (.graphs)",
+        help="compiled model (.pt2), checkpoint (.nqmd, .ckpt, .nequip.zip, nequip.net:GROUP/MODEL:VERSION), state of a run (last.ckpt), store of graphs (.graphs)",
     )
     parser.add_argument("--json", action="store_true", help="print JSON, with all digits")
     parser.add_argument(

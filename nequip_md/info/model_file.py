@@ -11,6 +11,7 @@ from pydantic import TypeAdapter, ValidationError
 from nequip_md.errors import NequIPMDError
 from nequip_md.files import CHECKPOINTS, TRAINING_STATE_KEY, FileKind, file_kind
 from nequip_md.model.config import AnyConfig, PotentialConfig
+from nequip_md.public_models import local_file
 from nequip_md.verified_zip import verified_copy
 
 
@@ -25,7 +26,7 @@ def model_facts(path: str | Path, *, allow_pickle: bool = False) -> dict[str, An
     Raises:
         NequIPMDError: the file is missing, is damaged, or holds no model.
     """
-    path = Path(path)
+    path = local_file(path)
     if not path.exists():
         raise NequIPMDError(f"{path}: no such file; check the path")
     kind = file_kind(path)
@@ -82,8 +83,15 @@ def _artifact_facts(path: Path) -> dict[str, Any]:
         "written_by": f"nequip-md {table.get('nequip_md_version', '')}".strip(),
         **{key: table.get(key) for key in shown},
         **facts,
+        **_left_out(table),
         **_training_facts(json.loads(table.get("training") or "{}")),
     }
+
+
+def _left_out(table: dict[str, str]) -> dict[str, str]:
+    """That the artifact has some of its checkpoint's types alone."""
+    kept, every = table["type_names"].split(), table.get("checkpoint_type_names", "").split()
+    return {"types_kept": f"{len(kept)} of the {len(every)} types of the checkpoint"} if every else {}
 
 
 def _state_facts(path: Path) -> dict[str, Any]:

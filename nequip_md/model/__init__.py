@@ -8,6 +8,7 @@ from nequip_md.model.potential import Potential, energy_and_gradient
 
 if TYPE_CHECKING:
     from nequip_md.model.build import build_model, with_dtype
+    from nequip_md.model.keep_types import keep_types
 
 __all__ = [
     "PRESETS",
@@ -18,6 +19,7 @@ __all__ = [
     "ZBLConfig",
     "build_model",
     "energy_and_gradient",
+    "keep_types",
     "preset",
     "with_dtype",
 ]
@@ -25,5 +27,8 @@ __all__ = [
 # these import e3nn, which whoever checks an artifact does without
 __getattr__, __dir__ = lazy_names(
     __name__,
-    {name: ("nequip_md.model.build", name) for name in ("build_model", "with_dtype")},
+    {
+        **{name: ("nequip_md.model.build", name) for name in ("build_model", "with_dtype")},
+        "keep_types": ("nequip_md.model.keep_types", "keep_types"),
+    },
 )
