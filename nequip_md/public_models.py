@@ -46,7 +46,7 @@ _MEGABYTE = 1_000_000
 
 
 class _Source(NamedTuple):
-    """Where a model is: the address of its file, its DOI and the name of a newer version; the last two may be empty."""
+    """Address of a model's file, its DOI and the name of a newer version; the last two may be empty."""
 
     address: str
     doi: str

@@ -89,7 +89,7 @@ def _artifact_facts(path: Path) -> dict[str, Any]:
 
 
 def _left_out(table: dict[str, str]) -> dict[str, str]:
-    """That the artifact has some of its checkpoint's types alone."""
+    """Numbers of types of an artifact and of its checkpoint; empty if the artifact has them all."""
     kept, every = table["type_names"].split(), table.get("checkpoint_type_names", "").split()
     return {"types_kept": f"{len(kept)} of the {len(every)} types of the checkpoint"} if every else {}
 

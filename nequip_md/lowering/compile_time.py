@@ -1,4 +1,4 @@
-"""What shortens PyTorch's compilation of a graph with Triton kernels, and changes nothing of what it makes."""
+"""Contexts in which PyTorch compiles a graph with Triton kernels in less time, to the same code."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def _kept(analyse: Callable) -> Callable:
 
 
 def _kind_of_launch(kernel: Any, arguments: dict[str, Any]) -> Hashable | None:
-    """What the translation of a launch depends on: the kernel, types of tensors, and constants. None if it cannot be compared."""
+    """Key of everything that the translation of a launch depends on: kernel, types of tensors, constants. None if there is no key."""
     from torch._inductor.ir import IRNode
     from triton.runtime.autotuner import Autotuner
 
@@ -92,7 +92,7 @@ def _kind_of_launch(kernel: Any, arguments: dict[str, Any]) -> Hashable | None:
 
 @contextmanager
 def launchers_side_by_side() -> Iterator[None]:
-    """With Triton before 3.7, which compiles a C library to launch each kind of kernel, several C compilers run at the same time."""
+    """Several C compilers run at the same time with Triton before 3.7, which compiles a C library to launch each kind of kernel."""
     try:
         from torch._inductor.async_compile import AsyncCompile
         from torch._inductor.codecache import CodeCacheFuture
