@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 
 import torch
 
@@ -26,7 +27,7 @@ def artifact_metadata(
     checkpoint_sha256: str = "",
     config: dict | None = None,
     training: dict | None = None,
-    checkpoint_type_names: list[str] = (),
+    checkpoint_type_names: Sequence[str] = (),
 ) -> dict[str, str]:
     """The metadata of an artifact that this process compiles (docs/artifact.md lists the keys).
 
@@ -92,7 +93,7 @@ def model_metadata(
     device: str,
     checkpoint_sha256: str = "",
     training: dict | None = None,
-    checkpoint_type_names: list[str] = (),
+    checkpoint_type_names: Sequence[str] = (),
 ) -> dict[str, str]:
     """:func:`artifact_metadata` of one of this package's models."""
     message_passing = isinstance(config, NequIPConfig)

@@ -1,4 +1,4 @@
-"""What is removed from a traced graph, and what stays."""
+"""Calls that do nothing, or were made before, leave a traced graph; the others stay."""
 
 from __future__ import annotations
 
@@ -55,6 +55,16 @@ def test_parts_that_were_joined_are_taken_as_they_are():
     found = operators(traced(another, *inputs))
     assert found.count("aten::cat") == found.count("aten::slice") == 1
     assert "aten::cat" in operators(traced(strided, *inputs))
+
+
+def test_constants_are_tensors_like_others():
+    constant = torch.randn(3, 2)
+
+    def function(x):
+        return x @ constant.view(1, 3, 2).view(3, 2), torch.cat([constant]) * x[:3, :2], constant.clone() + x[:3, 1:]
+
+    found = operators(traced(function, torch.randn(5, 3)))
+    assert not {"aten::view", "aten::cat", "aten::clone"} & set(found)
 
 
 def test_calls_that_do_something_stay():

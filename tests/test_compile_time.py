@@ -1,4 +1,4 @@
-"""What shortens a compilation leaves no trace, and changes no result."""
+"""The contexts that shorten a compilation leave no trace, and change no result."""
 
 from __future__ import annotations
 

@@ -125,7 +125,7 @@ def site(package, tmp_path, monkeypatch):
 
 @pytest.fixture
 def cached(tmp_path):
-    """Where the file belongs."""
+    """The place of the file in the cache."""
     return tmp_path / "cache" / "nequip-md" / "models" / "some-group" / "Some-Model" / "Some-Model-0.1.nequip.zip"
 
 

@@ -11,7 +11,7 @@ from torch._ops import OpOverload
 from torch.fx import Graph, GraphModule, Node
 
 from nequip_md.kernels import Backend
-from nequip_md.lowering.rewriting import calls, is_call, replace, value
+from nequip_md.lowering.rewriting import calls, fill_values, is_call, replace, value
 
 aten = torch.ops.aten
 
@@ -36,8 +36,9 @@ def remove_no_ops(module: GraphModule) -> None:
     Linear maps and their derivatives leave many of them, which hide that two calls are equal.
 
     Args:
-        module: with values in ``meta["val"]``.
+        module: from ``make_fx``, with values in ``meta["val"]``.
     """
+    fill_values(module)
     changed = _changed_in_place(module.graph)
     for node in list(module.graph.nodes):
         if node.op == "call_function" and node not in changed and (same := _equal_input(node)) is not None:

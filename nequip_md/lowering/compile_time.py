@@ -44,7 +44,7 @@ def few_collections() -> Iterator[None]:
 def kept_analyses() -> Iterator[None]:
     """PyTorch remembers which tensors a Triton kernel writes to.
 
-    It translates the kernel to Triton's intermediate language to find out, and does so four times for each launch in the graph.
+    It translates the kernel to Triton's intermediate language to find out, and does so several times for each launch in the graph.
     """
     with ExitStack() as stack:
         for name in _ANALYSES:

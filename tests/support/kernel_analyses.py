@@ -25,7 +25,7 @@ from nequip_md.lowering.compile_time import kept_analyses
 
 
 class Hopper:
-    """What the analysis asks of a GPU's driver."""
+    """A stand-in for a GPU's driver, which answers what the analysis asks."""
 
     def get_current_target(self) -> GPUTarget:
         return GPUTarget("cuda", 90, 32)
