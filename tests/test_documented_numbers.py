@@ -64,8 +64,24 @@ def kilobytes_per_edge():
     return 1e-3 * row["memory_gib"] * 2**30 / (row["atoms"] * row["edges_per_atom"])
 
 
-def gpu_step(key):
-    return 1e3 * read("h200_training_step.json")["step_s"][key]
+def gpu_step(key, file="h200_training_step.json"):
+    return 1e3 * read(file)["step_s"][key]
+
+
+def atoms_per_second(file, key):
+    """Thousands, at a batch of 256 frames."""
+    (row,) = (row for row in read(file)["larger_batches"] if row["frames"] == 256)
+    return 1e-3 * row["atoms_per_s"][key]
+
+
+def nequip_step(atoms, precision, key):
+    """A time of the graph of NequIP "M"."""
+    rows = read("h200_nequip_m.json")["rows"]
+    (row,) = (row for row in rows if (row["atoms"], row["precision"]) == (atoms, precision))
+    return row[key]
+
+
+NEQUIP_STEP = "h200_training_step_nequip.json"
 
 
 def large_store(*keys):
@@ -172,6 +188,34 @@ FIGURES = [
     ),
     (
         "docs/training.md",
+        "takes {} ms; without recording {} ms, eager {} ms;",
+        [lambda kind=kind: gpu_step(f"ours, {kind}", NEQUIP_STEP) for kind in ("recorded", "compiled", "eager")],
+    ),
+    (
+        "docs/training.md",
+        "with OpenEquivariance takes {} ms",
+        [lambda: gpu_step("upstream, openequivariance", NEQUIP_STEP)],
+    ),
+    (
+        "docs/training.md",
+        "Compilation took {} and {} s",
+        [
+            lambda file=file: read(file)["until_first_loss_s"]["ours, compiled"]
+            for file in ("h200_training_step.json", NEQUIP_STEP)
+        ],
+    ),
+    (
+        "docs/training.md",
+        'processes {} thousand atoms a second (upstream {}), "M" {} (upstream {})',
+        [
+            lambda: atoms_per_second("h200_training_step.json", "ours, compiled"),
+            lambda: atoms_per_second("h200_training_step.json", "upstream, cuequivariance"),
+            lambda: atoms_per_second(NEQUIP_STEP, "ours, compiled"),
+            lambda: atoms_per_second(NEQUIP_STEP, "upstream, openequivariance"),
+        ],
+    ),
+    (
+        "docs/training.md",
         "takes {} ms compiled, {} ms in eager mode, and {} s in upstream's eager mode",
         [
             lambda: 1e3 * read("training_step_cpu.json")["step_s"]["ours, compiled"],
@@ -183,6 +227,14 @@ FIGURES = [
         "docs/training.md",
         "The first step came after {} s",
         [lambda: read("training_step_cpu.json")["until_first_loss_s"]["ours, compiled"]],
+    ),
+    (
+        "docs/performance.md",
+        "takes {} µs/atom in fp32 and {} in tf32; with 192 atoms it takes {} and {} ms",
+        [
+            *(lambda p=p: nequip_step(5184, p, "us_per_atom_step") for p in ("fp32", "tf32")),
+            *(lambda p=p: nequip_step(192, p, "ms_per_step") for p in ("fp32", "tf32")),
+        ],
     ),
     ("docs/lammps.md", 'about {} kB per edge on a GPU with the "medium" preset', [kilobytes_per_edge]),
     ("docs/data.md", "grows with the store, by {} bytes for each frame", [bytes_per_frame]),

@@ -18,7 +18,7 @@ from nequip_md.kernels.hopper.backend import HopperBackend
 from nequip_md.kernels.triton.backend import TritonBackend
 from nequip_md.lowering import fold_constants, run_passes, trace
 from nequip_md.lowering.trace import example_inputs
-from nequip_md.model import build_model, energy_and_gradient, preset, with_dtype
+from nequip_md.model import NequIPConfig, build_model, energy_and_gradient, preset, with_dtype
 from nequip_md.ops import references
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -144,6 +144,30 @@ def test_passes_serve_second_derivatives(options):
     assert not made["mlp_energy"]
     for got, want in zip(graph(inputs[0], *weights), expected, strict=True):
         torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-11 * max(1.0, float(want.abs().max())))
+
+
+def test_passes_sum_the_derivatives_of_convolutions():
+    """In the graph of a training step, derivatives of a layer by one argument that are added up are one call."""
+    torch.manual_seed(0)
+    options = {"cutoff": 5.0, "avg_num_neighbors": 12.0, "num_layers": 3, "l_max": 1, "num_features": [3, 2]}
+    model = build_model(NequIPConfig(type_names=["H", "O"], dtype="float64", radial_mlp_width=6, **options)).eval()
+    inputs = example_inputs(9, 0, 8, 2, 5.0, seed=1)
+    step, weights = loss_gradient(model, inputs), [p.detach().clone() for p in model.parameters()]
+    expected = step(inputs[0], *weights)
+    graph = make_fx(step, tracing_mode="symbolic", _allow_non_fake_inputs=True)(inputs[0], *weights)
+    graph.graph.eliminate_dead_code()
+    before = counts(graph.graph)
+    run_passes(graph, EveryForm())
+    made = counts(graph.graph)
+    name = "tensor_product_convolution"
+    assert before[name] == 3 + 2 * 3 + 2 and not made[name] and not made[f"{name}_nodes"] and not made[f"{name}_edges"]
+    # of the energy, of the forces and of the loss; the features that the first layer reads do not depend on positions
+    assert {by: made[f"{name}_by_{by}"] for by in "xywg"} == {"x": 2 + 3, "y": 3, "w": 3 + 3, "g": 3 + 3}
+    for got, want in zip(graph(inputs[0], *weights), expected, strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-11 * max(1.0, float(want.abs().max())))
+    other = make_fx(step, tracing_mode="symbolic", _allow_non_fake_inputs=True)(inputs[0], *weights)
+    run_passes(other, Backend())
+    assert counts(other.graph)[name] == before[name]
 
 
 @pytest.mark.parametrize("kind", ["allegro", "nequip"])

@@ -10,6 +10,7 @@ from torch.fx import GraphModule
 
 from nequip_md.kernels import Backend
 from nequip_md.lowering.clean import remove_aliases
+from nequip_md.lowering.convolutions import sum_convolutions
 from nequip_md.lowering.mlps import join_energies, join_products
 from nequip_md.lowering.rewriting import fill_values
 from nequip_md.lowering.sums import sum_contractions, sum_into_embedding, sum_into_spreads
@@ -23,6 +24,7 @@ PASSES = (
     join_products,
     sum_into_spreads,
     sum_into_embedding,
+    sum_convolutions,
 )
 
 

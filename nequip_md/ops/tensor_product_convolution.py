@@ -18,7 +18,7 @@ result is a small matrix [a, c] for each edge and path, which multiplies the cha
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -167,18 +167,29 @@ def _nodes_backward(ctx, v):
 # ---- dF/dy, dF/dw -------------------------------------------------------------------------------------------------
 
 
-def _edges_reference(x, y, w, g, centre, neighbour, row_ptr, cg, paths):
+def _harmonics_reference(x, w, g, centre, neighbour, row_ptr, cg, paths, width):
     xj, gi = x.index_select(0, neighbour), g.index_select(0, centre)
     dy: dict[int, Tensor] = {}
-    dw: dict[int, Tensor] = {}
     for path in unpack(paths):
-        features, cotangent = _features(xj, path), _messages(gi, path)
-        dw[path.w_offset] = (_apply(_coupling(cg, y, path), features) * cotangent).sum(dim=1)
-        products = (features.unsqueeze(2) * (cotangent * _weights(w, path)).unsqueeze(1)).sum(dim=-1)
+        cotangent = (_messages(gi, path) * _weights(w, path)).unsqueeze(1)
+        products = (_features(xj, path).unsqueeze(2) * cotangent).sum(dim=-1)
         part = products.flatten(1) @ coefficients(cg, path).transpose(1, 2).flatten(0, 1)
         order = path.l_edge**2
         dy[order] = dy[order] + part if order in dy else part
-    return _rows(dy, y.shape[1], y), _rows(dw, w.shape[1], w)
+    return _rows(dy, width, w)
+
+
+def _weights_reference(x, y, g, centre, neighbour, row_ptr, cg, paths, width):
+    xj, gi = x.index_select(0, neighbour), g.index_select(0, centre)
+    dw = {
+        path.w_offset: (_apply(_coupling(cg, y, path), _features(xj, path)) * _messages(gi, path)).sum(dim=1)
+        for path in unpack(paths)
+    }
+    return _rows(dw, width, y)
+
+
+def _edges_reference(x, y, w, g, *rest):
+    return _harmonics_reference(x, w, g, *rest, y.shape[1]), _weights_reference(x, y, g, *rest, w.shape[1])
 
 
 def _edges_setup(ctx, inputs, output):
@@ -187,17 +198,18 @@ def _edges_setup(ctx, inputs, output):
 
 
 def _edges_backward(ctx, vy, vw):
-    """Gradients of F(x, vy, w, g) + F(x, y, vw, g) by all arguments."""
+    """Gradients of F(x, vy, w, g) + F(x, y, vw, g) by all arguments.
+
+    As F is linear in each argument, the gradient by y depends on x, vw and g, that by w on x, vy and g: one call has both.
+    """
     x, y, w, g, *graph, cg = ctx.saved_tensors
     rest = (*graph, cg, ctx.paths)
     dx = dy = dw = dg = None
     wanted = needed(ctx)
     if wanted[0]:
         dx = _nodes(vy, w, g, *rest, *x.shape) + _nodes(y, vw, g, *rest, *x.shape)
-    if wanted[1]:
-        dy = _edges(x, y, vw, g, *rest)[0]
-    if wanted[2]:
-        dw = _edges(x, vy, w, g, *rest)[1]
+    if wanted[1] or wanted[2]:
+        dy, dw = _edges(x, vy, vw, g, *rest)
     if wanted[3]:
         dg = _sum(x, vy, w, *rest, g.shape[1]) + _sum(x, y, vw, *rest, g.shape[1])
     return dx, dy, dw, dg, None, None, None, None, None
@@ -225,6 +237,65 @@ _edges = define(
     setup_context=_edges_setup,
     fake=lambda x, y, w, g, centre, neighbour, row_ptr, cg, paths: (y.new_empty(y.shape), w.new_empty(w.shape)),
 )
+
+
+# ---- sums of derivatives of one kind in lowered graphs (nequip_md.lowering.convolutions), without derivatives ---------------
+
+
+def _sum_of(reference: Callable, arguments: str) -> Callable:
+    """Sum of the results of a reference that takes one tensor of each list named in ``arguments``."""
+
+    def total(x, y, w, g, terms, *rest):
+        lists = {"x": x, "y": y, "w": w, "g": g}
+        return sum(
+            reference(*(lists[name][k] for name, k in zip(arguments, term, strict=True)), *rest)
+            for term in unpack_terms(terms)
+        )
+
+    return total
+
+
+def unpack_terms(terms: Sequence[int]) -> list[tuple[int, ...]]:
+    """Terms of a sum, three numbers each."""
+    return [tuple(terms[k : k + 3]) for k in range(0, len(terms), 3)]
+
+
+_LISTS = "Tensor[] x, Tensor[] y, Tensor[] w, Tensor[] g, int[] terms"
+_by_x = _sum_of(_nodes_reference, "ywg")
+_by_y, _by_w, _by_g = (
+    _sum_of(_harmonics_reference, "xwg"),
+    _sum_of(_weights_reference, "xyg"),
+    _sum_of(_sum_reference, "xyw"),
+)
+
+BY = {
+    "x": define(
+        f"tensor_product_convolution_by_x({_LISTS}, {_GRAPH}, SymInt nodes, SymInt width) -> Tensor",
+        _by_x,
+        fake=lambda x, y, w, g, terms, centre, neighbour, row_ptr, cg, paths, nodes, width: w[0].new_empty(
+            (nodes, width)
+        ),
+    ),
+    **{
+        name: define(
+            f"tensor_product_convolution_by_{name}({_LISTS}, {_GRAPH}, SymInt width) -> Tensor",
+            reference,
+            fake=lambda x, y, w, g, terms, centre, neighbour, row_ptr, cg, paths, width: x[0].new_empty(
+                (centre.shape[0], width)
+            ),
+        )
+        for name, reference in (("y", _by_y), ("w", _by_w))
+    },
+    "g": define(
+        f"tensor_product_convolution_by_g({_LISTS}, {_GRAPH}, SymInt width) -> Tensor",
+        _by_g,
+        fake=lambda x, y, w, g, terms, centre, neighbour, row_ptr, cg, paths, width: x[0].new_empty(
+            (row_ptr.shape[0] - 1, width)
+        ),
+    ),
+}
+"""The sum of the derivatives of F by one argument at several places: for each term (three numbers) the places in the lists of the
+other arguments, in the order x, y, w, g. The list of the argument itself is empty."""
 
 
 def tensor_product_convolution(

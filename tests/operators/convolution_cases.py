@@ -39,8 +39,10 @@ def form(irreps, x, y, w, g, centre, neighbour):
     return total
 
 
-def convolution(l_max: int, num_features: list[int], index: int = 1, parity: bool = True) -> list[Case]:
-    """The three operators of one layer, see :func:`support.convolution.layer`."""
+def convolution(
+    l_max: int, num_features: list[int], index: int = 1, parity: bool = True, terms: bool = False
+) -> list[Case]:
+    """The three operators of one layer, see :func:`support.convolution.layer`, and with ``terms`` the sums of their derivatives."""
     irreps, paths, cg = layer(l_max, num_features, index, parity)
     features, messages = width(irreps.inputs), width(irreps.messages)
     x, g = Array(("nodes", features)), Array(("centres", messages))
@@ -64,8 +66,33 @@ def convolution(l_max: int, num_features: list[int], index: int = 1, parity: boo
         operator = f"tensor_product_convolution{suffix}"
         return Case(operator, arguments, TOLERANCE, gradients, True, formula, about)
 
+    lists = {"x": x, "y": y, "w": w, "g": g}
+
+    def by(name):
+        """The sum of three derivatives by an argument, for which two arrays of each other argument are given."""
+        others, (columns,) = [other for other in lists if other != name], lists[name].shape[1:]
+
+        def formula(x, y, w, g, terms, centre, neighbour, row_ptr, *rest):
+            given, result = {"x": x, "y": y, "w": w, "g": g}, zeros(*shapes[name](centre, row_ptr, *rest))
+            total = 0.0
+            for k in range(0, len(terms), 3):
+                taken = {other: given[other][place] for other, place in zip(others, terms[k : k + 3])}
+                total = total + form(irreps, **{**taken, name: result}, centre=centre, neighbour=neighbour)
+            return gradients(total, result)
+
+        shapes = {
+            "x": lambda centre, row_ptr, cg, paths, nodes, width: (nodes, width),
+            "g": lambda centre, row_ptr, *rest: (len(row_ptr) - 1, columns),
+            **dict.fromkeys("yw", lambda centre, *rest: (len(centre), columns)),
+        }
+        arrays = {other: [array] * 2 * (other != name) for other, array in lists.items()}
+        sizes = {**({"nodes": Size("nodes")} if name == "x" else {}), "width": columns}
+        arguments = {**arrays, "terms": [1, 0, 0, 0, 1, 0, 0, 0, 1], **graph, **sizes}
+        return Case(f"tensor_product_convolution_by_{name}", arguments, TOLERANCE, (), False, formula)
+
     strided = g._replace(strided=True)
     return [
+        *(by(name) for name in lists if terms),
         case("", ("x", "y", "w"), sum_formula, {"x": x, "y": y, "w": w, **graph, "width": messages}),
         case(
             "_nodes",
@@ -93,10 +120,20 @@ def groups() -> list[Group]:
         "150 channels": (1, [150, 33]),
         "no parity, 70": (2, [40, 16, 70], 1, False),
     }
+    of_terms = ("no_parity", "150 channels")
     return [
         *(
-            Group(f"derivatives of convolution, {name}", convolution(*CASES[name]), small, ("fp64",), derivatives=True)
+            Group(
+                f"derivatives of convolution, {name}",
+                convolution(*CASES[name], terms=name == "vectors"),
+                small,
+                ("fp64",),
+                derivatives=True,
+            )
             for name in ("vectors", "no_parity")
         ),
-        *(Group(f"convolution, {name}", convolution(*size), GRAPH, ("fp64", "fp32")) for name, size in sizes.items()),
+        *(
+            Group(f"convolution, {name}", convolution(*size, terms=name in of_terms), GRAPH, ("fp64", "fp32"))
+            for name, size in sizes.items()
+        ),
     ]

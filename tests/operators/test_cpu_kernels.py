@@ -30,7 +30,12 @@ NO_KERNEL = {
         "products of matrices are PyTorch's",
     ),
     **dict.fromkeys(
-        ("edge_spread_add", "edge_contract_gradient", "edge_contract_moment"),
+        (
+            "edge_spread_add",
+            "edge_contract_gradient",
+            "edge_contract_moment",
+            *(f"tensor_product_convolution_by_{name}" for name in "xywg"),
+        ),
         "a pass makes it where a backend has a form",
     ),
     **dict.fromkeys(("edge_embedding", "edge_embedding_backward"), "its time is small beside the rest"),

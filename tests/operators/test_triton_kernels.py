@@ -26,6 +26,10 @@ WIDE = ("mlp, three parts", "mlp, 256 to 512, 256", "mlp, 292 to 512, 512, 512")
 and layer by layer (large), and more than two (32 to 64, 64, 512, 320)."""
 
 
+LONG = ("convolution, l4", "convolution, vectors and tails", "convolution, 150 channels", "convolution, no parity, 70")
+"""Convolutions of many statements, which run in fp64 alone in the interpreter; others run in fp32 too."""
+
+
 def items():
     for name, group in GROUPS.items():
         for precision in group.precisions:
@@ -34,6 +38,8 @@ def items():
                 reason = "the interpreter multiplies in float32: what differs in tf32 is tested with smaller MLPs"
             if precision == "tf32" and not name.startswith("mlp"):
                 reason = "the interpreter multiplies in float32, whatever precision tl.dot is given: that is the test in fp32"
+            if precision == "fp32" and name in LONG:
+                reason = "minutes in the interpreter; the statements are those of fp64"
             marks = [pytest.mark.skip(reason)] if DEVICE == "cpu" and reason else []
             for multiprocessors in group.multiprocessors:
                 yield pytest.param(name, precision, multiprocessors, marks=marks)

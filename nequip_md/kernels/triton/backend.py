@@ -6,8 +6,11 @@ through it and compiles the kernel into the artifact. Importing this module requ
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch._ops import OpOverload
+from torch.utils._python_dispatch import _disable_current_modes
 
 from nequip_md.kernels.backend import Backend, Form
 from nequip_md.kernels.triton import (
@@ -18,7 +21,13 @@ from nequip_md.kernels.triton import (
     segment_sum,
     tensor_product_convolution,
 )
-from nequip_md.kernels.triton.mlp_forms import MAX_WIDTH, matrix_product_forms, mlp_forms
+from nequip_md.kernels.triton.mlp_forms import (
+    MAX_WIDTH,
+    matrix_product_forms,
+    mlp_forms,
+    takes_large_product,
+    takes_product,
+)
 from nequip_md.kernels.triton.tiles import two_layers_fit
 
 OPERATORS = torch.ops.nequip_md
@@ -33,7 +42,9 @@ class TritonBackend(Backend):
 
     device = "cuda"
     kernels = "triton"
-    unordered = frozenset({OPERATORS.tensor_product_convolution_nodes.default})
+    unordered = frozenset(
+        {OPERATORS.tensor_product_convolution_nodes.default, OPERATORS.tensor_product_convolution_by_x.default}
+    )
 
     def __init__(self, precision: str):
         self.products = 1 if precision == "tf32" else 3
@@ -59,19 +70,23 @@ class TritonBackend(Backend):
             OPERATORS.tensor_product_convolution: _convolution,
             OPERATORS.tensor_product_convolution_nodes: _convolution_nodes,
             OPERATORS.tensor_product_convolution_edges: _convolution_edges,
+            **{
+                getattr(OPERATORS, f"tensor_product_convolution_by_{by}"): partial(_convolution_by, by) for by in "xywg"
+            },
         }
         return {
             **{operator.default: [Form(form)] for operator, form in forms.items()},
             OPERATORS.edge_embedding.default: [Form(_edge_embedding, _takes_embedding)],
             OPERATORS.edge_embedding_backward.default: [Form(_edge_embedding_backward, _takes_embedding_backward)],
             **mlp_forms(self),
+            **matrix_product_forms(self, takes_large_product),
         }
 
     def forms_of_training(self) -> dict[OpOverload, list[Form]]:
         return {
             OPERATORS.channel_product_weight.default: [Form(_channel_product_weight)],
             torch.ops.aten.mv.default: [Form(_column_product, _sums_many)],
-            **matrix_product_forms(self),
+            **matrix_product_forms(self, takes_product),
         }
 
     def without_form(self, operator: OpOverload, arguments: tuple) -> None:
@@ -154,25 +169,29 @@ def _edge_embedding_backward(dg, dharmonics, vectors, edge_index, node_types, cu
     )
 
 
-def _convolution(x, y, w, centre, neighbour, row_ptr, cg, paths, width):
-    coupling, tables = tensor_product_convolution.couplings(y, cg, paths)
-    return tensor_product_convolution.tensor_product_convolution(
-        x.contiguous(), coupling, w.contiguous(), neighbour.contiguous(), row_ptr, tables, paths, width
+def _numbers(cg):
+    """Elements of a constant, which a trace does not record."""
+    with _disable_current_modes():
+        return cg.tolist()
+
+
+def _convolution_by(by: str, x, y, w, g, terms, centre, neighbour, row_ptr, cg, paths, *sizes):
+    lists = [[array.contiguous() for array in arrays] for arrays in (x, y, w, g)]
+    nodes, width = sizes if by == "x" else (0, *sizes)
+    result = tensor_product_convolution.tensor_product_convolution_by(
+        by, *lists, terms, neighbour.contiguous(), row_ptr, paths, _numbers(cg), nodes, width
     )
+    return result.sum(dim=1) if by == "y" else result
 
 
-def _convolution_nodes(y, w, g, centre, neighbour, row_ptr, cg, paths, nodes, width):
-    coupling, tables = tensor_product_convolution.couplings(y, cg, paths)
-    g, w, neighbour = g.contiguous(), w.contiguous(), neighbour.contiguous()
-    return tensor_product_convolution.tensor_product_convolution_nodes(
-        coupling, w, g, neighbour, row_ptr, tables, paths, nodes, width
-    )
+def _convolution(x, y, w, *rest):
+    return _convolution_by("g", [x], [y], [w], [], [0, 0, 0], *rest)
 
 
-def _convolution_edges(x, y, w, g, centre, neighbour, row_ptr, cg, paths):
-    coupling, tables = tensor_product_convolution.couplings(y, cg, paths)
-    x, w, g, neighbour = x.contiguous(), w.contiguous(), g.contiguous(), neighbour.contiguous()
-    dcoupling, dw = tensor_product_convolution.tensor_product_convolution_edges(
-        x, coupling, w, g, neighbour, row_ptr, tables, paths
-    )
-    return dcoupling @ tensor_product_convolution.gradient_couplings(cg, paths, y.shape[1]).T, dw
+def _convolution_nodes(y, w, g, *rest):
+    return _convolution_by("x", [], [y], [w], [g], [0, 0, 0], *rest)
+
+
+def _convolution_edges(x, y, w, g, *rest):
+    dy = _convolution_by("y", [x], [], [w], [g], [0, 0, 0], *rest, y.shape[1])
+    return dy, _convolution_by("w", [x], [y], [], [g], [0, 0, 0], *rest, w.shape[1])

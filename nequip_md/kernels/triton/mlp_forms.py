@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -22,6 +22,10 @@ OPERATORS = torch.ops.nequip_md
 
 MAX_WIDTH = 512
 """Width of the widest layer that the kernels take."""
+MAX_PRODUCT_WIDTH = 2048
+"""Most rows and columns of a matrix that is multiplied on its own."""
+LARGE = 2**16
+"""Numbers in a matrix from which a product with it takes its time on arithmetic."""
 
 
 def mlp_forms(backend: TritonBackend) -> dict[OpOverload, list[Form]]:
@@ -64,9 +68,11 @@ def mlp_forms(backend: TritonBackend) -> dict[OpOverload, list[Form]]:
     }
 
 
-def matrix_product_forms(backend: TritonBackend) -> dict[OpOverload, list[Form]]:
-    """Forms of PyTorch's matrix product, for rows of edges or atoms and matrices of weights in graphs of training steps."""
-    return {torch.ops.aten.mm.default: [Form(_Forms(backend).product, takes_product)]}
+def matrix_product_forms(
+    backend: TritonBackend, accepts: Callable[[Tensor, Tensor], bool]
+) -> dict[OpOverload, list[Form]]:
+    """Forms of PyTorch's matrix product, for rows of edges or atoms and matrices of weights."""
+    return {torch.ops.aten.mm.default: [Form(_Forms(backend).product, accepts)]}
 
 
 def takes_product(x: Tensor, w: Tensor) -> bool:
@@ -74,8 +80,13 @@ def takes_product(x: Tensor, w: Tensor) -> bool:
     return (
         x.dtype == torch.float32
         and varies == [True, False, False, False]
-        and all(16 <= n <= MAX_WIDTH for n in w.shape)
+        and all(16 <= n <= MAX_PRODUCT_WIDTH for n in w.shape)
     )
+
+
+def takes_large_product(x: Tensor, w: Tensor) -> bool:
+    """Whether it is worth a kernel in an export too: PyTorch's is bound by arithmetic, not by memory."""
+    return takes_product(x, w) and w.numel() >= LARGE
 
 
 def served(matrices: Sequence[Tensor]) -> bool:
