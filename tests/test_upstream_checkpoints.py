@@ -22,31 +22,14 @@ from nequip_md.errors import NequIPMDError
 from nequip_md.files import FileKind, file_kind
 from nequip_md.graph import Structure, build_graph, forces_from_gradient
 from nequip_md.model import energy_and_gradient
+from support.upstream_train import OF_THIS_VERSION as CASES
+from support.upstream_train import PACKAGED
 
 HERE = Path(__file__).resolve().parent
 OLDER = sorted((HERE / "data" / "upstream").glob("*.ckpt"))
-CASES = [
-    "allegro",
-    "allegro_plain",
-    "allegro_spline",
-    "nequip",
-    "nequip_order",
-    "nequip_plain",
-    "nequip_no_parity",
-    "modified",
-    "from_package",
-    "from_checkpoint",
-]
-PACKAGED = ["allegro", "nequip_order", "from_package"]
 TOLERANCE = {"float64": 1e-10, "float32": 1e-5}  # relative
 MIN_FORCE = 1e-3  # eV/angstrom: less is no signal
 MIN_EMA_EFFECT = 1e-4  # relative difference of forces between averaged and last weights
-
-
-@pytest.fixture(scope="session")
-def trained(trained_by_upstream) -> Path:
-    """Folder with CASE.ckpt, CASE.json and some CASE.nequip.zip, by the installed upstream."""
-    return trained_by_upstream("upstream", *CASES, "--package", *PACKAGED)
 
 
 def compare(model, reference: Path) -> tuple[float, float]:
@@ -71,15 +54,15 @@ def assert_same(model, reference: Path) -> None:
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_checkpoint(trained, case):
-    assert_same(nequip_md.load_checkpoint(trained / f"{case}.ckpt"), trained / f"{case}.json")
+def test_checkpoint(upstream_models, case):
+    assert_same(nequip_md.load_checkpoint(upstream_models / f"{case}.ckpt"), upstream_models / f"{case}.json")
 
 
 @pytest.mark.parametrize("case", PACKAGED)
-def test_packaged_model(trained, case):
-    path = trained / f"{case}.nequip.zip"
+def test_packaged_model(upstream_models, case):
+    path = upstream_models / f"{case}.nequip.zip"
     assert file_kind(path) is FileKind.UPSTREAM_PACKAGE
-    assert_same(nequip_md.load_checkpoint(path), trained / f"{case}.json")
+    assert_same(nequip_md.load_checkpoint(path), upstream_models / f"{case}.json")
 
 
 @pytest.mark.parametrize("path", OLDER, ids=lambda path: path.stem)
@@ -94,30 +77,33 @@ def test_older_versions_are_there():
 
 
 @pytest.mark.parametrize("case", ["allegro", "allegro_spline", "nequip_order"])
-def test_averaged_weights_are_the_ones_used(trained, case):
-    file = read_upstream(trained / f"{case}.ckpt", allow_pickle=False)
+def test_averaged_weights_are_the_ones_used(upstream_models, case):
+    file = read_upstream(upstream_models / f"{case}.ckpt", allow_pickle=False)
     assert file.ema_weights is not None
-    assert_same(convert(file), trained / f"{case}.json")
-    _, difference = compare(convert(dataclasses.replace(file, ema_weights=None)), trained / f"{case}.json")
+    assert_same(convert(file), upstream_models / f"{case}.json")
+    _, difference = compare(convert(dataclasses.replace(file, ema_weights=None)), upstream_models / f"{case}.json")
     assert difference > MIN_EMA_EFFECT, "last and averaged weights are too close for this test to tell them apart"
 
 
 @pytest.mark.parametrize("case", ["allegro_plain", "allegro_spline", "nequip_plain", "modified"])
-def test_as_native_checkpoint(trained, tmp_path, case):
-    source = trained / f"{case}.ckpt"
+def test_as_native_checkpoint(upstream_models, tmp_path, case):
+    source = upstream_models / f"{case}.ckpt"
     model, info = nequip_md.load_checkpoint(source), read_info(source)
     save(tmp_path / "model.nqmd", model, training=info.training)
     copy = nequip_md.load_checkpoint(tmp_path / "model.nqmd")
     assert copy.config == model.config == info.config
     assert read_info(tmp_path / "model.nqmd").training["upstream_versions"]["nequip"]
-    assert compare(copy, trained / f"{case}.json") == compare(model, trained / f"{case}.json")
+    assert compare(copy, upstream_models / f"{case}.json") == compare(model, upstream_models / f"{case}.json")
 
 
-def test_configuration_carries_the_stored_shifts(trained):
+def test_configuration_carries_the_stored_shifts(upstream_models):
     """A modifier, or training, changes them after the configuration was written."""
-    config, plain = read_info(trained / "modified.ckpt").config, read_info(trained / "nequip.ckpt").config
+    config, plain = (
+        read_info(upstream_models / "modified.ckpt").config,
+        read_info(upstream_models / "nequip.ckpt").config,
+    )
     assert config.energy_shifts == {"Cu": plain.energy_shifts, "Al": 0.25}
-    trained_shifts = read_info(trained / "from_checkpoint.ckpt").config
+    trained_shifts = read_info(upstream_models / "from_checkpoint.ckpt").config
     assert trained_shifts.energy_shifts_trainable and trained_shifts.energy_shifts["Al"] != 0.25
     assert trained_shifts.energy_shifts["Al"] == pytest.approx(0.25, abs=0.2)
 
@@ -168,12 +154,12 @@ SAME = {
 
 
 @pytest.mark.parametrize("name", SAME)
-def test_other_words_for_the_same_model(trained, name):
+def test_other_words_for_the_same_model(upstream_models, name):
     case, change = SAME[name]
-    file = read_upstream(trained / f"{case}.ckpt", allow_pickle=False)
+    file = read_upstream(upstream_models / f"{case}.ckpt", allow_pickle=False)
     section = json.loads(json.dumps(file.model_config))
     change(section)
-    assert_same(convert(dataclasses.replace(file, model_config=section)), trained / f"{case}.json")
+    assert_same(convert(dataclasses.replace(file, model_config=section)), upstream_models / f"{case}.json")
 
 
 # Options that are not implemented: (case, change of the model section, versions, message).
@@ -261,9 +247,9 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_refused_by_name(trained, name):
+def test_refused_by_name(upstream_models, name):
     case, change, versions, message = REFUSED[name]
-    file = read_upstream(trained / f"{case}.ckpt", allow_pickle=False)
+    file = read_upstream(upstream_models / f"{case}.ckpt", allow_pickle=False)
     section = json.loads(json.dumps(file.model_config))
     for key, value in change.items():
         nested = isinstance(value, dict) and isinstance(section.get(key), dict)
@@ -314,9 +300,9 @@ DAMAGED = {
 
 
 @pytest.mark.parametrize("name", DAMAGED)
-def test_damaged(trained, tmp_path, name):
+def test_damaged(upstream_models, tmp_path, name):
     change, message = DAMAGED[name]
-    content = torch.load(trained / "allegro.ckpt", weights_only=True)
+    content = torch.load(upstream_models / "allegro.ckpt", weights_only=True)
     change(content)
     path = tmp_path / "model.ckpt"
     torch.save(content, path)
@@ -324,18 +310,18 @@ def test_damaged(trained, tmp_path, name):
         nequip_md.load_checkpoint(path)
 
 
-def test_harmless_code_can_be_allowed(trained, tmp_path):
-    content = torch.load(trained / "allegro.ckpt", weights_only=True)
+def test_harmless_code_can_be_allowed(upstream_models, tmp_path):
+    content = torch.load(upstream_models / "allegro.ckpt", weights_only=True)
     content["callbacks"]["mine"] = {"folder": Path("somewhere")}
     path = tmp_path / "model.ckpt"
     torch.save(content, path)
     with pytest.raises(NequIPMDError, match=r"pathlib\.\w+.*--allow-pickle"):
         nequip_md.load_checkpoint(path)
-    assert_same(nequip_md.load_checkpoint(path, allow_pickle=True), trained / "allegro.json")
+    assert_same(nequip_md.load_checkpoint(path, allow_pickle=True), upstream_models / "allegro.json")
 
 
-def test_damaged_package(trained, tmp_path):
-    content = bytearray((trained / "allegro.nequip.zip").read_bytes())
+def test_damaged_package(upstream_models, tmp_path):
+    content = bytearray((upstream_models / "allegro.nequip.zip").read_bytes())
     start = content.index(b"eager_model.pkl") + 200
     content[start : start + 400] = bytes(400)
     path = tmp_path / "model.nequip.zip"

@@ -134,6 +134,21 @@ CASES: dict[str, tuple[bool, dict]] = {
     # the one that is trained until it has learned something
     "learned": (True, {**_ALLEGRO, "num_layers": 1, "num_scalar_features": 16, "num_tensor_features": 8}),
 }
+OF_THIS_VERSION = [
+    "allegro",
+    "allegro_plain",
+    "allegro_spline",
+    "nequip",
+    "nequip_order",
+    "nequip_plain",
+    "nequip_no_parity",
+    "modified",
+    "from_package",
+    "from_checkpoint",
+]
+"""Cases that tests train with the installed upstream, in one process."""
+PACKAGED = ["allegro", "nequip_order", "from_package"]
+"""Those of them that are packaged too."""
 LEARNING = {"frames": 50, "epochs": 40, "batch_size": 5, "optimizer": {"_target_": "torch.optim.Adam", "lr": 0.02}}
 """The case "learned" is trained with these changes."""
 
