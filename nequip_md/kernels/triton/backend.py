@@ -24,9 +24,8 @@ from nequip_md.kernels.triton import (
 from nequip_md.kernels.triton.mlp_forms import (
     MAX_WIDTH,
     matrix_product_forms,
+    matrix_product_forms_of_training,
     mlp_forms,
-    takes_large_product,
-    takes_product,
 )
 from nequip_md.kernels.triton.tiles import two_layers_fit
 
@@ -79,14 +78,14 @@ class TritonBackend(Backend):
             OPERATORS.edge_embedding.default: [Form(_edge_embedding, _takes_embedding)],
             OPERATORS.edge_embedding_backward.default: [Form(_edge_embedding_backward, _takes_embedding_backward)],
             **mlp_forms(self),
-            **matrix_product_forms(self, takes_large_product),
+            **matrix_product_forms(self),
         }
 
     def forms_of_training(self) -> dict[OpOverload, list[Form]]:
         return {
             OPERATORS.channel_product_weight.default: [Form(_channel_product_weight)],
             torch.ops.aten.mv.default: [Form(_column_product, _sums_many)],
-            **matrix_product_forms(self, takes_product),
+            **matrix_product_forms_of_training(self),
         }
 
     def without_form(self, operator: OpOverload, arguments: tuple) -> None:

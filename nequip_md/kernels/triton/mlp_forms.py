@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -12,7 +12,7 @@ from torch._ops import OpOverload
 from torch.nn.functional import pad
 
 from nequip_md.kernels.backend import Form
-from nequip_md.kernels.triton import dense, launcher, mlp_energy, mlp_hidden, mlp_layers, tiles, weights
+from nequip_md.kernels.triton import dense, dense_weight, launcher, mlp_energy, mlp_hidden, mlp_layers, tiles, weights
 from nequip_md.kernels.triton.weights import MAX_PARTS, split
 
 if TYPE_CHECKING:
@@ -24,6 +24,8 @@ MAX_WIDTH = 512
 """Width of the widest layer that the kernels take."""
 MAX_PRODUCT_WIDTH = 2048
 """Most rows and columns of a matrix that is multiplied on its own."""
+MANY = 4096
+"""Rows from which a sum over them is worth a kernel, in the batch with which a step is traced."""
 LARGE = 2**16
 """Numbers in a matrix from which a product with it takes its time on arithmetic."""
 
@@ -68,11 +70,20 @@ def mlp_forms(backend: TritonBackend) -> dict[OpOverload, list[Form]]:
     }
 
 
-def matrix_product_forms(
-    backend: TritonBackend, accepts: Callable[[Tensor, Tensor], bool]
-) -> dict[OpOverload, list[Form]]:
-    """Forms of PyTorch's matrix product, for rows of edges or atoms and matrices of weights."""
-    return {torch.ops.aten.mm.default: [Form(_Forms(backend).product, accepts)]}
+def matrix_product_forms(backend: TritonBackend) -> dict[OpOverload, list[Form]]:
+    """Forms of PyTorch's matrix product in exports, for rows of edges or atoms and large constant matrices."""
+    return {torch.ops.aten.mm.default: [Form(_Forms(backend).product, takes_large_product)]}
+
+
+def matrix_product_forms_of_training(backend: TritonBackend) -> dict[OpOverload, list[Form]]:
+    """Forms of PyTorch's matrix product in graphs of training steps: with matrices of weights, and gradients by these."""
+    forms = _Forms(backend)
+    return {
+        torch.ops.aten.mm.default: [
+            Form(forms.product, takes_product),
+            Form(forms.weight_gradient, takes_weight_gradient),
+        ]
+    }
 
 
 def takes_product(x: Tensor, w: Tensor) -> bool:
@@ -87,6 +98,18 @@ def takes_product(x: Tensor, w: Tensor) -> bool:
 def takes_large_product(x: Tensor, w: Tensor) -> bool:
     """Whether it is worth a kernel in an export too: PyTorch's is bound by arithmetic, not by memory."""
     return takes_product(x, w) and w.numel() >= LARGE
+
+
+def takes_weight_gradient(x: Tensor, g: Tensor) -> bool:
+    """Whether the product sums over edges; PyTorch's is as fast over the few atoms of a batch."""
+    rows = g.shape[0]
+    return (
+        x.dtype == torch.float32
+        and isinstance(rows, torch.SymInt)
+        and rows.node.has_hint()
+        and rows.node.hint >= MANY
+        and all(isinstance(n, int) and 16 <= n <= MAX_PRODUCT_WIDTH for n in (x.shape[0], g.shape[1]))
+    )
 
 
 def served(matrices: Sequence[Tensor]) -> bool:
@@ -132,6 +155,9 @@ class _Forms:
             # the matrix of a linear map, in its derivative: it is split once for both
             return self.dense(x.contiguous(), w.t(), True)
         return self.dense(x.contiguous(), w.contiguous(), False)
+
+    def weight_gradient(self, x, g):
+        return dense_weight.dense_weight(x.t().contiguous(), g.contiguous(), self.products).sum(dim=0)
 
     def mix_orders(self, x, w, transposed):
         orders, inner, outer = w.shape
