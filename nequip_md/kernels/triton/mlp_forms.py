@@ -26,6 +26,8 @@ MAX_PRODUCT_WIDTH = 2048
 """Most rows and columns of a matrix that is multiplied on its own."""
 MANY = 4096
 """Rows from which a sum over them is worth a kernel, in the batch with which a step is traced."""
+SMALL_GRADIENT = 2**14
+"""Numbers in a gradient of this size or less are summed as fast by PyTorch's product."""
 LARGE = 2**16
 """Numbers in a matrix from which a product with it takes its time on arithmetic."""
 
@@ -101,7 +103,7 @@ def takes_large_product(x: Tensor, w: Tensor) -> bool:
 
 
 def takes_weight_gradient(x: Tensor, g: Tensor) -> bool:
-    """Whether the product sums over edges; PyTorch's is as fast over the few atoms of a batch."""
+    """Whether the product sums over edges and is large; PyTorch's is as fast over the few atoms of a batch."""
     rows = g.shape[0]
     return (
         x.dtype == torch.float32
@@ -109,6 +111,7 @@ def takes_weight_gradient(x: Tensor, g: Tensor) -> bool:
         and rows.node.has_hint()
         and rows.node.hint >= MANY
         and all(isinstance(n, int) and 16 <= n <= MAX_PRODUCT_WIDTH for n in (x.shape[0], g.shape[1]))
+        and x.shape[0] * g.shape[1] > SMALL_GRADIENT
     )
 
 

@@ -58,7 +58,9 @@ def split(
     # rounded up a little, as the kernels use norms as bounds
     largest = w.abs().max()
     norms = [torch.linalg.vector_norm(w, dim=d).max() * 1.0001 for d in (0, 1)]
-    scale = torch.exp2(13 - torch.floor(torch.log2(largest.clamp(1e-30))))
+    # 2^13 <= scale * largest < 2^14, made from bits, as exp2 of a GPU need not be exact
+    exponent = (largest.clamp(1e-30).view(torch.int32) >> 23) & 255
+    scale = ((267 - exponent) << 23).view(torch.float32)
     scaled = torch.cat(parts) * scale
     hi = _eleven_bits(scaled)
     return hi.to(torch.float16), (scaled - hi).to(torch.float16), torch.stack([1 / scale, *norms]).unsqueeze(1)
