@@ -5,6 +5,7 @@ Used by machine_code.py and by tests/support/compile_kernels.py. Triton must com
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
@@ -17,6 +18,7 @@ from triton.compiler import ASTSource
 
 from nequip_md.kernels import Backend
 from nequip_md.kernels.triton import launcher
+from nequip_md.kernels.triton.convolution_source import kernel_of
 from nequip_md.lowering import trace
 from nequip_md.model import Potential, build_model, preset, with_dtype
 
@@ -47,7 +49,7 @@ def cuda_graph(name: str, precision: str, backend: Backend) -> tuple[torch.expor
 
 @contextmanager
 def recorded_launches() -> Iterator[list[dict]]:
-    """Record launches instead of executing them: module and name of the kernel, types of its arguments, constants, options."""
+    """Record launches instead of executing them: module, name or source of the kernel, types of its arguments, constants, options."""
     found: list[dict] = []
 
     def record(kernel, grid, *arguments, **constants):
@@ -56,6 +58,8 @@ def recorded_launches() -> Iterator[list[dict]]:
         launch = {
             "module": kernel.fn.__module__,
             "kernel": kernel.fn.__name__,
+            # kernels that are written for a layer are in no module
+            "source": inspect.getsource(kernel.fn) if kernel.fn.__module__ == "builtins" else None,
             "types": {name: "constexpr" if name in fixed else _type(values[name]) for name in kernel.arg_names},
             "fixed": fixed,
             "options": {key: constants[key] for key in ("num_warps", "num_stages") if key in constants},
@@ -76,7 +80,10 @@ def _type(value: Tensor | int) -> str:
 
 def compile_launch(launch: dict):
     """Compile the kernel of one launch; addresses are multiples of 16, as those of PyTorch's arrays."""
-    kernel = getattr(import_module(launch["module"]), launch["kernel"])
+    if launch["source"]:
+        kernel = kernel_of(launch["source"], launch["kernel"])
+    else:
+        kernel = getattr(import_module(launch["module"]), launch["kernel"])
     aligned = {
         (i,): [["tt.divisibility", 16]] for i, kind in enumerate(launch["types"].values()) if kind.startswith("*")
     }

@@ -17,7 +17,7 @@ SHARED_MEMORY = 227 * 1024  # bytes of shared memory of a thread block on comput
 MOST_SPILLED = 2000  # bytes for each thread; a kernel that spills much more is slower than several kernels that do not
 
 
-ALLEGRO, NEQUIP = {"contract_kernel", "hidden_backward_kernel"}, {"sum_kernel", "nodes_kernel", "edges_kernel"}
+ALLEGRO, NEQUIP = {"contract_kernel", "hidden_backward_kernel"}, {f"convolution_by_{name}" for name in "xywg"}
 
 
 @pytest.mark.parametrize(

@@ -352,12 +352,13 @@ def kernels(
         for part in layer:
             kernel.open(part)
             STATEMENTS[by](kernel, part, terms)
-        result.append((_compiled(kernel.source, f"{NAME}{by}"), kernel.next - before))
+        result.append((kernel_of(kernel.source, f"{NAME}{by}"), kernel.next - before))
         before = kernel.next
     return result
 
 
-def _compiled(source: str, name: str) -> Any:
+def kernel_of(source: str, name: str) -> Any:
+    """The Triton kernel of that name in a source."""
     # Triton, and PyTorch after it, read the source of a function from its file
     file = f"<{name} {hashlib.sha256(source.encode()).hexdigest()}>"
     linecache.cache[file] = (len(source), None, source.splitlines(keepends=True), file)
