@@ -59,7 +59,7 @@ def recorded_launches() -> Iterator[list[dict]]:
             "module": kernel.fn.__module__,
             "kernel": kernel.fn.__name__,
             # kernels that are written for a layer are in no module
-            "source": inspect.getsource(kernel.fn) if kernel.fn.__module__ == "builtins" else None,
+            "source": inspect.getsource(kernel.fn) if kernel.fn.__module__ in (None, "builtins") else None,
             "types": {name: "constexpr" if name in fixed else _type(values[name]) for name in kernel.arg_names},
             "fixed": fixed,
             "options": {key: constants[key] for key in ("num_warps", "num_stages") if key in constants},
