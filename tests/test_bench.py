@@ -22,7 +22,7 @@ from nequip_md.bench.structures import octanal, read_structure, repeated, system
 from nequip_md.checkpoint import save
 from nequip_md.errors import NequIPMDError
 from nequip_md.graph import Structure, build_graph
-from nequip_md.model import AllegroConfig, build_model
+from nequip_md.model import AllegroConfig, NequIPConfig, build_model
 from nequip_md.model.config import ALLEGRO_PRESETS, NEQUIP_PRESETS
 from support.lammps_run import run_lammps
 from support.structures import single_atom, slab, small_molecule, triclinic_crystal
@@ -255,7 +255,6 @@ def test_bad_input_is_named(small_models, tmp_path, monkeypatch):
         ("--ranks belongs to --engine lammps, but the engine is graph", artifact, "--ranks", 2),
         ("--steps belongs to --engine lammps", artifact, "--steps", 20),
         ("--repeats belongs to --engine graph", artifact, "--engine", "lammps", "--repeats", 3),
-        ("compares Allegro", "M", "--peer", "--sizes", 3),
         ("does not exist", artifact, "--output", tmp_path / "absent" / "r.json"),
         ("cannot draw 'p.jpg2'", artifact, "--plot", tmp_path / "p.jpg2"),
     ]
@@ -272,9 +271,8 @@ def test_bad_input_is_named(small_models, tmp_path, monkeypatch):
         run(artifact, "--plot", tmp_path / "p.png")
 
 
-def test_peer(tmp_path):
-    """Upstream's model in its own compiled form, of our configuration: equal forces, rows of both."""
-    config = AllegroConfig(
+PEERS = {
+    "nequip-allegro": AllegroConfig(
         type_names=["H", "O"],
         cutoff=4.0,
         pair_cutoffs={"H": {"H": 3.2}},
@@ -284,12 +282,31 @@ def test_peer(tmp_path):
         num_scalar_features=8,
         num_tensor_features=4,
         allegro_mlp_depth=0,
-    )
-    save(tmp_path / "tiny.nqmd", build_model(config))
+    ),
+    "nequip": NequIPConfig(
+        type_names=["H", "O"],
+        cutoff=4.0,
+        pair_cutoffs={"H": {"H": 3.2}},
+        avg_num_neighbors=18.0,
+        energy_scales={"H": 0.5, "O": 2.0},
+        energy_shifts=-1.0,
+        num_layers=2,
+        num_features=[4, 2],
+        radial_mlp_width=8,
+        readout_mlp_depth=1,
+        readout_mlp_width=4,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", PEERS)
+def test_peer(name, tmp_path):
+    """Upstream's model in its own compiled form, of our configuration: equal forces, rows of both."""
+    save(tmp_path / "tiny.nqmd", build_model(PEERS[name]))
     before = torch.get_default_dtype()
     rows = run(tmp_path / "tiny.nqmd", "--peer", "--sizes", 24, "--repeats", 2, "--output", tmp_path / "r.json")
     assert torch.get_default_dtype() == before
-    assert [row.who.split()[0] for row in rows] == ["nequip-md", "nequip-allegro"]
+    assert [row.who.split()[0] for row in rows] == ["nequip-md", name]
     assert all(row.ms_per_step > 0 and row.precision == "fp32" for row in rows)
     assert json.loads((tmp_path / "r.json").read_text())["relative_force_difference"]["fp32"] < 1e-5
 

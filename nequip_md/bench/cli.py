@@ -60,7 +60,7 @@ def parser() -> argparse.ArgumentParser:
     add(
         "--peer",
         action="store_true",
-        help="time upstream's nequip-allegro beside it (engine graph, Allegro, both with weights that upstream draws)",
+        help="time upstream's nequip or nequip-allegro beside it (engine graph, both with weights that upstream draws)",
     )
     for name, (_, default, explanation) in OF_ENGINES.items():
         add(f"--{name}", type=positive, help=f"{explanation} (default: {default})")

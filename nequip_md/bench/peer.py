@@ -1,4 +1,4 @@
-"""The peer: upstream's Allegro with the same hyperparameters and weights, compiled by upstream's own tools."""
+"""The peer: upstream's model with the same hyperparameters and weights, compiled by upstream's own tools."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import import_module
+from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +21,7 @@ from nequip_md.artifact import Artifact
 from nequip_md.checkpoint import upstream_allegro, upstream_nequip
 from nequip_md.errors import NequIPMDError
 from nequip_md.graph import Structure, build_graph, forces_from_gradient
-from nequip_md.model import AllegroConfig, NequIPConfig, Potential, PotentialConfig, build_model
+from nequip_md.model import AllegroConfig, Potential, PotentialConfig, build_model
 
 FORCE_TOLERANCE = {"fp64": 1e-3, "fp32": 1e-3, "tf32": 3e-2}
 """Largest difference, relative to the largest force; a guard against comparing two different models, not a test of accuracy."""
@@ -29,13 +32,12 @@ def check_peer(config: PotentialConfig, atoms: Atoms) -> None:
     Raises:
         NequIPMDError: upstream's packages are not installed, or the comparison is not implemented for this.
     """
+    packages = ["nequip", "allegro"] if isinstance(config, AllegroConfig) else ["nequip"]
     try:
-        import allegro  # noqa: F401
-        import nequip  # noqa: F401
+        for package in packages:
+            import_module(package)
     except ImportError as error:
         raise NequIPMDError(f"--peer needs upstream's packages ({error}); pip install nequip nequip-allegro") from error
-    if not isinstance(config, AllegroConfig):
-        raise NequIPMDError(f"--peer compares Allegro models; this one is {config.kind}")
     if not atoms.pbc.all():
         raise NequIPMDError("--peer needs a structure that is periodic in three directions")
 
@@ -59,60 +61,49 @@ def _their_settings() -> Iterator[None]:
         torch.set_default_dtype(before)
 
 
-def _options(config: AllegroConfig) -> dict[str, Any]:
-    """Arguments of upstream's ``AllegroModel`` that mean the same as ``config``."""
-    radial = config.radial_embedding.model_dump(exclude={"kind"})
-    if config.radial_embedding.kind == "bessel":
-        radial |= {"_target_": "allegro.nn.TwoBodyBesselScalarEmbed", "polynomial_cutoff_p": config.polynomial_cutoff_p}
+def _options(config: PotentialConfig) -> dict[str, Any]:
+    """Arguments of upstream's ``AllegroModel`` or ``NequIPGNNModel`` that mean the same as ``config``."""
+    same = ["type_names", "l_max", "parity", "num_layers"]
+    mlps = [("readout_mlp", "readout_mlp")]
+    if isinstance(config, AllegroConfig):
+        same += ["num_scalar_features", "num_tensor_features"]
+        mlps += [("two_body_mlp", "scalar_embed_mlp"), ("allegro_mlp", "allegro_mlp")]
+        options = _embedding_options(config) | {"tp_path_channel_coupling": config.path_channel_coupling}
     else:
-        radial |= {"_target_": "allegro.nn.TwoBodySplineScalarEmbed"}
+        same += ["num_features", "type_embed_num_features", "radial_mlp_depth", "radial_mlp_width"]
+        same += ["num_bessels", "bessel_trainable", "polynomial_cutoff_p"]
+        options = {}
     pair = config.pair_potential and {
         "_target_": "nequip.nn.pair_potential.ZBL",
         "units": "metal",
         "chemical_species": config.pair_potential.chemical_species,
     }
-    options = {
+    options |= {
         "seed": 0,
         "model_dtype": config.dtype,
-        "type_names": list(config.type_names),
         "r_max": config.cutoff,
         "per_edge_type_cutoff": config.pair_cutoffs,
-        "l_max": config.l_max,
-        "parity": config.parity,
-        "num_layers": config.num_layers,
-        "num_scalar_features": config.num_scalar_features,
-        "num_tensor_features": config.num_tensor_features,
-        "tp_path_channel_coupling": config.path_channel_coupling,
-        "radial_chemical_embed": radial,
-        "radial_chemical_embed_dim": config.radial_embedding_dim,
         "avg_num_neighbors": 1.0 if config.avg_num_neighbors is None else config.avg_num_neighbors,
         "per_type_energy_scales": config.energy_scales,
         "per_type_energy_shifts": config.energy_shifts,
         "per_type_energy_scales_trainable": config.energy_scales_trainable,
         "per_type_energy_shifts_trainable": config.energy_shifts_trainable,
         "pair_potential": pair,
+        **{key: getattr(config, key) for key in same},
     }
-    for ours, theirs in (
-        ("two_body_mlp", "scalar_embed_mlp"),
-        ("allegro_mlp", "allegro_mlp"),
-        ("readout_mlp", "readout_mlp"),
-    ):
+    for ours, theirs in mlps:
         options |= {f"{theirs}_hidden_layers_{key}": getattr(config, f"{ours}_{key}") for key in ("depth", "width")}
         options[f"{theirs}_nonlinearity"] = getattr(config, f"{ours}_nonlinearity")
     return options
 
 
-def _nequip_options(config: NequIPConfig) -> dict[str, Any]:
-    """Arguments of upstream's ``NequIPGNNModel`` that mean the same as ``config``, which has no pair potential."""
-    same = ("type_names", "l_max", "parity", "num_layers", "num_features", "type_embed_num_features")
-    same += ("radial_mlp_depth", "radial_mlp_width", "num_bessels", "bessel_trainable", "polynomial_cutoff_p")
-    return {
-        "seed": 0,
-        "model_dtype": config.dtype,
-        "r_max": config.cutoff,
-        "avg_num_neighbors": config.avg_num_neighbors,
-        **{key: getattr(config, key) for key in same},
-    }
+def _embedding_options(config: AllegroConfig) -> dict[str, Any]:
+    radial = config.radial_embedding.model_dump(exclude={"kind"})
+    if config.radial_embedding.kind == "bessel":
+        radial |= {"_target_": "allegro.nn.TwoBodyBesselScalarEmbed", "polynomial_cutoff_p": config.polynomial_cutoff_p}
+    else:
+        radial |= {"_target_": "allegro.nn.TwoBodySplineScalarEmbed"}
+    return {"radial_chemical_embed": radial, "radial_chemical_embed_dim": config.radial_embedding_dim}
 
 
 def build_pair(config: PotentialConfig, compile_mode: str = "eager") -> tuple[nn.Module, Potential]:
@@ -129,7 +120,7 @@ def build_pair(config: PotentialConfig, compile_mode: str = "eager") -> tuple[nn
         else:
             from nequip.model import NequIPGNNModel
 
-            theirs, convert = NequIPGNNModel(**_nequip_options(config), compile_mode=compile_mode), upstream_nequip
+            theirs, convert = NequIPGNNModel(**_options(config), compile_mode=compile_mode), upstream_nequip
     prefix = "model.func."
     state = {k.removeprefix(prefix): v.clone() for k, v in theirs.state_dict().items() if k.startswith(prefix)}
     ours = build_model(config)
@@ -137,30 +128,39 @@ def build_pair(config: PotentialConfig, compile_mode: str = "eager") -> tuple[nn
     return theirs.eval(), ours.eval()
 
 
+def _name_and_modifier(config: PotentialConfig, device: str) -> tuple[str, str | None]:
+    """What a table calls the peer, and upstream's name of the fastest tensor product that can be had here."""
+    if isinstance(config, AllegroConfig):
+        return f"nequip-allegro {version('nequip-allegro')}", "enable_TritonContracter" if device == "cuda" else None
+    name = f"nequip {version('nequip')}"
+    if device == "cuda" and find_spec("openequivariance"):
+        return f"{name}, OpenEquivariance {version('openequivariance')}", "enable_OpenEquivariance"
+    return name, None
+
+
 class PeerArtifact:
     """Upstream's model, compiled as ``nequip-compile --mode aotinductor --target ase`` does, TF32 off.
 
-    On CUDA with the modifier ``enable_TritonContracter``, upstream's fastest tensor product that needs no other package.
+    On CUDA with a modifier: Allegro with ``enable_TritonContracter``, upstream's fastest tensor product that needs no other package;
+    NequIP with ``enable_OpenEquivariance``, if that package is installed.
     """
 
-    def __init__(self, model: nn.Module, config: AllegroConfig, path: Path, device: str, sample: Atoms):
+    def __init__(self, model: nn.Module, config: PotentialConfig, path: Path, device: str, sample: Atoms):
         """
         Args:
             path: the file to write, ``*.nequip.pt2``.
             sample: a structure to trace with.
         """
-        import allegro
-
         with _their_settings():
             from nequip.model.modify_utils import modify
             from nequip.scripts._compile_utils import ASE_TARGET, single_frame_batch_map_settings
             from nequip.utils.aot import aot_export_model
 
             self.config, self.device = config, device
-            self.name = f"nequip-allegro {allegro.__version__}"
+            self.name, modifier = _name_and_modifier(config, device)
             self.fields, self.outputs = ASE_TARGET["input"], ASE_TARGET["output"]
-            if device == "cuda":
-                model = modify(model, [{"modifier": "enable_TritonContracter"}])
+            if modifier:
+                model = modify(model, [{"modifier": modifier}])
             dims = {"node": torch.export.Dim("num_nodes", min=2), "edge": torch.export.Dim("num_edges", min=2)}
             data = dict(zip(self.fields, self.inputs(sample)))
             inductor_cache.use_private_cache()

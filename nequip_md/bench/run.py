@@ -34,7 +34,7 @@ class BenchOptions:
         device: ``cpu`` or ``cuda``; by default that of the artifact, else ``cuda`` where there is one.
         precisions: some of ``fp64``, ``fp32``, ``tf32``; by default that of the artifact, else ``fp32``.
         engines: ``graph`` (evaluation alone, neighbours found beforehand), ``lammps`` (molecular dynamics) or both.
-        peer: time upstream's ``nequip-allegro`` beside it.
+        peer: time upstream's ``nequip`` or ``nequip-allegro`` beside it.
         repeats, steps, ranks: see :data:`OF_ENGINES`.
         threads: CPU threads, which LAMMPS' ranks share.
         output: JSON file of all numbers, written after every size.
