@@ -24,7 +24,7 @@ def sum_convolutions(module: GraphModule, backend: Backend) -> None:
     graph = module.graph
     made = [node for name in BY for node in _single(graph, name, backend)]
     for node in made:
-        if node.graph is graph and node.users:
+        if node.users:  # others are in a sum already
             _join(graph, sum_of(node), backend)
 
 

@@ -3,9 +3,9 @@
 The coefficients of a tensor product are known when a graph is compiled, most are zero, and loops over the others would load each
 of them. So the source of a kernel, which this module writes, has one statement for each component, with the coefficients as numbers.
 
-A program has one warp. It processes one centre, ``CHANNELS`` channels of one irrep of the features, and ``EDGES`` edges at a time; all
-values are tiles [EDGES, CHANNELS] in registers, those of an edge alone [EDGES, 1]. A :class:`Part` is what such programs compute: paths from one
-irrep of the features, not so many that their components leave the registers.
+A program has one warp. It processes one centre, some channels of one irrep of the features, and a few edges at a time; all values
+are tiles [edges, channels] in registers, those of an edge alone [edges, 1]. A :class:`Part` is what such programs compute: paths
+from one irrep of the features, not so many that their components leave the registers.
 """
 
 from __future__ import annotations
@@ -31,7 +31,6 @@ MOST_COMPONENTS = 24
 MOST_TERMS = 160
 """Coefficients in the source of one kernel, whose compilation takes longer than in proportion to them; a layer with more has
 several kernels."""
-
 
 Terms = tuple[tuple[int, ...], ...]
 """For each term of a sum, places in the lists of the arguments that are not the derivative's, in the order x, y, w, g."""
