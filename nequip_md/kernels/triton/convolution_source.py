@@ -260,15 +260,20 @@ def _by_g(kernel: _Kernel, part: Part, terms: Terms) -> None:
         kernel.write(2, f"tl.store(out_i + {component.column}, tl.sum(total_{component.name}, axis=0){mask})")
 
 
-def _by_x(kernel: _Kernel, part: Part, terms: Terms) -> None:
-    """Add to out of each edge's neighbour: out[a, u] += sum over c of g[c, u] w[p, u] sum_b C_abc y[b]."""
+def _open_loop_of_products(kernel: _Kernel, part: Part, terms: Terms, name: str) -> None:
+    """Begin the loop over edges with h = g w for each component, one sum for each array of the terms' first argument, ``name``."""
     kernel.load_cotangents()
     kernel.open_loop()
     kernel.load()
     for component in part.components:
-        for k in kernel.arrays("y"):
-            weighted = _sum(f"g{g}_{component.name} * w{w}_{component.path}" for y, w, g in terms if y == k)
-            kernel.write(3, f"h{k}_{component.name} = {weighted}")
+        for k in kernel.arrays(name):
+            products = _sum(f"g{g}_{component.name} * w{w}_{component.path}" for first, w, g in terms if first == k)
+            kernel.write(3, f"h{k}_{component.name} = {products}")
+
+
+def _by_x(kernel: _Kernel, part: Part, terms: Terms) -> None:
+    """Add to out of each edge's neighbour: out[a, u] += sum over c of g[c, u] w[p, u] sum_b C_abc y[b]."""
+    _open_loop_of_products(kernel, part, terms, "y")
     kernel.write(3, f"out_j = {kernel.rows('out', 'j', kernel.widths['x'], part.first.x_offset)}")
     for a in range(2 * part.first.l_in + 1):
         total = _sum(
@@ -298,13 +303,7 @@ def _by_w(kernel: _Kernel, part: Part, terms: Terms) -> None:
 
 def _by_y(kernel: _Kernel, part: Part, terms: Terms) -> None:
     """This program's part of out[b] = sum_u sum_a x[a, u] sum_pc C_abc g[c, u] w[p, u]; those of all programs stand side by side."""
-    kernel.load_cotangents()
-    kernel.open_loop()
-    kernel.load()
-    for component in part.components:
-        for k in kernel.arrays("x"):
-            weighted = _sum(f"g{g}_{component.name} * w{w}_{component.path}" for x, w, g in terms if x == k)
-            kernel.write(3, f"h{k}_{component.name} = {weighted}")
+    _open_loop_of_products(kernel, part, terms, "x")
     width = kernel.widths["y"]
     kernel.write(3, f"out_e = out + e * {width * kernel.widths['programs']} + program * {width}")
     for b in range(width):
