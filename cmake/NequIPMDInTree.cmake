@@ -23,7 +23,7 @@ function(nequip_md_add_to_lammps)
     message(FATAL_ERROR "NequIPMDInTree.cmake is for the cmake folder of a LAMMPS source tree; there is no target "
                         "lammps in ${CMAKE_CURRENT_SOURCE_DIR}")
   endif()
-  set(_pair_sources pair_nequip.cpp pair_nequip_checks.cpp pair_nequip_comm.cpp pair_nequip_model.cpp
+  set(_pair_sources pair_nequip.cpp pair_nequip_checks.cpp pair_nequip_comm.cpp pair_nequip_exchange.cpp pair_nequip_model.cpp
     pair_nequip_restart.cpp)
   list(TRANSFORM _pair_sources PREPEND "${NEQUIP_MD_SOURCE_DIR}/lammps/")
   target_sources(lammps PRIVATE ${_pair_sources})

@@ -159,7 +159,7 @@ def small_models(made_once):
     }
     configs = {
         "allegro": AllegroConfig(**shared, l_max=2, num_layers=2, num_scalar_features=16, num_tensor_features=8),
-        "nequip": NequIPConfig(**shared, l_max=1, num_layers=2, num_features=8, radial_mlp_width=16),
+        "nequip": NequIPConfig(**shared, l_max=1, num_layers=3, num_features=10, radial_mlp_width=16),
     }
 
     def make(name: str) -> tuple[Path, Path]:

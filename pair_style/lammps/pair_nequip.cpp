@@ -47,7 +47,7 @@ PairNequIP::PairNequIP(LAMMPS *lmp) :
 
   nextra = 5;
   pvector = new double[nextra]();
-  comm_forward = 1;
+  comm_forward = OWNER_COMPONENTS;
   comm_reverse = 3;
   comm_reverse_off = CENTROID_COMPONENTS;
 }
@@ -98,8 +98,13 @@ void PairNequIP::compute(int eflag, int vflag)
   }
   system.lists_changed = build;
   if (nequip_md_message_passing_layers(model)) {
-    find_owners();
-    system.owner = owner.data();
+    if (build) find_owners();
+    if (comm->nprocs == 1) {
+      system.owner = owner_index.data();
+    } else {
+      if (build) connect_ghosts();
+      ghost_exchange.attach(system);
+    }
   }
 
   nequip_md_results results = {};
@@ -185,10 +190,11 @@ void PairNequIP::init_style()
   if (!model) error->all(FLERR, "Pair style nequip has no model; give one with pair_coeff");
   if (atom->tag_enable == 0)
     error->all(FLERR, "Pair style nequip requires atom IDs; use atom_modify id yes");
-  if (comm->nprocs > 1 && nequip_md_message_passing_layers(model))
-    error->all(FLERR, "Pair style nequip runs models with message passing (NequIP) on one MPI "
-                      "process only, this run has " +
-                          std::to_string(comm->nprocs) + "; use one, or an Allegro model");
+  if (comm->nprocs > 1 && nequip_md_message_passing_layers(model) && text("device") != "cpu")
+    error->all(FLERR, "Pair style nequip runs models with message passing (NequIP) on a GPU with "
+                      "one MPI process only, this run has " +
+                          std::to_string(comm->nprocs) +
+                          "; use one, device cpu with an artifact for CPUs, or an Allegro model");
   check_masses();
   if (isolated)
     check_trial_deletions();
@@ -205,6 +211,7 @@ void PairNequIP::init_style()
   if (!own_search) neighbor->add_request(this, NeighConst::REQ_FULL);
   last_build = -1;
   statistics = Statistics();
+  ghost_exchange.reset_traffic();
 }
 
 /* ----------------------------------------------------------------------
@@ -247,7 +254,8 @@ double PairNequIP::memory_usage()
   for (const AtomSums *sums : {&forces, &virials, &centroids})
     bytes += sums->values.capacity() * sizeof(double);
   bytes += energies.capacity() * sizeof(double);
-  return bytes + owner.capacity() * sizeof(int);
+  bytes += owners.capacity() * sizeof(GhostExchange::Owner) + owner_index.capacity() * sizeof(int);
+  return bytes + ghost_exchange.memory_usage();
 }
 
 /* ----------------------------------------------------------------------
@@ -261,6 +269,18 @@ void PairNequIP::finish()
   Statistics sum, most;
   MPI_Reduce(&statistics, &sum, COUNT, MPI_DOUBLE, MPI_SUM, 0, world);
   MPI_Reduce(&statistics, &most, COUNT, MPI_DOUBLE, MPI_MAX, 0, world);
+
+  // all processes have made the same calls
+
+  const auto &traffic = ghost_exchange.traffic();
+  const int count = 2 * static_cast<int>(traffic.size());
+  std::vector<double> here, total(count), largest(count);
+  for (const GhostExchange::Traffic &call : traffic) {
+    here.push_back(call.bytes);
+    here.push_back(call.seconds);
+  }
+  MPI_Reduce(here.data(), total.data(), count, MPI_DOUBLE, MPI_SUM, 0, world);
+  MPI_Reduce(here.data(), largest.data(), count, MPI_DOUBLE, MPI_MAX, 0, world);
   if (comm->me != 0 || most.steps == 0) return;
   const double ranks = comm->nprocs, steps = most.steps;
   const auto line = [&](const char *what, double total, double largest, double unit,
@@ -278,5 +298,13 @@ void PairNequIP::finish()
   text += line("positions and neighbors", sum.lists, most.lists, 1e3, "ms");
   text += line("edges, model and sums", sum.model, most.model, 1e3, "ms");
   text += line("adding forces", sum.results, most.results, 1e3, "ms");
+  const int layers = count / 4;    // that read features of ghosts: all but the first
+  for (int call = 0; call < 2 * layers; call++) {
+    const bool forward = call < layers;
+    const std::string what = (forward ? "features for layer " : "gradients for layer ") +
+                             std::to_string(2 + (forward ? call : 2 * layers - 1 - call));
+    text += line(what.c_str(), total[2 * call], largest[2 * call], 1e-6, "MB sent");
+    text += line("", total[2 * call + 1], largest[2 * call + 1], 1e3, "ms");
+  }
   utils::logmesg(lmp, text);
 }

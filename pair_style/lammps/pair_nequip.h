@@ -9,6 +9,7 @@
 #define LMP_PAIR_NEQUIP_H
 
 #include "pair.h"
+#include "pair_nequip_exchange.h"
 
 #include <cstdint>
 #include <string>
@@ -45,6 +46,7 @@ class PairNequIP : public Pair {
 
  protected:
   static constexpr int CENTROID_COMPONENTS = 9;
+  static constexpr int OWNER_COMPONENTS = 2;    // process and local index
 
   nequip_md_model *model;
   double cutoff;         // largest cutoff of the model
@@ -98,8 +100,12 @@ class PairNequIP : public Pair {
   int energy_flag;                 // set by fix pair, which needs per-atom energies
   std::vector<double> energies;    // [nlocal + nghost], if energy_flag is set
 
-  std::vector<int>
-      owner;    // local atom that each atom is or is a copy of, for models with message passing
+  // for models with message passing: the atoms that all atoms are or are copies of, on one process
+  // as the engine takes them, and the exchange of features on several
+
+  std::vector<GhostExchange::Owner> owners;
+  std::vector<int> owner_index;
+  GhostExchange ghost_exchange;
 
   // digests of the model's file before and after loading
 
@@ -129,6 +135,7 @@ class PairNequIP : public Pair {
   std::string exclusions() const;
   bool fix_exists(const ExcludingFix &) const;
   void find_owners();
+  void connect_ghosts();
   void check_forces();
   std::string remark() const;
   void add_ghost_sums(AtomSums &, double **);

@@ -11,6 +11,7 @@
 
 #include "atom.h"
 #include "comm.h"
+#include "neigh_list.h"
 
 #include <algorithm>
 
@@ -29,28 +30,53 @@ double *PairNequIP::AtomSums::start(int natoms, int components)
 
 void PairNequIP::find_owners()
 {
-  owner.resize(atom->nlocal + atom->nghost);
+  owners.resize(atom->nlocal + atom->nghost);
   for (int i = 0; i < atom->nlocal; i++)
-    owner[i] = i;
+    owners[i] = {comm->me, i};
   comm->forward_comm(this);
+  if (comm->nprocs > 1) return;
+  owner_index.clear();
+  for (const GhostExchange::Owner &owner : owners)
+    owner_index.push_back(owner.index);
 }
 
 /* ----------------------------------------------------------------------
-   forward communication of the local index of the atom that a ghost is a copy of
+   the exchange leaves out ghosts that are in no list of neighbors, as there are if other styles
+   reach farther
+------------------------------------------------------------------------- */
+
+void PairNequIP::connect_ghosts()
+{
+  std::vector<char> needed(owners.size(), own_search);
+  if (!own_search)
+    for (int ii = 0; ii < list->inum; ii++) {
+      const int i = list->ilist[ii];
+      for (int jj = 0; jj < list->numneigh[i]; jj++)
+        needed[list->firstneigh[i][jj] & NEIGHMASK] = true;
+    }
+  ghost_exchange.connect(world, atom->nlocal, owners, needed);
+}
+
+/* ----------------------------------------------------------------------
+   forward communication of the process and the local index of the atom that a ghost is a copy of
 ------------------------------------------------------------------------- */
 
 int PairNequIP::pack_forward_comm(int n, int *sendlist, double *buf, int /*pbc_flag*/,
                                   int * /*pbc*/)
 {
-  for (int k = 0; k < n; k++)
-    buf[k] = owner[sendlist[k]];
-  return n;
+  for (int k = 0; k < n; k++) {
+    const GhostExchange::Owner &owner = owners[sendlist[k]];
+    buf[OWNER_COMPONENTS * k] = owner.rank;
+    buf[OWNER_COMPONENTS * k + 1] = owner.index;
+  }
+  return OWNER_COMPONENTS * n;
 }
 
 void PairNequIP::unpack_forward_comm(int n, int first, double *buf)
 {
   for (int k = 0; k < n; k++)
-    owner[first + k] = static_cast<int>(buf[k]);
+    owners[first + k] = {static_cast<int>(buf[OWNER_COMPONENTS * k]),
+                         static_cast<int>(buf[OWNER_COMPONENTS * k + 1])};
 }
 
 /* ----------------------------------------------------------------------

@@ -51,6 +51,12 @@ def eam(force_styles, artifacts, tmp_path_factory) -> tuple[Path, str]:
 
 
 @pytest.fixture(scope="session")
+def eam_messages(artifacts, eam) -> tuple[Path, str]:
+    """As ``eam``, but the artifact passes messages: total energy, forces and virials are the same, energies of atoms are not."""
+    return artifacts("eam_messages"), eam[1]
+
+
+@pytest.fixture(scope="session")
 def doctored(lj_artifact, tmp_path_factory):
     """``doctored(format_version="1")``: the path of a copy of the artifact with other metadata; None removes a key."""
     folder = tmp_path_factory.mktemp("doctored")

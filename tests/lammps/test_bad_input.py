@@ -125,9 +125,9 @@ NEGATIVE_CONTROLS = {
     "lengths in bohr": ("pair_style nequip\npair_coeff * * {bohr} Ar Ne", "'length_unit'|bohr"),
 }
 TWO_RANKS_ONLY = {
-    "message passing on two ranks": (
+    "message passing without an exchange": (
         "pair_style nequip\npair_coeff * * {messages} Ar Ne",
-        "message passing|one MPI process|has 2",
+        "exported for one process|write it again with: nequip-md-export",
     ),
 }
 UNITS = {"units lj": "lj", "units si": "si", "units electron": "electron"}
@@ -281,10 +281,11 @@ print("SURVIVED", flush=True)
 """
 
 
-@pytest.mark.parametrize("ranks", [1, 2])
-def test_nan_position(ranks, plugin_folder, lj_artifact, tmp_path):
-    """Set behind LAMMPS' back, as LAMMPS itself stops when it sorts such an atom into a cell."""
-    (tmp_path / "in.nan").write_text(SYSTEM.start(tmp_path) + nequip(lj_artifact) + "run 0 post no\n")
+@pytest.mark.parametrize("ranks, potential", [(1, "lj"), (2, "lj"), (2, "eam_messages"), (4, "eam_messages")])
+def test_nan_position(ranks, potential, artifacts, tmp_path):
+    """Set behind LAMMPS' back, as LAMMPS itself stops when it sorts such an atom into a cell. With message passing, the other
+    processes wait for features of the one that fails, and end nevertheless."""
+    (tmp_path / "in.nan").write_text(SYSTEM.start(tmp_path) + nequip(artifacts(potential)) + "run 0 post no\n")
     (tmp_path / "nan.py").write_text(NAN_POSITION)
     outcome = run_program([sys.executable, "-m", "mpi4py", "nan.py"], tmp_path, ranks=ranks, limit=LIMIT)
     assert outcome.status != 0

@@ -5,9 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import pytest
 
 from support.changed_plugin import ChangedPlugin
+from support.force_styles import STAGES, ForceStyle
 from support.lammps_compare import assert_heat_flux, assert_same
 from support.lammps_run import RECORD, measurement, read_measurement, run_lammps
 from support.lammps_systems import NATIVE, SYSTEMS, nequip
@@ -21,12 +23,13 @@ class Mutation(NamedTuple):
     after: str
 
 
-TALLY, KERNELS, PIECES, PAIR, PAIR_COMM, PAIR_MODEL = (
+TALLY, KERNELS, PIECES, PAIR, PAIR_COMM, PAIR_EXCHANGE, PAIR_MODEL = (
     "engine/src/tally.cpp",
     "engine/src/kernels.h",
     "engine/src/pieces.cpp",
     "lammps/pair_nequip.cpp",
     "lammps/pair_nequip_comm.cpp",
+    "lammps/pair_nequip_exchange.cpp",
     "lammps/pair_nequip_model.cpp",
 )
 MUTATIONS = {
@@ -68,11 +71,27 @@ MUTATIONS = {
         PAIR, "      virial[k] += results.virial[k];", "      virial[k] = 0.0;"
     ),
 }
+MESSAGE_MUTATIONS = {
+    "gradients of ghosts dropped": Mutation(PAIR_EXCHANGE, "        add(from, features, row[atom]);\n", "        ;\n"),
+    "gradients of images dropped": Mutation(PAIR_EXCHANGE, "      add(of_image, features, original);\n", "      ;\n"),
+    "features of the layer before": Mutation(
+        PAIR_EXCHANGE, "  outgoing.resize(atoms.index.size() * bytes);\n", "  if (call == 1) return;\n"
+    ),
+    "ghosts of the wrong owner": Mutation(
+        PAIR_EXCHANGE,
+        "push_back(owner.index);\n    }\n  }",
+        "push_back(owner.index ? owner.index - 1 : 0);\n    }\n  }",
+    ),
+    "rows without regard to the order of centres": Mutation(
+        PAIR_EXCHANGE, "const int i = system->centres ? system->centres[k] : k;", "const int i = k;"
+    ),
+}
 
 
 @pytest.fixture(scope="module")
 def plugin(tmp_path_factory) -> ChangedPlugin:
-    changed = sorted({mutation.file for mutation in MUTATIONS.values() if mutation.file.endswith(".cpp")})
+    mutations = [*MUTATIONS.values(), *MESSAGE_MUTATIONS.values()]
+    changed = sorted({mutation.file for mutation in mutations if mutation.file.endswith(".cpp")})
     options = "-DCMAKE_CXX_FLAGS_RELEASE=-O1", f"-DCHANGED_SOURCES={';'.join(changed)}"
     return ChangedPlugin(tmp_path_factory.mktemp("mutations"), *options)
 
@@ -110,3 +129,28 @@ def test_fault_is_found(fault, plugin, lj_artifact, eam, tmp_path):
     cache = plugin.build(*MUTATIONS[fault])
     with pytest.raises(AssertionError):
         compare(cache, lj_artifact, eam[0], tmp_path)
+
+
+def compare_messages(cache: Path, style: ForceStyle, artifact: Path, folder: Path) -> None:
+    """A model of three layers on two ranks, which sort their atoms, against the eager model."""
+    script = style.start(folder, "on", "atom_modify sort 1 2.0") + style.pair(artifact) + style.measure("ours")
+    outcome = run_lammps(script, folder, ranks=2, env={"XDG_CACHE_HOME": str(cache)})
+    assert outcome.status == 0, outcome.text
+    assert str(cache) in outcome.text, "another plugin was loaded"
+    result = style.read(folder, "ours")
+    for stage in STAGES:
+        for key, value in getattr(style, stage).items():
+            expected = np.array(value, dtype=float)
+            ours = result[stage][key].reshape(expected.shape)
+            np.testing.assert_allclose(ours, expected, rtol=0, atol=style.tolerance * np.abs(expected).max())
+
+
+def test_messages_without_a_fault(plugin, force_styles, artifacts, tmp_path):
+    compare_messages(plugin.build(), force_styles["nequip"], artifacts("nequip"), tmp_path)
+
+
+@pytest.mark.parametrize("fault", MESSAGE_MUTATIONS)
+def test_fault_of_messages_is_found(fault, plugin, force_styles, artifacts, tmp_path):
+    cache = plugin.build(*MESSAGE_MUTATIONS[fault])
+    with pytest.raises(AssertionError):
+        compare_messages(cache, force_styles["nequip"], artifacts("nequip"), tmp_path)

@@ -1,4 +1,4 @@
-"""An Allegro model in float64 on 1 to 8 ranks, in bricks and in tiles: results do not depend on the decomposition."""
+"""Allegro and NequIP in float64 on 1 to 8 ranks, in bricks and in tiles: results do not depend on the decomposition."""
 
 from __future__ import annotations
 
@@ -38,35 +38,32 @@ DIVISIONS = [
 
 @pytest.fixture(scope="module")
 def on_ranks(small_models, plugin_folder, tmp_path_factory):
-    """``on_ranks(ranks)``: the folder where one start of LAMMPS has measured every division of every geometry."""
+    """``on_ranks(model, ranks)``: the folder where one start of LAMMPS has measured every division of every geometry."""
     folders = {}
 
-    def get(ranks: int):
-        if ranks not in folders:
-            folders[ranks] = folder = tmp_path_factory.mktemp(f"ranks_{ranks}")
+    def get(model: str, ranks: int):
+        if (model, ranks) not in folders:
+            folders[model, ranks] = folder = tmp_path_factory.mktemp(f"{model}_{ranks}")
             script = ""
             for name, communication in DIVISIONS:
                 system, (before, after) = GEOMETRIES[name], COMMUNICATION[communication]
                 divided = replace(system, before=f"{system.before}\n{before}", after=after)
                 newton = "on" if communication == "brick" else "off"
-                script += (
-                    "clear\n"
-                    + divided.start(folder / name[:3], newton)
-                    + nequip(small_models("allegro_fp64")[1], "H O")
-                )
+                script += "clear\n" + divided.start(folder / name[:3], newton) + nequip(small_models(model)[1], "H O")
                 script += measurement(f"{name[:3]}_{communication}")
             outcome = run_lammps(script, folder, ranks=ranks, limit=240)
             assert outcome.status == 0, outcome.text
-        return folders[ranks]
+        return folders[model, ranks]
 
     return get
 
 
 @pytest.mark.parametrize("ranks", [2, 3, 4, 8])
 @pytest.mark.parametrize("geometry, communication", DIVISIONS)
-def test_numbers_do_not_depend_on_ranks(geometry, ranks, communication, on_ranks):
-    reference = read_measurement(on_ranks(1), f"{geometry[:3]}_brick")
-    result = read_measurement(on_ranks(ranks), f"{geometry[:3]}_{communication}")
+@pytest.mark.parametrize("model", ["allegro_fp64", "nequip_fp64"])
+def test_numbers_do_not_depend_on_ranks(model, geometry, ranks, communication, on_ranks):
+    reference = read_measurement(on_ranks(model, 1), f"{geometry[:3]}_brick")
+    result = read_measurement(on_ranks(model, ranks), f"{geometry[:3]}_{communication}")
     assert np.abs(reference["forces"]).max() > 0.05
     for key in ("energy", "pressure", *PER_ATOM):
         scale = np.abs(reference[key]).max()

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from nequip_md.ops import ghost_exchange
+
 
 class LennardJones(nn.Module):
     """Half of a truncated and shifted Lennard-Jones energy for each edge: ``lj/cut`` with ``pair_modify shift yes``.
@@ -104,3 +106,25 @@ class EmbeddedAtom(nn.Module):
             for other in range(t + 1):
                 add(r * self.repulsion[t, other] * self.pair(r))
         path.write_text("\n".join(lines) + "\n")
+
+
+class EmbeddedAtomByMessages(EmbeddedAtom):
+    """The same potential with message passing: each atom's F(rho) belongs to those that make its density, in proportion.
+
+    F(rho_j) = sum_i w(t_i) (1 - r/r_c)^3 exp(-r) F(rho_j) / rho_j, so total energy, forces and virials are those of
+    :class:`EmbeddedAtom`, but an atom's energy takes features of its neighbours: a(t_j) and sqrt(rho_j + 0.05).
+    """
+
+    def forward(self, edge_vectors: Tensor, edge_index: Tensor, row_ptr: Tensor, node_types: Tensor) -> Tensor:
+        centre, neighbour = edge_index[0], edge_index[1]
+        t_i, t_j = node_types[centre], node_types[neighbour]
+        r = edge_vectors.square().sum(1).sqrt()
+        owned = node_types[: row_ptr.shape[0] - 1]
+        zero = torch.zeros_like(owned, dtype=torch.float64)
+        rho = zero.index_add(0, centre, self.weights[t_j] * self.density(r))
+        features = torch.stack([self.depths[owned], torch.sqrt(rho + 0.05)], dim=1)
+        depth, root = ghost_exchange(features, node_types)[neighbour].unbind(1)
+        # F / rho without a division by rho, which may be 0
+        share = -depth / (root + 0.05**0.5)
+        edges = self.weights[t_i] * self.density(r) * share + 0.5 * self.repulsion[t_i, t_j] * self.pair(r)
+        return self.shifts[owned] + zero.index_add(0, centre, edges)

@@ -14,6 +14,10 @@ RELATIVE = 1e-11
 SHIFTS = {1: -1.5, 2: -0.25}
 """Energies of isolated atoms by LAMMPS type, which analytic artifacts include and LAMMPS' own styles do not."""
 QUANTITIES = ("energy", "pressure", "forces", "energies", "virials", "centroid")
+MANY_BODY = QUANTITIES[:-1]
+"""Of many-body potentials, whose heat flux LAMMPS' own styles divide among atoms in another way."""
+BY_MESSAGES = ("energy", "pressure", "forces", "virials")
+"""Of potentials with message passing, whose energies of atoms are others than those of LAMMPS' own style."""
 
 
 def assert_same(

@@ -14,10 +14,10 @@ Exchange::Exchange(const std::string &library)
 
 Exchange::Scope::Scope(Exchange &exchange, nequip_md_exchange function, void *context) : exchange_(exchange)
 {
-    exchange_.function_ = function;
+    exchange_.function_ = exchange_.possible() ? function : nullptr;
     exchange_.context_ = context;
     exchange_.failure_ = 0;
-    if (function) exchange_.set_(call, &exchange_);
+    if (exchange_.function_) exchange_.set_(call, &exchange_);
 }
 
 Exchange::Scope::~Scope()

@@ -16,7 +16,7 @@ class Exchange {
     // Whether the code exchanges features.
     bool possible() const { return set_ != nullptr; }
 
-    // The code calls the caller's function during the lifetime of this object. If `function` is null, nothing is done.
+    // The code calls the caller's function during the lifetime of this object. If `function` is null, or the code exchanges nothing, nothing is done.
     class Scope {
      public:
         Scope(Exchange &exchange, nequip_md_exchange function, void *context);

@@ -113,7 +113,8 @@ void Model::evaluate(const nequip_md_system &system, nequip_md_results &results)
 
 void Model::check_exchange()
 {
-    if (!metadata_.ghosts || !network_.exchange().possible())
+    // a single layer reads types of ghosts, so its code exchanges nothing
+    if (!metadata_.ghosts || (metadata_.message_passing_layers > 1 && !network_.exchange().possible()))
         throw Error(NEQUIP_MD_BAD_MODEL,
                     "exchange is set, but the model was exported for one process (it does not ask for features of "
                     "ghosts); write it again with: nequip-md-export MODEL -o OUT.pt2");
