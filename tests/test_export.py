@@ -97,7 +97,7 @@ def test_metadata_says_what_was_exported(small_models):
     assert json.loads(metadata["config"])["num_tensor_features"] == 8
     assert json.loads(metadata["training"]) == {}
     nequip = read_metadata(small_models("nequip_fp64")[1])
-    assert (nequip["kind"], nequip["message_passing_layers"], nequip["model_dtype"]) == ("nequip", "2", "float64")
+    assert (nequip["kind"], nequip["message_passing_layers"], nequip["model_dtype"]) == ("nequip", "3", "float64")
 
 
 def test_metadata_has_the_limits_of_the_training_data():
@@ -181,7 +181,7 @@ def test_artifact_checks_its_inputs(small_models):
     with pytest.raises(NequIPMDError, match=r"edge_index is torch.int64 \[2, 3\]"):
         artifact(Graph(graph.edge_vectors, graph.edge_index[:, :3], *graph.tensors[2:]))
     with pytest.raises(
-        NequIPMDError, match="2 layers, and this graph has 27 ghosts.*or evaluate a graph without ghosts"
+        NequIPMDError, match="3 layers, and this graph has 27 ghosts.*or evaluate a graph without ghosts"
     ):
         artifact(Graph(*graph.tensors[:3], torch.cat([graph.node_types, graph.node_types])))
 

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 
-from support.lammps_compare import BY_MESSAGES, MANY_BODY, QUANTITIES, assert_same
+from support.lammps_compare import BY_MESSAGES, MANY_BODY, QUANTITIES, SHIFTS, assert_same
 from support.lammps_run import measurement, read_measurement, run_lammps
 from support.lammps_systems import NATIVE, SYSTEMS, nequip
 
@@ -218,5 +218,7 @@ def test_feature(potential, feature, measured):
     assert np.abs(reference["forces"]).max() > 1e-3, "without forces this shows nothing"
     np.testing.assert_array_equal(result["types"], reference["types"])
     quantities = {"eam": MANY_BODY, "eam_messages": BY_MESSAGES}.get(potential, QUANTITIES)
-    assert_same(result, reference, feature, FEATURES[feature].tolerance, quantities)
+    # where both are artifacts, both have the energies of isolated atoms
+    shifts = {1: 0.0, 2: 0.0} if potential == "eam_messages" and feature in BEYOND_TABLES else SHIFTS
+    assert_same(result, reference, feature, FEATURES[feature].tolerance, quantities, shifts)
     np.testing.assert_allclose(result["positions"], reference["positions"], rtol=0, atol=1e-6)

@@ -82,9 +82,6 @@ MESSAGE_MUTATIONS = {
         "push_back(owner.index);\n    }\n  }",
         "push_back(owner.index ? owner.index - 1 : 0);\n    }\n  }",
     ),
-    "rows without regard to the order of centres": Mutation(
-        PAIR_EXCHANGE, "const int i = system->centres ? system->centres[k] : k;", "const int i = k;"
-    ),
 }
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+import pytest
+
 from support.lammps_run import run_lammps
 from support.lammps_systems import NATIVE, System, nequip
 
@@ -33,14 +35,37 @@ def crystal_with_vacancy() -> tuple[System, str]:
     return system, f"1\n{neighbour + 1} " + " ".join(map(repr, map(float, sites[0]))) + "\n"
 
 
-def test_barrier(lj_artifact, tmp_path):
+def alone(lj_artifact, eam_messages) -> tuple[str, str, float]:
+    """Input for lj/cut, for the same potential as an artifact, and that artifact's energy of an isolated atom."""
+    return NATIVE, nequip(lj_artifact), -1.5
+
+
+def beside_messages(lj_artifact, eam_messages) -> tuple[str, str, float]:
+    """lj/cut with a hundredth of an embedded-atom potential, whose artifact passes messages."""
+    artifact, native = eam_messages
+    tables = native.split("* * ")[1].split()[0]
+    lines = (
+        "pair_style hybrid/scaled 1.0 lj/cut 6.0 0.01 STYLE\npair_coeff * * STYLE FILE Ar Ne\n"
+        "pair_coeff * * lj/cut 0.0104 3.4\npair_modify pair lj/cut shift yes\n"
+    )
+    native, ours = (
+        lines.replace("STYLE", style).replace("FILE", str(file))
+        for style, file in (("eam/alloy", tables), ("nequip", artifact))
+    )
+    return native, ours, -0.015
+
+
+@pytest.mark.parametrize("potential, ranks", [(alone, 1), (beside_messages, 2)])
+def test_barrier(potential, ranks, lj_artifact, eam_messages, tmp_path):
+    """Each replica has its own ranks, which exchange features among themselves alone where the model passes messages."""
+    native_lines, our_lines, isolated = potential(lj_artifact, eam_messages)
     system, hop = crystal_with_vacancy()
     (tmp_path / "hop").write_text(hop)
     script = "clear\n".join(
-        system.start(tmp_path) + pair + NEB.format(hop=tmp_path / "hop") for pair in (NATIVE, nequip(lj_artifact))
+        system.start(tmp_path) + pair + NEB.format(hop=tmp_path / "hop") for pair in (native_lines, our_lines)
     )
-    arguments = ("-partition", f"{REPLICAS}x1", "-screen", "none")
-    outcome = run_lammps(script, tmp_path, ranks=REPLICAS, limit=240, arguments=arguments)
+    arguments = ("-partition", f"{REPLICAS}x{ranks}", "-screen", "none")
+    outcome = run_lammps(script, tmp_path, ranks=REPLICAS * ranks, limit=240, arguments=arguments)
     assert outcome.status == 0, outcome.text
     log = (tmp_path / "log.lammps").read_text()
     # columns: step, forces (5), barriers forward and back, length of the path, then position and energy of each replica
@@ -53,4 +78,4 @@ def test_barrier(lj_artifact, tmp_path):
     assert native[1] < 1e-4, "the band is not converged"
     np.testing.assert_allclose(ours[6:8], native[6:8], rtol=1e-7)
     # printed to eight digits, energies of isolated atoms among them
-    np.testing.assert_allclose(ours[10::2] - 31 * -1.5, native[10::2], rtol=0, atol=2e-6)
+    np.testing.assert_allclose(ours[10::2] - 31 * isolated, native[10::2], rtol=0, atol=2e-6)
