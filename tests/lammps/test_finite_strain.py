@@ -25,9 +25,9 @@ def deformations(system: System, strain: float) -> dict[str, str]:
     }
 
 
-@pytest.mark.parametrize(("kind", "ranks"), [("eam", 1), ("eam", 2), ("allegro", 2)])
+@pytest.mark.parametrize(("kind", "ranks"), [("eam", 1), ("eam", 2), ("allegro", 2), ("nequip", 2)])
 def test_pressure_is_the_derivative_of_the_energy(kind, ranks, eam, small_models, tmp_path):
-    artifact, types = (eam[0], "Ar Ne") if kind == "eam" else (small_models("allegro_fp64")[1], "H O")
+    artifact, types = (eam[0], "Ar Ne") if kind == "eam" else (small_models(f"{kind}_fp64")[1], "H O")
     system = SYSTEMS["triclinic"]
     start = "clear\n" + system.start(tmp_path) + nequip(artifact, types)
     script = start + measurement("still")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -32,7 +34,7 @@ BESIDE_OTHERS = {
 def beside_others(eam_messages, tmp_path_factory):
     """``beside_others(ranks)``: the folder where every input of ``BESIDE_OTHERS`` has been measured, with both styles."""
     artifact, native = eam_messages
-    tables = native.split("* * ")[1].split()[0]
+    tables = native.split()[-3]
     folders = {}
 
     def get(ranks: int):
@@ -65,6 +67,24 @@ def test_beside_other_styles(case, ranks, beside_others):
             np.testing.assert_allclose(
                 result[key], reference[key], rtol=0, atol=RELATIVE * scale, err_msg=f"newton {newton} {key}"
             )
+
+
+@pytest.mark.parametrize("newton", NEWTON)
+def test_ranks_without_atoms_of_the_model(newton, eam_messages, tmp_path):
+    """Of four ranks along x one or two have atoms of NULL types alone, and take part in every exchange."""
+    artifact, native = eam_messages
+    system = replace(SYSTEMS["orthogonal"], before="processors 4 1 1")
+    types = np.where(system.positions[:, 0] < 0.4 * system.lengths[0], 1, 2)
+    start = "clear\n" + system.start(tmp_path, newton, types=types)
+    lines = BESIDE_OTHERS["NULL beside nothing"]
+    script = "".join(
+        start + lines.replace("STYLE", style).replace("FILE", file) + measurement(who)
+        for who, style, file in (("native", "eam/alloy", native.split()[-3]), ("ours", "nequip", f'"{artifact}"'))
+    )
+    outcome = run_lammps(script, tmp_path, ranks=4)
+    assert outcome.status == 0, outcome.text
+    reference, result = (read_measurement(tmp_path, who) for who in ("native", "ours"))
+    assert_same(result, reference, "", RELATIVE, BY_MESSAGES, {1: -1.5, 2: 0.0})
 
 
 def test_partitions_of_several_ranks(eam_messages, tmp_path):

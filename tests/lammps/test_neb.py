@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-
 import pytest
 
 from support.lammps_run import run_lammps
@@ -43,7 +42,7 @@ def alone(lj_artifact, eam_messages) -> tuple[str, str, float]:
 def beside_messages(lj_artifact, eam_messages) -> tuple[str, str, float]:
     """lj/cut with a hundredth of an embedded-atom potential, whose artifact passes messages."""
     artifact, native = eam_messages
-    tables = native.split("* * ")[1].split()[0]
+    tables = native.split()[-3]
     lines = (
         "pair_style hybrid/scaled 1.0 lj/cut 6.0 0.01 STYLE\npair_coeff * * STYLE FILE Ar Ne\n"
         "pair_coeff * * lj/cut 0.0104 3.4\npair_modify pair lj/cut shift yes\n"
