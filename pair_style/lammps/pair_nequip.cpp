@@ -97,13 +97,15 @@ void PairNequIP::compute(int eflag, int vflag)
     system.neighbour_mask = NEIGHMASK;
   }
   system.lists_changed = build;
+  nequip_md_exchange exchange;
   if (nequip_md_message_passing_layers(model)) {
     if (build) find_owners();
     if (comm->nprocs == 1) {
       system.owner = owner_index.data();
     } else {
       if (build) connect_ghosts();
-      ghost_exchange.attach(system);
+      exchange = ghost_exchange.begin();
+      system.exchange = &exchange;
     }
   }
 

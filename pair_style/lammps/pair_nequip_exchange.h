@@ -11,10 +11,9 @@
 #include <mpi.h>
 
 #include <cstddef>
-#include <cstdint>
 #include <vector>
 
-struct nequip_md_system;
+struct nequip_md_exchange;
 
 namespace LAMMPS_NS {
 
@@ -32,7 +31,7 @@ class GhostExchange {
     int rank, index;    // MPI process, and local index there
   };
 
-  // Traffic of one call of the callback, summed over evaluations.
+  // Traffic of one transfer in an evaluation, summed over evaluations.
 
   struct Traffic {
     double bytes = 0.0;      // sent to other processes
@@ -46,19 +45,19 @@ class GhostExchange {
   void connect(MPI_Comm, int nlocal, const std::vector<Owner> &owners,
                const std::vector<char> &needed);
 
-  // Sets callback and context of a system that is about to be evaluated.
+  // What the engine needs in an evaluation that begins now.
 
-  void attach(nequip_md_system &);
+  nequip_md_exchange begin();
 
-  // Traffic of each call in an evaluation: forward for each layer, then backward as often.
+  // Traffic of each transfer: forward for each layer, then backward as often.
 
   const std::vector<Traffic> &traffic() const
   {
-    return calls;
+    return transfers;
   }
   void reset_traffic()
   {
-    calls.clear();
+    transfers.clear();
   }
 
   double memory_usage() const;
@@ -71,40 +70,19 @@ class GhostExchange {
     std::vector<int> start;    // [processes + 1], where those for or from each process begin
   };
 
-  // Rows of features that lie in the model's memory.
-
-  struct Features {
-    char *values;
-    std::size_t width, bytes_each;
-  };
-
-  static int callback(void *, int, void *, long long, long long, long long, int, void *);
-  void exchange(bool, Features, int64_t);
-  void number_rows(int64_t);
-  void start_receiving(const Atoms &, std::size_t);
-  void start_sending(const Atoms &, std::size_t);
-  void wait();
-  void pack(const Atoms &, Features);
-  void unpack(const Atoms &, Features, bool);
-  void copy_images(Features, bool);
-
-  static void add(const char *, Features, int64_t);
+  static int transfer(void *, int, const void *, void *, long long);
+  void communicate(const Atoms &, const void *, const Atoms &, void *, std::size_t);
 
   MPI_Comm world;
-  int me = 0, nprocs = 1;
+  int nprocs = 1;
   Atoms owned;                           // local atoms that are ghosts on other processes
   Atoms ghosts;                          // ghosts that other processes own
   std::vector<int> images, originals;    // ghosts that are copies of local atoms, and these
 
-  const nequip_md_system *system = nullptr;    // that is evaluated
-  std::vector<int64_t> row;                    // of each atom; -1 for atoms outside the model
-  bool numbered = false;                       // rows are those of this evaluation
-
-  std::vector<char> outgoing, incoming;
   std::vector<MPI_Request> requests;
   std::vector<MPI_Status> statuses;
-  std::vector<Traffic> calls;
-  std::size_t call = 0;    // number of the next call in this evaluation
+  std::vector<Traffic> transfers;
+  std::size_t number = 0;    // of the next transfer in this evaluation
 };
 
 }    // namespace LAMMPS_NS

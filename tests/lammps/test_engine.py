@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def test_metadata(library, load, lj_artifact):
     handle = load(lj_artifact)
-    assert library.nequip_md_abi_version() == 5
+    assert library.nequip_md_abi_version() == 6
     assert library.nequip_md_num_types(handle) == 2
     assert [library.nequip_md_type_name(handle, t) for t in (-1, 0, 1, 2)] == [None, b"Ar", b"Ne", None]
     assert library.nequip_md_cutoff(handle) == 6.0

@@ -23,10 +23,11 @@ class Mutation(NamedTuple):
     after: str
 
 
-TALLY, KERNELS, PIECES, PAIR, PAIR_COMM, PAIR_EXCHANGE, PAIR_MODEL = (
+TALLY, KERNELS, PIECES, EXCHANGE, PAIR, PAIR_COMM, PAIR_EXCHANGE, PAIR_MODEL = (
     "engine/src/tally.cpp",
     "engine/src/kernels.h",
     "engine/src/pieces.cpp",
+    "engine/src/exchange.cpp",
     "lammps/pair_nequip.cpp",
     "lammps/pair_nequip_comm.cpp",
     "lammps/pair_nequip_exchange.cpp",
@@ -72,16 +73,23 @@ MUTATIONS = {
     ),
 }
 MESSAGE_MUTATIONS = {
-    "gradients of ghosts dropped": Mutation(PAIR_EXCHANGE, "        add(from, features, row[atom]);\n", "        ;\n"),
-    "gradients of images dropped": Mutation(PAIR_EXCHANGE, "      add(of_image, features, original);\n", "      ;\n"),
+    "gradients of ghosts dropped": Mutation(
+        EXCHANGE, "        if (sent.back() >= 0) additions.emplace_back(sent.back(), k);\n", ""
+    ),
+    "gradients of images dropped": Mutation(
+        EXCHANGE, "        additions.emplace_back(original, given_.num_sent + image);\n", ""
+    ),
     "features of the layer before": Mutation(
-        PAIR_EXCHANGE, "  outgoing.resize(atoms.index.size() * bytes);\n", "  if (call == 1) return;\n"
+        PAIR_EXCHANGE,
+        "  requests.clear();\n",
+        "  requests.clear();\n  if (number == 1) return;\n",
     ),
     "ghosts of the wrong owner": Mutation(
         PAIR_EXCHANGE,
-        "push_back(owner.index);\n    }\n  }",
-        "push_back(owner.index ? owner.index - 1 : 0);\n    }\n  }",
+        "theirs[owner.rank].push_back(owner.index);",
+        "theirs[owner.rank].push_back(owner.index ? owner.index - 1 : 0);",
     ),
+    "images without features": Mutation(EXCHANGE, "        if (original < 0) continue;\n", "        continue;\n"),
 }
 
 

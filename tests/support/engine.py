@@ -9,7 +9,7 @@ from pathlib import Path
 OK, BAD_FILE, BAD_MODEL, BAD_DEVICE, BAD_INPUT, BAD_RESULT, INTERNAL = range(7)
 HOST_MEMORY, GPU_MEMORY = range(2)
 
-EXCHANGE = ctypes.CFUNCTYPE(c_int, c_void_p, c_int, c_void_p, c_longlong, c_longlong, c_longlong, c_int, c_void_p)
+TRANSFER = ctypes.CFUNCTYPE(c_int, c_void_p, c_int, c_void_p, c_void_p, c_longlong)
 
 
 class Versioned(Structure):
@@ -29,6 +29,21 @@ class Options(Versioned):
         ("max_edges", c_longlong),
         ("no_replay", c_int),
         ("no_guard", c_int),
+    ]
+
+
+class Exchange(Versioned):
+    _fields_ = [
+        ("struct_size", c_size_t),
+        ("transfer", TRANSFER),
+        ("context", c_void_p),
+        ("num_sent", c_int),
+        ("sent", POINTER(c_int)),
+        ("num_received", c_int),
+        ("received", POINTER(c_int)),
+        ("num_images", c_int),
+        ("images", POINTER(c_int)),
+        ("originals", POINTER(c_int)),
     ]
 
 
@@ -52,8 +67,7 @@ class System(Versioned):
         ("periodic", c_int * 3),
         ("memory", c_int),
         ("stream", c_void_p),
-        ("exchange", EXCHANGE),
-        ("exchange_context", c_void_p),
+        ("exchange", POINTER(Exchange)),
     ]
 
 

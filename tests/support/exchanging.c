@@ -1,5 +1,5 @@
-/* Simulates the code of a message-passing artifact: exchanges features of ghosts once in each direction, then runs the
- * code of another artifact, to which this library is linked.
+/* Simulates the code of a message-passing artifact: exchanges features of ghosts forward, backward, and forward again, which
+ * shows the sums, then runs the code of another artifact, to which this library is linked.
  *
  * Each row has two features, both equal to the number of the row, counted from 1; those of ghosts are NaN. */
 #define _GNU_SOURCE
@@ -35,8 +35,8 @@ int32_t AOTInductorModelContainerRunSingleThreaded(void *container, void **input
         double *const features = malloc(2 * nodes * sizeof *features);
         int failed = 0;
         for (int64_t k = 0; k < 2 * nodes; ++k) features[k] = k < 2 * owned ? (double)(k / 2 + 1) : NAN;
-        for (int reduce = 0; reduce < 2 && !failed; ++reduce)
-            failed = exchange(exchange_context, reduce, features, owned, nodes - owned, 2, 8, stream);
+        for (int call = 0; call < 3 && !failed; ++call)
+            failed = exchange(exchange_context, call == 1, features, owned, nodes - owned, 2, 8, stream);
         free(features);
         if (failed) return 1;
     }

@@ -35,8 +35,8 @@
  *     A rank evaluates the energies of the atoms that it owns (its centres). Models without message passing (Allegro)
  *     need ghost atoms as far out as the cutoff and nothing else; forces on ghosts are returned and the caller adds
  *     them to those of the atoms that the ghosts are copies of. Models with message passing (NequIP) either run on one
- *     process, where `owner` says which atom each periodic image is a copy of, or need `exchange`, by which the caller
- *     brings the features of ghosts from the processes that own them.
+ *     process, where `owner` says which atom each periodic image is a copy of, or need `exchange`, which says who needs
+ * the features of which atoms, and brings them from one process to another.
  *
  * Periodic boundaries
  *     With `cell` the library makes the periodic images itself, for programs on one process that have no images of
@@ -59,7 +59,7 @@ extern "C" {
 
 /* Changes whenever a function or a field below does, not when fields are added (see Structures above). A caller
  * compares it with nequip_md_abi_version(). */
-#define NEQUIP_MD_ABI_VERSION 5
+#define NEQUIP_MD_ABI_VERSION 6
 
 /* Largest num_threads of the options. */
 #define NEQUIP_MD_MAX_THREADS 1024
@@ -99,21 +99,36 @@ typedef struct nequip_md_options {
                           * 1: never report it */
 } nequip_md_options;
 
-/* Callback that exchanges features of ghosts during the evaluation of a model with message passing. It is called before
- * each layer that needs features of ghosts, and once more for each of these layers in the backward pass, the same
- * number of times on all processes.
+/* How features of ghosts travel between processes, for models with message passing. The library computes features for
+ * the centres of this process only, and a layer reads those of their neighbours too.
  *
- * features: [owned + ghosts][width], floating-point numbers of bytes_each (4 or 8) bytes, on the device of the model.
- * On a GPU they must be read and written in the order of `stream`, a cudaStream_t. The first rows belong to the centres
- * in the order of `centres` (centres that type_map ignores have none), the last `ghosts` rows to all other atoms in
- * their order. Rows between these belong to no atom.
+ * The atoms that are no centres are ghosts. A ghost's features come from another process (`received`) or from a centre
+ * of this one (`images`). Ghosts that are in neither list must not be within the cutoff of a centre.
  *
- * reduce 0: copy to the row of each ghost the row of the atom that it is a copy of. reduce 1: add the row of each ghost
- * to the row of that atom.
- *
- * Returns 0 for success. With any other value the evaluation fails. */
-typedef int (*nequip_md_exchange)(void *context, int reduce, void *features, long long owned, long long ghosts,
-                                  long long width, int bytes_each, void *stream);
+ * All entries are atoms. They are read when lists_changed is set, or when the atoms of the model have changed. */
+typedef struct nequip_md_exchange {
+    size_t struct_size; /* sizeof(nequip_md_exchange) */
+
+    /* Sends `outgoing` to the other processes and receives `incoming` from them, before each layer that needs features
+     * of ghosts (reduce 0), and once more for each of these layers in the backward pass (reduce 1): the same number of
+     * times on all processes, also on those without atoms.
+     *
+     * reduce 0: outgoing has the features of the atoms in `sent`, in this order, and incoming is to have those of
+     * `received`. reduce 1: outgoing has the gradients of `received`, and incoming is to have those of `sent`, which
+     * the library adds up. An atom's features have bytes_each bytes. Both arrays are in host memory.
+     *
+     * Returns 0 for success. With any other value the evaluation fails. */
+    int (*transfer)(void *context, int reduce, const void *outgoing, void *incoming, long long bytes_each);
+    void *context; /* first argument of `transfer` */
+
+    int num_sent;         /* centres whose features other processes need; one may occur several times */
+    const int *sent;      /* [num_sent] */
+    int num_received;     /* ghosts whose features other processes send, each once */
+    const int *received;  /* [num_received] */
+    int num_images;       /* ghosts that are copies of centres of this process, each once */
+    const int *images;    /* [num_images] */
+    const int *originals; /* [num_images], the centres that they are copies of */
+} nequip_md_exchange;
 
 /* Atoms and, unless the library is to find them, full neighbour lists as LAMMPS keeps them. "Atom" is an index into the
  * arrays of length num_all. */
@@ -154,9 +169,8 @@ typedef struct nequip_md_system {
     void *stream; /* with NEQUIP_MD_GPU_MEMORY: the cudaStream_t in whose order the arrays are read and written; NULL:
                    * the default stream. The call waits for the evaluation, but not for the last sums in this stream */
 
-    nequip_md_exchange exchange; /* exchanges features of ghosts for models with message passing on several processes;
-                                  * NULL: each atom that is no centre is a copy of its `owner` */
-    void *exchange_context;      /* first argument of `exchange` */
+    const nequip_md_exchange *exchange; /* for models with message passing on several processes; NULL: each atom that is
+                                         * no centre is a copy of its `owner` */
 } nequip_md_system;
 
 /* Results, and the arrays to compute. Values are ADDED to the arrays, so that several contributions can share them; set

@@ -1,9 +1,15 @@
-// Connects the compiled code of models with message passing, which needs features of ghosts, to the caller's callback.
+// Exchange of the features of ghosts for models with message passing: between the compiled code, which asks for it, and
+// the caller, who sends them from one process to another.
 #pragma once
 
 #include <cstdint>
 #include <string>
+#include <vector>
 
+#include <ATen/core/Tensor.h>
+
+#include "compute.h"
+#include "neighbour_table.h"
 #include "nequip_md_engine.h"
 
 namespace nequip_md {
@@ -11,21 +17,26 @@ namespace nequip_md {
 class Exchange {
  public:
     // library: path of an artifact's code, which must be loaded already and stay loaded.
-    explicit Exchange(const std::string &library);
+    Exchange(const Compute &compute, const std::string &library);
 
     // Whether the code exchanges features.
     bool possible() const { return set_ != nullptr; }
 
-    // The code calls the caller's function during the lifetime of this object. If `function` is null, or the code exchanges nothing, nothing is done.
+    // Finds the rows of the caller's atoms in the table, which has been updated. Throws Error (BAD_INPUT) for atoms
+    // that cannot be sent or received.
+    void prepare(const nequip_md_exchange &given, bool lists_changed, const NeighbourTable &table);
+
+    // The code exchanges features by the caller's function during the lifetime of this object, if there is one.
     class Scope {
      public:
-        Scope(Exchange &exchange, nequip_md_exchange function, void *context);
+        Scope(Exchange &exchange, bool wanted);
         ~Scope();
         Scope(const Scope &) = delete;
         Scope &operator=(const Scope &) = delete;
 
      private:
         Exchange &exchange_;
+        const bool set_;
     };
 
     // Nonzero value that the caller's function has returned; 0 if it has not failed.
@@ -38,11 +49,26 @@ class Exchange {
 
     static int call(void *exchange, int reduce, void *features, int64_t owned, int64_t ghosts, int64_t width,
                     int bytes_each, void *stream);
+    void forward(RowArguments arguments, int64_t bytes_each);
+    void backward(RowArguments arguments, int64_t bytes_each);
+    bool transfer(bool reduce, int64_t bytes_each);
+    void *room(at::Tensor &buffer, int64_t bytes) const;
 
+    const Compute &compute_;
     Set set_ = nullptr;
-    nequip_md_exchange function_ = nullptr;
-    void *context_ = nullptr;
+    nequip_md_exchange given_{};
     int failure_ = 0;
+    int64_t numbering_ = -1;  // of the table, that the rows below belong to
+
+    // Rows of features, int64 on the device; -1 for atoms outside the model.
+    at::Tensor sent_;     // [sent]
+    at::Tensor targets_;  // [received + images]
+    at::Tensor sources_;  // [images], rows that images are copies of
+    at::Tensor sums_;     // rows to which gradients are added
+    at::Tensor start_;    // [sums + 1], where the terms of each begin
+    at::Tensor terms_;    // sent atoms by their number, and images by their row
+
+    at::Tensor outgoing_, incoming_;  // bytes, in host memory, which a GPU's kernels read and write as well
 };
 
 }  // namespace nequip_md

@@ -412,6 +412,58 @@ NEQUIP_MD_DEVICE void tally(const TallyArguments &a, Int64 index, bool skip_larg
 NEQUIP_MD_DEVICE void tally_fixed(const TallyArguments &a, Int64 index) { tally<Int64>(a, index, true); }
 NEQUIP_MD_DEVICE void tally_double(const TallyArguments &a, Int64 index) { tally<double>(a, index, false); }
 
+// ---- features of ghosts ----
+
+// Rows are those of the model's array of features, which is [nodes][width]. The values of atoms that travel to and from
+// other processes are in arrays of their own, in the order in which they travel.
+struct RowArguments {
+    const Int64 *row;     // [count], of each index below
+    const Int64 *source;  // write_rows: row to copy from for indices from `num_values` on
+    const Int64 *start;   // add_rows: [count + 1], where the terms of each row begin
+    const Int64 *term;    // add_rows: the terms; below `num_values` a value, else a row, which is counted from there
+    Int64 num_values;
+    Int64 width, words;  // numbers of a row, and its units of 4 bytes
+    void *features;
+    void *values;  // [num_values][width]
+};
+
+NEQUIP_MD_DEVICE void copy_row(const RowArguments &a, const void *from, Int64 from_row, void *to, Int64 to_row)
+{
+    const unsigned *const source = (const unsigned *)from + from_row * a.words;
+    unsigned *const target = (unsigned *)to + to_row * a.words;
+    for (Int64 k = lane(); k < a.words; k += LANES) target[k] = source[k];
+}
+
+// Values of atoms outside the model, which have no row, stay as they are. index: value
+NEQUIP_MD_DEVICE void read_rows(const RowArguments &a, Int64 index)
+{
+    if (a.row[index] >= 0) copy_row(a, a.features, a.row[index], a.values, index);
+}
+
+// index: value, then image
+NEQUIP_MD_DEVICE void write_rows(const RowArguments &a, Int64 index)
+{
+    if (index < a.num_values)
+        copy_row(a, a.values, index, a.features, a.row[index]);
+    else
+        copy_row(a, a.features, a.source[index - a.num_values], a.features, a.row[index]);
+}
+
+// Adds the terms of a row in their order, so that sums do not depend on threads. index: row that has terms
+template <typename Number>
+NEQUIP_MD_DEVICE void add_rows(const RowArguments &a, Int64 index)
+{
+    Number *const sum = (Number *)a.features + a.row[index] * a.width;
+    for (Int64 k = a.start[index]; k < a.start[index + 1]; ++k) {
+        const Int64 term = a.term[k];
+        const Number *const values = term < a.num_values ? (const Number *)a.values + term * a.width
+                                                         : (const Number *)a.features + (term - a.num_values) * a.width;
+        for (Int64 c = lane(); c < a.width; c += LANES) sum[c] += values[c];
+    }
+}
+NEQUIP_MD_DEVICE void add_rows_float(const RowArguments &a, Int64 index) { add_rows<float>(a, index); }
+NEQUIP_MD_DEVICE void add_rows_double(const RowArguments &a, Int64 index) { add_rows<double>(a, index); }
+
 }  // namespace nequip_md
 
 NEQUIP_MD_KERNEL(place_images, nequip_md::ImageArguments)
@@ -422,3 +474,7 @@ NEQUIP_MD_KERNEL(count_edges, nequip_md::EdgeArguments)
 NEQUIP_MD_KERNEL(write_edges, nequip_md::EdgeArguments)
 NEQUIP_MD_KERNEL(tally_fixed, nequip_md::TallyArguments)
 NEQUIP_MD_KERNEL(tally_double, nequip_md::TallyArguments)
+NEQUIP_MD_KERNEL(read_rows, nequip_md::RowArguments)
+NEQUIP_MD_KERNEL(write_rows, nequip_md::RowArguments)
+NEQUIP_MD_KERNEL(add_rows_float, nequip_md::RowArguments)
+NEQUIP_MD_KERNEL(add_rows_double, nequip_md::RowArguments)

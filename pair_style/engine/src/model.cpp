@@ -70,7 +70,7 @@ Model::Model(const Package &package, const nequip_md_options &options)
       num_threads_(options.num_threads),
       energy_factor_(options.energy_factor == 0 ? 1 : options.energy_factor),
       may_replay_(!options.no_replay),
-      network_(package, compute_.device()),
+      network_(package, compute_),
       guard_(metadata_, !options.no_guard),
       table_(compute_, metadata_, guard_.shortest()),
       pieces_(compute_, options.max_edges, metadata_.message_passing_layers == 0),
@@ -95,8 +95,11 @@ void Model::evaluate(const nequip_md_system &system, nequip_md_results &results)
     table_.update(system);
     results.seconds_lists = watch.seconds();
     const bool exchanged = metadata_.message_passing_layers > 0 && system.exchange;
-    if (exchanged) check_exchange();
-    const Exchange::Scope exchange(network_.exchange(), exchanged ? system.exchange : nullptr, system.exchange_context);
+    if (exchanged) {
+        check_exchange();
+        network_.exchange().prepare(*system.exchange, system.lists_changed, table_);
+    }
+    const Exchange::Scope exchange(network_.exchange(), exchanged);
     const Request request{{results.atom_virials != nullptr, results.centroid_virials != nullptr},
                           {results.atom_energies != nullptr, !arrays_on_gpu},
                           /*replay=*/may_replay_ && !exchanged};

@@ -49,6 +49,11 @@ class NeighbourTable {
 
     at::Tensor centre_atoms() const { return centre_atom_.narrow(0, 0, num_centres()); }  // on the device
 
+    // With exchanged features: the node of an atom, which is -1 for centres outside the model, and whether it is a
+    // centre.
+    int64_t row(int atom) const { return numbers_.node_of_atom[atom]; }
+    bool is_centre(int atom) const { return row(atom) < num_centres() + MIN_PHANTOMS; }
+
     // The atom at a position, either itself or its image, and its type.
     int atom(int64_t position) const;
     int type(int64_t position) const { return numbers_.types[atom(position)]; }

@@ -36,7 +36,7 @@ class TF32Scope {
 
 }  // namespace
 
-Network::Network(const Package &package, const at::Device &device)
+Network::Network(const Package &package, const Compute &compute)
     : path_(package.path()),
       allow_tf32_(package.metadata().precision == "tf32"),
       folder_(std::make_unique<TemporaryFolder>(package.size()))
@@ -48,17 +48,17 @@ Network::Network(const Package &package, const at::Device &device)
     const auto &makers = torch::inductor::getAOTIModelRunnerRegistry();
     try {
         // Without an index the weights would be loaded to the current device.
-        runner_ = makers.at(package.metadata().device)(library, num_runners, device.str(), folder_->path(),
+        runner_ = makers.at(package.metadata().device)(library, num_runners, compute.device().str(), folder_->path(),
                                                        run_single_threaded);
     } catch (const std::exception &error) {
         throw Error(NEQUIP_MD_BAD_FILE, "the compiled code in '" + path_ + "' does not load (" +
                                             first_line(error.what()) +
                                             "); export the model again on a machine like this one");
     }
-    exchange_.emplace(library);
+    exchange_.emplace(compute, library);
     // Loaded code does not need its file any more, so no file is left behind even if the process is killed. A GPU's
     // kernels are loaded from files when they are first needed, so these stay.
-    if (device.is_cpu()) folder_.reset();
+    if (!compute.gpu()) folder_.reset();
 }
 
 std::vector<at::Tensor> Network::call(const Graph &graph)
@@ -66,7 +66,7 @@ std::vector<at::Tensor> Network::call(const Graph &graph)
     const TF32Scope precision(allow_tf32_);
     const auto check = [this] {
         if (exchange_->failure() != 0)
-            throw Error(NEQUIP_MD_INTERNAL, "the caller's function `exchange` returned " +
+            throw Error(NEQUIP_MD_INTERNAL, "the caller's function `transfer` returned " +
                                                 std::to_string(exchange_->failure()) + ", so ghosts have no features");
     };
     try {

@@ -8,6 +8,7 @@
 #include <ATen/core/Tensor.h>
 #include <torch/csrc/inductor/aoti_runner/model_container_runner.h>
 
+#include "compute.h"
 #include "exchange.h"
 #include "graph.h"
 #include "package.h"
@@ -23,7 +24,7 @@ struct Evaluation {
 class Network {
  public:
     // Loads the code of an artifact. Throws Error (BAD_FILE).
-    Network(const Package &package, const at::Device &device);
+    Network(const Package &package, const Compute &compute);
 
     // The connection through which the code exchanges features of ghosts.
     Exchange &exchange() { return *exchange_; }

@@ -29,10 +29,15 @@ struct Version<nequip_md_results> {
     static constexpr const char *NAME = "nequip_md_results";
     static constexpr size_t SMALLEST = offsetof(nequip_md_results, num_candidates);
 };
+template <>
+struct Version<nequip_md_exchange> {
+    static constexpr const char *NAME = "nequip_md_exchange";
+    static constexpr size_t SMALLEST = sizeof(nequip_md_exchange);
+};
 
 // A field that is added later must not occupy former padding at the end, which old callers do not set to zero.
 static_assert(sizeof(nequip_md_options) == offsetof(nequip_md_options, no_guard) + sizeof(int));
-static_assert(sizeof(nequip_md_system) == offsetof(nequip_md_system, exchange_context) + sizeof(void *));
+static_assert(sizeof(nequip_md_system) == offsetof(nequip_md_system, exchange) + sizeof(void *));
 static_assert(sizeof(nequip_md_results) == offsetof(nequip_md_results, seconds_results) + sizeof(double));
 
 // Converts the caller's structure to this library's version; fields that the caller's lacks are zero.
