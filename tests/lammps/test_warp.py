@@ -167,3 +167,63 @@ def test_images(ways, cells):
             forces[atom[j]] -= gradient
     np.testing.assert_allclose(cpu["forces"][:count] / UNITS, forces, atol=1e-12)
     assert not cpu["forces"][count:].any() and np.abs(forces).max() > 0.1
+
+
+@pytest.mark.parametrize("width", [1, 45, 64])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_features_that_travel(ways, dtype, width):
+    """Rows that are read, written, copied to images, and added up in the order of their terms, to the last digit."""
+    rng = np.random.default_rng(width)
+    nodes, values, images = 60, 25, 9
+    read = rng.permutation(nodes)[:values]
+    read[3] = -1  # an atom outside the model
+    targets = rng.permutation(np.arange(40, nodes))[:images]
+    write = np.concatenate([rng.permutation(np.arange(20, 40))[: values - 5], np.arange(5), targets])
+    source = rng.integers(5, 20, images)
+    sums = np.array([7, 3, 30])
+    terms = [[4, 9, values + 41], [values + 50], [2, 2, 24, values + 7]]
+    start = np.cumsum([0, *map(len, terms)])
+    term = np.concatenate(terms)
+    features = rng.normal(size=(nodes, width)).astype(dtype)
+
+    expected = features.copy()
+    travelled = np.full((values, width), 0.5, dtype)
+    known = read >= 0
+    travelled[known] = expected[read[known]]
+    travelled += 1
+    expected[write[:values]] = travelled
+    expected[targets] = expected[source]
+    for row, of_row in zip(sums, terms):
+        for k in of_row:
+            expected[row] += travelled[k] if k < values else expected[k - values]
+
+    for way, library in ways.items():
+        found, buffer = features.copy(), np.full((values, width), 0.5, dtype)
+        pointers = {
+            name: ctypes.c_void_p(a.ctypes.data)
+            for name, a in {
+                "read": read,
+                "write": write,
+                "source": source,
+                "sums": sums,
+                "start": start,
+                "term": term,
+            }.items()
+        }
+        assert library.travel(
+            pointers["read"],
+            ctypes.c_longlong(values),
+            pointers["write"],
+            pointers["source"],
+            ctypes.c_longlong(images),
+            pointers["sums"],
+            pointers["start"],
+            pointers["term"],
+            ctypes.c_longlong(len(sums)),
+            ctypes.c_longlong(width),
+            np.dtype(dtype).itemsize,
+            ctypes.c_void_p(found.ctypes.data),
+            ctypes.c_void_p(buffer.ctypes.data),
+        ), "threads wait for each other"
+        np.testing.assert_array_equal(buffer, travelled, err_msg=way)
+        np.testing.assert_array_equal(found, expected, err_msg=way)

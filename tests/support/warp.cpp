@@ -106,3 +106,35 @@ extern "C" bool place(const double* given, const int* atom, const int* shift, co
   RUN(place_images, i, (num_positions + nequip_md::LANES - 1) / nequip_md::LANES);
   return true;
 }
+
+// Reads rows to `values`, adds 1 to these, writes them to rows and copies rows to others, and adds up terms, all as in
+// RowArguments; numbers have bytes_each bytes.
+extern "C" bool travel(const Int64* read, Int64 num_values, const Int64* write, const Int64* source, Int64 num_images,
+                       const Int64* sums, const Int64* start, const Int64* term, Int64 num_sums, Int64 width,
+                       int bytes_each, void* features, void* values) {
+  nequip_md::RowArguments a{};
+  a.num_values = num_values;
+  a.width = width;
+  a.words = width * bytes_each / 4;
+  a.features = features;
+  a.values = values;
+  a.row = read;
+  RUN(read_rows, a, num_values);
+  for (Int64 k = 0; k < num_values * width; ++k)
+    if (bytes_each == 8)
+      static_cast<double*>(values)[k] += 1;
+    else
+      static_cast<float*>(values)[k] += 1;
+  a.row = write;
+  a.source = source;
+  RUN(write_rows, a, num_values + num_images);
+  a.row = sums;
+  a.start = start;
+  a.term = term;
+  if (bytes_each == 8) {
+    RUN(add_rows_double, a, num_sums);
+  } else {
+    RUN(add_rows_float, a, num_sums);
+  }
+  return true;
+}
