@@ -133,7 +133,7 @@ def points(
 def plot(path: Path, result: Sequence[Point], title: str) -> None:
     """Time of a step over the number of processes, measured and as it would be without any loss."""
     from matplotlib.figure import Figure
-    from matplotlib.ticker import ScalarFormatter
+    from matplotlib.ticker import FixedLocator, NullFormatter, StrMethodFormatter
 
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
@@ -146,12 +146,15 @@ def plot(path: Path, result: Sequence[Point], title: str) -> None:
         axes.plot(x, [point.ms_per_step for point in line], "o-", color=colour, label=f"{scaling}: {what}")
         axes.plot(x, [point.ms_per_step * point.efficiency for point in line], ":", color=colour)
         for point in line[1:]:
-            axes.annotate(
-                f"{point.efficiency:.0%}", (point.ranks, point.ms_per_step), (4, 6), textcoords="offset points"
-            )
+            place = {"xytext": (-4, 8), "textcoords": "offset points", "ha": "right"}
+            axes.annotate(f"{point.efficiency:.0%}", (point.ranks, point.ms_per_step), **place)
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
-    axes.xaxis.set_major_formatter(ScalarFormatter())
+    axes.xaxis.set_major_locator(FixedLocator(sorted({point.ranks for point in result})))
+    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:.0f}"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    for set_formatter in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
+        set_formatter(StrMethodFormatter("{x:,.0f}"))
     axes.set(xlabel="MPI processes", ylabel="ms per step (dotted: no loss)")
     axes.set_title(title, fontsize="medium")
     axes.grid(alpha=0.3, which="both")

@@ -17,7 +17,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
-PAGES = ("README.md", "docs/performance.md", "docs/kernels.md", "docs/training.md")
+PAGES = ("README.md", "docs/performance.md", "docs/kernels.md", "docs/scaling.md", "docs/training.md")
 BLOCK = re.compile(r"(<!-- table: ([a-z_]+) \(python benchmarks/tables\.py\) -->\n)(.*?)(<!-- end of table -->)", re.S)
 
 PUBLISHED = "LAMMPS-Kokkos on an H100"
@@ -187,6 +187,16 @@ def accuracy_speed() -> str:
     return table(["preset", "weights", "µs/atom", "force RMSE, meV/Å"], rows)
 
 
+def scaling() -> str:
+    rows = []
+    for point in read("cpu_scaling_nequip_m.json")["points"]:
+        sent = [number(point[key]) if point["ranks"] > 1 else "" for key in ("exchanged_mb", "exchange_ms")]
+        time, efficiency = number(point["ms_per_step"]), f"{point['efficiency']:.0%}"
+        rows.append([point["scaling"], str(point["ranks"]), f"{point['atoms']:,}", time, *sent, efficiency])
+    head = ["scaling", "processes", "atoms", "ms/step", "MB that each sends in a step", "ms for that", "efficiency"]
+    return table(head, rows)
+
+
 def kernel_times() -> str:
     columns = []
     for precision in ("fp32", "tf32"):
@@ -236,6 +246,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "hopper_kernels": hopper_kernels,
     "fine_tuning": fine_tuning,
     "accuracy_speed": accuracy_speed,
+    "scaling": scaling,
 }
 
 

@@ -20,6 +20,7 @@ import large_store
 import make_data
 import nve_drift
 import rounding
+import scaling
 import target_rows
 import targets
 
@@ -246,3 +247,30 @@ def test_large_stores_are_measured(tmp_path, monkeypatch):
     assert found["epoch, by workers"]["1"]["batches/s"] > 0 and found["epoch, by workers"].keys() == {"0", "1"}
     # a process that has imported PyTorch takes more than this
     assert found["open"]["opened, MB"] >= found["open"]["imports, MB"] > 50
+
+
+def test_scaling(small_models, tmp_path):
+    """Two processes beside one: what they send is in the result of a model with message passing, and nothing for others."""
+    assert [scaling.divisions(ranks) for ranks in (1, 2, 6, 8, 12)] == [
+        (1, 1, 1),
+        (2, 1, 1),
+        (3, 2, 1),
+        (2, 2, 2),
+        (3, 2, 2),
+    ]
+    for name in ("nequip_fp64", "allegro_fp64"):
+        artifact = small_models(name)[1]
+        points = scaling.points(artifact, ["H", "O"], [2, 1], 81, 192, steps=1, repeats=1, report=lambda line: None)
+        assert [(p.scaling, p.ranks, p.atoms) for p in points] == [
+            ("weak", 1, 81),
+            ("strong", 1, 192),
+            ("weak", 2, 162),
+            ("strong", 2, 192),
+        ]
+        for point in points:
+            first = next(p for p in points if p.scaling == point.scaling)
+            share = first.ms_per_step * point.atoms / first.atoms / point.ranks
+            assert point.efficiency == pytest.approx(share / point.ms_per_step)
+            assert (point.exchanged_mb > 0) == (point.exchange_ms > 0) == (name[0] == "n" and point.ranks > 1)
+        scaling.plot(tmp_path / "scaling.png", points, name)
+        assert (tmp_path / "scaling.png").stat().st_size > 10_000

@@ -352,3 +352,23 @@ def test_every_named_result_is_there():
     text = named_in("README.md", "docs/*.md", "benchmarks/NOTEBOOK.md")
     names = set(re.findall(r"\b(?:h[12]00_\w+|nve_\w+|targets|cpu_step)\.json", text))
     assert len(names) > 10 and names <= {path.name for path in RESULTS.rglob("*.json")}
+
+
+def test_ghosts_of_a_cube():
+    """The table of docs/scaling.md follows from its formula and the widths of "M"."""
+    from nequip_md.model.nequip_irreps import plan_layers, width
+
+    config = preset(
+        "M", type_names=["H", "O"], cutoff=6.0, avg_num_neighbors=84.0, energy_scales=1.0, energy_shifts=0.0
+    )
+    widths = [width(layer.inputs) for layer in plan_layers(config)[1:]]
+    page = (ROOT / "docs" / "scaling.md").read_text()
+    assert widths == [480, 480, 480] and f"{2 * 4 * sum(widths):,} bytes for each ghost" in page
+    rows = re.findall(r"^\| ([\d,]+) \| ([\d,]+) \| ([\d.]+) \| (\d+) MB \|$", page, re.MULTILINE)
+    assert len(rows) == 4
+    for row in rows:
+        atoms, ghosts, ratio, megabytes = (float(cell.replace(",", "")) for cell in row)
+        side = (atoms / 0.1) ** (1 / 3)
+        expected = 0.1 * ((side + 12) ** 3 - side**3)
+        assert ghosts == round(expected) and abs(ratio - expected / atoms) < 0.051
+        assert megabytes == round(expected * 2 * 4 * sum(widths) / 1e6)
