@@ -250,27 +250,17 @@ def test_large_stores_are_measured(tmp_path, monkeypatch):
 
 
 def test_scaling(small_models, tmp_path):
-    """Two processes beside one: what they send is in the result of a model with message passing, and nothing for others."""
-    assert [scaling.divisions(ranks) for ranks in (1, 2, 6, 8, 12)] == [
-        (1, 1, 1),
-        (2, 1, 1),
-        (3, 2, 1),
-        (2, 2, 2),
-        (3, 2, 2),
-    ]
-    for name in ("nequip_fp64", "allegro_fp64"):
-        artifact = small_models(name)[1]
-        points = scaling.points(artifact, ["H", "O"], [2, 1], 81, 192, steps=1, repeats=1, report=lambda line: None)
-        assert [(p.scaling, p.ranks, p.atoms) for p in points] == [
-            ("weak", 1, 81),
-            ("strong", 1, 192),
-            ("weak", 2, 162),
-            ("strong", 2, 192),
-        ]
-        for point in points:
-            first = next(p for p in points if p.scaling == point.scaling)
-            share = first.ms_per_step * point.atoms / first.atoms / point.ranks
-            assert point.efficiency == pytest.approx(share / point.ms_per_step)
-            assert (point.exchanged_mb > 0) == (point.exchange_ms > 0) == (name[0] == "n" and point.ranks > 1)
-        scaling.plot(tmp_path / "scaling.png", points, name)
-        assert (tmp_path / "scaling.png").stat().st_size > 10_000
+    """Two processes beside one, of a model with message passing: they send features and gradients, and one alone sends nothing."""
+    divisions = {1: (1, 1, 1), 2: (2, 1, 1), 6: (3, 2, 1), 8: (2, 2, 2), 12: (3, 2, 2)}
+    assert {ranks: scaling.divisions(ranks) for ranks in divisions} == divisions
+    artifact = small_models("nequip_fp64")[1]
+    points = scaling.points(artifact, ["H", "O"], [2, 1], 81, 192, steps=1, repeats=1, report=lambda line: None)
+    sizes = [("weak", 1, 81), ("strong", 1, 192), ("weak", 2, 162), ("strong", 2, 192)]
+    assert [(p.scaling, p.ranks, p.atoms) for p in points] == sizes
+    for point in points:
+        first = next(p for p in points if p.scaling == point.scaling)
+        share = first.ms_per_step * point.atoms / first.atoms / point.ranks
+        assert point.efficiency == pytest.approx(share / point.ms_per_step)
+        assert (point.exchanged_mb > 0) == (point.exchange_ms > 0) == (point.ranks > 1)
+    scaling.plot(tmp_path / "scaling.png", points, "two processes")
+    assert (tmp_path / "scaling.png").stat().st_size > 10_000
