@@ -154,20 +154,24 @@ def _check_sizes(inputs: SymbolicInputs) -> None:
 
     That it differs from a number or from another size is left out: operators and passes compare sizes to find equal ones.
     """
-    names: dict[sympy.Expr, sympy.Symbol] = {}
+    if not inputs.sizes:
+        return
+    # guards count as known in the environment that they were made in
+    afresh = symbolic([torch.empty(2 + number) for number in range(len(inputs.sizes))], [{0: n} for n in inputs.sizes])
+    names: dict[sympy.Expr, str] = {}
     for name, size in inputs.sizes.items():
-        expression = size.node.expr
-        if not expression.is_Symbol or expression in names:
-            taken = names.get(expression, expression)
-            raise NequIPMDError(_SIZES_MATTER.format(f"the number of {name} was taken for {taken}"))
-        names[expression] = sympy.Symbol(name)
-    environment = next(iter(inputs.sizes.values())).node.shape_env if inputs.sizes else ShapeEnv()
-    for guard in environment.guards:
-        if not isinstance(guard.expr, sympy.Ne) and not statically_known_true(
-            environment.create_symboolnode(guard.expr)
-        ):
-            condition = environment.simplify(guard.expr).xreplace(names)
-            raise NequIPMDError(_SIZES_MATTER.format(f"it was assumed that {condition}"))
+        found = size.node.expr
+        if not found.is_Symbol or found in names:
+            raise NequIPMDError(_SIZES_MATTER.format(f"the number of {name} was taken for {names.get(found, found)}"))
+        names[found] = name
+    symbols = {symbol: afresh.sizes[name].node.expr for symbol, name in names.items()}
+    made, known = (next(iter(sizes.values())).node.shape_env for sizes in (inputs.sizes, afresh.sizes))
+    for guard in made.guards:
+        condition = made.replace(guard.expr)
+        always = statically_known_true(known.create_symboolnode(condition.xreplace(symbols)))
+        if not always and not isinstance(condition, sympy.Ne):
+            named = condition.xreplace({symbol: sympy.Symbol(name) for symbol, name in names.items()})
+            raise NequIPMDError(_SIZES_MATTER.format(f"it was assumed that {named}"))
 
 
 def _traced(function: Callable, inputs: Sequence[Tensor], decompositions: dict | None = None) -> torch.fx.GraphModule:
