@@ -24,7 +24,10 @@ from nequip_md.model import energy_and_gradient
 
 Inputs = tuple[Tensor, Tensor, Tensor, Tensor]
 _ONE_MORE = " + 1"
-_SIZES_MATTER = "the model cannot be traced for batches of any size: {}; its forward must not branch on numbers of atoms, edges or frames"
+_SIZES_MATTER = (
+    "the model cannot be traced for batches of any size: {}; "
+    "its forward must not branch on numbers of atoms, edges or frames"
+)
 
 
 def example_inputs(
@@ -114,7 +117,7 @@ def symbolic(tensors: Sequence[Tensor], dynamic: Sequence[Mapping[int, str]]) ->
 
     Args:
         dynamic: names of the sizes of each tensor that are symbols, by dimension. Sizes of the same name are equal, and the size
-            ``name + 1`` is one more than the size ``name``.
+            ``name + 1`` is one more than the size ``name``, which another tensor has.
     """
     mode = FakeTensorMode(shape_env=ShapeEnv(), allow_non_fake_inputs=True)
     fakes, sizes = [], {}
