@@ -20,7 +20,7 @@ def operators(graph: GraphModule) -> list[str]:
 
 def traced(function, *inputs, dynamic=()):
     """The lowered graph of a function, whose results it keeps."""
-    graph = trace_function(function, symbolic(inputs, dynamic or [()] * len(inputs)), Backend())
+    graph = trace_function(function, symbolic(inputs, dynamic or [{}] * len(inputs)), Backend())
     for a, b in zip(graph(*inputs), function(*inputs), strict=True):
         assert torch.equal(a, b)
     return graph
@@ -31,7 +31,7 @@ def test_calls_that_do_nothing_are_removed():
         back = x.view(1, *x.shape).view(x.shape)
         return (torch.cat([back @ w.t().t()]).detach()[:],)
 
-    graph = traced(function, torch.randn(5, 3), torch.randn(3, 2), dynamic=[(0,), ()])
+    graph = traced(function, torch.randn(5, 3), torch.randn(3, 2), dynamic=[{0: "rows"}, {}])
     assert operators(graph) == ["aten::mm"]
 
 

@@ -6,8 +6,9 @@ import gc
 from threading import Barrier
 
 import pytest
+import torch
 
-from nequip_md.lowering.compile_time import few_collections, launchers_side_by_side
+from nequip_md.lowering.compile_time import few_collections, launchers_side_by_side, no_stacks
 
 driver = pytest.importorskip("triton.backends.nvidia.driver")
 TOGETHER = 4
@@ -54,3 +55,14 @@ def test_collections_are_as_before():
         assert gc.get_threshold()[0] > before[0] and gc.isenabled()
         raise ValueError("stop")
     assert gc.get_threshold() == before
+
+
+def test_nodes_have_stacks_again():
+    def stacks():
+        program = torch.export.export(torch.nn.Softplus(), (torch.zeros(2),))
+        return [node.stack_trace for node in program.graph.nodes if node.op == "call_function"]
+
+    with no_stacks():
+        assert stacks() == [None]
+    (stack,) = stacks()
+    assert "softplus" in stack

@@ -19,7 +19,7 @@ from nequip_md.training.steps.compiled_step import (
     CompiledStep,
     pad_batch,
     relative_difference,
-    step_program,
+    step_graph,
 )
 from nequip_md.training.steps.ema import AveragedModel
 from nequip_md.training.steps.loss import divisors, label_counts
@@ -161,10 +161,10 @@ def test_float32_in_the_kernels_of_a_gpu(kind, precision, tmp_path):
         with matmul_precision(precision):
             got = CompiledStep(model, LOSS, with_stress=True, folder=tmp_path)(batch, counts).gradients
     else:
-        program = step_program(model, LOSS, True, torch.device(DEVICE), TritonBackend(precision).for_training())
-        split = [n for n in program.graph.nodes if n.target == torch.ops.nequip_md.split_weights_triton.default]
+        graph, _ = step_graph(model, LOSS, True, torch.device(DEVICE), TritonBackend(precision).for_training())
+        split = [n for n in graph.graph.nodes if n.target == torch.ops.nequip_md.split_weights_triton.default]
         assert split and len({n.args[0] for n in split}) == len(split), "each matrix is split once"
-        got = program.module()(*[w.detach() for w in trained(model)], *tensors_of(batch).values(), counts)[6:]
+        got = graph(*[w.detach() for w in trained(model)], *tensors_of(batch).values(), counts)[6:]
     exact = EagerStep(with_dtype(deepcopy(model), "float64").to(DEVICE), LOSS, with_stress=True)(
         batch, counts
     ).gradients

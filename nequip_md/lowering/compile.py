@@ -5,8 +5,10 @@ from __future__ import annotations
 import io
 import tempfile
 import warnings
+from collections.abc import Callable, Sequence
 
 import torch
+from torch import Tensor
 
 from nequip_md import inductor_cache
 from nequip_md.errors import NequIPMDError
@@ -24,6 +26,37 @@ def compile_program(program: torch.export.ExportedProgram, backend: Backend, opt
     Raises:
         NequIPMDError: a compiler is missing or fails, or there is no space to compile in.
     """
+
+    def package(content: io.BytesIO, options: dict) -> None:
+        torch._inductor.aoti_compile_and_package(program, package_path=content, inductor_configs=options)
+
+    return _content(package, backend, options)
+
+
+def compile_graph(
+    graph: torch.fx.GraphModule, inputs: Sequence[Tensor], backend: Backend, options: dict | None = None
+) -> memoryview:
+    """As :func:`compile_program`, for a lowered graph that was traced with fake tensors; their symbolic sizes are variables in the code.
+
+    The graph is not traced by :func:`torch.export.export`, which would double the time in Python before Inductor begins.
+
+    Args:
+        inputs: like those that the graph was traced with, from which Inductor chooses how work is shared among threads.
+    """
+
+    def package(content: io.BytesIO, options: dict) -> None:
+        from torch._inductor.package import package_aoti
+
+        package_aoti(
+            content,
+            torch._inductor.aot_compile(graph, tuple(inputs), options={**options, "aot_inductor.package": True}),
+        )
+
+    return _content(package, backend, options)
+
+
+def _content(package: Callable[[io.BytesIO, dict], None], backend: Backend, options: dict | None) -> memoryview:
+    """What a function writes that compiles a package with options of Inductor."""
     inductor_cache.use_private_cache()
     # the compiler's half of torch, which whoever only runs artifacts does without
     from torch._inductor.exc import CppCompileError, InductorError
@@ -38,9 +71,7 @@ def compile_program(program: torch.export.ExportedProgram, backend: Backend, opt
     try:
         with backend.linked() as options_of_kernels, short_compilation(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            torch._inductor.aoti_compile_and_package(
-                program, package_path=content, inductor_configs={**options, **options_of_kernels}
-            )
+            package(content, {**options, **options_of_kernels})
     except (OSError, CppCompileError, InductorError) as error:
         raise NequIPMDError(
             f"compiling the model failed: {str(error)[-2000:].strip()}\nCompilation writes to {tempfile.gettempdir()}; if "

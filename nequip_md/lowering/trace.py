@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
+import sympy
 import torch
 from torch import Tensor, nn
 from torch._dispatch.python import enable_python_dispatcher
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
-from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
+from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext, statically_known_true
 
 from nequip_md.errors import NequIPMDError
 from nequip_md.kernels import Backend
@@ -21,6 +23,11 @@ from nequip_md.lowering.passes import run_passes
 from nequip_md.model import energy_and_gradient
 
 Inputs = tuple[Tensor, Tensor, Tensor, Tensor]
+_ONE_MORE = " + 1"
+_SIZES_MATTER = (
+    "the model cannot be traced for batches of any size: {}; "
+    "its forward must not branch on numbers of atoms, edges or frames"
+)
 
 
 def example_inputs(
@@ -93,32 +100,81 @@ def trace(
         raise NequIPMDError(f"torch.export could not export this model with dynamic sizes: {error}") from error
 
 
-def symbolic(tensors: Sequence[Tensor], dynamic: Sequence[Collection[int]]) -> list[Tensor]:
-    """Fake tensors like some tensors, to trace a function with: sizes of the ``dynamic`` dimensions of each are symbols."""
+@dataclass(frozen=True)
+class SymbolicInputs:
+    """Fake tensors to trace a function with, some sizes of which are symbols.
+
+    Attributes:
+        sizes: by name.
+    """
+
+    tensors: list[Tensor]
+    sizes: dict[str, torch.SymInt]
+
+
+def symbolic(tensors: Sequence[Tensor], dynamic: Sequence[Mapping[int, str]]) -> SymbolicInputs:
+    """Fake tensors like some tensors.
+
+    Args:
+        dynamic: names of the sizes of each tensor that are symbols, by dimension. Sizes of the same name are equal, and the size
+            ``name + 1`` is one more than the size ``name``, which another tensor has.
+    """
     mode = FakeTensorMode(shape_env=ShapeEnv(), allow_non_fake_inputs=True)
+    fakes, sizes = [], {}
+    for tensor, names in zip(tensors, dynamic, strict=True):
+        kinds = [DimDynamic.DYNAMIC if d in names else DimDynamic.STATIC for d in range(tensor.dim())]
+        fakes.append(mode.from_tensor(tensor, symbolic_context=StatelessSymbolicContext(dynamic_sizes=kinds)))
+        for dimension, name in names.items():
+            size, plain = fakes[-1].shape[dimension], name.removesuffix(_ONE_MORE)
+            size = size if plain == name else size - 1
+            torch._check(size == sizes.setdefault(plain, size))
+    return SymbolicInputs(fakes, sizes)
 
-    def fake(tensor: Tensor, symbols: Collection[int]) -> Tensor:
-        sizes = [DimDynamic.DYNAMIC if d in symbols else DimDynamic.STATIC for d in range(tensor.dim())]
-        return mode.from_tensor(tensor, symbolic_context=StatelessSymbolicContext(dynamic_sizes=sizes))
 
-    return [fake(tensor, symbols) for tensor, symbols in zip(tensors, dynamic, strict=True)]
-
-
-def trace_function(function: Callable, inputs: Sequence[Tensor], backend: Backend) -> torch.fx.GraphModule:
+def trace_function(function: Callable, inputs: SymbolicInputs, backend: Backend) -> torch.fx.GraphModule:
     """Trace a function of tensors, derivatives that it takes included, and lower the graph; equal calls in it are merged.
 
     Args:
         function: of tensors alone; tensors that it closes over become constants.
-        inputs: fake tensors, from :func:`symbolic`.
+        inputs: from :func:`symbolic`.
         backend: whose forms replace the operators.
+
+    Raises:
+        NequIPMDError: the graph holds for some sizes alone.
     """
-    graph = _traced(function, inputs)
+    graph = _traced(function, inputs.tensors)
     remove_no_ops(graph)
-    graph = lower(graph, inputs, backend)
+    graph = lower(graph, inputs.tensors, backend)
+    _check_sizes(inputs)
     remove_aliases(graph, backend)
     remove_no_ops(graph)
     merge_equal_calls(graph)
     return graph
+
+
+def _check_sizes(inputs: SymbolicInputs) -> None:
+    """Raise an error if a trace took a symbolic size for a constant, or depends on what it is.
+
+    That it differs from a number or from another size is left out: operators and passes compare sizes to find equal ones.
+    """
+    if not inputs.sizes:
+        return
+    # guards count as known in the environment that they were made in
+    afresh = symbolic([torch.empty(2 + number) for number in range(len(inputs.sizes))], [{0: n} for n in inputs.sizes])
+    names: dict[sympy.Expr, str] = {}
+    for name, size in inputs.sizes.items():
+        found = size.node.expr
+        if not found.is_Symbol or found in names:
+            raise NequIPMDError(_SIZES_MATTER.format(f"the number of {name} was taken for {names.get(found, found)}"))
+        names[found] = name
+    symbols = {symbol: afresh.sizes[name].node.expr for symbol, name in names.items()}
+    made, known = (next(iter(sizes.values())).node.shape_env for sizes in (inputs.sizes, afresh.sizes))
+    for guard in made.guards:
+        condition = made.replace(guard.expr)
+        always = statically_known_true(known.create_symboolnode(condition.xreplace(symbols)))
+        if not always and not isinstance(condition, sympy.Ne):
+            named = condition.xreplace({symbol: sympy.Symbol(name) for symbol, name in names.items()})
+            raise NequIPMDError(_SIZES_MATTER.format(f"it was assumed that {named}"))
 
 
 def _traced(function: Callable, inputs: Sequence[Tensor], decompositions: dict | None = None) -> torch.fx.GraphModule:

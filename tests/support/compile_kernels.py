@@ -31,8 +31,8 @@ def launches(preset: str, precision: str) -> list[dict]:
     # in NequIP's presets, all layers between the first and the last launch the same kernels
     layers = {} if preset in ALLEGRO_PRESETS else {"num_layers": 3}
     model = preset_model(preset, precision, **layers).requires_grad_(False)
-    inputs = example_inputs(11, 5, 9, 2, model.config.cutoff, seed=1)
-    dynamic = ([0], [1], [0], [0])
+    inputs = example_inputs(11, 0, 9, 2, model.config.cutoff, seed=1)
+    dynamic = ({0: "edges"}, {1: "edges"}, {0: "atoms + 1"}, {0: "atoms"})
     with recorded_launches() as found:
         trace_function(
             lambda *tensors: energy_and_gradient(model, *tensors), symbolic(inputs, dynamic), TritonBackend(precision)

@@ -21,7 +21,7 @@ from nequip_md.atomic import write_atomically
 from nequip_md.errors import NequIPMDError
 from nequip_md.graph import Graph, pad_graph
 from nequip_md.kernels import Backend, training_backend
-from nequip_md.lowering.compile import compile_program
+from nequip_md.lowering.compile import compile_graph
 from nequip_md.lowering.compile_time import few_collections
 from nequip_md.lowering.trace import example_inputs, symbolic, trace_function
 from nequip_md.model.potential import Potential
@@ -35,18 +35,18 @@ from nequip_md.user_cache import cache_folder
 log = logging.getLogger(__name__)
 
 _DYNAMIC = {
-    "edge_vectors": ("edges", 0),
-    "edge_index": ("edges", 1),
-    "row_ptr": ("atoms + 1", 0),
-    "node_types": ("atoms", 0),
-    "graph_ptr": ("frames + 1", 0),
-    "energy": ("frames", 0),
-    "forces": ("atoms", 0),
-    "stress": ("frames", 0),
-    "volume": ("frames", 0),
-    "weight": ("frames", 0),
+    "edge_vectors": {0: "edges"},
+    "edge_index": {1: "edges"},
+    "row_ptr": {0: "atoms + 1"},
+    "node_types": {0: "atoms"},
+    "graph_ptr": {0: "frames + 1"},
+    "energy": {0: "frames"},
+    "forces": {0: "atoms"},
+    "stress": {0: "frames"},
+    "volume": {0: "frames"},
+    "weight": {0: "frames"},
 }
-"""Which dimension of each tensor of a batch varies, and with what."""
+"""Which dimension of each tensor of a batch varies, and what its size is."""
 _SMALLEST = 2
 """Edges, atoms and frames that a compiled graph needs; smaller batches are padded."""
 
@@ -224,15 +224,20 @@ def _compiled(model: Potential, config: LossConfig, with_stress: bool, device: t
     if torch.are_deterministic_algorithms_enabled():
         # Inductor would choose among kernels by their times, which differ from run to run
         options["deterministic"] = True
-    return compile_program(step_program(model, config, with_stress, device, backend), backend, options)
+    graph, inputs = step_graph(model, config, with_stress, device, backend)
+    return compile_graph(graph, inputs, backend, options)
 
 
 @few_collections()
-def step_program(
+def step_graph(
     model: Potential, config: LossConfig, with_stress: bool, device: torch.device, backend: Backend
-) -> torch.export.ExportedProgram:
+) -> tuple[torch.fx.GraphModule, list[Tensor]]:
     """The graph of a step in a device's kernels: (*weights, *tensors of a batch, counts) -> (loss, totals, failed, *prediction,
-    *gradients)."""
+    *gradients); and inputs of usual size.
+
+    Raises:
+        NequIPMDError: the graph holds for some sizes alone.
+    """
     weights = [w.detach() for w in trained(model)]
     model = copy.deepcopy(model)
     names = [name for name, p in model.named_parameters() if p.requires_grad]
@@ -253,12 +258,8 @@ def step_program(
         return result.loss, result.totals, result.failed, found.energy, found.forces, *stress, *result.gradients
 
     inputs = [*weights, *example.values(), torch.ones(3, dtype=torch.float64, device=device)]
-    varying = [None] * len(weights) + [_DYNAMIC[name] for name in labels] + [None]
-    graph = trace_function(step, symbolic(inputs, [() if v is None else (v[1],) for v in varying]), backend)
-    sizes = {name: torch.export.Dim(name, min=_SMALLEST) for name in ("edges", "atoms", "frames")}
-    sizes |= {f"{name} + 1": sizes[name] + 1 for name in ("atoms", "frames")}
-    shapes = tuple(None if v is None else {v[1]: sizes[v[0]]} for v in varying)
-    return torch.export.export(graph, tuple(inputs), dynamic_shapes=shapes)
+    dynamic = [{}] * len(weights) + [_DYNAMIC[name] for name in labels] + [{}]
+    return trace_function(step, symbolic(inputs, dynamic), backend), inputs
 
 
 def _example(model: Potential, device: torch.device) -> dict[str, Tensor]:
