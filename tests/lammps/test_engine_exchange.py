@@ -141,6 +141,8 @@ def test_failure(fails, library, exchanging):
     bad = with_exchange(some_atoms(6, centres=[0, 1]), lambda reduce, *arrays: 31 * (reduce == fails))
     assert bad.evaluate(library, handle).status == INTERNAL
     assert "the caller's function `transfer` returned 31, so ghosts have no features" in bad.message
+    alone = some_atoms(6, owner=range(6)).evaluate(library, handle)
+    assert (alone.status, alone.message) == (OK, ""), "an evaluation that exchanges nothing"
     good = with_exchange(some_atoms(6, centres=[0, 1]), nothing).evaluate(library, handle)
     assert (good.status, good.message) == (OK, "")
     library.nequip_md_free(handle)

@@ -35,8 +35,8 @@
  *     A rank evaluates the energies of the atoms that it owns (its centres). Models without message passing (Allegro)
  *     need ghost atoms as far out as the cutoff and nothing else; forces on ghosts are returned and the caller adds
  *     them to those of the atoms that the ghosts are copies of. Models with message passing (NequIP) either run on one
- *     process, where `owner` says which atom each periodic image is a copy of, or need `exchange`, which says who needs
- * the features of which atoms, and brings them from one process to another.
+ *     process, where `owner` says which atom each periodic image is a copy of, or need `exchange`, which says whose
+ *     features other processes need, and sends and receives them.
  *
  * Periodic boundaries
  *     With `cell` the library makes the periodic images itself, for programs on one process that have no images of

@@ -41,7 +41,6 @@ Exchange::Exchange(const Compute &compute, const std::string &library) : compute
 void Exchange::prepare(const nequip_md_exchange &given, bool lists_changed, const NeighbourTable &table)
 {
     given_ = read_versioned(given);
-    failure_ = 0;
     if (!given_.transfer) throw Error(NEQUIP_MD_BAD_INPUT, "evaluate: transfer of exchange is NULL");
     if (!lists_changed && numbering_ == table.num_numberings()) return;
     numbering_ = -1;  // stays so if an exception is thrown below
@@ -100,6 +99,7 @@ Exchange::Scope::Scope(Exchange &exchange, bool wanted) : exchange_(exchange), s
 Exchange::Scope::~Scope()
 {
     if (set_) exchange_.set_(nullptr, nullptr);
+    exchange_.failure_ = 0;  // evaluations that exchange nothing look at it too
 }
 
 int Exchange::call(void *exchange, int reduce, void *features, int64_t /*owned*/, int64_t /*ghosts*/, int64_t width,

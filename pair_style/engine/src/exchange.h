@@ -39,7 +39,7 @@ class Exchange {
         const bool set_;
     };
 
-    // Nonzero value that the caller's function has returned; 0 if it has not failed.
+    // Nonzero value that the caller's function has returned in this scope; 0 if it has not failed.
     int failure() const { return failure_; }
 
  private:
