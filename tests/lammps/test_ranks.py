@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import ase
 import numpy as np
 import pytest
 
+import nequip_md
+from nequip_md.graph import Structure, build_graph, forces_from_gradient
+from nequip_md.model import energy_and_gradient
 from support.lammps_run import PER_ATOM, measurement, read_measurement, run_lammps
 from support.lammps_systems import SYSTEMS, System, nequip
 
@@ -68,3 +72,32 @@ def test_numbers_do_not_depend_on_ranks(model, geometry, ranks, communication, o
     for key in ("energy", "pressure", *PER_ATOM):
         scale = np.abs(reference[key]).max()
         np.testing.assert_allclose(result[key], reference[key], rtol=0, atol=RELATIVE * scale, err_msg=key)
+
+
+@pytest.mark.parametrize("place", [0, 72])
+def test_message_passing_without_exchange(place, small_models, on_ranks):
+    """Energy and force of an atom from a sphere around it, which holds all that they depend on, in open space and on one process.
+
+    The energy depends on atoms within layers x cutoff, the force on those within twice that. Of the places along x, the first is
+    at a side of the box, the other where ranks meet.
+    """
+    model = nequip_md.load_checkpoint(small_models("nequip_fp64")[0])
+    reach = 2 * model.config.num_layers * model.config.cutoff
+    system = GEOMETRIES["orthogonal"]
+    atom = int(np.argsort(system.positions[:, 0])[place])
+    lengths = np.array(system.lengths)
+    cells = [np.arange(-n, n + 1) for n in np.ceil(reach / lengths).astype(int)]
+    shifts = np.stack(np.meshgrid(*cells, indexing="ij"), -1).reshape(-1, 1, 3) * lengths
+    positions = (system.positions + shifts).reshape(-1, 3)
+    types = np.tile(system.types, len(shifts))
+    distance = np.linalg.norm(positions - system.positions[atom], axis=1)
+    order = np.argsort(distance)[: (distance < reach).sum()]  # the atom itself is the first one
+    sphere = ase.Atoms(["HO"[t - 1] for t in types[order]], positions[order])
+    graph = build_graph(Structure.from_ase(sphere, model.type_names), model.config.cutoff_matrix())
+    energies, gradient = energy_and_gradient(model, *graph.tensors)
+    measured = read_measurement(on_ranks("nequip_fp64", 4), "ort_brick")
+    for key, value in (("energies", energies[:1]), ("forces", forces_from_gradient(graph, gradient)[0])):
+        scale = np.abs(measured[key]).max()
+        np.testing.assert_allclose(
+            measured[key][atom], value.detach().numpy(), rtol=0, atol=RELATIVE * scale, err_msg=key
+        )
