@@ -79,14 +79,21 @@ class EmbeddedAtom(nn.Module):
         return -(torch.sqrt(rho + 0.05) - 0.05**0.5)
 
     def forward(self, edge_vectors: Tensor, edge_index: Tensor, row_ptr: Tensor, node_types: Tensor) -> Tensor:
-        centre, neighbour = edge_index[0], edge_index[1]
-        t_i, t_j = node_types[centre], node_types[neighbour]
         r = edge_vectors.square().sum(1).sqrt()
+        types = node_types[edge_index[0]], node_types[edge_index[1]]
         owned = node_types[: row_ptr.shape[0] - 1]
-        zero = torch.zeros_like(owned, dtype=torch.float64)
-        rho = zero.index_add(0, centre, self.weights[t_j] * self.density(r))
-        pairs = zero.index_add(0, centre, 0.5 * self.repulsion[t_i, t_j] * self.pair(r))
-        return self.shifts[owned] + self.depths[owned] * self.embedding(rho) + pairs
+        rho = self.sums(self.weights[types[1]] * self.density(r), edge_index, owned)
+        pairs = 0.5 * self.repulsion[types] * self.pair(r)
+        return self.shifts[owned] + self.energies(rho, pairs, self.density(r), types, edge_index, node_types, owned)
+
+    @staticmethod
+    def sums(values: Tensor, edge_index: Tensor, owned: Tensor) -> Tensor:
+        """Sum of the values of each owned atom's edges, [N]."""
+        return torch.zeros_like(owned, dtype=torch.float64).index_add(0, edge_index[0], values)
+
+    def energies(self, rho, pairs, density, types, edge_index, node_types, owned) -> Tensor:
+        """Energy of each owned atom [N] without its shift, from its rho, and the pair terms and densities (before weights) of edges [E]."""
+        return self.depths[owned] * self.embedding(rho) + self.sums(pairs, edge_index, owned)
 
     def write_setfl(self, path, names: list[str], points: int = 20_000, largest_density: float = 3.0) -> None:
         """Write the file that ``pair_style eam/alloy`` reads, with tables so dense that their splines are exact to 1e-11."""
@@ -115,16 +122,9 @@ class EmbeddedAtomByMessages(EmbeddedAtom):
     :class:`EmbeddedAtom`, but an atom's energy takes features of its neighbours: a(t_j) and sqrt(rho_j + 0.05).
     """
 
-    def forward(self, edge_vectors: Tensor, edge_index: Tensor, row_ptr: Tensor, node_types: Tensor) -> Tensor:
-        centre, neighbour = edge_index[0], edge_index[1]
-        t_i, t_j = node_types[centre], node_types[neighbour]
-        r = edge_vectors.square().sum(1).sqrt()
-        owned = node_types[: row_ptr.shape[0] - 1]
-        zero = torch.zeros_like(owned, dtype=torch.float64)
-        rho = zero.index_add(0, centre, self.weights[t_j] * self.density(r))
+    def energies(self, rho, pairs, density, types, edge_index, node_types, owned) -> Tensor:
         features = torch.stack([self.depths[owned], torch.sqrt(rho + 0.05)], dim=1)
-        depth, root = ghost_exchange(features, node_types)[neighbour].unbind(1)
+        depth, root = ghost_exchange(features, node_types)[edge_index[1]].unbind(1)
         # F / rho without a division by rho, which may be 0
         share = -depth / (root + 0.05**0.5)
-        edges = self.weights[t_i] * self.density(r) * share + 0.5 * self.repulsion[t_i, t_j] * self.pair(r)
-        return self.shifts[owned] + zero.index_add(0, centre, edges)
+        return self.sums(self.weights[types[0]] * density * share + pairs, edge_index, owned)
