@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -43,7 +44,10 @@ print(pathlib.Path(nequip_md.__file__).parent)
 
 
 def run(*command, **options) -> str:
-    done = subprocess.run([str(c) for c in command], capture_output=True, text=True, timeout=300, **options)
+    # without bytecode, which an installation in place would leave among the sources that tests compare
+    environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}
+    command = [str(c) for c in command]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment, **options)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
