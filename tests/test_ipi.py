@@ -195,6 +195,8 @@ BAD_ARGUMENTS = {
     "no template": ({"template": "nowhere.xyz"}, "nowhere.xyz cannot be read"),
     "no artifact": ({"artifact": "nowhere.pt2"}, "nowhere.pt2"),
     "an element that the model lacks": ({"template": "argon.xyz"}, "Ar"),
+    "an unknown parameter": ({"skinn": 0.5}, "'skinn', which is not known; known are artifact"),
+    "a negative skin": ({"skin": -1.0}, "skin"),
     "a device that is not there": ({"device": "cuda"}, "cuda"),
 }
 

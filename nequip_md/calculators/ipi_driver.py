@@ -59,6 +59,12 @@ class NequIPMDDriver(Dummy_driver):
         *args,
         **kwargs,
     ):
+        # i-PI passes on whatever its input says
+        if unknown := kwargs.keys() - {"verbose", "verbosity"}:
+            raise NequIPMDError(
+                f"i-PI's input has a parameter {min(unknown)!r}, which is not known;"
+                " known are artifact, template, device, skin and guard"
+            )
         self.artifact = load_artifact(artifact, device=device)
         try:
             self._template = ase.io.read(template)
@@ -69,7 +75,7 @@ class NequIPMDDriver(Dummy_driver):
         # types and boundaries; positions and cell come from i-PI
         self._structure = Structure.from_ase(self._template, self.artifact.type_names)
         self._skin = skin
-        self._lists: list[VerletList] = []
+        self._lists = [self._new_list()]
         self._guard = Guard(self.artifact.metadata, self.artifact.type_names) if guard else None
         super().__init__(*args, **kwargs)
 
@@ -91,10 +97,13 @@ class NequIPMDDriver(Dummy_driver):
             return self._evaluate(cell, pos)
         return self.compute_structure(cell, pos)
 
+    def _new_list(self) -> VerletList:
+        return VerletList(self.artifact.pair_cutoffs, skin=self._skin)
+
     def _evaluate(self, cells: Sequence[np.ndarray], positions: Sequence[np.ndarray]) -> list[Result]:
         atoms = self._structure.num_atoms
         while len(self._lists) < len(cells):
-            self._lists.append(VerletList(self.artifact.pair_cutoffs, skin=self._skin))
+            self._lists.append(self._new_list())
         graphs = []
         for neighbors, cell, given in zip(self._lists, cells, positions):
             if given.shape != (atoms, 3):
