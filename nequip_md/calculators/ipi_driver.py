@@ -67,13 +67,13 @@ class NequIPMDDriver(Dummy_driver):
             )
         self.artifact = load_artifact(artifact, device=device)
         try:
-            self._template = ase.io.read(template)
+            atoms = ase.io.read(template)
         except Exception as error:  # of any of ASE's readers
             raise NequIPMDError(
                 f"the template {template} cannot be read ({error}); give a structure that ASE reads, with i-PI's atoms in their order"
             ) from None
         # types and boundaries; positions and cell come from i-PI
-        self._structure = Structure.from_ase(self._template, self.artifact.type_names)
+        self._structure = Structure.from_ase(atoms, self.artifact.type_names)
         self._skin = skin
         self._lists = [self._new_list()]
         self._guard = Guard(self.artifact.metadata, self.artifact.type_names) if guard else None
