@@ -7,6 +7,7 @@ import subprocess
 import sys
 import sysconfig
 import time
+from importlib.util import find_spec
 from pathlib import Path
 
 import ase.io
@@ -21,7 +22,7 @@ from nequip_md import NequIPMDCalculator, NequIPMDError
 from support.structures import water_box
 
 SCRIPTS = Path(sysconfig.get_path("scripts"))
-DRIVER = Path(__file__).resolve().parents[1] / "nequip_md" / "calculators" / "ipi_driver.py"
+DRIVER = Path(find_spec("nequip_md.calculators.ipi_driver").origin)
 STEPS, TIMESTEP = 4, 0.5  # fs
 
 INPUT = """<simulation verbosity='low'>
