@@ -36,7 +36,7 @@ def compile_program(program: torch.export.ExportedProgram, backend: Backend, opt
 def compile_graph(
     graph: torch.fx.GraphModule, inputs: Sequence[Tensor], backend: Backend, options: dict | None = None
 ) -> memoryview:
-    """As :func:`compile_program`, for a lowered graph that was traced with fake tensors; their symbolic sizes are variables in the code.
+    """Compile a lowered graph that was traced with fake tensors, as :func:`compile_program` does; symbolic sizes are variables in the code.
 
     The graph is not traced by :func:`torch.export.export`, which would double the time in Python before Inductor begins.
 
@@ -56,7 +56,14 @@ def compile_graph(
 
 
 def _content(package: Callable[[io.BytesIO, dict], None], backend: Backend, options: dict | None) -> memoryview:
-    """What a function writes that compiles a package with options of Inductor."""
+    """Let a function compile and write a package; returns its content.
+
+    Args:
+        package: called with the buffer to write to and the options of Inductor.
+
+    Raises:
+        NequIPMDError: a compiler is missing or fails, or there is no space to compile in.
+    """
     inductor_cache.use_private_cache()
     # the compiler's half of torch, which whoever only runs artifacts does without
     from torch._inductor.exc import CppCompileError, InductorError

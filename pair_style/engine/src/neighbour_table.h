@@ -49,8 +49,7 @@ class NeighbourTable {
 
     at::Tensor centre_atoms() const { return centre_atom_.narrow(0, 0, num_centres()); }  // on the device
 
-    // With exchanged features: the node of an atom, which is -1 for centres outside the model, and whether it is a
-    // centre.
+    // The node of an atom where features are exchanged, -1 for centres outside the model; and whether it is a centre.
     int64_t row(int atom) const { return numbers_.node_of_atom[atom]; }
     bool is_centre(int atom) const { return row(atom) < num_centres() + MIN_PHANTOMS; }
 
